@@ -1,0 +1,15 @@
+"""lowmem: training large models with little memory, after Adam-mini (arXiv 2406.16793) and LOMO (arXiv 2306.09782).
+
+Importing this package imports nothing else: the pipeline parses its configuration without PyTorch.
+"""
+
+__version__ = "0.1.0"
+__all__ = ["ParamBlocks", "partition"]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        from lowmem import blocks
+
+        return getattr(blocks, name)
+    raise AttributeError(f"module 'lowmem' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+import sys
+
+from lowmem.cli import main
+
+sys.exit(main())

@@ -1,0 +1,18 @@
+"""Two kinds of error that a user sees as one line: what is wrong, what to do."""
+
+import difflib
+
+
+class Misuse(Exception):
+    """The caller asked for something that cannot be: bad configuration, bad argument. Exit code 2."""
+
+
+class Failed(Exception):
+    """The request was fine but could not be carried out: no network, full disk, corrupt file. Exit code 1."""
+
+
+def nearest(name: str, choices) -> str:
+    """' (did you mean X?)' when a choice is close to name, else the list of choices: the end of an error line."""
+    choices = sorted(str(c) for c in choices)
+    close = difflib.get_close_matches(str(name), choices, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (choose from: {', '.join(choices)})"

@@ -1,0 +1,170 @@
+"""From configuration files to runs. Standard library and yaml only: Snakemake parses this at every call.
+
+An experiment file states the paper's settings once, the axes that span its runs, and what each tier overlays:
+
+    settings < tiers.<tier>.settings < one value of each axis, in the order the axes are written
+
+A run is a plain dictionary {id, experiment, variant, seed, tier, config, config_hash, resources}. Its variant is the
+chosen axis values joined by "-". Everything that decides the result is in `config`, so its hash names the result.
+"""
+
+import copy
+import fnmatch
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+
+from lowmem.errors import Misuse, nearest
+from lowmem.files import read_yaml
+
+
+def find_root() -> Path:
+    """The checkout that holds workflow/config: $LOWMEM_ROOT, else the current folder or a parent, else this file's."""
+    if "LOWMEM_ROOT" in os.environ:
+        return Path(os.environ["LOWMEM_ROOT"])
+    here = Path.cwd()
+    for folder in (here, *here.parents, *Path(__file__).resolve().parents):
+        if (folder / "workflow" / "config" / "tiers").is_dir():
+            return folder
+    raise Misuse("no workflow/config/tiers here or above: run lowmem inside its checkout, or set LOWMEM_ROOT")
+
+
+def tier_names(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "workflow/config/tiers").glob("*.yaml"))
+
+
+def load_tier(root: Path, tier: str) -> dict:
+    """The tier file as a dictionary: job granularity, machine, and which data stand in for the paper's."""
+    if tier not in tier_names(root):
+        raise Misuse(f"unknown tier {tier!r}{nearest(tier, tier_names(root))}")
+    path = root / f"workflow/config/tiers/{tier}.yaml"
+    loaded = read_yaml(path)
+    check(root, loaded, "tier", path)
+    return loaded
+
+
+def experiment_names(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "workflow/config/experiments").glob("*.yaml"))
+
+
+def load_experiment(root: Path, name: str) -> dict:
+    """The experiment file as a dictionary, checked against its schema."""
+    if name not in experiment_names(root):
+        raise Misuse(f"unknown experiment {name!r}{nearest(name, experiment_names(root))}")
+    path = root / f"workflow/config/experiments/{name}.yaml"
+    loaded = read_yaml(path)
+    check(root, loaded, "experiment", path)
+    return loaded
+
+
+def merge(base: dict, overlay: dict) -> dict:
+    """Deep merge: dictionaries merge key by key, anything else (lists too) is replaced. Inputs stay unchanged."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def config_hash(config: dict) -> str:
+    """First 16 hex digits of the sha256 of the configuration as canonical JSON; `resources` decide no result."""
+    deciding = {key: value for key, value in config.items() if key != "resources"}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def runs(root: Path, experiment: str, tier: str, options: dict | None = None) -> list[dict]:
+    """All runs of an experiment in a tier, in the order of axes and seeds.
+
+    options: {paper's dataset: source} overrides the tier's stand-in, as in `--config superglue=hub`.
+    """
+    spec = load_experiment(root, experiment)
+    overlay = spec.get("tiers", {}).get(tier) or {}
+    settings = merge(spec["settings"], overlay.get("settings", {}))
+    axes = {**spec.get("axes", {}), **overlay.get("axes", {})}
+    seeds = overlay.get("seeds", spec.get("seeds", [0]))
+    excluded = overlay.get("exclude", spec.get("exclude", []))
+    path = root / f"workflow/config/experiments/{experiment}.yaml"
+    found = []
+    for names in itertools.product(*axes.values()):
+        variant = "-".join(str(name) for name in names) or "only"
+        if any(fnmatch.fnmatch(variant, pattern) for pattern in excluded):
+            continue
+        config = settings
+        for axis, name in zip(axes, names):
+            config = merge(config, axes[axis][name] or {})
+        config = use_tier_data(config, load_tier(root, tier), options or {})
+        check(root, config, "run", path, place=f" (tier {tier}, variant {variant})")
+        check_files_exist(config, path)
+        resources = {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **config.pop("resources", {})}
+        for seed in seeds:
+            found.append(
+                {
+                    "id": f"{experiment}/{variant}/seed{seed}",
+                    "experiment": experiment,
+                    "variant": variant,
+                    "seed": seed,
+                    "tier": tier,
+                    "config": config,
+                    "config_hash": config_hash({**config, "seed": seed}),
+                    "resources": resources,
+                }
+            )
+    if not found:
+        raise Misuse(f"{path}: tier {tier} leaves no run; give every axis a value, at least one seed, exclude less")
+    return found
+
+
+def use_tier_data(config: dict, tier: dict, options: dict) -> dict:
+    """Replace the paper's dataset by what the tier (or the user's option) uses for it; the name changes with it."""
+    data = config.get("data")
+    if not data:
+        return config
+    wanted = data["dataset"]
+    if wanted in options:
+        stand_in = tier.get("data", {}).get(wanted, {})  # its tokenizer fits the models of this tier
+        chosen = {"source": options[wanted], **{k: v for k, v in stand_in.items() if k == "tokenizer"}}
+    else:
+        chosen = dict(tier.get("data", {}).get(wanted, {}))
+        if chosen.get("dataset") in options:  # the stand-in from elsewhere, as in `--config sotu=url`
+            chosen["source"] = options[chosen["dataset"]]
+    return {**config, "data": {**data, **chosen}}
+
+
+def check_files_exist(config: dict, path: Path) -> None:
+    """Task, model, optimizer and dataset are named after the file that holds them; an unknown name is refused."""
+    package = Path(__file__).parent
+    for key, folder in (("task", "tasks"), ("model", "models"), ("optimizer", "optim")):
+        value = config.get(key)
+        name = value.get("name") if isinstance(value, dict) else value
+        if name is None:
+            continue
+        known = [p.stem for p in (package / folder).glob("[a-z]*.py")]
+        if name not in known:
+            raise Misuse(f"{path}: unknown {key} {name!r}{nearest(name, known)}")
+
+
+_validators: dict = {}
+
+
+def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
+    """Validate against workflow/schemas/<schema>.schema.yaml; the first problem becomes a one-line Misuse."""
+    import jsonschema
+
+    key = (root, schema)
+    if key not in _validators:
+        loaded = read_yaml(root / f"workflow/schemas/{schema}.schema.yaml")
+        _validators[key] = jsonschema.Draft202012Validator(loaded)
+    problem = jsonschema.exceptions.best_match(_validators[key].iter_errors(value))
+    if problem is None:
+        return
+    where = ".".join(str(part) for part in problem.absolute_path) or "top level"
+    message = problem.message
+    if problem.validator == "additionalProperties" and isinstance(problem.instance, dict):
+        known = problem.schema.get("properties", {})
+        unknown = sorted(set(problem.instance) - set(known))
+        message = f"unknown key {unknown[0]!r}{nearest(unknown[0], known)}"
+    raise Misuse(f"{path}{place}: {where}: {message}")

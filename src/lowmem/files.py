@@ -1,0 +1,71 @@
+"""Files that are either whole or absent: atomic writes, hashes, YAML and JSON with one-line errors."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from lowmem.errors import Failed, Misuse
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path):
+    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
+
+    A kill at any moment leaves `path` as it was before (and perhaps a `.tmp` file that the next call ignores).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(temporary)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Failed(f"cannot write {path}: {error.strerror or error}; free space or check permissions") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically (see atomic_path)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON atomically; NaN and infinity are refused, since a missing value is null."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path):
+    """Read JSON; Failed names the file when it is absent or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Failed(f"cannot read {path}: {error}") from error
+
+
+def read_yaml(path: Path):
+    """Read YAML; Misuse names file and line when it is absent or malformed."""
+    import yaml
+
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=loader) or {}
+    except OSError as error:
+        raise Misuse(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise Misuse(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
