@@ -1,0 +1,287 @@
+"""From a model to its Hessian blocks: the Adam-mini partition (arXiv 2406.16793, Algorithms 2 and 3).
+
+The paper's rule for Transformers: one second-moment scalar per token row of embedding and output layer, per head of
+query and key, per output neuron of value, attention projection and MLP, and per tensor for everything else. For other
+models: one per tensor. Which parameter plays which role is read off the modules (see roles.py), never off substrings
+of names.
+
+A block layout is small: along one axis of the tensor, consecutive slices are grouped into blocks.
+
+    Linear (out, in), per output neuron     axis 0, segments ((0, out, 1),)
+    query (heads * head_dim, in)            axis 0, segments ((0, out, head_dim),)
+    fused qkv (3 * out, in)                 axis 0, segments ((0, out, d), (out, 2 out, d), (2 out, 3 out, 1))
+    transposed Conv1D (in, out)             axis 1, segments ((0, out, 1),)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Iterator
+
+from torch import nn
+
+KINDS = ("token", "head", "neuron", "tensor", "coordinate", "mixed")
+
+# The switches of the three partitions that official versions and the paper differ in.
+SCHEMES = {
+    "v1.1": {"neuron": "row", "head": "head", "value": "row", "embedding": "row", "output": "row", "biases": "coordinate"},
+    "v1.0": {"neuron": "tensor", "head": "head", "value": "tensor", "embedding": "coordinate", "output": "coordinate", "biases": "tensor"},
+    "tensor": {"neuron": "tensor", "head": "tensor", "value": "tensor", "embedding": "tensor", "output": "tensor", "biases": "tensor"},
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamBlocks:
+    """How one parameter is cut into blocks that share a second moment.
+
+    name: the parameter's first registered name. shape: its full shape.
+    kind: token, head, neuron, tensor, coordinate, or mixed (a fused projection). count: number of blocks, which is the
+    number of second-moment scalars. axis: the axis whose slices are grouped, counted after the first `merge` axes are
+    merged into one. segments: (start, stop, size) along that axis; slices start..stop form blocks of `size` slices.
+    Empty segments mean one block per coordinate.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    count: int
+    axis: int = 0
+    segments: tuple[tuple[int, int, int], ...] = ()
+    merge: int = 1
+
+    @property
+    def signature(self) -> str:
+        """Short text that two equal partitions share; state dictionaries carry it."""
+        pieces = ",".join(f"{start}:{stop}:{size}" for start, stop, size in self.segments)
+        return f"{self.kind} x {self.count} @ {self.axis}/{self.merge} [{pieces}]"
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def one_block(name: str, shape: tuple[int, ...]) -> ParamBlocks:
+    """The whole tensor as one block: the default of torch's parameter layout."""
+    shape = tuple(shape)
+    rows = shape[0] if shape else 1
+    return ParamBlocks(name, shape, "tensor", 1, 0, ((0, rows, rows),))
+
+
+def coordinates(name: str, shape: tuple[int, ...]) -> ParamBlocks:
+    """Every coordinate its own block: plain Adam."""
+    return ParamBlocks(name, tuple(shape), "coordinate", math.prod(shape))
+
+
+def along(name: str, shape, kind: str, segments, axis: int = 0, merge: int = 1) -> ParamBlocks:
+    """Blocks of consecutive slices along an axis; Misfit names the parameter when sizes do not divide."""
+    shape = tuple(shape)
+    merged = (math.prod(shape[:merge]), *shape[merge:])
+    count, position = 0, 0
+    for start, stop, size in segments:
+        if start != position or size < 1 or (stop - start) % size:
+            raise Misfit(
+                f"{name}: {stop - start} slices along axis {axis} cannot be cut into blocks of {size} (shape {shape}); "
+                f"check the number of heads, or pass overrides={{{name!r}: 'row'}}"
+            )
+        count += (stop - start) // size
+        position = stop
+    if position != merged[axis]:
+        raise Misfit(
+            f"{name}: blocks cover {position} of {merged[axis]} slices along axis {axis} (shape {shape}); "
+            f"check head size and number of key heads, or pass overrides={{{name!r}: 'row'}}"
+        )
+    if count == 1:
+        return one_block(name, shape)
+    return ParamBlocks(name, shape, kind, count, axis, tuple(tuple(s) for s in segments), merge)
+
+
+class Misfit(ValueError):
+    """A parameter that fits no rule; the message names it and the fix."""
+
+
+class Partition:
+    """The blocks of every trainable parameter of a model: iterate for ParamBlocks, index by name, print for a table."""
+
+    def __init__(self, entries: dict[str, tuple[ParamBlocks, nn.Parameter]], settings: dict, model: nn.Module | None):
+        self._entries = entries
+        self.settings = settings
+        self.model = model
+
+    def __iter__(self) -> Iterator[ParamBlocks]:
+        return (blocks for blocks, _ in self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, name: str) -> ParamBlocks:
+        return self._entries[name][0]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name, parameter) of every trainable parameter, each once, in registration order."""
+        return ((name, parameter) for name, (_, parameter) in self._entries.items())
+
+    @property
+    def scalars(self) -> int:
+        """Number of second-moment scalars, the sum of all counts."""
+        return sum(blocks.count for blocks in self)
+
+    def override(self, overrides: dict[str, object]) -> Partition:
+        """A new partition with some parameters placed by hand; see partition(overrides=...)."""
+        entries = dict(self._entries)
+        for name, how in _matched(overrides, entries).items():
+            entries[name] = (_by_hand(name, entries[name][1].shape, how), entries[name][1])
+        return Partition(entries, {**self.settings, "overrides": dict(overrides)}, self.model)
+
+    def __str__(self) -> str:
+        rows = [("parameter", "shape", "blocks", "scalars")]
+        groups: dict = {}
+        for blocks in self:  # layers that differ only in their number share a row
+            pattern = ".".join("*" if part.isdigit() else part for part in blocks.name.split("."))
+            groups.setdefault((pattern, blocks.shape, blocks.kind, blocks.count), []).append(blocks)
+        for (pattern, shape, kind, count), members in groups.items():
+            times = f" x {len(members)}" if len(members) > 1 else ""
+            shape_text = " x ".join(map(str, shape)) or "scalar"
+            rows.append((pattern + times, shape_text, f"{count:,} {kind}", f"{count * len(members):,}"))
+        parameters = sum(blocks.numel for blocks in self)
+        share = 100 * self.scalars / max(parameters, 1)
+        rows.append(
+            ("total", f"{parameters:,} parameters", f"{len(self)} tensors", f"{self.scalars:,} ({share:.3g} %)")
+        )
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
+        )
+
+
+def partition(
+    model: nn.Module,
+    scheme: str = "v1.1",
+    value: str | None = None,
+    embedding: str | None = None,
+    output: str | None = None,
+    biases: str | None = None,
+    neurons: bool | None = None,
+    overrides: dict[str, object] | None = None,
+) -> Partition:
+    """Find the Hessian blocks of a model's trainable parameters.
+
+    scheme: "v1.1" (the paper's camera-ready), "v1.0" (embedding and output per coordinate, query and key by head, the
+    rest one block per tensor), or "tensor" (torch's layout: one block per tensor, the unstable default of Figure 7 i).
+    value, embedding, output: "row", "tensor" or "coordinate"; biases: "coordinate" or "tensor"; None takes the scheme's.
+    neurons: whether linear and convolution layers are cut by output neuron; None does so when the model has attention
+    (the paper cuts nothing in other models).
+    overrides: {parameter name or pattern: "row" | "column" | "tensor" | "coordinate" | number of equal contiguous
+    blocks}, for what the modules do not tell.
+
+    Raises Misfit, naming parameter and fix, for attention whose heads are not known or do not divide, and for a bare
+    parameter of a Transformer that no module explains.
+    """
+    from lowmem.roles import find_roles
+
+    if scheme not in SCHEMES:
+        raise ValueError(f"unknown scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
+    switches = dict(SCHEMES[scheme])
+    chosen = {"value": value, "embedding": embedding, "output": output, "biases": biases}
+    for key, setting in chosen.items():
+        allowed = ("coordinate", "tensor") if key == "biases" else ("row", "tensor", "coordinate")
+        if setting is not None and setting not in allowed:
+            raise ValueError(f"{key}={setting!r}: choose from {', '.join(allowed)}")
+        switches[key] = setting or switches[key]
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    by_hand = _matched(overrides or {}, named)
+    roles, is_transformer = find_roles(model, known_by_hand=set(by_hand), tolerant=scheme == "tensor")
+    if not (is_transformer if neurons is None else neurons) and scheme != "tensor":
+        switches = {**switches, "neuron": "tensor", "head": "tensor", "value": "tensor"}
+        if neurons is None:
+            switches.update({key: chosen[key] or "tensor" for key in ("embedding", "output")})
+    entries = {}
+    for name, parameter in named.items():
+        if name in by_hand:
+            blocks = _by_hand(name, parameter.shape, by_hand[name])
+        else:
+            blocks = _by_role(name, tuple(parameter.shape), roles[id(parameter)], switches)
+        entries[name] = (blocks, parameter)
+    settings = {"scheme": scheme, **{k: switches[k] for k in ("value", "embedding", "output", "biases")}}
+    return Partition(entries, settings, model)
+
+
+def _by_role(name: str, shape: tuple[int, ...], role, switches: dict) -> ParamBlocks:
+    """Blocks from a role (see roles.py) and the switches of the scheme."""
+    if role.name == "bias":
+        return coordinates(name, shape) if switches["biases"] == "coordinate" else one_block(name, shape)
+    if role.name == "other" or not shape:
+        return one_block(name, shape)
+    if role.name == "fused":  # several projections in one tensor: each part by its own rule
+        segments, start = [], 0
+        for part, length, head_dim in role.parts:
+            setting = switches["value"] if part == "value" else switches["head"]
+            if setting == "coordinate":
+                raise Misfit(f"{name}: value='coordinate' cannot hold inside a fused projection; use 'row' or 'tensor'")
+            size = {"row": 1, "head": head_dim, "tensor": length}[setting]
+            segments.append((start, start + length, size))
+            start += length
+        return along(name, shape, "mixed", _joined(segments), role.axis)
+    setting = switches["neuron" if role.name == "position" else role.name]
+    if role.name == "position":  # one block per position, also where the paper's code makes one block of the table
+        setting = "tensor" if switches["embedding"] == "tensor" else "row"
+    if setting == "coordinate":
+        return coordinates(name, shape)
+    if setting == "tensor":
+        return one_block(name, shape)
+    length = shape[role.axis] if role.merge == 1 else math.prod(shape[: role.merge])
+    if setting == "head":
+        return along(name, shape, "head", ((0, length, role.head_dim),), role.axis)
+    kind = "token" if role.name in ("embedding", "output", "position") else "neuron"
+    return along(name, shape, kind, ((0, length, 1),), role.axis, role.merge)
+
+
+def _joined(segments: list[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
+    """Neighbouring segments of equal block size become one."""
+    joined = [segments[0]]
+    for start, stop, size in segments[1:]:
+        before = joined[-1]
+        if before[2] == size and (before[1] - before[0]) % size == 0:
+            joined[-1] = (before[0], stop, size)
+        else:
+            joined.append((start, stop, size))
+    return tuple(joined)
+
+
+def _matched(overrides: dict[str, object], names) -> dict[str, object]:
+    """Overrides spread over the parameters they match; a pattern that matches nothing is an error."""
+    found = {}
+    for pattern, how in overrides.items():
+        matches = [name for name in names if fnmatch.fnmatch(name, pattern)]
+        if not matches:
+            raise Misfit(
+                f"override {pattern!r} matches no trainable parameter; names look like {next(iter(names), '')!r}"
+            )
+        found.update(dict.fromkeys(matches, how))
+    return found
+
+
+def _by_hand(name: str, shape, how) -> ParamBlocks:
+    shape = tuple(shape)
+    if isinstance(how, ParamBlocks):
+        if how.shape != shape:
+            raise Misfit(f"{name}: override has shape {how.shape}, the parameter {shape}")
+        return dataclasses.replace(how, name=name)
+    if how == "tensor":
+        return one_block(name, shape)
+    if how == "coordinate":
+        return coordinates(name, shape)
+    if how == "row" and shape:
+        return along(name, shape, "neuron", ((0, shape[0], 1),))
+    if how == "column" and len(shape) >= 2:
+        return along(name, shape, "neuron", ((0, shape[1], 1),), axis=1)
+    if isinstance(how, int) and not isinstance(how, bool) and how > 0 and shape:
+        merge = next((k for k in range(1, len(shape) + 1) if math.prod(shape[:k]) % how == 0), None)
+        if merge:
+            rows = math.prod(shape[:merge])
+            return along(name, shape, "head", ((0, rows, rows // how),), merge=merge)
+    raise Misfit(
+        f"{name}: cannot place a tensor of shape {shape} by override {how!r}; use 'row', 'column', 'tensor', "
+        "'coordinate' or a number of equal blocks that divides it"
+    )

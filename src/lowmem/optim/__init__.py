@@ -1,0 +1,79 @@
+"""Optimizers that need little memory, and the baselines they are compared with. Needs PyTorch only.
+
+from lowmem.optim import AdamMini, Lomo
+opt = AdamMini(model, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)     # used like any torch.optim optimizer
+opt = Lomo(model, lr=3e-2, max_grad_norm=1.0)                           # opt.backward(loss) in place of loss.backward()
+"""
+
+import importlib
+import inspect
+from pathlib import Path
+
+_HOMES = {
+    "AdamMini": "adam_mini",
+    "AdamW": "adamw",
+    "SGD": "sgd",
+    "Lomo": "lomo",
+    "AdaLomo": "adalomo",
+    "Adafactor": "adafactor",
+    "CAME": "came",
+    "SM3": "sm3",
+    "Lion": "lion",
+    "Lamb": "lamb",
+    "FusedBackward": "fused_backward",
+}
+__all__ = [*_HOMES, "make"]
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"lowmem.optim.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'lowmem.optim' has no attribute {name!r}")
+
+
+def find(name: str) -> type:
+    """The optimizer class of a file: the last class the file itself defines that is a torch optimizer."""
+    from torch.optim import Optimizer
+
+    from lowmem.errors import Misuse, nearest
+
+    known = [p.stem for p in Path(__file__).parent.glob("[a-z]*.py")]
+    if name in known:
+        module = importlib.import_module(f"lowmem.optim.{name}")
+        own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+        own = [c for c in own if issubclass(c, Optimizer) and not name.startswith(("driver", "fused"))]
+        if own:
+            return own[-1]
+    choices = [n for n in known if n not in ("driver", "fused_backward", "kernel", "rounding", "factored")]
+    raise Misuse(f"unknown optimizer {name!r}{nearest(name, choices)}")
+
+
+def make(model, name: str, backward: dict | None = None, **settings):
+    """Build an optimizer by the name of its file, as experiment files do.
+
+    settings: the class's keywords. backward: run it inside backward with these FusedBackward keywords ({} for none).
+    Raises Misuse with one line for an unknown name, keyword or value.
+    """
+    from lowmem.errors import Misuse, nearest
+
+    optimizer = find(name)
+    try:
+        built = optimizer(model, **settings)
+        if backward is not None:
+            from lowmem.optim.fused_backward import FusedBackward
+
+            built = FusedBackward(built, **backward)
+    except TypeError as error:
+        known = set(inspect.signature(optimizer).parameters) | {
+            "model",
+            "no_decay",
+            "rounding",
+            "state_dtype",
+            "nonfinite",
+        }
+        wrong = sorted(set(settings) - known)
+        message = f"unknown setting {wrong[0]!r}{nearest(wrong[0], known)}" if wrong else str(error)
+        raise Misuse(f"optimizer {name}: {message}") from error
+    except ValueError as error:
+        raise Misuse(f"optimizer {name}: {error}") from error
+    return built

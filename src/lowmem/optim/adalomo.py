@@ -1,0 +1,29 @@
+"""AdaLomo (Lv et al., arXiv 2310.10195, Algorithm 1): a factored second moment and a normalised update inside backward.
+
+Official code: the package lomo-optim 0.1.1. The rule is Adafactor's without momentum: beta2_t = 1 - t^-0.8, per-tensor
+update clipping at RMS 1, rate lr * max(1e-3, RMS(w)), decay by that rate. The paper prints u = g / v and a constant
+beta; the code divides by the root of v and schedules beta, and so do we. Different
+on purpose: works on CPU and for tensors of any number of axes, and its state is in state_dict().
+"""
+
+from lowmem.optim.adafactor import Adafactor
+from lowmem.optim.fused_backward import FusedBackward
+
+
+class AdaLomoRule(Adafactor):
+    """AdaLomo's update as a plain optimizer with step(); AdaLomo runs it inside backward."""
+
+    def __init__(
+        self, params, lr=1e-3, decay_rate=-0.8, eps=(1e-30, 1e-3), clip_threshold=1.0, weight_decay=0.0, **common
+    ):
+        super().__init__(params, lr, decay_rate=decay_rate, eps=eps, clip_threshold=clip_threshold,
+                         weight_decay=weight_decay, scale_parameter=True, relative_step=False, **common)  # fmt: skip
+
+
+class AdaLomo(FusedBackward):
+    """AdaLomo: AdaLomo(model, lr=5e-4); then opt.backward(loss). Norm clipping is not needed, say the authors."""
+
+    def __init__(self, params, lr=1e-3, *, decay_rate=-0.8, eps=(1e-30, 1e-3), clip_threshold=1.0, weight_decay=0.0,
+                 max_grad_norm=None, grouped_norm=None, clip_value=None, loss_scale=None, **common):  # fmt: skip
+        rule = AdaLomoRule(params, lr, decay_rate, eps, clip_threshold, weight_decay, **common)
+        super().__init__(rule, max_grad_norm=max_grad_norm, grouped_norm=grouped_norm, clip_value=clip_value, loss_scale=loss_scale)  # fmt: skip

@@ -1,0 +1,74 @@
+"""Adam-mini (Zhang et al., arXiv 2406.16793, Algorithm 1): Adam with one second-moment scalar per Hessian block.
+
+Official code: the package adam-mini 1.1.1. Different on purpose:
+- Blocks come from modules (lowmem.partition), not from substrings of parameter names; position tables are cut by
+  position, where the official GPT-2 script makes one block of the table.
+- Decay acts on every parameter unless no_decay says otherwise; the official code never decays names with norm, ln, bias.
+- Block scalars are always fp32; the first moment takes the parameter's dtype, or state_dtype.
+- The second moment is updated in one pass over the block, by a C loop on CPU where a C compiler exists (kernel.py).
+"""
+
+import torch
+
+from lowmem.optim import kernel
+from lowmem.optim.adamw import adam_scalars
+from lowmem.optim.driver import RuleOptimizer, Work, _one_of
+
+REDUCTIONS = ("mean", "max", "min", "l1", "l2")
+
+
+def block_statistic(w: Work, totals: list) -> torch.Tensor:
+    """One number per block, (1, count, 1): the sum of squared gradients, or what `reduce` asks for instead."""
+    reduce, axes = w.h["reduce"], (0, 2)
+    if reduce in ("mean", "l1"):
+        return torch.linalg.vector_norm(w.g, dim=axes, keepdim=True).square_()
+    if reduce == "l2":
+        return torch.linalg.vector_norm(w.g.square(), dim=axes, keepdim=True)
+    size = w.g.abs()
+    return (size.amax(axes, keepdim=True) if reduce == "max" else size.amin(axes, keepdim=True)).square_()
+
+
+def update(w: Work, totals: list) -> None:
+    """v per block from the statistic, m per coordinate, then Adam's step (Algorithm 1; eps outside the root)."""
+    h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
+    statistic = totals[0] / h["size"] if h["reduce"] == "mean" else totals[0]
+    v.mul_(h["beta2"]).add_(statistic * (1 - h["beta2"]))
+    w.p.mul_(h["keep"])
+    m.lerp_(w.g, 1 - h["beta1"])
+    rate = h["step_size"] / (v.sqrt() * h["bias2_rsqrt"] + h["eps"])
+    w.p.addcmul_(m, rate, value=-1)
+
+
+class AdamMini(RuleOptimizer):
+    """Adam-mini. Pass the model: AdamMini(model, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1).
+
+    reduce: statistic of the squared gradients of a block: "mean" (the paper), "max", "min", "l1" (sum), "l2". Further
+    keywords go to lowmem.partition (scheme, value, embedding, output, biases, neurons, overrides) and to the driver
+    (model, no_decay, rounding, state_dtype, nonfinite). State: one tensor like the parameter, one fp32 number per block.
+    """
+
+    form = "blocks"
+    uses_blocks = True
+    stages = (block_statistic, update)
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, reduce="mean", scheme=None,
+                 value=None, embedding=None, output=None, biases=None, neurons=None, overrides=None, **common):  # fmt: skip
+        _one_of("reduce", reduce, REDUCTIONS)
+        settings = dict(scheme=scheme, value=value, embedding=embedding, output=output, biases=biases, neurons=neurons, overrides=overrides)  # fmt: skip
+        settings = {key: setting for key, setting in settings.items() if setting is not None}
+        defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, reduce=reduce)
+        super().__init__(params, defaults, partition_settings=settings, **common)
+
+    @staticmethod
+    def init(p, group, blocks, dtype):
+        v_shape = p.shape if blocks.kind == "coordinate" else (blocks.count,)
+        v_dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+        second = torch.zeros(v_shape, dtype=v_dtype, device=p.device)
+        return {"exp_avg": torch.zeros_like(p, dtype=dtype), "exp_avg_sq": second}
+
+    @staticmethod
+    def scalars(group, step):
+        return {**adam_scalars(group, step), "reduce": group["reduce"]}
+
+    def fast(self, ready):
+        return kernel.adam(self, ready)

@@ -1,0 +1,52 @@
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101). Reference: torch.optim.AdamW.
+
+Different on purpose: on CPU, fp32 tensors go through a compiled C loop where a C compiler exists (kernel.py), the same
+arithmetic in another order of rounding (1e-6 relative).
+"""
+
+import torch
+
+from lowmem.optim import kernel
+from lowmem.optim.driver import RuleOptimizer, Work, axpy
+
+
+def update(w: Work, totals: list) -> None:
+    """m, v, then w -= lr * (m / bias1) / (sqrt(v / bias2) + eps), with decoupled decay before."""
+    h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
+    w.p.mul_(h["keep"])
+    m.lerp_(w.g, 1 - h["beta1"])
+    v.mul_(h["beta2"]).addcmul_(w.g, w.g * (1 - h["beta2"]))
+    step = v.sqrt().mul_(h["bias2_rsqrt"]).add_(h["eps"]).reciprocal_().mul_(m)
+    axpy(w.p, step, -h["step_size"])
+
+
+def adam_scalars(group: dict, step) -> dict:
+    """Numbers of one Adam step: keep = 1 - lr * wd, step_size = lr / (1 - beta1^t), bias2_rsqrt = (1 - beta2^t)^-1/2."""
+    beta1, beta2 = group["betas"]
+    return {
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": group["eps"],
+        "keep": 1 - group["lr"] * group["weight_decay"],
+        "step_size": group["lr"] / (1 - beta1**step),
+        "bias2_rsqrt": (1 - beta2**step) ** -0.5,
+    }
+
+
+class AdamW(RuleOptimizer):
+    """Adam with decoupled weight decay. State: first and second moment, two tensors like the parameter."""
+
+    form = "flat"
+    stages = (update,)
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common):
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay), **common)
+
+    @staticmethod
+    def init(p, group, blocks, dtype):
+        return {"exp_avg": torch.zeros_like(p, dtype=dtype), "exp_avg_sq": torch.zeros_like(p, dtype=dtype)}
+
+    scalars = staticmethod(adam_scalars)
+
+    def fast(self, ready):
+        return kernel.adam(self, ready)

@@ -1,0 +1,300 @@
+"""Any rule inside backward: each gradient is used and freed as soon as it is complete (LOMO, arXiv 2306.09782).
+
+A post-accumulate-grad hook on every parameter hands its gradient to the rule and drops it, so that one gradient is
+alive at a time. What needs all gradients first (global norm clipping, dynamic loss scaling, and the check of reentrant
+checkpoints) is a first pass that only measures: either over the same graph, kept, or by running the closure again.
+
+Official code: lomo-optim 0.1.1. Different on purpose: one hook call handles its own parameter (the official hook scans
+all parameters and runs one gradient late); the loss scale grows again after clean steps; weights that a reentrant
+checkpoint would update in the middle of backward are refused; state lives in state_dict().
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lowmem.optim.driver import RuleOptimizer
+
+SCALE_START, SCALE_GROWTH, SCALE_WINDOW, SCALE_MIN = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
+
+
+class FusedBackward(torch.optim.Optimizer):
+    """Run an optimizer of this package inside backward: opt.backward(loss) in place of loss.backward(); opt.step().
+
+    inner: the optimizer whose rule, groups and state are used; its step() is not called any more.
+    max_grad_norm: clip the global gradient norm (two passes). grouped_norm: clip each tensor's gradient by its own norm
+    (one pass; biased, the paper's future work). clip_value: clamp gradients, before the norm coefficient as the
+    official code does. loss_scale: None, a number, or "dynamic" (doubles after 1000 clean steps, halves and skips on
+    overflow; needs the first pass).
+
+    opt.backward(loss) keeps the graph for the first pass; opt.backward(closure) calls closure() -> loss once per pass,
+    with the same random numbers, and keeps nothing. Gradient accumulation is impossible by design. step() only checks
+    that a backward happened, so that training loops and lr schedulers stay as they are.
+    """
+
+    def __init__(
+        self,
+        inner: RuleOptimizer,
+        max_grad_norm: float | None = None,
+        grouped_norm: float | None = None,
+        clip_value: float | None = None,
+        loss_scale: float | str | None = None,
+    ):
+        if not isinstance(inner, RuleOptimizer):
+            raise TypeError(f"FusedBackward wraps an optimizer of lowmem.optim, not {type(inner).__name__}")
+        for key, value in (
+            ("max_grad_norm", max_grad_norm),
+            ("grouped_norm", grouped_norm),
+            ("clip_value", clip_value),
+        ):
+            if value is not None and not value > 0:
+                raise ValueError(f"{key}={value!r}: more than 0, or None for no clipping")
+        if loss_scale not in (None, "dynamic") and not (isinstance(loss_scale, (int, float)) and loss_scale > 0):
+            raise ValueError(f"loss_scale={loss_scale!r}: None, a number above 0, or 'dynamic'")
+        self.inner = inner
+        self.max_grad_norm, self.grouped_norm, self.clip_value = max_grad_norm, grouped_norm, clip_value
+        self.dynamic = loss_scale == "dynamic"
+        self.scale = SCALE_START if self.dynamic else float(loss_scale or 1.0)
+        self.clean_steps = 0
+        self.skipped = False  # whether the last backward overflowed and updated nothing
+        self.grad_norm: float | None = None  # global gradient norm of the last first pass
+        self._mode: str | None = None
+        self._stepped, self._probed = True, False
+        self._fired: set[nn.Parameter] = set()
+        self._square: Tensor | float = 0.0
+        self._coefficient: Tensor | float = 1.0
+        super().__init__(inner.param_groups, inner.defaults)
+        self._share()
+        self._handles = [
+            p.register_post_accumulate_grad_hook(self._hook) for g in self.param_groups for p in g["params"]
+        ]
+
+    def _share(self) -> None:
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+        self._group_of = {p: group for group in self.param_groups for p in group["params"]}
+
+    # -- backward --------------------------------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor | Callable[[], Tensor]) -> Tensor:
+        """Backward and update in one. loss: a scalar tensor, or a closure that returns one. Returns the loss, detached."""
+        if not self._stepped:
+            raise RuntimeError(
+                "backward was called twice without step(): gradients are used up as they appear, so they cannot be "
+                "accumulated; use a larger batch, or call opt.step() after each opt.backward(loss)"
+            )
+        closure = loss if callable(loss) else None
+        left = next((p for p in self._group_of if p.grad is not None), None)
+        if left is not None:
+            raise RuntimeError(f"{self.inner.name(left)}: holds a gradient from before; call opt.zero_grad() first")
+        self.inner.check([])
+        random = _random_states(self._group_of) if closure is not None else None
+        if closure is not None:
+            loss = self._evaluate(closure)
+        self.skipped = False
+        measure = self.max_grad_norm is not None or self.dynamic or self._needs_probe(loss)
+        if measure:
+            proceed = self._measure(loss, keep_graph=closure is None)
+            if not proceed:
+                self.skipped = True
+                self._stepped = False
+                return loss.detach()
+            if closure is not None:
+                _restore(random)
+                loss = self._evaluate(closure)
+        self._run("update", loss, keep_graph=False)
+        self._probed = True
+        self._stepped = False
+        return loss.detach()
+
+    @staticmethod
+    def _evaluate(closure: Callable[[], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            loss = closure()
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TypeError("the closure must return the loss as a scalar tensor and must not call backward itself")
+        return loss
+
+    def _needs_probe(self, loss: Tensor) -> bool:
+        """Whether the graph holds a reentrant checkpoint not seen before: its weights may fire several times."""
+        return not self._probed and _has_reentrant_checkpoint(loss)
+
+    def _measure(self, loss: Tensor, keep_graph: bool) -> bool:
+        """First pass: gradient norm into the clip coefficient. False when the step must be skipped (overflow)."""
+        self._square = 0.0
+        self._run("measure", loss, keep_graph)
+        norm = float(self._square) ** 0.5 / self.scale
+        self.grad_norm = norm
+        finite = norm == norm and norm != float("inf")
+        if self.dynamic:
+            if not finite:
+                if self.scale <= SCALE_MIN:
+                    raise FloatingPointError("gradients overflow at the smallest loss scale; nothing was updated")
+                self.scale, self.clean_steps = max(self.scale / SCALE_GROWTH, SCALE_MIN), 0
+                return False
+            self.clean_steps += 1
+        elif not finite and self.inner._nonfinite != "ignore":
+            if self.inner._nonfinite == "raise":
+                raise FloatingPointError("the gradient norm is inf or nan; nothing was updated")
+            return False
+        limit = self.max_grad_norm
+        self._coefficient = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6)) if finite else norm
+        return True
+
+    def _run(self, mode: str, loss: Tensor, keep_graph: bool) -> None:
+        """One backward in which hooks measure or update; every parameter may fire once."""
+        if loss.grad_fn is None:
+            raise RuntimeError("the loss has no graph: it depends on no parameter, or the graph was freed")
+        self._fired.clear()
+        self._mode = mode
+        scale = self.scale
+        if mode == "update" and self.dynamic and self.clean_steps and self.clean_steps % SCALE_WINDOW == 0:
+            self.scale = scale * SCALE_GROWTH  # from the next step on
+        self._active_scale = scale
+        try:
+            (loss * scale if scale != 1.0 else loss).backward(retain_graph=keep_graph)
+        finally:
+            self._mode = None
+            self._coefficient = 1.0 if mode == "update" else self._coefficient
+            for p in self._fired:
+                p.grad = None
+
+    @torch.no_grad()
+    def _hook(self, p: nn.Parameter) -> None:
+        """A gradient is complete: measure it or use it, then drop it."""
+        name = self.inner.name(p)
+        if self._mode is None:
+            p.grad = None
+            raise RuntimeError(
+                f"{name}: loss.backward() was called while {type(self).__name__} owns the gradients; call opt.backward(loss), "
+                "or wrap a plain backward in `with opt.paused():`"
+            )
+        if self._mode == "paused":
+            return
+        if p in self._fired:
+            raise RuntimeError(
+                f"{name}: its gradient arrived twice in one backward, because a reentrant checkpoint shares this weight; "
+                "use torch.utils.checkpoint with use_reentrant=False"
+                + ("" if self._mode == "measure" else "; weights of this step are already changed, reload a checkpoint")
+            )
+        self._fired.add(p)
+        gradient, p.grad = p.grad, None
+        if self._mode == "measure":
+            self._square = self._square + torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
+            return
+        gradient = self._prepared(gradient)
+        group = self._group_of[p]
+        self.inner.update([(group, p, gradient)])
+
+    def _prepared(self, g: Tensor) -> Tensor:
+        """Unscale, clamp, clip: in the official order, in fp32 for 16-bit gradients, in place where nobody else looks."""
+        factor = self._coefficient
+        plain = self._active_scale == 1.0 and self.clip_value is None and self.grouped_norm is None
+        if plain and factor == 1.0:
+            return g
+        g = g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
+        if self._active_scale != 1.0:
+            g.div_(self._active_scale)
+        if self.clip_value is not None:
+            g.clamp_(-self.clip_value, self.clip_value)
+        if self.grouped_norm is not None:
+            g.mul_((self.grouped_norm / (torch.linalg.vector_norm(g) + 1e-6)).clamp_(max=1.0))
+        return g.mul_(factor) if factor != 1.0 else g
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, loss.backward() fills .grad as usual, for probing gradients; leave no .grad behind."""
+        self._mode = "paused"
+        try:
+            yield
+        finally:
+            self._mode = None
+
+    def close(self) -> None:
+        """Remove the hooks; the model trains plainly again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # -- as a torch optimizer ----------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable | None = None):
+        """Does nothing but check that backward ran; with a closure, runs backward(closure) first, as torch's step does."""
+        loss = self.backward(closure) if closure is not None else None
+        if self._stepped:
+            raise RuntimeError(
+                "step() before backward: call opt.backward(loss), which updates the weights, then opt.step()"
+            )
+        self._stepped = True
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Gradients are gone already; anything left by a paused backward is dropped."""
+        super().zero_grad(set_to_none)
+
+    def add_param_group(self, group: dict) -> None:
+        """As in torch; the new parameters get hooks too."""
+        if "_handles" not in self.__dict__:  # called by torch's constructor with the inner optimizer's own groups
+            super().add_param_group(group)
+            return
+        before = set(self._group_of)
+        self.inner.add_param_group(group)
+        self._share()
+        self._handles += [p.register_post_accumulate_grad_hook(self._hook) for p in self._group_of if p not in before]
+
+    def state_dict(self) -> dict:
+        """The inner optimizer's, plus loss scale and clean steps."""
+        return {**self.inner.state_dict(), "fused": {"scale": self.scale, "clean_steps": self.clean_steps}}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        fused = state_dict.get("fused", {})
+        self.inner.load_state_dict({key: value for key, value in state_dict.items() if key != "fused"})
+        self._share()
+        self.scale, self.clean_steps = fused.get("scale", self.scale), fused.get("clean_steps", self.clean_steps)
+
+    def state_bytes(self) -> int:
+        return self.inner.state_bytes()
+
+    def __getstate__(self) -> dict:
+        left_out = ("_handles", "_group_of", "_fired", "state", "param_groups")
+        return {
+            key: value for key, value in self.__dict__.items() if key not in left_out and not key.endswith("_hooks")
+        }
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        super().__setstate__({"state": self.inner.state, "param_groups": self.inner.param_groups})
+        self._share()
+        self._fired = set()
+        self._handles = [p.register_post_accumulate_grad_hook(self._hook) for p in self._group_of]
+
+
+def _has_reentrant_checkpoint(loss: Tensor) -> bool:
+    """Whether torch.utils.checkpoint(use_reentrant=True) stands in the graph of loss."""
+    seen, stack = set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "CheckpointFunction" in type(node).__name__:
+            return True
+        stack.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+def _random_states(parameters) -> dict:
+    """States of the generators the forward may draw from: the CPU's and those of the parameters' devices."""
+    devices = {p.device for p in parameters if p.device.type not in ("cpu", "meta")}
+    return {"cpu": torch.get_rng_state(), **{d: getattr(torch, d.type).get_rng_state(d) for d in devices}}
+
+
+def _restore(states: dict) -> None:
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            getattr(torch, device.type).set_rng_state(state, device)

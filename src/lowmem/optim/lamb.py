@@ -1,0 +1,59 @@
+"""LAMB (You et al., arXiv 1904.00962): Adam's direction, scaled per tensor to the norm of its weights.
+
+Reference: the published algorithm with bias correction, as in torch_optimizer / pytorch_optimizer. The trust ratio is 1
+where a norm is zero.
+"""
+
+import torch
+
+from lowmem.optim.adamw import adam_scalars
+from lowmem.optim.driver import RuleOptimizer, Work, axpy
+
+
+def _direction(w: Work) -> torch.Tensor:
+    h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
+    step = v.sqrt().mul_(h["bias2_rsqrt"]).add_(h["eps"]).reciprocal_().mul_(m).mul_(h["bias1_inverse"])
+    if h["weight_decay"] != 0:
+        step.add_(w.p, alpha=h["weight_decay"])
+    return step
+
+
+def norms(w: Work, totals: list) -> torch.Tensor:
+    """Moments, then (sum w^2, sum direction^2): the two sums the trust ratio needs."""
+    h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
+    m.lerp_(w.g, 1 - h["beta1"])
+    v.mul_(h["beta2"]).addcmul_(w.g, w.g * (1 - h["beta2"]))
+    direction = _direction(w)
+    return torch.stack([torch.linalg.vector_norm(w.p).square(), torch.linalg.vector_norm(direction).square()])
+
+
+def update(w: Work, totals: list) -> None:
+    """w -= lr * |w| / |direction| * direction."""
+    weight, direction = totals[0].sqrt().unbind()
+    both = (weight > 0) & (direction > 0)
+    ratio = torch.where(both, weight / direction.clamp(min=torch.finfo(direction.dtype).tiny), torch.ones_like(weight))
+    axpy(w.p, _direction(w).mul_(ratio), -w.h["lr"])
+
+
+class Lamb(RuleOptimizer):
+    """LAMB. State: first and second moment."""
+
+    form = "flat"
+    stages = (norms, update)
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, **common):
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay), **common)
+
+    @staticmethod
+    def init(p, group, blocks, dtype):
+        return {"exp_avg": torch.zeros_like(p, dtype=dtype), "exp_avg_sq": torch.zeros_like(p, dtype=dtype)}
+
+    @staticmethod
+    def scalars(group, step):
+        h = adam_scalars(group, step)
+        return {
+            **h,
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+            "bias1_inverse": 1 / (1 - h["beta1"] ** step),
+        }

@@ -1,0 +1,36 @@
+"""Lion (Chen et al., arXiv 2302.06675): the sign of an interpolated momentum.
+
+Reference: the authors' google/automl lion; the PyTorch package lion-pytorch. No deliberate difference.
+"""
+
+import torch
+
+from lowmem.optim.driver import RuleOptimizer, Work, axpy
+
+
+def update(w: Work, totals: list) -> None:
+    """w -= lr * sign(beta1 m + (1 - beta1) g); m <- beta2 m + (1 - beta2) g."""
+    h, m = w.h, w.s["exp_avg"]
+    w.p.mul_(h["keep"])
+    direction = torch.lerp(w.g, m, h["beta1"]).sign_()
+    axpy(w.p, direction, -h["lr"])
+    m.lerp_(w.g, 1 - h["beta2"])
+
+
+class Lion(RuleOptimizer):
+    """Lion. State: one momentum tensor like the parameter."""
+
+    form = "flat"
+    stages = (update,)
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common):
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay), **common)
+
+    @staticmethod
+    def init(p, group, blocks, dtype):
+        return {"exp_avg": torch.zeros_like(p, dtype=dtype)}
+
+    @staticmethod
+    def scalars(group, step):
+        beta1, beta2 = group["betas"]
+        return {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "keep": 1 - group["lr"] * group["weight_decay"]}

@@ -1,0 +1,21 @@
+"""LOMO (Lv et al., arXiv 2306.09782, Algorithm 1): SGD inside backward, one gradient alive at a time.
+
+Official code: the package lomo-optim 0.1.1; what differs on purpose stands in fused_backward.py. In 16-bit weights most
+updates round away at the paper's learning rates; rounding="stochastic" keeps them on average.
+"""
+
+from lowmem.optim.fused_backward import FusedBackward
+from lowmem.optim.sgd import SGD
+
+
+class Lomo(FusedBackward):
+    """LOMO: opt = Lomo(model, lr=3e-2, max_grad_norm=1.0); then opt.backward(loss); opt.step().
+
+    Unclipped, it equals SGD bit for bit in fp32; with max_grad_norm it equals clip_grad_norm_ and SGD. Decay is
+    decoupled, as in the official package. Keywords: FusedBackward and driver.py.
+    """
+
+    def __init__(self, params, lr=1e-3, *, max_grad_norm=None, grouped_norm=None, clip_value=None, weight_decay=0.0,
+                 loss_scale=None, **common):  # fmt: skip
+        rule = SGD(params, lr=lr, weight_decay=weight_decay, decoupled=True, **common)
+        super().__init__(rule, max_grad_norm=max_grad_norm, grouped_norm=grouped_norm, clip_value=clip_value, loss_scale=loss_scale)  # fmt: skip

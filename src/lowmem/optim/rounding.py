@@ -1,0 +1,35 @@
+"""Rounding fp32 results into 16-bit storage: to nearest, or stochastically.
+
+Nearest rounding loses every update smaller than half a unit in the last place, which stalls training in 16-bit weights
+without a master copy; stochastic rounding keeps updates right on average.
+"""
+
+import torch
+from torch import Tensor
+
+FP16_LOWEST_EXPONENT = -24  # subnormal fp16 numbers are multiples of 2^-24
+FP16_DIGITS = 11
+
+
+def round_into(target: Tensor, source: Tensor, rounding: str = "nearest") -> None:
+    """Copy source (fp32 or fp64, same shape) into target in place, rounding to target's dtype."""
+    if rounding == "stochastic" and target.dtype in (torch.bfloat16, torch.float16):
+        source = stochastic_bf16(source) if target.dtype == torch.bfloat16 else stochastic_fp16(source)
+    target.copy_(source)
+
+
+def stochastic_bf16(x: Tensor) -> Tensor:
+    """bf16 neighbours of fp32 x with probabilities that make the mean x: add noise below the kept bits, cut them off."""
+    bits = x.float().view(torch.int32)
+    noise = torch.randint_like(bits, 0, 1 << 16)
+    rounded = ((bits + noise) & -65536).view(torch.float32)
+    return torch.where(x.isfinite(), rounded, x.float())
+
+
+def stochastic_fp16(x: Tensor) -> Tensor:
+    """fp32 x plus uniform noise of one fp16 unit in the last place, centred; nearest rounding then does the rest."""
+    x = x.float()
+    _, exponent = torch.frexp(x)  # x = mantissa * 2^exponent, mantissa in [0.5, 1)
+    unit = torch.ldexp(torch.ones_like(x), (exponent - FP16_DIGITS).clamp(min=FP16_LOWEST_EXPONENT))
+    noisy = x + (torch.rand_like(x) - 0.5) * unit
+    return torch.where(x.isfinite(), noisy, x)

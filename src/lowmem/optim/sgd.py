@@ -1,0 +1,52 @@
+"""SGD with momentum (Polyak), Nesterov's variant, and decay either coupled (torch) or decoupled (LOMO).
+
+Reference: torch.optim.SGD, which this matches bit for bit in fp32 (the eager `add_` keeps the order of operations).
+Different on purpose: `decoupled=True` multiplies weights by 1 - lr * weight_decay instead of adding weight_decay * w to
+the gradient, as the official LOMO package does.
+"""
+
+import torch
+
+from lowmem.optim.driver import RuleOptimizer, Work, axpy
+
+
+def update(w: Work, totals: list) -> None:
+    """w -= lr * d, d = g (+ weight decay) through momentum."""
+    h, d = w.h, w.g
+    if h["weight_decay"] != 0:
+        if h["decoupled"]:
+            w.p.mul_(1 - h["lr"] * h["weight_decay"])
+        else:
+            d = d.add(w.p, alpha=h["weight_decay"])
+    if h["momentum"] != 0:
+        buffer = w.s["momentum_buffer"]
+        if h["first"]:
+            buffer.copy_(d)
+        else:
+            buffer.mul_(h["momentum"]).add_(d, alpha=1 - h["dampening"])
+        d = d.add(buffer, alpha=h["momentum"]) if h["nesterov"] else buffer
+    axpy(w.p, d, -h["lr"])
+
+
+class SGD(RuleOptimizer):
+    """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD. Common keywords: driver.py."""
+
+    form = "flat"
+    stages = (update,)
+
+    def __init__(self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, decoupled=False, **common):  # fmt: skip
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("nesterov=True: needs momentum > 0 and dampening = 0")
+        defaults = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, decoupled=decoupled)  # fmt: skip
+        super().__init__(params, defaults, **common)
+
+    @staticmethod
+    def init(p, group, blocks, dtype):
+        if group["momentum"] == 0:
+            return {}
+        return {"momentum_buffer": torch.zeros_like(p, dtype=dtype)}
+
+    @staticmethod
+    def scalars(group, step):
+        keys = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "decoupled")
+        return {**{key: group[key] for key in keys}, "first": step == 1}

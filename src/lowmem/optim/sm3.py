@@ -1,0 +1,63 @@
+"""SM3-II (Anil et al., arXiv 1901.11150): one accumulator per slice of each axis; v is the minimum over a coordinate's slices.
+
+Reference: the authors' google-research/sm3; in PyTorch, torch_optimizer's and pytorch_optimizer's SM3. With beta = 0 the
+accumulators only grow (the paper); beta > 0 forgets exponentially. Different on purpose: 1-D tensors keep one
+accumulator per coordinate, which is the same as the general rule there.
+"""
+
+import torch
+
+from lowmem.optim.driver import RuleOptimizer, Work, axpy
+
+
+def update(w: Work, totals: list) -> None:
+    """v = min over axes of accumulators (+ g^2); w -= lr * g / sqrt(v) through momentum; accumulators = max of v."""
+    h, axes = w.h, range(max(w.p.ndim, 1))
+    g = w.g.view(w.p.shape if w.p.ndim else (1,))
+    accumulators = [w.s[f"accumulator_{axis}"] for axis in axes]
+    v = accumulators[0]
+    for accumulator in accumulators[1:]:
+        v = torch.minimum(v, accumulator)
+    beta = h["beta"]
+    v = v * beta + g.square() * (1 - beta) if beta > 0 else v + g.square()
+    for axis, accumulator in enumerate(accumulators):
+        others = [a for a in axes if a != axis]
+        largest = v.amax(others, keepdim=True) if others else v
+        accumulator.copy_(torch.maximum(accumulator, largest) if beta > 0 else largest)
+    step = g / v.add(h["eps"]).sqrt_()
+    if h["momentum"] > 0:
+        momentum = w.s["momentum_buffer"].view(step.shape)
+        momentum.mul_(h["momentum"]).add_(step, alpha=1 - h["momentum"])
+        step = momentum
+    w.p.mul_(h["keep"])
+    axpy(w.p, step.view(w.p.shape), -h["lr"])
+
+
+class SM3(RuleOptimizer):
+    """SM3-II. State: one number per slice of every axis, plus a momentum tensor where momentum > 0."""
+
+    form = "shaped"
+    stages = (update,)
+
+    def __init__(self, params, lr=0.1, momentum=0.9, beta=0.0, eps=1e-30, weight_decay=0.0, **common):
+        super().__init__(
+            params, dict(lr=lr, momentum=momentum, beta=beta, eps=eps, weight_decay=weight_decay), **common
+        )
+
+    @staticmethod
+    def init(p, group, blocks, dtype):
+        shape = p.shape or (1,)
+        state = {}
+        for axis, length in enumerate(shape):
+            sizes = [length if a == axis else 1 for a in range(len(shape))]
+            state[f"accumulator_{axis}"] = torch.zeros(
+                sizes, dtype=torch.promote_types(dtype, torch.float32), device=p.device
+            )
+        if group["momentum"] > 0:
+            state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype)
+        return state
+
+    @staticmethod
+    def scalars(group, step):
+        keys = ("lr", "momentum", "beta", "eps")
+        return {**{key: group[key] for key in keys}, "keep": 1 - group["lr"] * group["weight_decay"]}
