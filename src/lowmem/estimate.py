@@ -1,0 +1,138 @@
+"""The printed plan: runs, downloads and time of a tier, before anything runs.
+
+Time comes from data/published/costs.json where a run was measured, else from a simple formula (`run_seconds`) with the
+speeds that the tier's file assumes. Both are marked in the text.
+"""
+
+from datetime import datetime
+from pathlib import Path
+
+from lowmem import experiments, plan, record
+from lowmem.fetch import SOURCES, raw_folder
+from lowmem.files import read_json, read_yaml, write_json
+
+COSTS = "data/published/costs.json"
+
+
+def parameters(model: dict) -> int:
+    """About how many parameters a GPT-2 or Llama has: 12 width^2 per layer and one embedding per token."""
+    layers = model.get("n_layer", 0)
+    width = model.get("n_embd", 0)
+    return 12 * layers * width * width + model.get("vocab_size", 256) * width
+
+
+def training_flops(config: dict) -> float:
+    """Floating point operations of a training run with its evaluations.
+
+    6 operations per parameter and token for forward and backward (Kaplan et al., arXiv 2001.08361, section 2.1),
+    12 n_layer n_embd seq_len per token for attention (Narayanan et al., arXiv 2104.04473, section 5.1, which counts
+    forward and backward), and a third of that for the tokens of an evaluation.
+    """
+    train, model = config["train"], config.get("model", {})
+    length = train.get("seq_len", 1)
+    per_token = 6 * parameters(model) + 12 * model.get("n_layer", 0) * model.get("n_embd", 0) * length
+    tokens = train["steps"] * train["batch_size"] * length
+    micro_batch = train.get("micro_batch_size", train["batch_size"])
+    evaluations = train["steps"] // train["eval_every"] + 1 if train.get("eval_every") else 0
+    evaluated = evaluations * train.get("eval_batches", 1) * micro_batch * length
+    return per_token * (tokens + evaluated / 3)
+
+
+def run_seconds(run: dict, speeds: dict) -> float:
+    """Estimated seconds of one run; speeds: the tier file's `estimate`."""
+    config = run["config"]
+    if "train" not in config:
+        return speeds["seconds_per_measure"]
+    devices = max(1, run["resources"]["gpus"])
+    return (
+        training_flops(config) / (speeds["flops_per_second"] * devices)
+        + config["train"]["steps"] * speeds["seconds_per_step"]
+    )
+
+
+def costs(root: Path) -> dict[str, float]:
+    """{tier/experiment/variant: measured seconds of one run}, empty when nothing was measured."""
+    return read_json(root / COSTS) if (root / COSTS).is_file() else {}
+
+
+def save_costs(root: Path, tier: str) -> None:
+    """Add to costs.json what the records of a tier took, the median over seeds."""
+    times: dict[str, list[float]] = {}
+    for path in sorted((root / "results" / tier).glob("*/*/seed*/record.json")):
+        made = read_json(path)
+        if made.get("status") == "done" and not made.get("resumed_from"):
+            ended, started = (datetime.fromisoformat(made[key]) for key in ("ended", "started"))
+            key = f"{tier}/{made['experiment']}/{made['variant']}"
+            times.setdefault(key, []).append((ended - started).total_seconds())
+    medians = {key: round(sorted(values)[len(values) // 2], 1) for key, values in times.items()}
+    write_json(root / COSTS, dict(sorted({**costs(root), **medians}.items())))
+
+
+def duration(seconds: float) -> str:
+    """Two digits are all that an estimate deserves: 45 s, 12 min, 3.5 h, 12 days."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (48 * 3600, 3600, "h"), (float("inf"), 86400, "days")):
+        if seconds < limit:
+            return f"{seconds / unit:.2g} {name}" if seconds / unit < 10 else f"{seconds / unit:.0f} {name}"
+    raise AssertionError("unreachable")
+
+
+def size(count: int | None) -> str:
+    """Bytes as people read them; the size of a hub's dataset may be unknown."""
+    return "size unknown" if count is None else f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
+
+
+def show(root: Path, tier: str, options: dict) -> None:
+    """Print the plan of a tier: a row per experiment, then downloads, then the time for everything left."""
+    jobs = plan.jobs(root, tier, options)
+    loaded = experiments.load_tier(root, tier)
+    speeds, measured = loaded["estimate"], costs(root)
+    print(f"tier {tier}: {loaded['about']}")
+    print(f"{'experiment':<34}{'jobs':>6}{'runs':>6}{'valid':>7}{'gpus':>6}{'left':>10}  from")
+    left = longest = 0.0
+    for name in sorted({job["experiment"] for job in jobs.values()}):
+        own = [job for job in jobs.values() if job["experiment"] == name]
+        runs = [run for job in own for run in job["runs"]]
+        valid = {run["id"] for run in runs if record.reusable(root, run)}
+        seconds, sources = 0.0, set()
+        for job in own:
+            in_job = 0.0
+            for run in job["runs"]:
+                if run["id"] in valid:
+                    continue
+                key = f"{tier}/{name}/{run['variant']}"
+                sources.add("measured" if key in measured else "estimate")
+                in_job += measured[key] if key in measured else run_seconds(run, speeds)
+            if in_job:
+                in_job += speeds["seconds_per_job"]
+            seconds, longest = seconds + in_job, max(longest, in_job)
+        left += seconds
+        gpus = max(job["gpus"] for job in own)
+        row = f"{name:<34}{len(own):>6}{len(runs):>6}{len(valid):>7}{gpus:>6}{duration(seconds):>10}"
+        print(f"{row}  {'+'.join(sorted(sources)) or '-'}")
+    show_downloads(root, jobs)
+    at_once = speeds["jobs_at_once"]
+    total = duration(max(left / at_once, longest))
+    print(f"time for what is left: about {total}, {at_once} job(s) at once; downloads come on top")
+    rate = f"{speeds['flops_per_second']:.2g}"
+    print(f"'estimate' assumes {rate} operations/s per device (workflow/config/tiers/{tier}.yaml)")
+
+
+def show_downloads(root: Path, jobs: dict) -> None:
+    """Print what has to be fetched, with bytes from data/sources.yaml."""
+    sources = read_yaml(root / "data/sources.yaml")
+    wanted = {(data["dataset"], data["source"]) for data in plan.datasets(jobs).values()}
+    for dataset, source in sorted(wanted):
+        count = download_bytes(sources[dataset], source)
+        here = (raw_folder(root, dataset, source) / "fetched.json").is_file()
+        print(f"download {dataset} ({source}): {'already here' if here else size(count)}")
+    if not wanted:
+        print("download: nothing")
+
+
+def download_bytes(entry: dict, source: str) -> int | None:
+    """Bytes of the first source of data/sources.yaml that `source` would take; None when it does not say."""
+    for candidate in entry["sources"]:
+        if any(kind in candidate for kind in SOURCES[source]):
+            counts = [pin["bytes"] for pin in candidate.get("files", {}).values()] or [candidate.get("bytes")]
+            return None if None in counts else sum(counts)
+    return None

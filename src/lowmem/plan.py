@@ -1,0 +1,228 @@
+"""What a tier needs: exhibits, jobs, datasets, code files. Standard library and yaml only: Snakemake parses it.
+
+A job is what Snakemake starts as one process: all runs of an experiment (tier key `job: experiment`, where starting a
+process costs more than many a run) or one variant with one seed (`job: run`, so that a cluster runs them side by side).
+"""
+
+import ast
+import functools
+import hashlib
+from pathlib import Path
+
+from lowmem import experiments, record
+from lowmem.errors import Misuse, nearest
+from lowmem.files import read_json, read_yaml, sha256, write_json
+
+SOURCES = ("package", "hub", "url", "folder")
+
+
+def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
+    """Split a configuration into (tier, {dataset: source}); Misuse names what is unknown and the nearest known key.
+
+    config: workflow/config/config.yaml with what `--config` adds: switches of the schema, and dataset names.
+    """
+    schema = read_yaml(root / "workflow/schemas/config.schema.yaml")
+    switches = {key: value for key, value in config.items() if key in schema["properties"]}
+    options = {key: value for key, value in config.items() if key not in switches}
+    datasets = dataset_names(root)
+    for name, source in options.items():
+        if name not in datasets:
+            raise Misuse(f"--config: unknown key {name!r}{nearest(name, {*schema['properties'], *datasets})}")
+        if source not in SOURCES:
+            raise Misuse(f"--config {name}={source}: unknown source{nearest(source, SOURCES)}")
+    experiments.check(root, switches, "config", Path("workflow/config/config.yaml"))
+    experiments.load_tier(root, switches["tier"])  # an unknown tier is said here, before anything else is read
+    return switches["tier"], options
+
+
+def dataset_names(root: Path) -> set[str]:
+    """Every dataset that data/sources.yaml, an experiment or a tier speaks of: what an option may name."""
+    names = set(read_yaml(root / "data/sources.yaml"))
+    for tier in experiments.tier_names(root):
+        names |= set(experiments.load_tier(root, tier).get("data", {}))
+    return names
+
+
+def exhibits(root: Path) -> dict[str, dict]:
+    """{id: header} of every src/lowmem/exhibits/<id>.py in report order, read without importing the file.
+
+    The header is the literal dictionary EXHIBIT; `id` and `paper` decide the order together with `order`.
+    """
+    found = {}
+    for path in sorted((root / "src/lowmem/exhibits").glob("[a-z]*.py")):
+        header = read_header(path)
+        if header.get("id") != path.stem:
+            raise Misuse(f"{path}: EXHIBIT['id'] is {header.get('id')!r}; it must be the file's name")
+        if header.get("kind") not in ("table", "figure"):
+            raise Misuse(f"{path}: EXHIBIT['kind'] is {header.get('kind')!r}; it must be 'table' or 'figure'")
+        found[path.stem] = header
+    papers = {"adam_mini": 0, "lomo": 1, "adalomo": 2, "extra": 3}
+    return dict(sorted(found.items(), key=lambda item: (papers.get(item[1]["paper"], 9), item[1]["order"])))
+
+
+def read_header(path: Path) -> dict:
+    """The literal after `EXHIBIT =` in a Python file."""
+    try:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == ["EXHIBIT"]:
+                return ast.literal_eval(node.value)
+    except (SyntaxError, ValueError) as error:
+        raise Misuse(f"{path}: EXHIBIT cannot be read: {error}; it must be a literal dictionary") from error
+    raise Misuse(f"{path}: no EXHIBIT; an exhibit opens with EXHIBIT = {{...}} (see CONTRIBUTING.md)")
+
+
+def exhibit_files(tier: str, header: dict) -> list[str]:
+    """Outputs of one exhibit, relative to the root: picture or table, its numbers, its caption and values."""
+    folder, ending = ("figures", "svg") if header["kind"] == "figure" else ("tables", "md")
+    return [f"reports/{tier}/{folder}/{header['id']}.{end}" for end in (ending, "csv", "json")]
+
+
+def published_files(header: dict) -> list[str]:
+    """The file with the papers' own values that an exhibit names: two papers, two files; AdaLomo stands with LOMO."""
+    name = header.get("published")
+    if not name:
+        return []
+    return [f"data/published/{'adam_mini' if name.startswith('adam_mini.') else 'lomo'}.yaml"]
+
+
+def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -> dict[str, dict]:
+    """{job name: job} of the experiments `names` (default: those that an exhibit shows).
+
+    A job is {experiment, done, arguments, hashes, runs, data, code, threads, mem_mb, gpus, minutes}; its name is the
+    folder of its done.json below results/<tier>.
+    """
+    if names is None:
+        names = sorted({name for header in exhibits(root).values() for name in header["experiments"]})
+    per_run = experiments.load_tier(root, tier)["job"] == "run"
+    found = {}
+    for experiment in names:
+        runs = experiments.runs(root, experiment, tier, options)
+        for group in [[run] for run in runs] if per_run else [runs]:
+            name = f"{group[0]['id']}" if per_run else experiment
+            found[name] = make_job(root, tier, name, group, options)
+            if per_run:
+                found[name]["arguments"] += f" --variant {group[0]['variant']} --seed {group[0]['seed']}"
+    return found
+
+
+def make_job(root: Path, tier: str, name: str, runs: list[dict], options: dict) -> dict:
+    """One job out of runs that one process does in turn: times add up, the rest is what the largest needs."""
+    needed = [run["resources"] for run in runs]
+    data = {folder: data for run in runs for folder, data in prepared(root, run["config"])}
+    used = {run["config"].get("data", {}).get("dataset") for run in runs}
+    own = [f"--option {key}={value}" for key, value in sorted(options.items()) if key in used]
+    return {
+        "experiment": runs[0]["experiment"],
+        "done": f"results/{tier}/{name}/done.json",
+        "arguments": " ".join([f"--experiment {runs[0]['experiment']} --tier {tier}", *own]),
+        "hashes": hashlib.sha256(" ".join(run["config_hash"] for run in runs).encode()).hexdigest()[:16],
+        "runs": runs,
+        "data": data,
+        "code": run_code(runs),
+        "threads": max(r["threads"] for r in needed),
+        "mem_mb": max(r["mem_mb"] for r in needed),
+        "gpus": max(r["gpus"] for r in needed),
+        "minutes": sum(r["minutes"] for r in needed),
+    }
+
+
+def prepared(root: Path, config: dict) -> list[tuple[str, dict]]:
+    """[(prepared folder relative to the root, config["data"])], empty for a task that needs no data."""
+    if not config.get("data"):
+        return []
+    known = read_yaml(root / "data/sources.yaml")
+    if config["data"]["dataset"] not in known:
+        raise Misuse(f"unknown dataset {config['data']['dataset']!r}{nearest(config['data']['dataset'], known)}")
+    from lowmem.prepare import folder
+
+    return [(str(folder(root, config["data"]).relative_to(root)), config["data"])]
+
+
+@functools.cache
+def code_files(*entries: str) -> list[str]:
+    """`entries` (relative to src/lowmem) and every file of this package that they import, directly or not.
+
+    They are inputs of the rules, since Snakemake does not see which modules a shell command loads.
+    """
+    waiting, found = [record.PACKAGE / name for name in entries], set()
+    while waiting:
+        path = waiting.pop()
+        if path not in found and path.is_file():
+            found.add(path)
+            waiting += record.imported(path)
+    return sorted(str("src" / path.relative_to(record.PACKAGE.parent)) for path in found)
+
+
+def run_code(runs: list[dict]) -> list[str]:
+    """The files whose change makes a record of these runs stale: what record.py writes into it."""
+    seen = {}
+    for run in runs:
+        config = run["config"]
+        named = [config["task"], *((config.get(key) or {}).get("name") for key in ("model", "optimizer"))]
+        seen[tuple(named)] = config
+    return sorted({name for config in seen.values() for name in record.code_files(config)})
+
+
+def datasets(jobs: dict[str, dict]) -> dict[str, dict]:
+    """{prepared folder: config["data"]} over all jobs: what the prepare rule makes, and from what."""
+    return {folder: data for job in jobs.values() for folder, data in job["data"].items()}
+
+
+def prepare_inputs(root: Path, data: dict) -> dict[str, list[str]]:
+    """What a prepared folder is made from: the fetched raw files, and the code that reads them."""
+    from lowmem.fetch import raw_folder
+
+    raw = raw_folder(root, data["dataset"], data["source"]).relative_to(root)
+    script = f"data/{data['dataset']}/prepare.py"
+    code = code_files("prepare.py")
+    return {"raw": [f"{raw}/fetched.json"], "code": [*code, *([script] if (root / script).is_file() else [])]}
+
+
+def prepare_arguments(data: dict) -> str:
+    """Arguments of `lowmem prepare` for one prepared folder."""
+    tokenizer = f" --tokenizer {data['tokenizer']}" if data.get("tokenizer") else ""
+    return f"{data['dataset']} --source {data['source']}{tokenizer}"
+
+
+def select(root: Path, experiment: str, tier: str, options: dict, variant: str | None, seed: int | None) -> list[dict]:
+    """Runs of an experiment, narrowed to one variant and one seed when these are given."""
+    runs = experiments.runs(root, experiment, tier, options)
+    variants, seeds = {run["variant"] for run in runs}, {run["seed"] for run in runs}
+    if variant is not None and variant not in variants:
+        raise Misuse(f"{experiment} has no variant {variant!r}{nearest(variant, variants)}")
+    if seed is not None and seed not in seeds:
+        raise Misuse(f"{experiment} has no seed {seed}{nearest(str(seed), seeds)}")
+    return [run for run in runs if variant in (None, run["variant"]) and seed in (None, run["seed"])]
+
+
+def read_run(root: Path, path: Path) -> dict:
+    """A run from a JSON file with at least {config}; a record will do. Names default to the file's, seed to 0."""
+    given = read_json(path)
+    if not isinstance(given, dict) or "config" not in given:
+        raise Misuse(f"{path}: a run needs the key 'config'")
+    config = {key: value for key, value in given["config"].items() if key != "resources"}
+    experiments.check(root, config, "run", path)
+    experiments.check_files_exist(config, path)
+    run = {
+        "experiment": given.get("experiment") or path.stem,
+        "variant": given.get("variant") or "only",
+        "seed": given.get("seed", 0),
+        "tier": given.get("tier") or "own",
+        "config": config,
+        "resources": {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **(given.get("resources") or {})},
+    }
+    run["id"] = f"{run['experiment']}/{run['variant']}/seed{run['seed']}"
+    run["config_hash"] = experiments.config_hash({**config, "seed": run["seed"]})
+    return run
+
+
+def write_done(root: Path, runs: list[dict], path: Path) -> None:
+    """A job's declared output: each run's record by hash, so that exhibits are redrawn only when a record changed."""
+    rows = []
+    for run in runs:
+        record = root / "results" / run["tier"] / run["id"] / "record.json"
+        loaded = read_json(record)
+        rows.append(
+            {"id": run["id"], "status": loaded["status"], "config_hash": run["config_hash"], "sha256": sha256(record)}
+        )
+    write_json(path, rows)

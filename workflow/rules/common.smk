@@ -1,0 +1,47 @@
+# What this call is about: tier, options, exhibits, jobs, claims. A mistake in the configuration ends here, in one line.
+import re
+from pathlib import Path
+
+from lowmem import claims, plan
+from lowmem.errors import Misuse
+from lowmem.files import read_yaml
+
+ROOT = Path(workflow.basedir)
+
+try:
+    TIER, OPTIONS = plan.settings(ROOT, config)
+    EXHIBITS = plan.exhibits(ROOT)
+    JOBS = plan.jobs(ROOT, TIER, OPTIONS)
+    SOURCES = read_yaml(ROOT / "data/sources.yaml")
+    DATASETS = plan.datasets(JOBS)
+    CLAIMS = {claim["id"]: claim for claim in claims.load(ROOT)}
+except Misuse as error:
+    sys.exit(f"lowmem: {error}")
+
+OPTION_ARGUMENTS = " ".join(f"--option {name}={source}" for name, source in sorted(OPTIONS.items()))
+
+
+def exhibit_inputs(wildcards):
+    """Finished jobs of the exhibit's experiments, and the files that draw it."""
+    header = EXHIBITS[wildcards.id]
+    return {
+        "jobs": [job["done"] for job in JOBS.values() if job["experiment"] in header["experiments"]],
+        "code": plan.code_files("exhibit.py", f"exhibits/{wildcards.id}.py"),
+        "published": plan.published_files(header),
+    }
+
+
+def exhibit_category(wildcards):
+    """Heading of `snakemake --report` under which an exhibit stands."""
+    return {"adam_mini": "Adam-mini", "lomo": "LOMO", "adalomo": "AdaLomo"}.get(
+        EXHIBITS[wildcards.id]["paper"], "Beyond the papers"
+    )
+
+
+def exhibit_labels(wildcards):
+    """Columns of `snakemake --report`, instead of the file's name."""
+    header = EXHIBITS[wildcards.id]
+    return {"in the paper": header["label"], "title": header["title"]}
+
+
+REPORT_TEMPLATES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "workflow/report").glob("*.j2"))

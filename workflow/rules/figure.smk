@@ -1,0 +1,27 @@
+# One figure with the numbers it shows (csv), its caption, published values and runs used (json).
+rule figure:
+    input:
+        unpack(exhibit_inputs),
+    output:
+        shown=report(
+            f"reports/{TIER}/figures/{{id}}.svg",
+            caption="../report/exhibit.rst",
+            category=exhibit_category,
+            labels=exhibit_labels,
+        ),
+        numbers=f"reports/{TIER}/figures/{{id}}.csv",
+        values=f"reports/{TIER}/figures/{{id}}.json",
+    log:
+        f"logs/{TIER}/figure/{{id}}.log",
+    wildcard_constraints:
+        id="|".join(i for i, header in EXHIBITS.items() if header["kind"] == "figure"),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        tier=TIER,
+        options=OPTION_ARGUMENTS,
+    shell:
+        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem exhibit {wildcards.id} --tier {params.tier} {params.options} > {log} 2>&1"

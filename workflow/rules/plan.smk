@@ -1,0 +1,12 @@
+# Runs, downloads and estimated time of the current tier. No output: it always runs when asked.
+rule plan:
+    log:
+        f"logs/{TIER}/plan.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        tier=TIER,
+        options=OPTION_ARGUMENTS,
+    shell:
+        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem plan --tier {params.tier} {params.options} 2>&1 | tee {log}"

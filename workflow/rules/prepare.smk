@@ -1,0 +1,23 @@
+# Raw files to arrays or tokens. Which of them: what the runs' configurations name.
+def prepare_inputs(wildcards):
+    return plan.prepare_inputs(ROOT, DATASETS[f"data/prepared/{wildcards.prepared}"])
+
+
+rule prepare:
+    input:
+        unpack(prepare_inputs),
+    output:
+        "data/prepared/{prepared}/meta.json",
+    log:
+        "logs/prepare/{prepared}.log",
+    wildcard_constraints:
+        prepared="|".join(re.escape(Path(folder).name) for folder in DATASETS),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        arguments=lambda w: plan.prepare_arguments(DATASETS[f"data/prepared/{w.prepared}"]),
+    shell:
+        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem prepare {params.arguments} 2>&1 | tee {log}"

@@ -1,0 +1,24 @@
+# One rule for every run of every tier: a job is an experiment, or one variant and seed of it, as the tier's file says.
+# Records and checkpoints are not declared: Snakemake would delete them when a job fails, and a restart continues them.
+rule train:
+    input:
+        data=lambda w: [f"{folder}/meta.json" for folder in JOBS[w.job]["data"]],
+        code=lambda w: JOBS[w.job]["code"],
+    output:
+        f"results/{TIER}/{{job}}/done.json",
+    log:
+        f"logs/{TIER}/train/{{job}}.log",
+    wildcard_constraints:
+        job="|".join(map(re.escape, JOBS)),
+    conda:
+        "../../environment.yml"
+    threads: lambda w: JOBS[w.job]["threads"]
+    resources:
+        mem_mb=lambda w: JOBS[w.job]["mem_mb"],
+        runtime=lambda w: JOBS[w.job]["minutes"],
+        gpu=lambda w: JOBS[w.job]["gpus"],
+    params:
+        arguments=lambda w: JOBS[w.job]["arguments"],
+        hashes=lambda w: JOBS[w.job]["hashes"],
+    shell:
+        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem train {params.arguments} --done {output} > {log} 2>&1"
