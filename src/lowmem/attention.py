@@ -1,0 +1,34 @@
+"""Causal attention for the models of this package, by the fastest of two equal ways.
+
+PyTorch's fused kernel is the rule. The exception was measured with torch 2.13 on a CPU with bf16 matrix units: the
+backward pass of the fused bf16 kernel does not use them, and takes ten times as long as explicit matrix products at
+head sizes up to 32 (44 against 4.4 ms for 64 heads of 128 x 32), twice as long at 256 x 64. Beyond 512 positions the
+explicit score matrix costs more than it saves.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EXPLICIT_UP_TO = 512  # positions
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """q (B, H, T, D), k and v (B, K, T, D) with K dividing H -> (B, H, T, D); position t sees positions <= t."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= EXPLICIT_UP_TO and dropout == 0.0:
+        return explicit(q, k, v)
+    return F.scaled_dot_product_attention(
+        q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=k.shape[1] != q.shape[1]
+    )
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same by two batched matrix products and a softmax, keeping the (B, H, T, T) probabilities for backward."""
+    batch, heads, length, size = q.shape
+    if k.shape[1] != heads:
+        k = k.repeat_interleave(heads // k.shape[1], dim=1)
+        v = v.repeat_interleave(heads // v.shape[1], dim=1)
+    mask = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, T)
+    q, k, v = (x.reshape(batch * heads, length, size) for x in (q, k, v))
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=size**-0.5)  # (B H, T, T)
+    return torch.bmm(F.softmax(scores, dim=-1), v).view(batch, heads, length, size)

@@ -1,0 +1,85 @@
+"""The machine a run sees: device, threads, seeds and signals fixed; what it is, for the record."""
+
+import contextlib
+import os
+import platform
+import signal
+import threading
+from pathlib import Path
+
+import torch
+
+from lowmem.errors import Misuse
+
+# Vector and matrix units that change speed, and with it what is sensible; x86 and Arm names.
+FLAGS = ("amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512_bf16", "avx512_fp16", "avx2", "asimd", "bf16", "sve")
+
+
+def device_of(run: dict) -> str:
+    """cuda when the run asks for GPUs, else cpu; Misuse when there is none. More than one process comes later."""
+    if run["resources"].get("gpus", 0) == 0:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise Misuse(
+            f"{run['id']} asks for a GPU and PyTorch sees none here; choose a tier for this machine (--tier laptop)"
+        )
+    return "cuda"
+
+
+@contextlib.contextmanager
+def fixed(run: dict):
+    """Fix what the result must not inherit from the process: threads, seeds, determinism. Yields the device."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    device = device_of(run)
+    torch.set_num_threads(run["config"].get("train", {}).get("threads") or run["resources"].get("threads", 1))
+    torch.use_deterministic_algorithms(device == "cpu")  # on a GPU it would cost speed and refuse some kernels
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a check of PyTorch that costs a write per tensor
+    torch.manual_seed(run["seed"])
+    try:
+        yield device
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def describe(kind: str) -> dict:
+    """The machine: {type, name, cores, threads, flags, memory_bytes} of the CPU or GPU in use, and the platform."""
+    common = {
+        "type": kind,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+    if kind == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        return {**common, "name": gpu.name, "flags": [], "memory_bytes": gpu.total_memory}
+    name, flags = platform.processor() or platform.machine(), []
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        name = fields.get("model name", name)
+        known = set((fields.get("flags") or fields.get("Features") or "").split())
+        flags = [flag for flag in FLAGS if flag in known]
+    except OSError:
+        pass  # not Linux: name and flags stay as they are
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        memory = None
+    return {**common, "name": name, "flags": flags, "memory_bytes": memory}
+
+
+@contextlib.contextmanager
+def on_sigterm():
+    """Yield a function that says whether SIGTERM has arrived; outside the main thread signals stay as they are."""
+    arrived = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,204 @@
+"""The record of one run: what ran, on what, with which result. One JSON file that is whole or absent.
+
+Two records are equal when configuration, status, metrics and the curve's loss columns are bitwise equal; times,
+machine and memory may differ. A missing number is null, never 0 and never NaN.
+"""
+
+import ast
+import datetime
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import lowmem
+from lowmem.errors import Misuse
+from lowmem.files import read_json, sha256, write_json
+
+SCHEMA = 1
+FINAL = ("done", "diverged", "oom")  # a failed run is tried again
+PACKAGE = Path(lowmem.__file__).parent
+# Modules that route runs, files and messages; what they decide stands in the configuration or in the data's hashes.
+ROUTING = ("errors", "files", "record", "progress", "ticker", "experiments", "prepare")
+PACKAGES = ("torch", "numpy", "transformers", "sentencepiece")
+LOSS_COLUMNS = ("train_loss", "val_loss")
+
+
+def folder(root: Path, run: dict) -> Path:
+    """results/<tier>/<experiment>/<variant>/seed<k>."""
+    return Path(root) / "results" / run["tier"] / run["id"]
+
+
+def start(root: Path, run: dict) -> dict:
+    """A record with everything that is known before the run; its result is null."""
+    return {
+        "schema": SCHEMA,
+        **{key: run[key] for key in ("id", "experiment", "variant", "seed", "tier")},
+        "status": None,
+        "reason": None,
+        "config": run["config"],
+        "config_hash": run["config_hash"],
+        "code": {**commit(root), "files": code_files(run["config"])},
+        "packages": packages(),
+        "device": None,
+        "world_size": 1,
+        "started": now(),
+        "ended": None,
+        "metrics": {"final": {}, "best": {}},
+        "memory": None,
+        "throughput": None,
+        "resumed_from": [],
+    }
+
+
+def write(path: Path, record: dict) -> dict:
+    """Write record.json atomically with NaN and infinity turned into null; returns what was written."""
+    clean = finite({**record, "ended": now()})
+    write_json(path / "record.json", clean)
+    return clean
+
+
+def reusable(root: Path, run: dict) -> dict | None:
+    """The run's record if it is final and neither configuration nor code nor data changed since, else None."""
+    path = folder(root, run) / "record.json"
+    if not path.is_file():
+        return None
+    try:
+        record = read_json(path)
+        files = record["code"]["files"]
+        same = record["schema"] == SCHEMA and record["status"] in FINAL and record["config_hash"] == run["config_hash"]
+    except Exception:  # a damaged or foreign file is no record
+        return None
+    return record if same and all(hash_of(root, name) == value for name, value in files.items()) else None
+
+
+def hash_of(root: Path, name: str) -> str | None:
+    """sha256 of a file as a record names it: code as src/..., prepared data by its meta.json (it may be large)."""
+    path = PACKAGE.parent / name.removeprefix("src/") if name.startswith("src/") else Path(root) / name
+    meta = path.parent / "meta.json"
+    if not name.startswith("src/") and meta.is_file():
+        return read_json(meta)["sha256"].get(path.name) if path.is_file() else None
+    return sha256(path) if path.is_file() else None
+
+
+def names(root: Path, paths: Iterable[Path]) -> list[str]:
+    """Paths as a record names them: relative to the root."""
+    return [Path(path).relative_to(root).as_posix() for path in paths]
+
+
+def finite(value):
+    """The value with every non-finite float replaced by None, at any depth."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def code_files(config: dict) -> dict[str, str]:
+    """{src/lowmem/...: sha256} of the modules that this run's task, model and optimizer reach by import.
+
+    Read from the source, not from sys.modules, so that a change to one optimizer does not invalidate runs of another
+    that happened to share a process. C sources beside a reached module count too.
+    """
+    names = ["train"] + [f"tasks.{config['task']}"]
+    names += [
+        f"{kind}.{config[key]['name']}" for key, kind in (("model", "models"), ("optimizer", "optim")) if key in config
+    ]
+    waiting, seen = [PACKAGE / f"{name.replace('.', '/')}.py" for name in names], set()
+    if "optimizer" in config:
+        waiting.append(PACKAGE / "optim" / "__init__.py")
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not path.is_file() or (path.parent == PACKAGE and path.stem in ROUTING):
+            continue
+        seen.add(path)
+        waiting += imported(path)
+        seen.update(path.parent.glob("*.c") if path.parent != PACKAGE else ())
+    return {str("src" / path.relative_to(PACKAGE.parent)): sha256(path) for path in sorted(seen)}
+
+
+def imported(path: Path) -> list[Path]:
+    """Files of this package that a module names in import statements, at top level or inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        for module in modules:
+            if module.startswith("lowmem."):
+                place = PACKAGE.joinpath(*module.split(".")[1:])
+                found += [place.with_suffix(".py"), place / "__init__.py"]
+    return found
+
+
+def commit(root: Path) -> dict:
+    """{commit, dirty} of the checkout; null without git. dirty looks at the code, not at data, reports or notes."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    changes = git("status", "--porcelain", "--", "src", "workflow", "Snakefile") if head else None
+    return {"commit": head, "dirty": None if changes is None else bool(changes)}
+
+
+def packages() -> dict[str, str | None]:
+    """Versions of Python and of the packages that compute; null when not installed."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def now() -> str:
+    """Time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def equal(a: Path, b: Path) -> list[str]:
+    """Differences between two run folders, or two trees of them, one line each; empty when they are equal."""
+    a, b = Path(a), Path(b)
+    inside = [sorted(str(path.parent.relative_to(top)) for path in top.rglob("record.json")) for top in (a, b)]
+    if not inside[0] and not inside[1]:
+        raise Misuse(f"neither {a} nor {b} holds a record.json")
+    lines = [f"{name}: only in {a}" for name in inside[0] if name not in inside[1]]
+    lines += [f"{name}: only in {b}" for name in inside[1] if name not in inside[0]]
+    for name in (name for name in inside[0] if name in inside[1]):
+        prefix = "" if name == "." else f"{name}: "
+        one, other = read_json(a / name / "record.json"), read_json(b / name / "record.json")
+        for key in ("config", "status", "metrics"):
+            if one[key] != other[key]:
+                lines.append(f"{prefix}{key}: {json.dumps(one[key])} is not {json.dumps(other[key])}")
+        curves = [losses(top / name / "curve.jsonl") for top in (a, b)]
+        if len(curves[0]) != len(curves[1]):
+            lines.append(f"{prefix}curve: {len(curves[0])} lines, not {len(curves[1])}")
+        elif curves[0] != curves[1]:
+            at = next(i for i, (left, right) in enumerate(zip(*curves)) if left != right)
+            lines.append(f"{prefix}curve line {at + 1}: {curves[0][at]} is not {curves[1][at]}")
+    return lines
+
+
+def losses(path: Path) -> list[dict]:
+    """Step and loss columns of a curve; empty when there is none."""
+    if not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{key: row.get(key) for key in ("step", *LOSS_COLUMNS)} for row in rows]
+
+
+def show(folder: Path) -> None:
+    """Print one record."""
+    print(json.dumps(read_json(Path(folder) / "record.json"), indent=1))

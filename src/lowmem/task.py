@@ -1,0 +1,25 @@
+"""What the training loop needs to know about a task; build(config, seed, root, device) in tasks/<name>.py makes one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Task:
+    """model: fresh, on the device. batch(i): micro-batch i, a pure function of configuration, seed and i, so that no
+    optimizer and no interruption changes the data order. loss(model, batch): scalar, the mean over the micro-batch.
+    evaluate(model): named numbers on a fixed validation set, at least val_loss. units: tokens (or what `unit` says)
+    in one micro-batch. inputs: files whose content decides the result (their hashes enter the record).
+    """
+
+    model: nn.Module
+    batch: Callable[[int], Any]
+    loss: Callable[[nn.Module, Any], Tensor]
+    evaluate: Callable[[nn.Module], dict[str, float]]
+    units: int
+    unit: str = "token"
+    inputs: tuple[Path, ...] = ()

@@ -1,0 +1,82 @@
+"""Language-model pre-training: predict the next token of windows drawn from one long token file."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowmem import prepare
+from lowmem.errors import Misuse
+from lowmem.files import read_json
+from lowmem.task import Task
+
+
+def build(config: dict, seed: int, root: Path, device: str) -> Task:
+    """Task from config keys data, model and train; the model's weights come from the global generator."""
+    train = config["train"]
+    if "seq_len" not in train or "data" not in config or "model" not in config:
+        raise Misuse("task pretrain needs data, model and train.seq_len in its configuration")
+    length, micro = train["seq_len"], train.get("micro_batch_size") or train["batch_size"]
+    folder = prepare.folder(root, config["data"])
+    train_tokens, val_tokens = (prepare.load_tokens(folder, split) for split in ("train", "val"))
+    settings = {key: value for key, value in config["model"].items() if key != "name"}
+    with torch.device(device):
+        model = importlib.import_module(f"lowmem.models.{config['model']['name']}").build(**settings)
+    check_fit(model, folder, train_tokens, length)
+    windows = val_windows(val_tokens, length, train.get("eval_batches", 1) * micro, folder)  # (windows, T + 1)
+
+    def batch(index: int) -> tuple[Tensor, Tensor]:
+        return inputs_and_targets(train_windows(train_tokens, length, seed, index * micro, micro), device)
+
+    def loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return model(*batch)
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        parts = np.split(windows, len(windows) // micro)
+        total = sum(loss(model, inputs_and_targets(part, device)).item() for part in parts)
+        return {"val_loss": total / len(parts)}  # all batches are equally large, so the mean of means is the mean
+
+    return Task(model, batch, loss, evaluate, units=micro * length, inputs=(folder / "train.bin", folder / "val.bin"))
+
+
+def check_fit(model: torch.nn.Module, folder: Path, tokens: np.ndarray, length: int) -> None:
+    """Refuse a model whose vocabulary or context is too small for the data."""
+    vocabulary, needed = model.config.vocab_size, read_json(folder / "meta.json")["vocab_size"]
+    if vocabulary < needed:
+        raise Misuse(f"model.vocab_size {vocabulary} is smaller than the {needed} tokens of {folder.name}; raise it")
+    if length > model.config.block_size:
+        raise Misuse(
+            f"train.seq_len {length} exceeds model.block_size {model.config.block_size}; lower one, raise the other"
+        )
+    if len(tokens) <= length:
+        raise Misuse(f"{folder}/train.bin holds {len(tokens)} tokens, too few for seq_len {length}; lower it")
+
+
+def train_windows(tokens: np.ndarray, length: int, seed: int, first: int, count: int) -> np.ndarray:
+    """Windows number first ... first + count - 1 of the run with this seed, (count, length + 1) int64.
+
+    Window s starts where the counter-based generator Philox says at counter s, so neither the micro-batch size nor the
+    optimizer changes the data order.
+    """
+    raw = np.random.Philox(key=seed, counter=first).random_raw(4 * count)[::4]  # one counter yields four words
+    starts = (raw % np.uint64(len(tokens) - length)).astype(np.int64)
+    return tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+
+
+def val_windows(tokens: np.ndarray, length: int, count: int, folder: Path) -> np.ndarray:
+    """The first `count` windows, (count, length + 1); targets of neighbours do not overlap."""
+    if len(tokens) < count * length + 1:
+        raise Misuse(
+            f"{folder}/val.bin holds {len(tokens)} tokens, {count} validation windows of {length} need "
+            f"{count * length + 1}; lower train.eval_batches"
+        )
+    starts = np.arange(count) * length
+    return tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+
+
+def inputs_and_targets(windows: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
+    """(B, T + 1) -> tokens (B, T) and the tokens that follow them (B, T), on the device."""
+    both = torch.from_numpy(windows).to(device, non_blocking=True)
+    return both[:, :-1], both[:, 1:]

@@ -1,0 +1,257 @@
+"""The only training loop: any model, task and optimizer, interrupted at any moment and continued bit for bit."""
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from lowmem import checkpoint, machine, record, ticker, usage
+from lowmem.errors import Failed, Misuse
+from lowmem.progress import say
+from lowmem.schedule import lr_at
+from lowmem.task import Task
+
+
+def run_job(root: Path, runs: list[dict]) -> int:
+    """All runs in order, in this process. Final records are reused. 1 when a run failed, else 0.
+
+    A failed run does not stop the others. SIGTERM writes a checkpoint and exits with 143.
+    """
+    for run in runs:
+        machine.device_of(run)  # refuse the whole job before it starts
+    failed = 0
+    for number, run in enumerate(runs, 1):
+        label = f"[{number}/{len(runs)}] {run['tier']}/{run['id']}"
+        old = record.reusable(root, run)
+        if old:
+            checkpoint.remove(checkpoint.place(record.folder(root, run), run["config_hash"]))
+            say(f"{label}: {old['status']} before, record kept")
+            continue
+        try:
+            made = train_run(root, run, label)
+        except Failed as error:  # not even the record could be written
+            made = {"status": "failed", "reason": str(error)}
+        failed += made["status"] == "failed"
+        say(f"{label}: {made['status']}" + (f": {made['reason']}" if made["reason"] else f" {ticker.summary(made)}"))
+    return int(failed > 0)
+
+
+def train_run(root: Path, run: dict, label: str = "") -> dict:
+    """One run from its checkpoint, if there is one, to its record, which is written and returned."""
+    folder = record.folder(root, run)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").unlink(missing_ok=True)  # the curve below it is about to change
+    made = record.start(root, run)
+    try:
+        with machine.fixed(run) as device:
+            made["device"] = machine.describe(device)
+            carry_out(root, run, made, folder, device, label)
+    except Exception as error:
+        made["status"] = "oom" if usage.is_out_of_memory(error) else "failed"
+        made["reason"] = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, (Misuse, Failed)):
+            made["reason"] = f"{type(error).__name__}: {made['reason']}; see train.log"
+            with contextlib.suppress(OSError):
+                (folder / "train.log").write_text(traceback.format_exc(), encoding="utf-8")
+    made = record.write(folder, made)
+    if made["status"] in record.FINAL:
+        checkpoint.remove(checkpoint.place(folder, run["config_hash"]))
+    return made
+
+
+def carry_out(root: Path, run: dict, made: dict, folder: Path, device: str, label: str) -> None:
+    """Fill the record: by the task's own measurement, or by training."""
+    module = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
+    if hasattr(module, "measure"):
+        result = module.measure(run["config"], run["seed"], root)
+        made.update(metrics={"final": {}, "best": {}, **result["metrics"]}, memory=result.get("memory"), status="done")
+        if result.get("curve") is not None:
+            lines = [json.dumps(record.finite(line)) for line in result["curve"]]
+            (folder / "curve.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return
+    from lowmem import optim
+
+    usage.reset_peak(device)
+    task = module.build(run["config"], run["seed"], root, device)
+    made["code"]["files"] |= {name: record.hash_of(root, name) for name in record.names(root, task.inputs)}
+    optimizer = optim.make(task.model, **run["config"]["optimizer"])
+    Loop(run, task, optimizer, device, folder, made, label).run()
+
+
+KEPT = ("step", "seconds", "best", "train_loss", "val", "gradient_bytes")  # plain values of a Loop in its checkpoint
+
+
+class Loop:
+    """State of one training run: what a checkpoint holds, and what each step needs."""
+
+    def __init__(self, run, task: Task, optimizer, device: str, folder: Path, made: dict, label: str):
+        self.settings = run["config"]["train"]
+        self.schedule = run["config"].get("schedule") or {}
+        self.task, self.optimizer, self.device, self.made, self.label = task, optimizer, device, made, label
+        self.model, self.folder, self.steps = task.model, folder, self.settings["steps"]
+        batch, micro = self.settings["batch_size"], self.settings.get("micro_batch_size") or self.settings["batch_size"]
+        if batch % micro:
+            raise Misuse(f"train.batch_size {batch} is not a multiple of micro_batch_size {micro}; change one of them")
+        self.accumulate = batch // micro
+        self.fused = hasattr(optimizer, "backward")  # gradients are used inside backward and never gathered
+        if self.fused and self.accumulate > 1:
+            raise Misuse("an optimizer that updates inside backward cannot accumulate; drop train.micro_batch_size")
+        if self.fused and self.settings.get("grad_clip"):
+            raise Misuse("an optimizer that updates inside backward clips by itself; set train.grad_clip to null")
+        self.peak = [group["lr"] for group in optimizer.param_groups]
+        self.path = checkpoint.place(folder, run["config_hash"])
+        self.step, self.seconds, self.best, self.train_loss, self.val = 0, 0.0, None, None, {}
+        self.times: list[float] = []
+        self.gradient_bytes = 0
+
+    def run(self) -> None:
+        """Train to the end or to divergence and fill the record."""
+        self.resume()
+        if self.settings.get("compile"):
+            for part in self.model.blocks if self.fused else [self.model]:  # whole-model backward keeps all gradients
+                part.compile()
+        self.model.train()
+        show = ticker.progress(self.label, self.steps)
+        every = self.settings.get("checkpoint_every") or math.inf
+        with open(self.folder / "curve.jsonl", "a", encoding="utf-8") as curve, machine.on_sigterm() as stopped:
+            if self.step == 0:
+                self.write(curve, 0, **self.evaluate())
+            while self.step < self.steps and not self.made["status"]:
+                self.one_step(curve)
+                if self.made["status"]:
+                    break
+                show(self.step, self.train_loss, self.task.units * self.accumulate, self.times)
+                if stopped() or (self.step % every == 0 and self.step < self.steps):
+                    self.save(curve)
+                if stopped():
+                    say(f"{self.label}: stopped at step {self.step}, checkpoint written; the same command continues")
+                    raise SystemExit(143)
+        self.finish()
+
+    def one_step(self, curve) -> None:
+        """One update and its line in the curve; sets the record's status when loss or gradient is not finite."""
+        started = time.perf_counter()
+        number = self.step + 1
+        for group, peak in zip(self.optimizer.param_groups, self.peak):
+            group["lr"] = lr_at(number, peak, self.schedule, self.steps)
+        losses = []
+        for part in range(self.accumulate):
+            batch = self.task.batch(self.step * self.accumulate + part)
+            with self.autocast():
+                loss = self.task.loss(self.model, batch)
+            losses.append(loss.detach())
+            if not self.fused:
+                (loss / self.accumulate).backward()
+        train_loss = torch.stack(losses).mean().item()
+        norm = None
+        if self.fused and math.isfinite(train_loss):
+            self.optimizer.backward(loss)
+        elif not self.fused:
+            norm = self.clip()
+        self.step, self.train_loss = number, train_loss
+        if not math.isfinite(train_loss) or not math.isfinite(norm or 0.0):
+            self.diverge("loss" if not math.isfinite(train_loss) else "gradient")
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.seconds += time.perf_counter() - started
+        self.times.append(time.perf_counter() - started)
+        at_end = number == self.steps and not self.made["status"]
+        every = self.settings.get("eval_every")
+        val = self.evaluate() if at_end or (every and number % every == 0 and not self.made["status"]) else {}
+        self.write(curve, number, train_loss=train_loss, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
+
+    def clip(self) -> float:
+        """Global norm of the gradients before clipping (train.grad_clip; null measures only)."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.settings.get("grad_clip"):
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings["grad_clip"], norm)
+        self.gradient_bytes = self.gradient_bytes or usage.bytes_of(gradients)
+        return norm.item()
+
+    def autocast(self):
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.settings.get("precision", "fp32") == "bf16")
+
+    def evaluate(self) -> dict[str, float]:
+        """Numbers on the validation set; keeps the best and notices divergence."""
+        self.model.eval()
+        with torch.no_grad(), self.autocast():
+            self.val = self.task.evaluate(self.model)
+        self.model.train()
+        loss = self.val["val_loss"]
+        if not math.isfinite(loss):
+            self.diverge("validation loss")
+        elif self.best is None or loss < self.best["val_loss"]:
+            self.best = self.metrics()
+        return self.val
+
+    def metrics(self) -> dict:
+        tokens = self.step * self.accumulate * self.task.units
+        return {"train_loss": self.train_loss, **self.val, "step": self.step, f"{self.task.unit}s": tokens}
+
+    def diverge(self, what: str) -> None:
+        self.made.update(status="diverged", reason=f"{what} is not finite at step {self.step}")
+        self.val = dict.fromkeys(self.val)  # the last evaluation was of earlier weights
+
+    def write(self, curve, step: int, **columns) -> None:
+        """One line of curve.jsonl; a non-finite number is null."""
+        units = step * self.accumulate * self.task.units
+        line = {"step": step, f"{self.task.unit}s": units, **columns, "seconds": round(self.seconds, 4)}
+        curve.write(json.dumps(record.finite(line)) + "\n")
+        curve.flush()
+
+    def save(self, curve) -> None:
+        """Checkpoint after the current step; the curve goes to disk first, as the checkpoint names its length."""
+        os.fsync(curve.fileno())
+        kept = {key: getattr(self, key) for key in KEPT}
+        state = {
+            "kept": kept,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.device == "cuda" else None,
+            "curve_bytes": os.fstat(curve.fileno()).st_size,
+            "files": self.made["code"]["files"],
+            "resumed_from": self.made["resumed_from"],
+        }
+        checkpoint.save(self.path, self.step, state)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint if there is one of this code and data; cut the curve to its length."""
+        curve = self.folder / "curve.jsonl"
+        state = checkpoint.load(self.path)
+        length = curve.stat().st_size if curve.is_file() else 0
+        if state is None or state["files"] != self.made["code"]["files"] or length < state["curve_bytes"]:
+            if state is not None:
+                say(f"{self.label}: code, data or curve changed since the checkpoint; starting over")
+            curve.unlink(missing_ok=True)
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if self.device == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        for key, value in state["kept"].items():
+            setattr(self, key, value)
+        os.truncate(curve, state["curve_bytes"])
+        self.made["resumed_from"] = [*state["resumed_from"], self.step]
+        say(f"{self.label}: continuing from step {self.step}")
+
+    def finish(self) -> None:
+        self.made["status"] = self.made["status"] or "done"
+        self.made["metrics"] = {"final": self.metrics(), "best": self.best or {}}
+        self.made["throughput"] = usage.throughput(self.times, self.accumulate * self.task.units, self.task.unit)
+        self.made["memory"] = {
+            "parameters": usage.bytes_of(self.model.parameters()),
+            "gradients": self.gradient_bytes,  # kept from backward to step
+            "optimizer_state": usage.state_bytes(self.optimizer),
+            "peak_rss": usage.peak_rss(),
+            "peak_device": torch.cuda.max_memory_allocated() if self.device == "cuda" else None,
+        }
