@@ -25,11 +25,13 @@ from torch import nn
 KINDS = ("token", "head", "neuron", "tensor", "coordinate", "mixed")
 
 # The switches of the three partitions that official versions and the paper differ in.
+_TENSOR = dict.fromkeys(("neuron", "head", "value", "embedding", "output", "biases"), "tensor")
+_ROWS = dict.fromkeys(("neuron", "value", "embedding", "output"), "row")
 SCHEMES = {
-    "v1.1": {"neuron": "row", "head": "head", "value": "row", "embedding": "row", "output": "row", "biases": "coordinate"},
-    "v1.0": {"neuron": "tensor", "head": "head", "value": "tensor", "embedding": "coordinate", "output": "coordinate", "biases": "tensor"},
-    "tensor": {"neuron": "tensor", "head": "tensor", "value": "tensor", "embedding": "tensor", "output": "tensor", "biases": "tensor"},
-}  # fmt: skip
+    "v1.1": {**_ROWS, "head": "head", "biases": "coordinate"},
+    "v1.0": {**_TENSOR, "head": "head", "embedding": "coordinate", "output": "coordinate"},
+    "tensor": _TENSOR,
+}
 
 
 @dataclasses.dataclass(frozen=True)

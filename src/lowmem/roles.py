@@ -48,9 +48,13 @@ CONCATENATED = ("c_attn", "qkv", "qkv_proj", "Wqkv", "in_proj")
 INTERLEAVED = ("query_key_value",)
 INTERLEAVED_MODELS = ("gpt_neox", "gpt_neox_japanese", "bloom")
 POSITION_TABLES = (
-    "pos_embed", "pos_embedding", "position_embedding", "position_embeddings", "positional_embedding",
+    "pos_embed",
+    "pos_embedding",
+    "position_embedding",
+    "position_embeddings",
+    "positional_embedding",
     "relative_position_bias_table",
-)  # fmt: skip
+)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 CONVOLUTIONS = nn.modules.conv._ConvNd
 
@@ -72,7 +76,7 @@ def find_roles(model: nn.Module, known_by_hand: set[str] = frozenset(), tolerant
         if parameter is None:
             return
         before = roles.get(id(parameter))
-        if before is None or before.name in ("output", "neuron") and role.name == "embedding":
+        if before is None or (before.name in ("output", "neuron") and role.name == "embedding"):
             roles[id(parameter)] = role  # a tied table counts as embedding, wherever it was registered first
 
     for path, module in attention:
@@ -86,7 +90,7 @@ def find_roles(model: nn.Module, known_by_hand: set[str] = frozenset(), tolerant
     for _, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             claim(module.weight, Role("embedding"))
-    for path, module in model.named_modules():
+    for module in model.modules():
         bare = dict(module.named_parameters(recurse=False))
         if is_linear(module):
             axis = 1 if is_transposed(module) else 0
@@ -218,7 +222,11 @@ def _fused_role(path: str, module: nn.Module, name: str, layer: nn.Module) -> Ro
             f"{path}.{name}.weight: {rows} rows are not {heads} query and 2 x {kv_heads} key/value heads of size {size}; "
             f"pass overrides={{'{path}.{name}.weight': 'row'}} or a number of equal blocks"
         )
-    return Role("fused", axis, parts=(("query", heads * size, size), ("key", kv_heads * size, size), ("value", kv_heads * size, size)))  # fmt: skip
+    return Role(
+        "fused",
+        axis,
+        parts=(("query", heads * size, size), ("key", kv_heads * size, size), ("value", kv_heads * size, size)),
+    )
 
 
 def _claim_projection(child: nn.Module, role: Role, claim) -> None:
@@ -294,7 +302,7 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
             return _base(found)
     tables = {m.num_embeddings for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] in ("lm_head", "output", "head", "embed_out") and is_linear(module):
-            if out_features(module) in tables:
-                return module
+        named_so = name.rsplit(".", 1)[-1] in ("lm_head", "output", "head", "embed_out")
+        if named_so and is_linear(module) and out_features(module) in tables:
+            return module
     return None

@@ -62,9 +62,24 @@ class Adafactor(RuleOptimizer):
     form = "shaped"
     stages = (second_moment, norms, update)
 
-    def __init__(self, params, lr=1e-2, *, variant="original", beta1=None, decay_rate=-0.8, beta2_cap=None,
-                 eps=(1e-30, 1e-3), clip_threshold=1.0, weight_decay=0.0, scale_parameter=None, relative_step=False,
-                 warmup_init=False, decay_by_lr=False, **common):  # fmt: skip
+    def __init__(
+        self,
+        params,
+        lr=1e-2,
+        *,
+        variant="original",
+        beta1=None,
+        decay_rate=-0.8,
+        beta2_cap=None,
+        eps=(1e-30, 1e-3),
+        clip_threshold=1.0,
+        weight_decay=0.0,
+        scale_parameter=None,
+        relative_step=False,
+        warmup_init=False,
+        decay_by_lr=False,
+        **common,
+    ):
         _one_of("variant", variant, ("original", "zhai"))
         _one_of("relative_step", relative_step, (False, True, "capped"))
         zhai = variant == "zhai"
@@ -77,9 +92,19 @@ class Adafactor(RuleOptimizer):
             raise ValueError(f"beta1={beta1!r}: lies in [0, 1)")
         if warmup_init and relative_step is not True:
             raise ValueError("warmup_init=True: needs relative_step=True")
-        defaults = dict(lr=lr, beta1=beta1, decay_rate=decay_rate, beta2_cap=beta2_cap, eps=tuple(eps),
-                        clip_threshold=clip_threshold, weight_decay=weight_decay, scale_parameter=scale_parameter,
-                        relative_step=relative_step, warmup_init=warmup_init, decay_by_lr=decay_by_lr)  # fmt: skip
+        defaults = dict(
+            lr=lr,
+            beta1=beta1,
+            decay_rate=decay_rate,
+            beta2_cap=beta2_cap,
+            eps=tuple(eps),
+            clip_threshold=clip_threshold,
+            weight_decay=weight_decay,
+            scale_parameter=scale_parameter,
+            relative_step=relative_step,
+            warmup_init=warmup_init,
+            decay_by_lr=decay_by_lr,
+        )
         super().__init__(params, defaults, **common)
 
     @staticmethod

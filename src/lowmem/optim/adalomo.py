@@ -16,14 +16,38 @@ class AdaLomoRule(Adafactor):
     def __init__(
         self, params, lr=1e-3, decay_rate=-0.8, eps=(1e-30, 1e-3), clip_threshold=1.0, weight_decay=0.0, **common
     ):
-        super().__init__(params, lr, decay_rate=decay_rate, eps=eps, clip_threshold=clip_threshold,
-                         weight_decay=weight_decay, scale_parameter=True, relative_step=False, **common)  # fmt: skip
+        super().__init__(
+            params,
+            lr,
+            decay_rate=decay_rate,
+            eps=eps,
+            clip_threshold=clip_threshold,
+            weight_decay=weight_decay,
+            scale_parameter=True,
+            relative_step=False,
+            **common,
+        )
 
 
 class AdaLomo(FusedBackward):
     """AdaLomo: AdaLomo(model, lr=5e-4); then opt.backward(loss). Norm clipping is not needed, say the authors."""
 
-    def __init__(self, params, lr=1e-3, *, decay_rate=-0.8, eps=(1e-30, 1e-3), clip_threshold=1.0, weight_decay=0.0,
-                 max_grad_norm=None, grouped_norm=None, clip_value=None, loss_scale=None, **common):  # fmt: skip
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        *,
+        decay_rate=-0.8,
+        eps=(1e-30, 1e-3),
+        clip_threshold=1.0,
+        weight_decay=0.0,
+        max_grad_norm=None,
+        grouped_norm=None,
+        clip_value=None,
+        loss_scale=None,
+        **common,
+    ):
         rule = AdaLomoRule(params, lr, decay_rate, eps, clip_threshold, weight_decay, **common)
-        super().__init__(rule, max_grad_norm=max_grad_norm, grouped_norm=grouped_norm, clip_value=clip_value, loss_scale=loss_scale)  # fmt: skip
+        super().__init__(
+            rule, max_grad_norm=max_grad_norm, grouped_norm=grouped_norm, clip_value=clip_value, loss_scale=loss_scale
+        )

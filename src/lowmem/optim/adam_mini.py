@@ -51,10 +51,34 @@ class AdamMini(RuleOptimizer):
     uses_blocks = True
     stages = (block_statistic, update)
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, reduce="mean", scheme=None,
-                 value=None, embedding=None, output=None, biases=None, neurons=None, overrides=None, **common):  # fmt: skip
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.0,
+        *,
+        reduce="mean",
+        scheme=None,
+        value=None,
+        embedding=None,
+        output=None,
+        biases=None,
+        neurons=None,
+        overrides=None,
+        **common,
+    ):
         _one_of("reduce", reduce, REDUCTIONS)
-        settings = dict(scheme=scheme, value=value, embedding=embedding, output=output, biases=biases, neurons=neurons, overrides=overrides)  # fmt: skip
+        settings = dict(
+            scheme=scheme,
+            value=value,
+            embedding=embedding,
+            output=output,
+            biases=biases,
+            neurons=neurons,
+            overrides=overrides,
+        )
         settings = {key: setting for key, setting in settings.items() if setting is not None}
         defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, reduce=reduce)
         super().__init__(params, defaults, partition_settings=settings, **common)

@@ -59,7 +59,16 @@ class CAME(RuleOptimizer):
     form = "shaped"
     stages = (second_moment, update_norm, instability, update)
 
-    def __init__(self, params, lr=2e-4, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16), clip_threshold=1.0, weight_decay=0.0, **common):  # fmt: skip
+    def __init__(
+        self,
+        params,
+        lr=2e-4,
+        betas=(0.9, 0.999, 0.9999),
+        eps=(1e-30, 1e-16),
+        clip_threshold=1.0,
+        weight_decay=0.0,
+        **common,
+    ):
         if not clip_threshold > 0 or len(betas) != 3 or math.isnan(clip_threshold):
             raise ValueError("CAME takes three betas and a clip_threshold above 0")
         defaults = dict(
@@ -79,7 +88,12 @@ class CAME(RuleOptimizer):
     def scalars(group, step):
         beta1, beta2, beta3 = group["betas"]
         return {
-            "lr": group["lr"], "beta1": beta1, "beta2": beta2, "beta3": beta3, "eps1": group["eps"][0],
-            "eps2": group["eps"][1], "clip_threshold": group["clip_threshold"],
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "beta3": beta3,
+            "eps1": group["eps"][0],
+            "eps2": group["eps"][1],
+            "clip_threshold": group["clip_threshold"],
             "keep": 1 - group["lr"] * group["weight_decay"],
-        }  # fmt: skip
+        }

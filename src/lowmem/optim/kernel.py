@@ -120,7 +120,12 @@ def adam(optimizer, ready: list) -> list:
 
 
 def _plain(t: torch.Tensor) -> bool:
-    return type(t) in (torch.Tensor, torch.nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()  # fmt: skip
+    return (
+        type(t) in (torch.Tensor, torch.nn.Parameter)
+        and t.dtype == torch.float32
+        and t.device.type == "cpu"
+        and t.is_contiguous()
+    )
 
 
 @functools.cache

@@ -15,7 +15,19 @@ class Lomo(FusedBackward):
     decoupled, as in the official package. Keywords: FusedBackward and driver.py.
     """
 
-    def __init__(self, params, lr=1e-3, *, max_grad_norm=None, grouped_norm=None, clip_value=None, weight_decay=0.0,
-                 loss_scale=None, **common):  # fmt: skip
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        *,
+        max_grad_norm=None,
+        grouped_norm=None,
+        clip_value=None,
+        weight_decay=0.0,
+        loss_scale=None,
+        **common,
+    ):
         rule = SGD(params, lr=lr, weight_decay=weight_decay, decoupled=True, **common)
-        super().__init__(rule, max_grad_norm=max_grad_norm, grouped_norm=grouped_norm, clip_value=clip_value, loss_scale=loss_scale)  # fmt: skip
+        super().__init__(
+            rule, max_grad_norm=max_grad_norm, grouped_norm=grouped_norm, clip_value=clip_value, loss_scale=loss_scale
+        )

@@ -34,10 +34,19 @@ class SGD(RuleOptimizer):
     form = "flat"
     stages = (update,)
 
-    def __init__(self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, decoupled=False, **common):  # fmt: skip
+    def __init__(
+        self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, decoupled=False, **common
+    ):
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("nesterov=True: needs momentum > 0 and dampening = 0")
-        defaults = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, decoupled=decoupled)  # fmt: skip
+        defaults = dict(
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            decoupled=decoupled,
+        )
         super().__init__(params, defaults, **common)
 
     @staticmethod
