@@ -1,0 +1,158 @@
+"""House style of all figures: one colour, dash and marker per optimizer, labels at the lines, units on the axes.
+
+Pictures are svg with text as text, a transparent ground and an ink that reads on white and on dark; nothing in them
+depends on the time or the machine, so that equal records give equal bytes.
+"""
+
+import io
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#6a737d"  # contrast 4.8 on white, 4.0 on #0d1117; the report replaces it by the page's own text colour
+GRID = "#8b949e"
+
+# Colour-blind safe in their order of use (after Okabe and Ito), each with contrast 3 or more on white and on #0d1117.
+COLOURS = {
+    "adamw": "#2b7bba",
+    "adam_mini": "#d55e00",
+    "lomo": "#0a9a72",
+    "sgd": "#8a6fb3",
+    "adalomo": "#c05c94",
+    "adafactor": "#a6761d",
+    "came": "#3d8fa8",
+    "sm3": "#7d8b1f",
+    "lion": "#b5505a",
+    "lamb": "#6f7bd0",
+}
+SERIES = ["#6f7bd0", "#7d8b1f", "#c05c94", "#3d8fa8", "#a6761d"]  # for what is no optimizer, e.g. model sizes
+DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 1.2))}
+MARKERS = {"adamw": "o", "adam_mini": "s", "lomo": "s", "sgd": "o", "adalomo": "^", "adafactor": "D"}
+NAMES = {
+    "adamw": "AdamW",
+    "adam_mini": "Adam-mini",
+    "lomo": "LOMO",
+    "sgd": "SGD",
+    "adalomo": "AdaLomo",
+    "adafactor": "Adafactor",
+    "came": "CAME",
+    "sm3": "SM3",
+    "lion": "Lion",
+    "lamb": "LAMB",
+}
+STYLE = {
+    "svg.hashsalt": "lowmem",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "grid.color": GRID,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+    "axes.formatter.use_mathtext": False,
+}
+
+
+def style():
+    """Context in which colours, sizes and title places are the house's; exhibit.make renders inside it."""
+    return plt.rc_context(STYLE)
+
+
+def figure(mosaic: list[list[str]], width: float = 9.6, height: float = 3.6, **options) -> tuple[Figure, dict]:
+    """(Figure, {panel: Axes}) in house style, inches. options go to plt.subplot_mosaic, e.g. width_ratios."""
+    with style():
+        drawn, panels = plt.subplot_mosaic(mosaic, figsize=(width, height), layout="constrained", **options)
+    plt.close(drawn)  # pyplot must not keep it alive
+    drawn.get_layout_engine().set(w_pad=0.08, wspace=0.05, h_pad=0.06)
+    return drawn, panels
+
+
+def name(optimizer: str) -> str:
+    """How an optimizer is written in a figure or table."""
+    return NAMES.get(optimizer, optimizer)
+
+
+def look(optimizer: str) -> dict:
+    """Line keywords of an optimizer: fixed colour and dash."""
+    return {"color": COLOURS.get(optimizer, INK), "linestyle": DASHES.get(optimizer, "solid")}
+
+
+def line(axes: Axes, x, y, optimizer: str, low=None, high=None, **options) -> None:
+    """A curve with its interval as a band of the same colour. x, y, low, high: (points,)."""
+    axes.plot(x, y, **{**look(optimizer), **options})
+    if low is not None:
+        axes.fill_between(x, low, high, color=look(optimizer)["color"], alpha=0.18, linewidth=0)
+
+
+def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]], gap: float = 11.0) -> None:
+    """Write (x, y, text, colour) beside the end of each line, at least `gap` points apart; draw it after the limits."""
+    figure = axes.figure
+    figure.canvas.draw()  # places depend on the final layout
+    points = 72 / figure.dpi
+    placed: list[tuple[float, float]] = []
+    for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
+        height = axes.transData.transform((x, y))[1] * points
+        wanted = height if not placed else max(height, placed[-1][0] + gap)
+        placed.append((wanted, height))
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(6, wanted - height),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
+
+
+def published_mark(axes: Axes, x, y, **options) -> None:
+    """Published values are open diamonds in ink, never joined by a line."""
+    shape = {"marker": "D", "linestyle": "none", "markerfacecolor": "none", "markeredgecolor": INK, "markersize": 6}
+    axes.plot(x, y, **{**shape, **options})
+
+
+def empty(axes: Axes, reason: str) -> None:
+    """A panel without data says why."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, wrap=True)
+
+
+def svg(drawn: Figure) -> str:
+    """The figure as svg text: no date, no creator, ids from a fixed salt; equal figures give equal bytes."""
+    buffer = io.StringIO()
+    with style():
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        drawn.savefig(buffer, format="svg", metadata=metadata)
+    text = buffer.getvalue()
+    text = re.sub(r"<!DOCTYPE[^>]*>\s*", "", text)  # it names a host that nothing needs
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    return "\n".join(row.rstrip() for row in text.splitlines()) + "\n"

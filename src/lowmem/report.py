@@ -1,0 +1,220 @@
+"""The report: one self-contained page with the verdicts on top and every exhibit beside its published values.
+
+Nothing on the page is fetched: pictures are inline svg, numbers are data links, and everything from records and
+configuration is escaped by the template.
+"""
+
+import re
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+from lowmem import claims, exhibit, plan
+from lowmem.errors import Failed, Misuse
+from lowmem.files import read_json, write_text
+
+PAPERS = {
+    "adam_mini": {"name": "Adam-mini", "arxiv": "2406.16793"},
+    "lomo": {"name": "LOMO", "arxiv": "2306.09782"},
+    "adalomo": {"name": "AdaLomo", "arxiv": "2310.10195"},
+    "extra": {"name": "Ours, in no paper", "arxiv": None},
+}
+WORDS = {
+    "reproduced": "reproduced",
+    "direction_only": "direction only",
+    "contradicted": "contradicted",
+    "inconclusive": "inconclusive",
+    "not_run": "not run",
+}
+SIGNS = {"reproduced": "✓", "direction_only": "→", "contradicted": "✗", "inconclusive": "?", "not_run": "–"}
+
+
+def make(root: Path, tier: str, options: dict | None = None, so_far: bool = False) -> Path:
+    """Write index.html and return its path.
+
+    Reads the exhibits' and claims' files of reports/<tier>. so_far first renders every exhibit and claim from whatever
+    records exist into reports/<tier>/so_far, so that a half-finished pipeline can be looked at.
+    """
+    out = root / "reports" / tier / ("so_far" if so_far else "")
+    problems = render_all(root, tier, options or {}, out) if so_far else {}
+    headers = plan.exhibits(root)
+    shown = [load(out, header, problems.get(id)) for id, header in headers.items()]
+    path = out / "claims.json"
+    if not so_far and not path.is_file():
+        raise Failed(f"no {path}; run `snakemake --cores all`, or `lowmem report --tier {tier} --so-far`")
+    rows = read_json(path)
+    write_text(out / "index.html", page(root, tier, shown, rows, so_far))
+    return out / "index.html"
+
+
+def render_all(root: Path, tier: str, options: dict, out: Path) -> dict[str, str]:
+    """Every exhibit and claim from the records at hand; an exhibit that fails is reported, not fatal: {id: reason}."""
+    problems = {}
+    for id, header in plan.exhibits(root).items():
+        try:
+            exhibit.make(root, id, tier, options, out=out)
+        except (Failed, Misuse, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            problems[id] = f"{type(error).__name__}: {error}"
+            print(f"lowmem: exhibit {id}: {problems[id]}", file=sys.stderr)
+            for path in files(out, header):
+                path.unlink(missing_ok=True)  # an older version must not pass for the present one
+    for claim in claims.load(root):
+        claims.decide(root, claim["id"], tier, out=out)
+    claims.gather(root, tier, out=out)
+    return problems
+
+
+def files(out: Path, header: dict) -> list[Path]:
+    """Picture or table, csv and json of an exhibit."""
+    folder, ending = ("figures", "svg") if header["kind"] == "figure" else ("tables", "md")
+    return [out / folder / f"{header['id']}.{end}" for end in (ending, "csv", "json")]
+
+
+def load(out: Path, header: dict, problem: str | None) -> dict:
+    """One exhibit for the template; without files it says why instead of leaving a gap."""
+    drawing, table, values = files(out, header)
+    if not values.is_file():
+        return {**header, "missing": problem or "not run: this exhibit was not made", "runs": [], "published": []}
+    loaded = read_json(values)
+    loaded["svg"] = None
+    links = [(f"{header['id']}.csv", data_link("text/csv", table.read_text(encoding="utf-8")))]
+    if header["kind"] == "figure":
+        picture = drawing.read_text(encoding="utf-8")
+        loaded["svg"] = inline(picture, header["id"], f"{header['label']}: {loaded['caption']}")
+        links.append((f"{header['id']}.svg", data_link("image/svg+xml", picture)))
+    if loaded["points"]:
+        rows = [[exhibit.cell(value) for value in row] for row in loaded["points"]["rows"]]
+        text = exhibit.as_csv(loaded["points"]["columns"], rows)
+        links.append((f"{header['id']}_points.csv", data_link("text/csv", text)))
+    links.append((f"{header['id']}.json", data_link("application/json", values.read_text(encoding="utf-8"))))
+    loaded["numeric"] = [numeric(column) for column in zip(*loaded["rows"], strict=True)]
+    return {**loaded, "links": links, "missing": None, "partial": unfinished(loaded["runs"])}
+
+
+def numeric(column: tuple[str, ...]) -> bool:
+    """Whether a column holds numbers (perhaps with an interval) and should stand right-aligned."""
+    filled = [text for text in column if text and not text.startswith("not run")]
+    return bool(filled) and all(re.match(r"[+-]?\d[\d,]*(\.\d+)?%?($|\s[\[(])", text) for text in filled)
+
+
+def unfinished(runs: list[dict]) -> str | None:
+    """'3 of 18 runs are not done', or None."""
+    left = sum(run["status"] != "done" for run in runs)
+    return f"{left} of {len(runs)} runs are not done." if left else None
+
+
+def data_link(kind: str, text: str) -> str:
+    """A file as a link that needs no server."""
+    return f"data:{kind};charset=utf-8,{quote(text)}"
+
+
+def inline(svg: str, id: str, label: str) -> str:
+    """An svg file as an element of the page: unique ids, ink in the text colour, a label for screen readers."""
+    from markupsafe import escape
+
+    from lowmem.plots import INK
+
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{id}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{id}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{id}-\1"', svg)
+    svg = svg.replace(INK, "currentColor")
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(width|height|xmlns(:xlink)?)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{escape(label)}">{rest}'
+
+
+def page(root: Path, tier: str, shown: list[dict], rows: list[dict], so_far: bool) -> str:
+    """The page's html."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(root / "workflow/report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    for one in shown:
+        if one.get("svg"):
+            one["svg"] = Markup(one["svg"])
+    runs = list({run["id"]: run for one in shown for run in one["runs"]}.values())
+    by_exhibit: dict[str, list[dict]] = {}
+    for row in rows:
+        by_exhibit.setdefault(row["exhibit"], []).append(row)
+    return environment.get_template("index.html.j2").render(
+        tier=tier,
+        so_far=so_far,
+        summary=summary(rows, runs, tier),
+        counts={verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS},
+        rows=rows,
+        papers={key: paper for key, paper in PAPERS.items() if any(one["paper"] == key for one in shown)},
+        shown=shown,
+        by_exhibit=by_exhibit,
+        provenance=provenance(runs),
+        runs=runs,
+        words=WORDS,
+        signs=SIGNS,
+        number=claims.number,
+        ours=claims.shown_value,
+        rule=claims.words,
+    )
+
+
+def summary(rows: list[dict], runs: list[dict], tier: str) -> list[str]:
+    """Three sentences: what came out, by paper and what failed, and how far it can be trusted."""
+    count = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS}
+    outcome = ", ".join(f"{n} {WORDS[verdict]}" for verdict, n in count.items())
+    first = f"{len(rows)} claims were checked at tier {tier}: {outcome}."
+    parts = []
+    for key, paper in PAPERS.items():
+        own = [row for row in rows if row["paper"] == key]
+        if own:
+            held = sum(row["verdict"] == "reproduced" for row in own)
+            side = sum(row["verdict"] == "direction_only" for row in own)
+            direction = f" and {side} in direction" if side else ""
+            parts.append(f"{paper['name']}: {held} of {len(own)} hold as printed{direction}")
+    against = [row["statement"].rstrip(".") for row in rows if row["verdict"] == "contradicted"]
+    second = "; ".join(parts) + (f"; contradicted: “{'”, “'.join(against)}”." if against else "; none is contradicted.")
+    done = sum(run["status"] == "done" for run in runs)
+    third = f"This rests on {done} finished runs of {len(runs)} planned"
+    if tier == "smoke":
+        return [first, second, f"{third}, at a size that decides nothing: it shows only that every step works."]
+    later = [row for row in rows if tier not in row["decides"]]
+    if not later:
+        return [first, second, f"{third}; this tier may decide every claim."]
+    tiers = " or ".join(sorted({name for row in later for name in row["decides"]}))
+    rest = f"{len(later)} of the claims concern effect sizes that only tier {tiers} may confirm"
+    return [first, second, f"{third}; {rest}, and the verdict here can at most be their direction."]
+
+
+def provenance(runs: list[dict]) -> dict:
+    """Distinct machines, commits and package versions of the runs."""
+    machines = sorted({describe(run["device"]) for run in runs if run["device"]})
+    commits = sorted(
+        {f"{run['commit']}{' with local changes' if run['dirty'] else ''}" for run in runs if run["commit"]}
+    )
+    versions: dict[str, set] = {}
+    for run in runs:
+        for name, version in run["packages"].items():
+            if version is not None:
+                versions.setdefault(name, set()).add(str(version))
+    packages = {name: ", ".join(sorted(found)) for name, found in sorted(versions.items())}
+    return {"machines": machines, "commits": commits, "packages": packages}
+
+
+def describe(device) -> str:
+    """A device as one line; records may hold a text or a dictionary."""
+    if not isinstance(device, dict):
+        return str(device)
+    memory = f"{device['memory_bytes'] / 2**30:.0f} GiB" if device.get("memory_bytes") else None
+    cores = f"{device['cores']} cores" if device.get("cores") else None
+    parts = [
+        device.get("name") or device.get("type"),
+        cores,
+        memory,
+        device.get("platform"),
+        *(device.get("flags") or []),
+    ]
+    return ", ".join(str(part) for part in parts if part)
