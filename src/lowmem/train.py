@@ -147,11 +147,12 @@ class Loop:
                 loss = self.task.loss(self.model, batch)
             losses.append(loss.detach())
             if not self.fused:
-                (loss / self.accumulate).backward()
+                (loss / self.accumulate if self.accumulate > 1 else loss).backward()
         train_loss = torch.stack(losses).mean().item()
         norm = None
         if self.fused and math.isfinite(train_loss):
             self.optimizer.backward(loss)
+            norm = getattr(self.optimizer, "grad_norm", None)  # known when it clips by the global norm
         elif not self.fused:
             norm = self.clip()
         self.step, self.train_loss = number, train_loss

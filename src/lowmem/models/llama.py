@@ -152,7 +152,8 @@ class Llama(nn.Module):
                 nn.init.trunc_normal_(linear.weight, std=0.02)
             for linear in (block.attention.wo, block.mlp.up, block.mlp.down):
                 nn.init.trunc_normal_(linear.weight, std=residual)
-        std = self.config.n_embd**-0.5  # also right for a tied table: N(0, 1) logits would be far too large
+        # a tied table keeps the usual 0.02: larger rows would make each token predict itself
+        std = 0.02 if self.config.tied else self.config.n_embd**-0.5
         nn.init.trunc_normal_(self.head.weight, std=std, a=-3 * std, b=3 * std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, ignore_index: int = -1) -> Tensor:

@@ -1,0 +1,527 @@
+"""The training loop: determinism, accumulation, interruption, divergence, failures, records."""
+
+import copy
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_root, make_run
+
+from lowmem import checkpoint, experiments, record, train
+from lowmem.errors import Failed, Misuse
+from lowmem.tasks import pretrain
+
+ADAM_MINI = {"name": "adam_mini", "lr": 0.01, "betas": [0.9, 0.95]}
+LOMO = {"name": "lomo", "lr": 0.1, "max_grad_norm": 1.0}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_root(tmp_path / "root")
+
+
+def curve(root, run):
+    return [json.loads(line) for line in (record.folder(root, run) / "curve.jsonl").read_text().splitlines()]
+
+
+def twin(root, tmp_path):
+    """A second root with the same data and no results."""
+    other = tmp_path / "twin"
+    shutil.copytree(root / "data", other / "data")
+    return other
+
+
+def differences(root, other, run):
+    return record.equal(record.folder(root, run), record.folder(other, run))
+
+
+# -- data -----------------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_a_pure_function_of_seed_and_index(root):
+    run = make_run()
+    one, two = (pretrain.build(run["config"], 3, root, "cpu") for _ in range(2))
+    for index in (5, 0, 7, 5):
+        for left, right in zip(one.batch(index), two.batch(index)):
+            assert torch.equal(left, right)
+    other_seed = pretrain.build(run["config"], 4, root, "cpu")
+    assert not torch.equal(one.batch(0)[0], other_seed.batch(0)[0])
+    assert not torch.equal(one.batch(0)[0], one.batch(1)[0])
+
+
+def test_windows_do_not_depend_on_the_micro_batch_size():
+    tokens = np.arange(1000, dtype=np.uint16)
+    whole = pretrain.train_windows(tokens, 8, seed=1, first=6, count=6)
+    parts = [pretrain.train_windows(tokens, 8, seed=1, first=first, count=2) for first in (6, 8, 10)]
+    assert np.array_equal(whole, np.concatenate(parts))
+    assert len({int(row[0]) for row in whole}) > 3
+
+
+def test_windows_cover_the_file_evenly():
+    tokens = np.arange(108, dtype=np.uint16)
+    starts = pretrain.train_windows(tokens, 8, seed=0, first=0, count=20000)[:, 0]
+    counts = np.bincount(starts, minlength=100)
+    assert len(counts) == 100 and counts.min() > 140 and counts.max() < 260
+
+
+def test_targets_are_the_next_tokens_and_validation_windows_do_not_overlap(root):
+    tokens, targets = pretrain.build(make_run()["config"], 0, root, "cpu").batch(0)
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+    windows = pretrain.val_windows(np.arange(100), 8, 5, Path("x"))
+    assert np.array_equal(windows[:, 1:].ravel(), np.arange(1, 41))
+
+
+def test_data_order_is_equal_across_optimizers(root, monkeypatch):
+    seen = {}
+    original = pretrain.train_windows
+
+    def spy(tokens, length, seed, first, count):
+        windows = original(tokens, length, seed, first, count)
+        seen.setdefault(current, []).append(windows.tobytes())
+        return windows
+
+    monkeypatch.setattr(pretrain, "train_windows", spy)
+    for current, optimizer in (("adamw", None), ("adam_mini", ADAM_MINI), ("lomo", LOMO)):
+        assert train.run_job(root, [make_run(current, optimizer=optimizer)]) == 0
+    assert len(seen["adamw"]) == 20 and seen["adamw"] == seen["adam_mini"] == seen["lomo"]
+
+
+# -- one run --------------------------------------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss_and_fills_the_record(root):
+    run = make_run(steps=60, grad_clip=1.0)
+    made = train.train_run(root, run)
+    assert made == json.loads((record.folder(root, run) / "record.json").read_text())
+    assert made["status"] == "done" and made["config_hash"] == run["config_hash"] and made["world_size"] == 1
+    final, rows = made["metrics"]["final"], curve(root, run)
+    assert final["val_loss"] < rows[0]["val_loss"] - 1.0
+    assert final["step"] == 60 and final["tokens"] == 60 * 4 * 16
+    assert made["metrics"]["best"]["val_loss"] == min(row["val_loss"] for row in rows if "val_loss" in row)
+    assert [row["step"] for row in rows] == list(range(61))
+    assert [row["step"] for row in rows if "val_loss" in row] == list(range(0, 61, 5))
+    assert rows[3]["lr"] == pytest.approx(0.01) and rows[60]["lr"] == pytest.approx(0.001)
+    parameters = sum(p.numel() for p in pretrain.build(run["config"], 0, root, "cpu").model.parameters())
+    memory = made["memory"]
+    assert memory["parameters"] == memory["gradients"] == 4 * parameters
+    assert memory["optimizer_state"] >= 8 * parameters and memory["peak_rss"] > 1e7
+    assert made["throughput"]["tokens_per_s"] > 0
+    assert made["throughput"]["step_ms"]["p10"] <= made["throughput"]["step_ms"]["median"]
+    assert made["device"]["type"] == "cpu" and made["device"]["threads"] == 1
+    assert made["code"]["commit"] is None and made["code"]["dirty"] is None  # no git in a temporary folder
+    assert not list(record.folder(root, run).glob("checkpoint-*"))
+
+
+def test_adam_mini_keeps_about_half_the_state_and_lomo_keeps_no_gradients(root):
+    for variant, optimizer in (("adamw", None), ("adam_mini", ADAM_MINI), ("lomo", LOMO)):
+        train.train_run(root, make_run(variant, optimizer=optimizer, steps=2))
+    memory = {name: record.read_json(root / f"results/smoke/trial/{name}/seed0/record.json")["memory"]
+              for name in ("adamw", "adam_mini", "lomo")}  # fmt: skip
+    assert 0.45 < memory["adam_mini"]["optimizer_state"] / memory["adamw"]["optimizer_state"] < 0.65
+    assert memory["lomo"]["gradients"] == 0 and memory["lomo"]["optimizer_state"] < 0.1 * memory["lomo"]["parameters"]
+
+
+@pytest.mark.parametrize("optimizer", [None, ADAM_MINI, LOMO])
+def test_same_seed_twice_is_bitwise_equal_and_another_seed_is_not(root, tmp_path, optimizer):
+    other = twin(root, tmp_path)
+    run = make_run(optimizer=optimizer, model={"dropout": 0.0 if optimizer else 0.1})
+    train.train_run(root, run)
+    torch.manual_seed(99)  # what ran before in the process must not matter
+    train.train_run(other, run)
+    assert differences(root, other, run) == []
+    train.train_run(other, {**make_run(seed=1, optimizer=optimizer), "id": run["id"]})
+    assert differences(root, other, run) != []
+
+
+def test_accumulation_equals_one_large_batch(root):
+    whole = train.train_run(root, make_run("whole", batch_size=8, grad_clip=1.0, eval_batches=1))
+    parts = train.train_run(root, make_run("parts", batch_size=8, micro_batch_size=2, grad_clip=1.0, eval_batches=4))
+    rows = [curve(root, {"tier": "smoke", "id": made["id"]}) for made in (whole, parts)]
+    for key in ("train_loss", "val_loss", "grad_norm"):
+        left, right = ([row[key] for row in each if key in row] for each in rows)
+        assert left == pytest.approx(right, rel=2e-4)
+    assert parts["metrics"]["final"]["tokens"] == whole["metrics"]["final"]["tokens"]
+
+
+def test_clipping_bounds_the_update(root):
+    sgd = {"name": "sgd", "lr": 1.0}
+    free, clipped = (make_run(str(clip), optimizer=sgd, steps=1, grad_clip=clip) for clip in (None, 1e-6))
+    for run in (free, clipped):
+        train.train_run(root, run)
+    rows = [curve(root, run) for run in (free, clipped)]
+    assert rows[0][1]["grad_norm"] == rows[1][1]["grad_norm"] > 0  # the norm before clipping is written
+    assert (
+        abs(rows[1][1]["val_loss"] - rows[1][0]["val_loss"])
+        < 1e-4
+        < abs(rows[0][1]["val_loss"] - rows[0][0]["val_loss"])
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [ADAM_MINI, LOMO])
+def test_compilation_changes_little(root, optimizer):
+    plain = train.train_run(root, make_run("plain", optimizer=optimizer))
+    compiled = train.train_run(root, make_run("compiled", optimizer=optimizer, compile=True))
+    assert compiled["metrics"]["final"]["val_loss"] == pytest.approx(plain["metrics"]["final"]["val_loss"], rel=1e-3)
+
+
+def test_bf16_changes_little(root):
+    plain = train.train_run(root, make_run("plain"))
+    low = train.train_run(root, make_run("low", precision="bf16"))
+    assert low["metrics"]["final"]["val_loss"] == pytest.approx(plain["metrics"]["final"]["val_loss"], rel=0.02)
+
+
+# -- divergence, failure, reuse -------------------------------------------------------------------------------------------
+
+
+def test_divergence_is_a_result_with_its_step_and_nulls(root):
+    run = make_run(optimizer={"name": "sgd", "lr": 1e6}, steps=50)
+    run["config"]["schedule"] = {"name": "constant"}
+    made = train.train_run(root, run)
+    assert made["status"] == "diverged"
+    step = made["metrics"]["final"]["step"]
+    assert 0 < step < 50 and f"step {step}" in made["reason"]
+    assert made["metrics"]["final"]["val_loss"] is None
+    assert math.isfinite(made["metrics"]["best"]["val_loss"])
+    text = (record.folder(root, run) / "curve.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text and curve(root, run)[-1]["step"] == step
+    assert train.run_job(root, [run]) == 0  # a diverged run is not a failure
+
+
+def test_a_failed_run_does_not_stop_the_job_and_exits_1(root, capsys):
+    missing = make_run("missing")
+    missing["config"]["data"] = {"dataset": "nowhere", "source": "package", "tokenizer": "byte"}
+    small = make_run("small", model={"vocab_size": 10})
+    good = make_run("good", steps=2)
+    assert train.run_job(root, [missing, small, good]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert "lowmem prepare nowhere" in lines[0] and "vocab_size 10" in lines[1] and "done" in lines[2]
+    statuses = [record.read_json(record.folder(root, run) / "record.json")["status"] for run in (missing, small, good)]
+    assert statuses == ["failed", "failed", "done"]
+
+
+def test_an_unexpected_error_leaves_one_line_and_a_traceback_beside_it(root, monkeypatch):
+    def broken(*arguments):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(pretrain, "build", broken)
+    made = train.train_run(root, make_run())
+    assert made["status"] == "failed" and made["reason"] == "ZeroDivisionError: by zero; see train.log"
+    assert "Traceback" in (record.folder(root, make_run()) / "train.log").read_text()
+
+
+@pytest.mark.parametrize("error", [MemoryError("too much"), torch.OutOfMemoryError("too much")])
+def test_out_of_memory_is_a_final_result(root, monkeypatch, error):
+    def hungry(*arguments):
+        raise error
+
+    monkeypatch.setattr(pretrain, "build", hungry)
+    assert train.run_job(root, [make_run()]) == 0
+    assert record.reusable(root, make_run())["status"] == "oom"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"micro_batch_size": 3}, "multiple of micro_batch_size"),
+        ({"seq_len": 64}, "block_size"),
+        ({"eval_batches": 1000}, "lower train.eval_batches"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_line(root, change, words):
+    made = train.train_run(root, make_run(**change))
+    assert made["status"] == "failed" and words in made["reason"] and "\n" not in made["reason"]
+
+
+@pytest.mark.parametrize(
+    "change, words", [({"micro_batch_size": 2}, "accumulate"), ({"grad_clip": 1.0}, "clips by itself")]
+)
+def test_what_an_optimizer_inside_backward_cannot_do_is_refused(root, change, words):
+    assert words in train.train_run(root, make_run(optimizer=LOMO, **change))["reason"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_run_that_asks_for_a_gpu_is_refused_before_anything_runs(root):
+    run = make_run()
+    run["resources"]["gpus"] = 1
+    with pytest.raises(Misuse, match="asks for a GPU"):
+        train.run_job(root, [make_run("other"), run])
+    assert not (root / "results").exists()
+
+
+def test_a_measuring_task_needs_no_training_loop(root, monkeypatch):
+    class Module:
+        @staticmethod
+        def measure(config, seed, root):
+            return {
+                "metrics": {"final": {"x": seed, "y": float("nan")}},
+                "memory": None,
+                "curve": [{"step": 0, "x": 1.5}],
+            }
+
+    run = {**make_run(seed=7), "config": {"task": "fake"}}
+    monkeypatch.setitem(sys.modules, "lowmem.tasks.fake", Module)
+    made = train.train_run(root, run)
+    assert made["status"] == "done" and made["metrics"]["final"] == {"x": 7, "y": None}
+    assert curve(root, run) == [{"step": 0, "x": 1.5}]
+
+
+def test_a_record_is_reused_until_configuration_code_or_data_change(root, monkeypatch):
+    run = make_run(steps=2)
+    train.train_run(root, run)
+    path = record.folder(root, run) / "record.json"
+    before = path.read_text()
+    assert record.reusable(root, run) is not None
+    train.run_job(root, [run])
+    assert path.read_text() == before  # not run again
+
+    changed = copy.deepcopy(run)
+    changed["config"]["optimizer"]["lr"] = 0.02
+    changed["config_hash"] = experiments.config_hash({**changed["config"], "seed": 0})
+    assert record.reusable(root, changed) is None
+
+    meta = root / "data/prepared/tiny-byte/meta.json"
+    text = meta.read_text()
+    meta.write_text(text.replace(json.loads(text)["sha256"]["val.bin"], "0" * 64))
+    assert record.reusable(root, run) is None
+    meta.write_text(text)
+
+    real = record.sha256
+    monkeypatch.setattr(record, "sha256", lambda path: "0" * 64 if Path(path).name == "gpt2.py" else real(path))
+    assert record.reusable(root, run) is None
+    monkeypatch.setattr(record, "sha256", lambda path: "0" * 64 if Path(path).name == "lomo.py" else real(path))
+    assert record.reusable(root, run) is not None  # an optimizer that this run does not use
+    monkeypatch.undo()
+
+    path.write_text(before[:-30])  # damaged
+    assert record.reusable(root, run) is None
+    path.write_text(before.replace('"done"', '"failed"'))
+    assert record.reusable(root, run) is None
+
+
+def test_recorded_code_holds_every_module_that_decides_the_result(root):
+    """In a fresh process: what was imported is in code.files, except modules that only route."""
+    run = make_run(steps=1, optimizer=ADAM_MINI)
+    script = (
+        "import json, sys; from pathlib import Path; from lowmem import train, record\n"
+        "root, run = Path(sys.argv[1]), json.loads(sys.argv[2]); before = set(sys.modules)\n"
+        "made = train.train_run(root, run); assert made['status'] == 'done', made['reason']\n"
+        "own = [Path(m.__file__).resolve() for n, m in sys.modules.items() if n.startswith('lowmem') and m.__file__]\n"
+        "print(json.dumps([str('src' / p.relative_to(record.PACKAGE.resolve().parent)) for p in own]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(root), json.dumps(run)], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    files = record.read_json(record.folder(root, run) / "record.json")["code"]["files"]
+    routing = {f"src/lowmem/{name}.py" for name in (*record.ROUTING, "fetch", "archives", "tokenizers", "__init__")}
+    routing |= {"src/lowmem/tasks/__init__.py", "src/lowmem/models/__init__.py"}
+    loaded = {name for name in json.loads(done.stdout) if not name.startswith("src/lowmem/sources/")}
+    assert loaded - routing <= set(files)
+    assert "src/lowmem/optim/adam_mini.py" in files and "src/lowmem/optim/lomo.py" not in files
+
+
+# -- interruption ---------------------------------------------------------------------------------------------------------
+
+
+def environment():
+    here = Path(__file__).parent
+    return {**os.environ, "PYTHONPATH": f"{here.parent / 'src'}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
+
+
+def child(root, run):
+    """Train one run in a process of its own."""
+    file = root / "run.json"
+    file.write_text(json.dumps(run))
+    script = Path(__file__).parent / "tiny.py"
+    return subprocess.Popen(
+        [sys.executable, str(script), str(root), str(file)], env=environment(), stderr=subprocess.PIPE
+    )
+
+
+def wait_for_line(root, run, number, process):
+    path = record.folder(root, run) / "curve.jsonl"
+    for _ in range(12000):
+        if path.is_file() and path.read_bytes().count(b"\n") >= number:
+            return
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    raise AssertionError("the child did not get there in two minutes")
+
+
+@pytest.mark.parametrize(
+    "how, optimizer", [(signal.SIGKILL, ADAM_MINI), (signal.SIGTERM, None), (signal.SIGKILL, LOMO)]
+)
+def test_an_interrupted_and_resumed_run_gives_an_equal_record(root, tmp_path, how, optimizer):
+    run = make_run(steps=120, checkpoint_every=7, optimizer=optimizer, model={"dropout": 0.1}, eval_every=30)
+    at = random.randrange(9, 80)
+    print("interrupting near step", at)
+    process = child(root, run)
+    try:
+        wait_for_line(root, run, at, process)
+        process.send_signal(how)
+        code = process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.stderr.close()
+    assert code == (143 if how == signal.SIGTERM else -signal.SIGKILL)
+    assert not (record.folder(root, run) / "record.json").exists()
+    made = train.train_run(root, run)
+    assert made["status"] == "done" and len(made["resumed_from"]) == 1
+    resumed = made["resumed_from"][0]
+    assert resumed >= at - 7 and (how == signal.SIGTERM or resumed % 7 == 0)
+    other = twin(root, tmp_path)
+    assert train.train_run(other, run)["resumed_from"] == []
+    assert differences(root, other, run) == []
+
+
+def stop_at(step, monkeypatch):
+    """Make the next run end as if killed after a step, right after its line is written."""
+    original = train.Loop.write
+
+    def write(self, curve, number, **columns):
+        original(self, curve, number, **columns)
+        if number == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Loop, "write", write)
+
+
+def interrupted(root, run, step, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_run(root, run)
+
+
+def test_two_interruptions_are_both_recorded_and_change_nothing(root, tmp_path, monkeypatch):
+    run = make_run(checkpoint_every=3, model={"dropout": 0.1})
+    interrupted(root, run, 8, monkeypatch)
+    interrupted(root, run, 17, monkeypatch)
+    made = train.train_run(root, run)
+    assert made["resumed_from"] == [6, 15]
+    other = twin(root, tmp_path)
+    train.train_run(other, run)
+    assert differences(root, other, run) == []
+
+
+def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_earlier_one_still_loads(root, tmp_path, monkeypatch):
+    run = make_run(checkpoint_every=5)
+
+    def full(state, file):
+        if state["kept"]["step"] > 5:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        return real(state, file)
+
+    real = torch.save
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        made = train.train_run(root, run)
+    assert made["status"] == "failed" and "No space left" in made["reason"] and "\n" not in made["reason"]
+    path = checkpoint.place(record.folder(root, run), run["config_hash"])
+    assert [file.name for file in path.iterdir()] == ["step5.pt"]
+    assert train.train_run(root, run)["resumed_from"] == [5]
+    other = twin(root, tmp_path)
+    train.train_run(other, run)
+    assert differences(root, other, run) == []
+
+
+def test_torch_write_errors_become_one_line(tmp_path, monkeypatch):
+    def broken(state, file):
+        raise RuntimeError("PytorchStreamWriter failed writing file\nmore lines")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(Failed, match="failed writing file; free space") as caught:
+        checkpoint.save(tmp_path / "c", 1, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path):
+    checkpoint.save(tmp_path, 1, {"kept": {"step": 1}})
+    (tmp_path / "step2.pt").write_bytes((tmp_path / "step1.pt").read_bytes()[:100])
+    (tmp_path / ".step3.pt.x.tmp").write_bytes(b"")
+    assert checkpoint.load(tmp_path) == {"kept": {"step": 1}}
+    checkpoint.save(tmp_path, 4, {"kept": {"step": 4}})
+    assert [file.name for file in tmp_path.iterdir()] == ["step4.pt"]
+
+
+def test_a_checkpoint_runs_no_code_when_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    torch.save({"kept": Evil()}, tmp_path / "step1.pt")
+    assert checkpoint.load(tmp_path) is None and not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_other_code_is_not_continued(root, monkeypatch):
+    run = make_run(checkpoint_every=3)
+    interrupted(root, run, 8, monkeypatch)
+    real = record.sha256
+    monkeypatch.setattr(record, "sha256", lambda path: "0" * 64 if Path(path).name == "gpt2.py" else real(path))
+    assert train.train_run(root, run)["resumed_from"] == []
+
+
+def test_a_curve_shorter_than_its_checkpoint_says_starts_over(root, monkeypatch):
+    run = make_run(checkpoint_every=3)
+    interrupted(root, run, 8, monkeypatch)
+    (record.folder(root, run) / "curve.jsonl").write_text("")
+    made = train.train_run(root, run)
+    assert made["resumed_from"] == [] and [row["step"] for row in curve(root, run)] == list(range(21))
+
+
+# -- records --------------------------------------------------------------------------------------------------------------
+
+
+def test_equal_names_each_difference_and_accepts_trees(root, tmp_path):
+    run = make_run(steps=3)
+    train.train_run(root, run)
+    other = tmp_path / "copy"
+    shutil.copytree(root / "results", other)
+    assert record.equal(root / "results", other) == []
+    folder = other / "smoke" / run["id"]
+    rows = (folder / "curve.jsonl").read_text().splitlines()
+    row = json.loads(rows[2])
+    row["train_loss"] = math.nextafter(row["train_loss"], 9.0)
+    (folder / "curve.jsonl").write_text("\n".join([*rows[:2], json.dumps(row), *rows[3:]]) + "\n")
+    assert (
+        len(record.equal(root / "results", other)) == 1 and "curve line 3" in record.equal(root / "results", other)[0]
+    )
+    loaded = record.read_json(folder / "record.json")
+    (folder / "record.json").write_text(
+        json.dumps({**loaded, "status": "diverged", "started": "other", "memory": None})
+    )
+    assert any("status" in line for line in record.equal(root / "results", other))
+    (folder / "record.json").unlink()
+    assert any("only in" in line for line in record.equal(root / "results", other))
+    with pytest.raises(Misuse, match=r"no.* record"):
+        record.equal(tmp_path / "a", tmp_path / "b")
+
+
+def test_dirty_looks_at_code_only(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "x.py").write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    assert record.commit(tmp_path)["dirty"] is False and len(record.commit(tmp_path)["commit"]) == 40
+    (tmp_path / "notes.md").write_text("2")
+    assert record.commit(tmp_path)["dirty"] is False
+    (tmp_path / "src" / "x.py").write_text("3")
+    assert record.commit(tmp_path)["dirty"] is True
