@@ -8,14 +8,17 @@ A run is a plain dictionary {id, experiment, variant, seed, tier, config, config
 chosen axis values joined by "-". Everything that decides the result is in `config`, so its hash names the result.
 """
 
+import ast
 import copy
 import fnmatch
+import functools
 import hashlib
 import itertools
 import json
 import os
 from pathlib import Path
 
+from lowmem import optim
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_yaml
 
@@ -81,7 +84,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
 
     options: {paper's dataset: source} overrides the tier's stand-in, as in `--config superglue=hub`.
     """
-    spec = load_experiment(root, experiment)
+    spec, of_tier = load_experiment(root, experiment), load_tier(root, tier)
     overlay = spec.get("tiers", {}).get(tier) or {}
     settings = merge(spec["settings"], overlay.get("settings", {}))
     axes = {**spec.get("axes", {}), **overlay.get("axes", {})}
@@ -96,7 +99,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
         config = settings
         for axis, name in zip(axes, names):
             config = merge(config, axes[axis][name] or {})
-        config = use_tier_data(config, load_tier(root, tier), options or {})
+        config = use_tier_data(config, of_tier, options or {})
         check(root, config, "run", path, place=f" (tier {tier}, variant {variant})")
         check_files_exist(config, path)
         resources = {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **config.pop("resources", {})}
@@ -142,9 +145,23 @@ def check_files_exist(config: dict, path: Path) -> None:
         name = value.get("name") if isinstance(value, dict) else value
         if name is None:
             continue
-        known = [p.stem for p in (package / folder).glob("[a-z]*.py")]
+        known = optim.names() if folder == "optim" else [p.stem for p in (package / folder).glob("[a-z]*.py")]
         if name not in known:
             raise Misuse(f"{path}: unknown {key} {name!r}{nearest(name, known)}")
+    if config.get("model"):
+        known = {"name", "size", *model_keys(package / "models" / f"{config['model']['name']}.py")}
+        for key in config["model"]:
+            if key not in known:
+                raise Misuse(f"{path}: model: unknown key {key!r}{nearest(key, known)}")
+
+
+@functools.cache
+def model_keys(path: Path) -> list[str]:
+    """Fields of the dataclass Config in a model's file, read without importing PyTorch."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
+            return [field.target.id for field in node.body if isinstance(field, ast.AnnAssign)]
+    raise Misuse(f"{path}: no class Config; a model's settings are the fields of its dataclass Config")
 
 
 _validators: dict = {}

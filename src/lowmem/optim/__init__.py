@@ -31,21 +31,25 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'lowmem.optim' has no attribute {name!r}")
 
 
+INFRASTRUCTURE = ("driver", "factored", "fused_backward", "kernel", "rounding", "sharding", "stages")
+
+
+def names() -> list[str]:
+    """Optimizers by the name of their file."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem not in INFRASTRUCTURE)
+
+
 def find(name: str) -> type:
-    """The optimizer class of a file: the last class the file itself defines that is a torch optimizer."""
+    """The optimizer class of a file: the last torch optimizer that the file itself defines."""
     from torch.optim import Optimizer
 
     from lowmem.errors import Misuse, nearest
 
-    known = [p.stem for p in Path(__file__).parent.glob("[a-z]*.py")]
-    if name in known:
-        module = importlib.import_module(f"lowmem.optim.{name}")
-        own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-        own = [c for c in own if issubclass(c, Optimizer) and not name.startswith(("driver", "fused"))]
-        if own:
-            return own[-1]
-    choices = [n for n in known if n not in ("driver", "fused_backward", "kernel", "rounding", "factored")]
-    raise Misuse(f"unknown optimizer {name!r}{nearest(name, choices)}")
+    if name not in names():
+        raise Misuse(f"unknown optimizer {name!r}{nearest(name, names())}")
+    module = importlib.import_module(f"lowmem.optim.{name}")
+    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    return [c for c in own if issubclass(c, Optimizer)][-1]
 
 
 def make(model, name: str, backward: dict | None = None, **settings):

@@ -10,7 +10,8 @@ import math
 import torch
 
 from lowmem.optim import factored
-from lowmem.optim.driver import RuleOptimizer, Work, _one_of, axpy
+from lowmem.optim.driver import RuleOptimizer, _one_of
+from lowmem.optim.stages import Work, axpy
 
 
 def second_moment(w: Work, totals: list) -> list[torch.Tensor]:

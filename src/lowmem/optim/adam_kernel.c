@@ -20,12 +20,13 @@ enum { CHUNK = 1 << 16, LANES = 512 };  /* elements per chunk; columns held at o
 static void coordinates(const Segment *s, int64_t begin, int64_t end) {
     float *restrict p = s->p, *restrict m = s->m, *restrict v = s->v;
     const float *restrict g = s->g;
-    const float b1 = 1 - s->beta1, b2 = 1 - s->beta2;
+    const float b1 = 1 - s->beta1, beta2 = s->beta2, b2 = 1 - s->beta2;  /* copies: s may alias what is written */
+    const float keep = s->keep, size = s->step_size, root = s->bias2_rsqrt, eps = s->eps;
     for (int64_t i = begin; i < end; i++) {
-        float x = g[i], mi = m[i] + b1 * (x - m[i]), vi = s->beta2 * v[i] + b2 * x * x;
+        float x = g[i], mi = m[i] + b1 * (x - m[i]), vi = beta2 * v[i] + b2 * x * x;
         m[i] = mi;
         v[i] = vi;
-        p[i] = p[i] * s->keep - s->step_size * mi / (sqrtf(vi) * s->bias2_rsqrt + s->eps);
+        p[i] = p[i] * keep - size * mi / (sqrtf(vi) * root + eps);
     }
 }
 
@@ -56,6 +57,26 @@ static void move(const Segment *s, int64_t at, int64_t n, float r) {
     }
 }
 
+/* move block b and sum the squares of block b + 1 in one loop, so that all arrays stream from memory at once */
+static double move_and_sum_next(const Segment *s, int64_t at, int64_t n, float r) {
+    float *restrict p = s->p + at, *restrict m = s->m + at;
+    const float *restrict g = s->g + at, *restrict next = s->g + at + n;
+    const float b1 = 1 - s->beta1, keep = s->keep;
+    double total = 0;
+    for (int64_t i = 0; i < n; i += 4096) {
+        int64_t end = i + 4096 < n ? i + 4096 : n;
+        float part = 0;
+        for (int64_t j = i; j < end; j++) {
+            float mi = m[j] + b1 * (g[j] - m[j]);
+            m[j] = mi;
+            p[j] = p[j] * keep - r * mi;
+            part += next[j] * next[j];
+        }
+        total += part;
+    }
+    return total;
+}
+
 /* blocks begin..end of a segment whose blocks have one element per row (transposed linear weights): rows stay outermost */
 static void columns(const Segment *s, int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b += LANES) {
@@ -82,6 +103,15 @@ static void columns(const Segment *s, int64_t begin, int64_t end) {
 static void shared(const Segment *s, int64_t begin, int64_t end) {
     if (s->outer > 1 && s->run == 1) {
         columns(s, begin, end);
+        return;
+    }
+    if (s->outer == 1) {
+        double sum = sum_of_squares(s->g + begin * s->run, s->run);
+        for (int64_t b = begin; b < end; b++) {
+            float r = rate(s, b, sum);
+            if (b + 1 < end) sum = move_and_sum_next(s, b * s->run, s->run, r);
+            else move(s, b * s->run, s->run, r);
+        }
         return;
     }
     for (int64_t b = begin; b < end; b++) {

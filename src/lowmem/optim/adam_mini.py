@@ -12,7 +12,8 @@ import torch
 
 from lowmem.optim import kernel
 from lowmem.optim.adamw import adam_scalars
-from lowmem.optim.driver import RuleOptimizer, Work, _one_of
+from lowmem.optim.driver import RuleOptimizer, _one_of
+from lowmem.optim.stages import Work
 
 REDUCTIONS = ("mean", "max", "min", "l1", "l2")
 

@@ -7,7 +7,8 @@ arithmetic in another order of rounding (1e-6 relative).
 import torch
 
 from lowmem.optim import kernel
-from lowmem.optim.driver import RuleOptimizer, Work, axpy
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.stages import Work, axpy
 
 
 def update(w: Work, totals: list) -> None:

@@ -8,7 +8,8 @@ import math
 import torch
 
 from lowmem.optim import factored
-from lowmem.optim.driver import RuleOptimizer, Work, axpy
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.stages import Work, axpy
 
 
 def second_moment(w: Work, totals: list) -> list[torch.Tensor]:

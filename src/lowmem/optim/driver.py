@@ -15,9 +15,7 @@ check of the step has passed.
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -27,18 +25,9 @@ from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partition
 from lowmem.optim.rounding import round_into
+from lowmem.optim.stages import Work, as_tensors, block_pieces, compiled_stages, flat_like, run_stages
 
 RECHECK_MODEL_EVERY = 64  # steps; walking all modules costs about as much as a small model's update
-
-
-@dataclasses.dataclass
-class Work:
-    """What a stage sees of one tensor: p, g and state s in the rule's form (views, fp32 or fp64), scalars h."""
-
-    p: Tensor
-    g: Tensor
-    s: dict[str, Tensor]
-    h: dict
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -248,7 +237,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         weight = p.to(exact).contiguous()
         for piece in self.pieces(self._blocks[p], weight, g.to(exact).contiguous(), copies, h):
             if self._compile and not torch.compiler.is_compiling():
-                compiled_stages(self.stages)(piece.p, piece.g, piece.s, _as_tensors(piece.h, p.device))
+                compiled_stages(self.stages)(piece.p, piece.g, piece.s, as_tensors(piece.h, p.device))
             else:
                 run_stages(self.stages, piece)
         if weight is not p:
@@ -263,7 +252,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             return block_pieces(blocks, p, g, state, h)
         if self.form == "shaped":
             return [Work(p, g, state, h)]
-        return [Work(p.view(-1), g.view(-1), {key: _flat_like(value, p) for key, value in state.items()}, h)]
+        return [Work(p.view(-1), g.view(-1), {key: flat_like(value, p) for key, value in state.items()}, h)]
 
     # -- what a rule brings --------------------------------------------------------------------------------------------
 
@@ -348,70 +337,11 @@ class RuleOptimizer(torch.optim.Optimizer):
         return sum(v.numel() * v.element_size() for v in tensors)
 
 
-def run_stages(stages: tuple, work: Work) -> None:
-    """Stages in order on one whole tensor: what a stage returns is already the total."""
-    totals: list = []
-    for stage in stages:
-        totals.append(stage(work, totals))
-
-
-def block_pieces(blocks: ParamBlocks, p: Tensor, g: Tensor, state: dict, h: dict) -> list[Work]:
-    """One Work per segment, tensors as (outer, count, run); state tensors of `count` scalars as (1, count, 1)."""
-    if blocks.kind in ("coordinate", "tensor"):
-        shape = (1, -1, 1) if blocks.kind == "coordinate" else (1, 1, -1)
-        s = {k: v.view(shape) if v.numel() == p.numel() else v.view(1, -1, 1) for k, v in state.items()}
-        size = 1 if blocks.kind == "coordinate" else blocks.numel
-        return [Work(p.view(shape), g.view(shape), s, {**h, "size": size})]
-    found, first = [], 0
-    merged = (math.prod(blocks.shape[: blocks.merge]), *blocks.shape[blocks.merge :])
-    outer, inner = math.prod(merged[: blocks.axis]), math.prod(merged[blocks.axis + 1 :])
-    for start, stop, size in blocks.segments:
-        count, run = (stop - start) // size, size * inner
-
-        def cut(x: Tensor, start=start, stop=stop, count=count, run=run) -> Tensor:
-            return x.view(outer, -1)[:, start * inner : stop * inner].unflatten(1, (count, run))
-
-        s = {
-            k: v[first : first + count].view(1, count, 1) if v.shape == (blocks.count,) else cut(v)
-            for k, v in state.items()
-        }
-        found.append(Work(cut(p), cut(g), s, {**h, "size": outer * run}))
-        first += count
-    return found
-
-
-_compiled: dict = {}
-
-
-def compiled_stages(stages: tuple) -> Callable:
-    """One compiled function per rule, with dynamic shapes: it recompiles per shape class, not per parameter."""
-    if stages not in _compiled:
-
-        def run(p: Tensor, g: Tensor, s: dict, h: dict) -> None:
-            run_stages(stages, Work(p, g, s, h))
-
-        _compiled[stages] = torch.compile(run, dynamic=True)
-    return _compiled[stages]
-
-
-def axpy(x: Tensor, y: Tensor, a) -> None:
-    """x += a * y in place, for a number or a 0-dim tensor."""
-    x.add_(y * a) if isinstance(a, Tensor) else x.add_(y, alpha=a)
-
-
-def _as_tensors(h: dict, device) -> dict:
-    return {k: torch.tensor(v, dtype=torch.float32, device=device) if isinstance(v, float) else v for k, v in h.items()}
-
-
 def _plain(group: dict) -> dict:
     """The group with tensor-valued settings (lr) as numbers; kept as they are while torch.compile traces."""
     if torch.compiler.is_compiling():
         return group
     return {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in group.items() if k != "params"}
-
-
-def _flat_like(value: Tensor, p: Tensor) -> Tensor:
-    return value.view(-1) if value.shape == p.shape else value
 
 
 def _one_of(key: str, value, allowed: tuple) -> None:

@@ -25,7 +25,9 @@ import torch
 SOURCE = Path(__file__).with_name("adam_kernel.c")
 # -fassociative-math lets sums of squares vectorise; it needs the two flags after it. Not -ffast-math: that would also
 # make subnormal numbers zero in the whole process.
-FLAGS = "-O3 -shared -fPIC -std=c11 -fno-math-errno -fassociative-math -fno-signed-zeros -fno-trapping-math"
+FLAGS = (
+    "-O3 -funroll-loops -shared -fPIC -std=c11 -fno-math-errno -fassociative-math -fno-signed-zeros -fno-trapping-math"
+)
 TARGETS = ("-march=native -mprefer-vector-width=512", "-march=native", "-mcpu=native", "")
 THREADS_PAY_FROM = 1 << 18  # elements; below, waking a second thread costs more than it saves
 log = logging.getLogger("lowmem")
@@ -130,7 +132,7 @@ def _plain(t: torch.Tensor) -> bool:
 
 @functools.cache
 def _shapes(blocks) -> tuple[tuple[int, ...], ...]:
-    """(offset, first block, outer, stride, blocks, run) of each segment; see block_pieces in driver.py for the meaning."""
+    """(offset, first block, outer, stride, blocks, run) of each segment; see block_pieces in stages.py for the meaning."""
     if blocks.kind == "tensor":
         return ((0, 0, 1, blocks.numel, 1, blocks.numel),)
     merged = (math.prod(blocks.shape[: blocks.merge]), *blocks.shape[blocks.merge :])

@@ -7,7 +7,8 @@ where a norm is zero.
 import torch
 
 from lowmem.optim.adamw import adam_scalars
-from lowmem.optim.driver import RuleOptimizer, Work, axpy
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.stages import Work, axpy
 
 
 def _direction(w: Work) -> torch.Tensor:

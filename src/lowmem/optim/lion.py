@@ -5,7 +5,8 @@ Reference: the authors' google/automl lion; the PyTorch package lion-pytorch. No
 
 import torch
 
-from lowmem.optim.driver import RuleOptimizer, Work, axpy
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.stages import Work, axpy
 
 
 def update(w: Work, totals: list) -> None:

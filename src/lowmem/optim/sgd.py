@@ -7,7 +7,8 @@ the gradient, as the official LOMO package does.
 
 import torch
 
-from lowmem.optim.driver import RuleOptimizer, Work, axpy
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.stages import Work, axpy
 
 
 def update(w: Work, totals: list) -> None:

@@ -7,7 +7,8 @@ accumulator per coordinate, which is the same as the general rule there.
 
 import torch
 
-from lowmem.optim.driver import RuleOptimizer, Work, axpy
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.stages import Work, axpy
 
 
 def update(w: Work, totals: list) -> None:
