@@ -138,6 +138,13 @@ def test_a_package_is_taken_as_a_file_and_recorded(tmp_path, programs):
     assert left(root) == ["set/fetched.json", "set/set-1.0.tgz"]
 
 
+def test_a_relative_root_works_though_clients_run_elsewhere(tmp_path, programs, monkeypatch):
+    programs("npm", NPM)
+    make_root(tmp_path, npm_source())
+    monkeypatch.chdir(tmp_path)
+    assert (fetch.fetch(Path("."), "set") / "set-1.0.tgz").read_bytes() == DATA
+
+
 def test_scripts_of_a_package_are_never_run(tmp_path, programs):
     programs("npm", NPM)
     fetch.fetch(make_root(tmp_path, npm_source()), "set")
@@ -333,6 +340,23 @@ def test_when_all_sources_fail_one_line_says_what_was_tried(tmp_path, programs, 
 )
 def test_no_network_is_called_by_its_name(printed):
     assert client.reason(printed).startswith("no network")
+
+
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        (
+            "npm error code ETARGET\nnpm error notarget No matching version\nnpm error A complete log of this",
+            "No matching",
+        ),
+        ("Reading lists...\nE: Version '1' for 'set' was not found", "E: Version '1'"),
+        ("Looking\nERROR: No matching distribution found for set==1", "ERROR: No matching"),
+        ("it simply stopped", "it simply stopped"),
+        ("", ""),
+    ],
+)
+def test_the_reason_is_the_line_that_says_why(printed, told):
+    assert told in client.reason(printed) and "\n" not in client.reason(printed)
 
 
 @pytest.mark.parametrize("kind", ["npm", "url"])

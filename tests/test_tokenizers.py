@@ -10,13 +10,33 @@ from hypothesis import strategies as st
 from lowmem import tokenizers
 from lowmem.errors import Misuse
 
-WORDS = "the state of our union is strong and the people of these states are at work on its laws".split()
+SYLLABLES = [
+    "ba",
+    "con",
+    "di",
+    "er",
+    "fu",
+    "gress",
+    "ha",
+    "in",
+    "jo",
+    "ki",
+    "law",
+    "men",
+    "na",
+    "or",
+    "peo",
+    "ple",
+    "que",
+]
+SYLLABLES += ["re", "state", "tion", "un", "vi", "we", "xy", "ya", "zen"]
+WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("", "s", "ed")]
 LOWER_BLOCK = "\u2581"  # sentencepiece's own sign for a space: the one character that does not come back
 
 
 def corpus():
     drawn = np.random.default_rng(0).integers(0, len(WORDS), (400, 12))
-    return [" ".join(WORDS[i] + str(i * 37) for i in row) + ".\n\n(Applause.)" for row in drawn]
+    return [" ".join(WORDS[i] for i in row) + ", 1790.\n\n(Applause.)" for row in drawn]
 
 
 @pytest.fixture(scope="module")

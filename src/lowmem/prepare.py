@@ -28,12 +28,7 @@ from lowmem.files import read_json, sha256, write_json
 
 BATCH_CHARACTERS = 8_000_000  # of text are held in memory at a time
 
-
-def folder(root: Path, data: dict) -> Path:
-    """The prepared folder of config["data"]: {dataset, source = package, tokenizer?}."""
-    name = fetch.raw_folder(root, data["dataset"], data.get("source", "package")).name
-    tokenizer = data.get("tokenizer")
-    return Path(root) / "data" / "prepared" / (f"{name}-{tokenizer}" if tokenizer else name)
+folder = fetch.prepared_folder  # where it is said without numpy, for those who only plan
 
 
 def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | None = None) -> Path:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 
 def say(text: str) -> None:
-    """One line to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """One line to stderr, in place of an unfinished progress line."""
+    print(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 def megabytes(count: float) -> str:

@@ -18,11 +18,14 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
     download = ["download", "-q", source["apt"]]
     try:
         client.run([program, *download], work, show)
-    except Failed:
+    except Failed as error:
+        if str(error).startswith("no network"):
+            raise
         for folder in ("lists/partial", "cache/archives/partial"):
             (work / folder).mkdir(parents=True)
         private = ["-o", f"Dir::State::Lists={work / 'lists'}", "-o", f"Dir::Cache={work / 'cache'}"]
         private += ["-o", "APT::Sandbox::User=root", "-o", "Debug::NoLocking=1"]
+        private += ["-o", "APT::Update::Error-Mode=any"]  # else an update without network ends well
         client.run([program, *private, "update", "-q"], work, show)
         client.run([program, *private, *download], work, show)
     return client.collect(work, into, "*.deb", name)

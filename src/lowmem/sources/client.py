@@ -90,13 +90,17 @@ def folder_size(folder: Path) -> int:
 
 def reason(printed: str) -> str:
     """The line that says why, out of all that a client printed."""
-    lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
-    network = [line for line in lines if NETWORK.search(line)]
+    network = NETWORK.search(printed)
     if network:
-        return f"no network, or its registry cannot be reached ({shortened(network[-1])})"
+        return f"no network, or its registry cannot be reached ({network[0]})"
+    lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
     told = [line for line in lines if re.search(r"\berror\b|\bERR!|^E:", line, re.IGNORECASE)]
-    told = [line for line in told if "complete log" not in line.lower()]
-    return shortened((told or lines or [""])[0])
+    plain = [
+        line
+        for line in told
+        if not re.search(r"complete log|error (code|errno|syscall|path|dest)\b", line, re.IGNORECASE)
+    ]
+    return shortened((plain or told or lines or [""])[0])
 
 
 def shortened(line: str, width: int = 160) -> str:
