@@ -47,7 +47,13 @@ def test_every_document_arrives_in_order_in_shards(root):
     raw = fetch.fetch(root, "openwebtext", "hub")
     assert list(hub.documents(raw, "train")) == TEXTS
     names = sorted(path.name for path in raw.iterdir())
-    assert names == ["fetched.json", "train-00000.jsonl.gz", "train-00001.jsonl.gz", "train-00002.jsonl.gz"]
+    assert names == [
+        ".hub.json",
+        "fetched.json",
+        "train-00000.jsonl.gz",
+        "train-00001.jsonl.gz",
+        "train-00002.jsonl.gz",
+    ]
 
 
 def test_an_interrupted_stream_goes_on_at_the_last_whole_shard(root, monkeypatch):
@@ -69,6 +75,23 @@ def test_an_interrupted_stream_goes_on_at_the_last_whole_shard(root, monkeypatch
     fetch.fetch(root, "openwebtext", "hub")
     assert begun == [f"train-0000{i}.jsonl.gz" for i in (0, 1, 2, 2)]
     assert {path.name: path.read_bytes() for path in whole.glob("*.gz")} == wanted
+
+
+def test_a_deleted_note_costs_no_download_but_a_damaged_shard_does(root, monkeypatch):
+    raw = fetch.fetch(root, "openwebtext", "hub")
+    real, begun = hub.next_shard, []
+
+    def counted(stream, column, limit, place, path, show):
+        begun.append(path.name)
+        real(stream, column, limit, place, path, show)
+
+    monkeypatch.setattr(hub, "next_shard", counted)
+    (raw / "fetched.json").unlink()
+    fetch.fetch(root, "openwebtext", "hub")
+    assert begun == []
+    (raw / "train-00001.jsonl.gz").write_bytes(b"damaged")
+    fetch.fetch(root, "openwebtext", "hub")
+    assert len(begun) == 3 and list(hub.documents(raw, "train")) == TEXTS
 
 
 def test_a_limit_on_documents_is_kept_and_part_of_what_was_fetched(root):

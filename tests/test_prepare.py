@@ -77,7 +77,7 @@ def test_meta_states_where_the_tokens_come_from_and_their_hashes(sotu):
     )
     for name, value in meta["sha256"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == value
-    assert left(sotu) == [f"{folder.name}/{name}" for name in ("meta.json", "train.bin", "val.bin")]
+    assert left(sotu) == [f"{folder.name}/{name}" for name in (".meta.json", "meta.json", "train.bin", "val.bin")]
 
 
 def test_a_bpe_is_trained_on_the_train_split_only_and_kept_beside_its_tokens(sotu, tmp_path):
@@ -100,6 +100,11 @@ def test_nothing_is_made_again_until_raw_code_or_a_file_changes(sotu, tmp_path):
     folder = prepare.prepare(sotu, "sotu", "folder")
     made = (folder / "meta.json").stat().st_ino
     assert (prepare.prepare(sotu, "sotu", "folder") / "meta.json").stat().st_ino == made
+
+    (folder / "meta.json").unlink()  # as Snakemake does before it runs the job again
+    tokens = (folder / "train.bin").stat().st_ino
+    prepare.prepare(sotu, "sotu", "folder")
+    assert (folder / "train.bin").stat().st_ino == tokens and (folder / "meta.json").is_file()
 
     script = sotu / "data/sotu/prepare.py"
     script.write_text(script.read_text().replace("HELD_OUT_FROM = 2010", "HELD_OUT_FROM = 2012"))

@@ -26,6 +26,7 @@ from lowmem import fetch, progress, tokenizers
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, sha256, write_json
 
+KEPT = ".meta.json"  # a copy of meta.json, which workflow engines delete before they run a job again
 BATCH_CHARACTERS = 8_000_000  # of text are held in memory at a time
 
 folder = fetch.prepared_folder  # where it is said without numpy, for those who only plan
@@ -60,7 +61,8 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
                 about |= write(script, raw, root, tokenizer, work, progress.line(label))
                 compare_content(root, dataset, source, about["content_sha256"])
                 hashes = {path.name: sha256(path) for path in sorted(work.iterdir())}
-                write_json(work / "meta.json", {**about, "sha256": hashes, **made_of})
+                for name in ("meta.json", KEPT):
+                    write_json(work / name, {**about, "sha256": hashes, **made_of})
     except OSError as error:
         if error.errno in fetch.FULL:
             raise Failed(f"the disk is full while writing {target}; free some space and call again") from error
@@ -124,12 +126,17 @@ def package_versions(tokenizer: str | None) -> dict[str, str]:
 
 def is_ready(target: Path, made_of: dict) -> bool:
     """Whether the folder was made of the same raw files by the same code, and its files are still whole."""
-    if not (target / "meta.json").is_file():
+    if not (target / KEPT).is_file():
         return False
-    with contextlib.suppress(Failed, KeyError, TypeError, OSError):
-        meta = read_json(target / "meta.json")
-        if {key: meta[key] for key in made_of} == made_of:
-            return all(sha256(target / name) == value for name, value in meta["sha256"].items())
+    with contextlib.suppress(Failed, KeyError, TypeError, FileNotFoundError):
+        meta = read_json(target / KEPT)
+        if {key: meta[key] for key in made_of} != made_of:
+            return False
+        if any(sha256(target / name) != value for name, value in meta["sha256"].items()):
+            return False
+        if not (target / "meta.json").is_file() or read_json(target / "meta.json") != meta:
+            write_json(target / "meta.json", meta)
+        return True
     return False
 
 

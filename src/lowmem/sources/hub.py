@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lowmem.errors import Failed
-from lowmem.files import read_json, write_json
+from lowmem.files import read_json, sha256, write_json
 
 SHARD = 50_000  # documents
 
@@ -27,7 +27,7 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
     note = into / ".hub.json"
     asked = {key: source.get(key) for key in ("hub", "config", "revision", "text", "splits")}
     progress = read_json(note) if note.is_file() else {}
-    if progress.get("asked") != asked:
+    if progress.get("asked") != asked or not all((into / name).is_file() for name in finished_shards(progress)):
         progress = {"asked": asked, "commit": None, "splits": {}}
     try:
         if progress["commit"] is None and not Path(source["hub"]).is_dir():
@@ -35,7 +35,6 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
 
             found = huggingface_hub.HfApi().dataset_info(source["hub"], revision=source.get("revision"))
             progress["commit"] = found.sha
-        names = []
         for ours, wanted in source["splits"].items():
             stream = datasets.load_dataset(
                 source["hub"],
@@ -44,18 +43,26 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
                 revision=progress["commit"],
                 streaming=True,
             )
-            place = progress["splits"].setdefault(ours, {"documents": 0, "shards": 0, "state": None, "done": False})
+            place = progress["splits"].setdefault(ours, {"documents": 0, "shards": [], "state": None, "done": False})
             limit = wanted.get("max_documents")
             while not place["done"]:
-                next_shard(stream, source["text"], limit, place, into / shard_name(ours, place["shards"]), show)
+                next_shard(stream, source["text"], limit, place, into / shard_name(ours, len(place["shards"])), show)
                 write_json(note, progress)
-            names += [shard_name(ours, index) for index in range(place["shards"])]
     except (OSError, Failed):
         raise
     except Exception as error:  # the hub's libraries raise dozens of kinds
         raise Failed(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     source["commit"] = progress["commit"]
-    return names
+    source["files"] = finished_shards(progress)  # fetch.py checks the hashes, also of shards of earlier calls
+    return list(source["files"])
+
+
+def finished_shards(progress: dict) -> dict:
+    """{file name: pin} of all shards that are written."""
+    pins = {}
+    for ours, place in progress.get("splits", {}).items():
+        pins |= {shard_name(ours, i): {"sha256": value, "bytes": None} for i, value in enumerate(place["shards"])}
+    return pins
 
 
 def shard_name(split: str, index: int) -> str:
@@ -78,8 +85,8 @@ def next_shard(stream, column: str, limit: int | None, place: dict, path: Path, 
                 break
         state = stream.state_dict()
     if count:
+        place["shards"].append(sha256(part))
         os.replace(part, path)
-        place["shards"] += 1
     else:
         part.unlink()
     place["documents"] += count
