@@ -130,8 +130,12 @@ def look_up(root: Path, run: dict) -> Run:
     path = folder / "record.json"
     if not path.is_file():
         return Run(**known, status="missing", reason="not run: no record")
-    record = read_json(path)
-    if record.get("config_hash") != run["config_hash"]:
+    try:
+        record = read_json(path)
+        experiments.check(root, record, "record", Path("record.json"))
+    except (Failed, Misuse) as error:
+        return Run(**known, status="missing", reason=f"not run: the record is damaged ({error})")
+    if record["config_hash"] != run["config_hash"]:
         return Run(**known, status="missing", reason="not run: the record belongs to another configuration")
     return Run(**known, status=record["status"], reason=why(record), record=record, folder=folder)
 

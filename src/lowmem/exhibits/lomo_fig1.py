@@ -80,10 +80,13 @@ def growth(shown: Shown, found: dict, depths: list[int], reasons: list[str]) -> 
     first, last = depths[0], depths[-1]
     sizes = [found[d, "lomo"].final("largest_gradient_bytes") for d in depths]
     shown.values = {
-        names[0]: {"value": max(peaks[d, "lomo"] / size for d, size in zip(depths, sizes, strict=True))},
-        names[1]: {"value": peaks[last, "lomo"] / peaks[first, "lomo"], "layers": [first, last]},
+        names[0]: {
+            "value": max(peaks[d, "lomo"] / size for d, size in zip(depths, sizes, strict=True)),
+            "unit": "× the largest gradient",
+        },
+        names[1]: {"value": peaks[last, "lomo"] / peaks[first, "lomo"], "unit": f"× from {first} to {last} layers"},
         # relative to the depth: 1 means exactly proportional
-        names[2]: {"value": peaks[last, "sgd"] / peaks[first, "sgd"] / (last / first), "layers": [first, last]},
+        names[2]: {"value": peaks[last, "sgd"] / peaks[first, "sgd"] / (last / first), "unit": "× the growth in depth"},
     }
 
 

@@ -1,0 +1,187 @@
+import pytest
+from synthetic import ROOT, checkout, record, write_all, write_losses, write_state_memory
+
+from lowmem import claims, exhibit, experiments, plan
+from lowmem.errors import Misuse
+from lowmem.files import read_json, write_text
+
+WITHIN = {"kind": "within", "target": 10, "tolerance": 1}
+SIDED = {**WITHIN, "direction": "greater", "neutral": 0}
+LESS = {"kind": "less", "target": 0, "margin": 0.02}
+GREATER = {"kind": "greater", "target": 5}
+BETWEEN = {"kind": "between", "target": [1, 2]}
+
+
+def claim(rule, source="readme-image", decides=("paper",)):
+    published = {"value": 10, "unit": None, "source": source, "confidence": "high"}
+    keys = {"id": "c", "paper": "adam_mini", "place": "Table 1", "statement": "x", "exhibit": "e", "value": "v"}
+    return {**keys, "published": published, "rule": rule, "decides": list(decides), "reason": "r"}
+
+
+def value(low, high=None, n=3):
+    """An interval, or an exact number when only one is given."""
+    return {"value": low} if high is None else {"value": (low + high) / 2, "low": low, "high": high, "n": n}
+
+
+@pytest.mark.parametrize(
+    ("rule", "found", "paper", "laptop"),
+    [
+        (WITHIN, value(10.5), "reproduced", "direction_only"),
+        (WITHIN, value(9.2, 10.8), "reproduced", "direction_only"),
+        (WITHIN, value(9, 11), "reproduced", "direction_only"),
+        (WITHIN, value(10.5, 11.5), "inconclusive", "inconclusive"),
+        (WITHIN, value(8.5, 11.5), "inconclusive", "inconclusive"),
+        (WITHIN, value(12, 13), "contradicted", "contradicted"),
+        (SIDED, value(9.5, 10.5), "reproduced", "direction_only"),
+        (SIDED, value(2, 3), "direction_only", "direction_only"),
+        (SIDED, value(20, 30), "direction_only", "direction_only"),
+        (SIDED, value(-1, 3), "inconclusive", "inconclusive"),
+        (SIDED, value(-3, -1), "contradicted", "contradicted"),
+        (SIDED, value(0), "contradicted", "contradicted"),
+        (LESS, value(-0.01, 0.01), "reproduced", "direction_only"),
+        (LESS, value(-0.5, -0.4), "reproduced", "direction_only"),
+        (LESS, value(0.01, 0.03), "inconclusive", "inconclusive"),
+        (LESS, value(0.03, 0.04), "contradicted", "contradicted"),
+        (LESS, value(0.02), "contradicted", "contradicted"),
+        (GREATER, value(5.1, 6), "reproduced", "direction_only"),
+        (GREATER, value(4, 6), "inconclusive", "inconclusive"),
+        (GREATER, value(5), "contradicted", "contradicted"),
+        (BETWEEN, value(1, 2), "reproduced", "direction_only"),
+        (BETWEEN, value(0.5, 1.5), "inconclusive", "inconclusive"),
+        (BETWEEN, value(3), "contradicted", "contradicted"),
+    ],
+)
+def test_verdicts_follow_the_rule_and_the_tier(rule, found, paper, laptop):
+    assert claims.verdict(claim(rule), found, "paper")[0] == paper
+    assert claims.verdict(claim(rule), found, "laptop")[0] == laptop
+    assert claims.verdict(claim(rule), found, "smoke") == ("inconclusive", "smoke tier decides nothing")
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "word"),
+    [
+        ({"value": None, "reason": "not run: no record"}, "not_run", "no record"),
+        ({"value": None}, "not_run", "no record"),
+        ({"value": None, "reason": "x: diverged at step 3", "failed": "subject"}, "contradicted", "baseline finished"),
+        ({"value": None, "reason": "x: diverged at step 3", "failed": "baseline"}, "inconclusive", "step 3"),
+        ({"value": None, "reason": "x: diverged at step 3"}, "inconclusive", "step 3"),
+        ({"value": None, "reason": "x: out of memory at step 1"}, "inconclusive", "out of memory"),
+        ({"value": 0.0, "low": None, "high": None, "n": 1}, "inconclusive", "n = 1"),
+    ],
+)
+def test_what_is_missing_says_why(found, verdict, word):
+    assert claims.verdict(claim(LESS), found, "paper")[0] == verdict
+    assert word in claims.verdict(claim(LESS), found, "paper")[1]
+
+
+def test_smoke_keeps_not_run():
+    assert claims.verdict(claim(LESS), {"value": None}, "smoke")[0] == "not_run"
+
+
+@pytest.mark.parametrize("found", [value(0), value(10), value(8, 12)])
+def test_recalled_values_decide_nothing(found):
+    verdict, reason = claims.verdict(claim(WITHIN, source="memory; derived check"), found, "paper")
+    assert verdict == "inconclusive" and "recalled" in reason
+    assert claims.verdict(claim(WITHIN, source="web:x"), value(10), "paper")[0] == "reproduced"
+
+
+def test_every_claim_finds_its_value_in_its_exhibit(tmp_path):
+    root = checkout(tmp_path)
+    write_all(root)
+    shown = {id: exhibit.make(root, id, "laptop") for id in plan.exhibits(root)}
+    for one in claims.load(root):
+        assert shown[one["exhibit"]].values[one["value"]]["value"] is not None, one["id"]
+
+
+def test_every_claim_publishes_where_its_value_was_read():
+    sources = [one["published"]["source"] for one in claims.load(ROOT)]
+    assert len(sources) >= 4
+    assert not any(claims.recalled({"source": source}) for source in sources)
+
+
+def test_full_records_give_the_expected_verdicts(tmp_path):
+    root = checkout(tmp_path)
+    write_all(root)
+    for id in plan.exhibits(root):
+        exhibit.make(root, id, "laptop")
+    found = {one["id"]: claims.decide(root, one["id"], "laptop")["verdict"] for one in claims.load(root)}
+    assert found["adam_mini_halves_state"] == "reproduced"
+    assert found["lomo_table1_state"] == "reproduced"
+    assert found["sgd_live_gradients_grow"] == "reproduced"
+    assert found["adam_mini_gpt2_on_par"] == "direction_only"  # the laptop may not confirm a size of effect
+    assert found["adam_mini_gpt2_gap_shrinks"] == "direction_only"
+
+
+def test_a_gap_above_the_margin_contradicts(tmp_path):
+    root = checkout(tmp_path)
+    write_losses(root, "laptop", gap=0.2, early=0.3)
+    exhibit.make(root, "adam_mini_fig10", "laptop")
+    row = claims.decide(root, "adam_mini_gpt2_on_par", "laptop")
+    assert row["verdict"] == "contradicted" and row["ours"] == pytest.approx(0.2)
+
+
+def test_a_diverged_subject_contradicts_and_a_diverged_baseline_does_not(tmp_path):
+    for side, verdict in (("adam_mini", "contradicted"), ("adamw", "inconclusive")):
+        root = checkout(tmp_path / side)
+        write_losses(root, "laptop")
+        run = next(r for r in experiments.runs(root, "gpt2_sizes", "laptop") if r["variant"].endswith(f"-{side}"))
+        record(root, run, {"step": 7}, [], status="diverged", reason="train loss is not finite at step 7")
+        exhibit.make(root, "adam_mini_fig10", "laptop")
+        row = claims.decide(root, "adam_mini_gpt2_on_par", "laptop")
+        assert row["verdict"] == verdict and "step 7" in row["reason"]
+
+
+def test_one_missing_model_leaves_the_claim_on_all_models_undecided(tmp_path):
+    root = checkout(tmp_path)
+    write_state_memory(root, "laptop")
+    (root / "results/laptop/adam_mini_state_memory/llama3_8b-adam_mini/seed0/record.json").unlink()
+    exhibit.make(root, "adam_mini_table1", "laptop")
+    row = claims.decide(root, "adam_mini_halves_state", "laptop")
+    assert row["verdict"] == "not_run" and "llama3_8b" in row["reason"]
+    assert claims.decide(root, "adamw_state_llama2_7b", "laptop")["verdict"] == "reproduced"
+
+
+def test_gather_lists_every_claim_once_in_file_order(tmp_path):
+    root = checkout(tmp_path)
+    write_state_memory(root, "laptop")
+    exhibit.make(root, "adam_mini_table1", "laptop")
+    claims.decide(root, "adam_mini_halves_state", "laptop")
+    rows = claims.gather(root, "laptop")
+    assert [row["id"] for row in rows] == [one["id"] for one in claims.load(root)]
+    assert rows == read_json(root / "reports/laptop/claims.json")
+    assert {row["verdict"] for row in rows} == {"reproduced", "not_run"}
+    text = (root / "reports/laptop/claims.md").read_text()
+    assert all(one["statement"] in text for one in claims.load(root))
+
+
+def test_shown_values_have_the_digits_of_their_interval():
+    shown = claims.shown_value({"ours": 0.00912345, "interval": [0.0011, 0.0171], "unit": "nat"})
+    assert shown == "0.009 [0.001, 0.017] nat"
+    assert claims.shown_value({"ours": None, "interval": None, "unit": "nat"}) == "–"
+
+
+def test_unknown_claim_names_the_nearest_one():
+    with pytest.raises(Misuse, match="did you mean 'lomo_table1_state'"):
+        claims.decide(ROOT, "lomo_table1_stat", "laptop")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("kind: within, target: 0.5", "kind: wthin, target: 0.5"), "claims.0.rule"),
+        (("exhibit: adam_mini_table1", "exhibit: adam_mini_table9"), "unknown exhibit"),
+        (("id: adam_mini_removes_v", "id: adam_mini_halves_state"), "stands twice"),
+        (("    decides: [laptop", "    decides: [smoke, laptop"), "decides"),
+    ],
+)
+def test_a_mistake_in_claims_yaml_is_one_line(tmp_path, change, message):
+    for name in ("src", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "workflow/config").mkdir(parents=True)
+    (tmp_path / "workflow/schemas").symlink_to(ROOT / "workflow/schemas")
+    text = (ROOT / "workflow/config/claims.yaml").read_text()
+    assert change[0] in text
+    write_text(tmp_path / "workflow/config/claims.yaml", text.replace(*change, 1))
+    with pytest.raises(Misuse, match=message) as caught:
+        claims.load(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,77 @@
+import numbers
+
+import pytest
+from synthetic import ROOT
+
+from lowmem import claims, plan
+from lowmem.files import read_yaml
+
+FILES = {name: read_yaml(ROOT / f"data/published/{name}.yaml") for name in ("adam_mini", "lomo")}
+ITEMS = {id: item for loaded in FILES.values() for id, item in loaded["items"].items()}
+VALUES = [(id, value) for id, item in ITEMS.items() for value in item["values"]]
+
+
+def test_every_value_has_source_and_confidence():
+    for id, value in VALUES:
+        assert value["source"], (id, value)
+        assert value["confidence"] in ("high", "med", "low"), (id, value)
+        assert value["origin"] in ("paper", "derived", "independent", "ours"), (id, value)
+
+
+def test_no_value_is_empty_and_unknown_ones_are_listed_instead():
+    for id, value in VALUES:
+        assert value["value"] is not None and value["value"] != "null", (id, value)
+        assert value["what"], (id, value)
+    assert all(item["values"] or item.get("unknown") for item in ITEMS.values())
+
+
+def test_recalled_values_and_only_those_are_marked():
+    for id, value in VALUES:
+        assert bool(value.get("recalled")) == claims.recalled(value), (id, value)
+    assert any(value.get("recalled") for _, value in VALUES)
+
+
+def test_every_source_is_explained():
+    for loaded in FILES.values():
+        known = loaded["sources"]
+        for item in loaded["items"].values():
+            for value in item["values"]:
+                assert any(tag in value["source"] for tag in known) or value["source"].startswith("web:"), value
+
+
+@pytest.mark.parametrize("id", ITEMS)
+def test_items_say_what_and_where_they_are(id):
+    item = ITEMS[id]
+    assert item["label"] and item["caption"] and item["kind"]
+    assert len(item["caption"].split()) < 30
+    assert item["number_source"] or "unknown" in item["label"] or "Appendix" in item["label"]
+
+
+def test_one_place_holds_one_value():
+    for id, item in ITEMS.items():
+        places = [(value["what"], str(value.get("at"))) for value in item["values"]]
+        assert len(places) == len(set(places)), id
+
+
+def test_exhibits_name_items_that_exist():
+    for header in plan.exhibits(ROOT).values():
+        assert header["published"] is None or header["published"] in ITEMS, header["id"]
+
+
+def test_numbers_are_numbers():
+    cell = [v for v in ITEMS["adam_mini.table1"]["values"] if v.get("at", {}).get("model") == "Llama2-7B"]
+    assert {v["value"] for v in cell if v["what"] == "state_memory"} == {53.92, 26.96, 28.04}
+    assert all(isinstance(v["value"], numbers.Real) for v in cell)
+    totals = [v["value"] for v in ITEMS["lomo.table1"]["values"] if v["what"] == "total_printed"]
+    assert totals == [147.02, 102.20, 96.81, 51.99, 59.40, 14.58]
+
+
+def test_lomo_totals_without_checkpointing_are_one_too_large():
+    def cell(what, **at):
+        return next(v["value"] for v in ITEMS["lomo.table1"]["values"] if v["what"] == what and v.get("at") == at)
+
+    for optimizer in ("AdamW", "SGD", "LOMO"):
+        for checkpointing, excess in ((False, 1.0), (True, 0.0)):
+            at = {"optimizer": optimizer, "checkpointing": checkpointing}
+            parts = sum(cell(what, **at) for what in ("params", "gradients", "optim_states", "activations"))
+            assert cell("total_printed", **at) - parts == pytest.approx(excess, abs=0.006)

@@ -1,0 +1,252 @@
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from urllib.parse import unquote
+
+import pytest
+from synthetic import ROOT, checkout, record, write_all, write_losses, write_state_memory
+
+from lowmem import claims, exhibit, experiments, plan, report
+from lowmem.errors import Failed
+from lowmem.exhibits import adam_mini_table1
+from lowmem.files import read_json
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A checkout with all records and the page made from them."""
+    root = checkout(tmp_path_factory.mktemp("full") / "root")
+    write_all(root)
+    path = report.make(root, "laptop", {}, so_far=True)
+    return root, path, path.read_text(encoding="utf-8")
+
+
+class Elements(html.parser.HTMLParser):
+    """All start tags with their attributes, and the text outside scripts and styles."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside not in ("script", "style"):
+            self.words.append(data)
+
+    def all(self, *names):
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def test_every_exhibit_and_every_claim_appears(full):
+    root, _, page = full
+    elements = Elements(page)
+    ids = [a["id"] for _, a in elements.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert set(plan.exhibits(root)) <= set(ids)
+    assert {f"claim-{one['id']}" for one in claims.load(root)} <= set(ids)
+    order = [a["id"] for a in elements.all("article")]
+    assert order == list(plan.exhibits(root))
+
+
+def test_inner_links_lead_somewhere(full):
+    elements = Elements(full[2])
+    ids = {a["id"] for _, a in elements.tags if "id" in a}
+    targets = [a["href"][1:] for a in elements.all("a", "use") if a.get("href", "").startswith("#")]
+    targets += [a["xlink:href"][1:] for a in elements.all("use") if "xlink:href" in a]
+    targets += re.findall(r"url\(#([^)]+)\)", full[2])
+    assert targets and set(targets) <= ids
+
+
+def test_the_page_needs_nothing_from_outside(full):
+    elements = Elements(full[2])
+    for tag, attributes in elements.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            target = attributes.get(name)
+            if target is None or target.startswith(("#", "data:")):
+                continue
+            assert tag == "a" and re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", target), (tag, target)
+    assert not re.search(r"@import|url\((?!#)", full[2])
+    assert "default-src 'none'" in full[2]
+
+
+def test_data_links_hold_the_files(full):
+    root, path, page = full
+    links = {a["download"]: a["href"] for a in Elements(page).all("a") if "download" in a}
+    for id, header in plan.exhibits(root).items():
+        folder = path.parent / ("figures" if header["kind"] == "figure" else "tables")
+        endings = ["csv", "json", *(["svg"] if header["kind"] == "figure" else [])]
+        for ending in endings:
+            text = unquote(links[f"{id}.{ending}"].split(",", 1)[1])
+            assert text == (folder / f"{id}.{ending}").read_text(encoding="utf-8")
+    points = unquote(links["adam_mini_fig10_points.csv"].split(",", 1)[1]).splitlines()
+    assert points[0].startswith("model,optimizer,seed,tokens") and len(points) > 50
+
+
+def test_pictures_are_labelled_and_tables_have_headers(full):
+    elements = Elements(full[2])
+    pictures = elements.all("svg")
+    assert len(pictures) == sum(header["kind"] == "figure" for header in plan.exhibits(full[0]).values())
+    assert all(a["role"] == "img" and a["aria-label"] and "viewbox" in a for a in pictures)
+    assert elements.all("th") and all(a.get("scope") in ("col", "row") for a in elements.all("th"))
+    assert elements.all("html")[0]["lang"] == "en"
+    assert any(a.get("name") == "viewport" for a in elements.all("meta"))
+    assert "focus-visible" in full[2] and "prefers-color-scheme: dark" in full[2] and "@media print" in full[2]
+
+
+def test_pictures_take_the_text_colour_of_the_page(full):
+    inside = "".join(re.findall(r"<svg.*?</svg>", full[2], flags=re.DOTALL))
+    assert "currentColor" in inside and "#6a737d" not in inside and "#000000" not in inside
+
+
+def test_numbers_on_the_page_are_those_of_the_csv(full):
+    words = "".join(Elements(full[2]).words)
+    for id, header in plan.exhibits(full[0]).items():
+        folder = "figures" if header["kind"] == "figure" else "tables"
+        for row in read_json(full[1].parent / folder / f"{id}.json")["rows"]:
+            assert all(cell in words for cell in row)
+
+
+def test_text_from_records_and_rules_is_escaped(tmp_path, monkeypatch):
+    root, bad = checkout(tmp_path), "</td><script>alert(1)</script>\"'<img src=http://x.example/y>"
+    write_all(root)
+    run = experiments.runs(root, "gpt2_sizes", "laptop")[0]
+    record(root, run, {}, status="failed", reason=bad, device=bad, packages={bad: bad})
+    monkeypatch.setitem(adam_mini_table1.MODELS, "llama2_7b", (bad, "Llama2-7B"))
+    loaded = claims.load(root)
+    loaded[0]["statement"] = loaded[0]["reason"] = loaded[0]["published"]["source"] = bad
+    monkeypatch.setattr(claims, "load", lambda root: loaded)
+    page = report.make(root, "laptop", {}, so_far=True).read_text(encoding="utf-8")
+    elements = Elements(page)
+    assert len(elements.all("script")) == 1 and not elements.all("img")
+    assert "".join(elements.words).count("alert(1)") >= 4
+    assert "<script>alert" not in page
+
+
+def test_without_any_record_the_page_stands_and_says_not_run(tmp_path):
+    root = checkout(tmp_path)
+    page = report.make(root, "smoke", {}, so_far=True).read_text(encoding="utf-8")
+    assert {a["data-verdict"] for a in Elements(page).all("tr") if "data-verdict" in a} == {"not_run"}
+    assert "not run: no record" in page and "no run yet" in page
+    assert "decides nothing" in page
+
+
+def test_a_broken_exhibit_is_said_and_the_others_stand(tmp_path, monkeypatch):
+    root = checkout(tmp_path)
+    write_state_memory(root, "laptop")
+    report.make(root, "laptop", {}, so_far=True)
+    monkeypatch.setattr(adam_mini_table1, "render", lambda *_: [][0])
+    path = report.make(root, "laptop", {}, so_far=True)
+    page = path.read_text(encoding="utf-8")
+    assert "IndexError" in page and "12.55" in page
+    assert not (path.parent / "tables/adam_mini_table1.json").exists()
+    row = read_json(path.parent / "claims/adam_mini_halves_state.json")
+    assert row["verdict"] == "not_run"
+
+
+def test_so_far_leaves_the_finished_report_alone(full):
+    root, path, _ = full
+    assert path == root / "reports/laptop/so_far/index.html"
+    assert [p.name for p in (root / "reports/laptop").iterdir()] == ["so_far"]
+
+
+def test_the_full_report_reads_files_and_renders_nothing(tmp_path, monkeypatch):
+    root = checkout(tmp_path)
+    write_state_memory(root, "laptop")
+    with pytest.raises(Failed, match="--so-far"):
+        report.make(root, "laptop", {})
+    exhibit.make(root, "lomo_table1", "laptop")
+    claims.gather(root, "laptop")
+    monkeypatch.setattr(exhibit, "make", None)
+    page = report.make(root, "laptop", {}).read_text(encoding="utf-8")
+    assert "12.55" in page and "not run: this exhibit was not made" in page
+
+
+def rows(*verdicts, paper="lomo"):
+    keys = {"paper": paper, "decides": ["paper"], "statement": "Water is wet."}
+    return [{**keys, "verdict": verdict} for verdict in verdicts]
+
+
+def test_summary_is_three_sentences_counted_from_the_verdicts():
+    runs = [{"status": "done"}, {"status": "missing"}]
+    found = report.summary(rows("reproduced", "direction_only", "contradicted", "not_run"), runs, "laptop")
+    assert len(found) == 3
+    assert "4 claims" in found[0] and "1 reproduced" in found[0] and "1 contradicted" in found[0]
+    assert "LOMO: 1 of 4 hold as printed and 1 in direction" in found[1] and "“Water is wet”" in found[1]
+    assert "1 finished runs of 2 planned" in found[2] and "tier paper" in found[2]
+    assert "decides nothing" in report.summary(rows("inconclusive"), runs, "smoke")[2]
+    assert "may decide every claim" in report.summary(rows("reproduced"), runs, "paper")[2]
+
+
+def test_a_contradiction_reaches_the_summary_of_the_page(tmp_path):
+    root = checkout(tmp_path)
+    write_losses(root, "laptop", gap=0.5, early=0.6)
+    page = report.make(root, "laptop", {}, so_far=True).read_text(encoding="utf-8")
+    summary = re.search(r'id="summary">(.*?)</p>', page, flags=re.DOTALL)[1]
+    assert "contradicted: “At the same settings" in summary
+
+
+PROBE = """
+<script>
+window.addEventListener("load", () => {
+  const body = document.querySelector("#verdicts tbody"), first = () => body.rows[0].id;
+  const click = (n) => document.querySelectorAll("#verdicts th button")[n].click();
+  const pick = (name, value) => {
+    const select = document.querySelector(`[data-filter=${name}]`);
+    select.value = value; select.dispatchEvent(new Event("change"));
+  };
+  const before = first(), numbers = () => [...body.rows].map((r) => r.cells[3].dataset.key).filter((k) => k !== "");
+  const visible = () => [...body.rows].filter((r) => r.getBoundingClientRect().height > 0);
+  click(3); const up = numbers(); click(3); const down = numbers(); click(0);
+  pick("paper", "lomo"); const lomo = visible().map((r) => r.dataset.paper);
+  pick("verdict", "not_run"); const none = visible().length;
+  pick("paper", ""); pick("verdict", "");
+  const pictures = [...document.querySelectorAll("svg")].map((s) => s.getBoundingClientRect());
+  const found = {
+    before, after: first(), up, down, lomo, none, all: visible().length,
+    pictures: pictures.map((r) => [r.width, r.height]),
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    width: document.documentElement.clientWidth,
+  };
+  document.title = JSON.stringify(found);
+});
+</script>
+"""
+
+
+def browse(page, folder, width, *more):
+    """Open a page in headless Chromium; returns its stderr and the html it ends with."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [f"--user-data-dir={folder}/profile", f"--window-size={width},2000", "--enable-logging=stderr"]
+    command += ["--virtual-time-budget=3000", *more, f"file://{page}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stderr, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1200, 500])
+def test_in_a_browser_nothing_is_missing_and_sorting_and_filtering_work(full, tmp_path, width):
+    stderr, _ = browse(full[1], tmp_path, width, f"--screenshot={tmp_path}/page.png")
+    assert "CONSOLE" not in stderr, stderr
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+    probed = tmp_path / "probed.html"
+    probed.write_text(full[2].replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    stderr, page = browse(probed, tmp_path, width, "--dump-dom")
+    assert "CONSOLE" not in stderr, stderr
+    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", page, flags=re.DOTALL)[1]))
+    assert len(found["pictures"]) == sum(h["kind"] == "figure" for h in plan.exhibits(ROOT).values())
+    assert all(w > 300 and h > 100 for w, h in found["pictures"])
+    assert found["up"] == sorted(found["up"], key=float) and found["down"] == found["up"][::-1]
+    assert found["before"] == found["after"]  # sorting by the first column restores the file's order
+    assert set(found["lomo"]) == {"lomo"} and found["none"] == 0 and found["all"] == len(claims.load(ROOT))
+    assert found["overflow"] <= 0 and found["width"] <= width
