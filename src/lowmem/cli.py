@@ -4,6 +4,7 @@ Each sub-command imports what it needs when it runs, so that help, plan and bad 
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def with_tier(added: argparse.ArgumentParser) -> None:
 def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """The --option pairs as a dictionary, checked like those of `snakemake --config`."""
     from lowmem import plan
+    from lowmem.files import read_yaml
 
     pairs = {}
     for text in arguments.option:
@@ -116,7 +118,8 @@ def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
         if not equals:
             raise Misuse(f"--option {text}: write DATASET=SOURCE")
         pairs[name] = value
-    return plan.settings(root, {"tier": arguments.tier, **pairs})[1]
+    defaults = read_yaml(root / "workflow/config/config.yaml")
+    return plan.settings(root, {**defaults, **pairs, "tier": arguments.tier})[1]
 
 
 def fetch(root, arguments):
@@ -142,11 +145,14 @@ def train(root, arguments):
         selected = plan.select(
             root, arguments.experiment, arguments.tier, options(root, arguments), arguments.variant, arguments.seed
         )
-    from lowmem import train  # after the arguments are known to be good: this imports PyTorch
+    from lowmem import fetch, record, train  # after the arguments are known to be good: this imports PyTorch
 
-    code = train.run_job(root, selected)
-    if code == 0 and arguments.done:
-        plan.write_done(root, selected, arguments.done)
+    with contextlib.ExitStack() as stack:
+        for run in selected:  # a second pipeline, or the orphan of a killed one, may be at the same runs
+            stack.enter_context(fetch.locked(record.folder(root, run)))
+        code = train.run_job(root, selected)
+        if code == 0 and arguments.done:
+            plan.write_done(root, selected, arguments.done)
     return code
 
 

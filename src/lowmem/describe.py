@@ -21,12 +21,14 @@ def build(name: str):
             if size and size not in module.SIZES:
                 raise Misuse(f"{file} has no size {size!r}{nearest(size, module.SIZES)}")
             return module.build(**({"size": size} if size else {}))
+        if "/" not in name and not Path(name).is_dir():
+            raise Misuse(f"unknown model {name!r}{nearest(name, own)}; a Hugging Face name has a slash")
         try:
             from transformers import AutoConfig, AutoModelForCausalLM
         except ImportError as error:
-            raise Misuse(f"unknown model {name!r}{nearest(name, own)}; others need pip install transformers") from error
+            raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
         try:
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise Misuse(f"unknown model {name!r}{nearest(name, own)}; Hugging Face says: {reason}") from error
+            raise Misuse(f"model {name}: {reason}") from error

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from lowmem import experiments, record
 from lowmem.errors import Misuse, nearest
+from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.files import read_json, read_yaml, sha256, write_json
 
-SOURCES = ("package", "hub", "url", "folder")
+SHARED = (*record.ROUTING, "plan")  # used by everything: their own text counts, what they import does not
 
 
 def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
@@ -133,9 +134,7 @@ def prepared(root: Path, config: dict) -> list[tuple[str, dict]]:
     known = read_yaml(root / "data/sources.yaml")
     if config["data"]["dataset"] not in known:
         raise Misuse(f"unknown dataset {config['data']['dataset']!r}{nearest(config['data']['dataset'], known)}")
-    from lowmem.prepare import folder
-
-    return [(str(folder(root, config["data"]).relative_to(root)), config["data"])]
+    return [(str(prepared_folder(root, config["data"]).relative_to(root)), config["data"])]
 
 
 @functools.cache
@@ -149,18 +148,21 @@ def code_files(*entries: str) -> list[str]:
         path = waiting.pop()
         if path not in found and path.is_file():
             found.add(path)
-            waiting += record.imported(path)
+            waiting += [] if path.stem in SHARED else record.imported(path)
     return sorted(str("src" / path.relative_to(record.PACKAGE.parent)) for path in found)
 
 
 def run_code(runs: list[dict]) -> list[str]:
     """The files whose change makes a record of these runs stale: what record.py writes into it."""
-    seen = {}
-    for run in runs:
-        config = run["config"]
-        named = [config["task"], *((config.get(key) or {}).get("name") for key in ("model", "optimizer"))]
-        seen[tuple(named)] = config
-    return sorted({name for config in seen.values() for name in record.code_files(config)})
+    keys = {tuple((run["config"].get(key) or {}).get("name") for key in ("model", "optimizer")) for run in runs}
+    tasks = {run["config"]["task"] for run in runs}
+    return sorted({name for task in tasks for model, optimizer in keys for name in config_code(task, model, optimizer)})
+
+
+@functools.cache
+def config_code(task: str, model: str | None, optimizer: str | None) -> list[str]:
+    named = {"model": model, "optimizer": optimizer}
+    return list(record.code_files({"task": task, **{key: {"name": name} for key, name in named.items() if name}}))
 
 
 def datasets(jobs: dict[str, dict]) -> dict[str, dict]:
@@ -170,11 +172,9 @@ def datasets(jobs: dict[str, dict]) -> dict[str, dict]:
 
 def prepare_inputs(root: Path, data: dict) -> dict[str, list[str]]:
     """What a prepared folder is made from: the fetched raw files, and the code that reads them."""
-    from lowmem.fetch import raw_folder
-
     raw = raw_folder(root, data["dataset"], data["source"]).relative_to(root)
     script = f"data/{data['dataset']}/prepare.py"
-    code = code_files("prepare.py")
+    code = code_files("prepare.py", "tokenizers.py")
     return {"raw": [f"{raw}/fetched.json"], "code": [*code, *([script] if (root / script).is_file() else [])]}
 
 

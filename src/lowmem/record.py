@@ -6,6 +6,7 @@ machine and memory may differ. A missing number is null, never 0 and never NaN.
 
 import ast
 import datetime
+import functools
 import importlib.metadata
 import json
 import math
@@ -121,6 +122,7 @@ def code_files(config: dict) -> dict[str, str]:
     return {str("src" / path.relative_to(PACKAGE.parent)): sha256(path) for path in sorted(seen)}
 
 
+@functools.cache
 def imported(path: Path) -> list[Path]:
     """Files of this package that a module names in import statements, at top level or inside functions."""
     found = []

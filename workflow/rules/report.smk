@@ -18,7 +18,7 @@ rule report:
         tier=TIER,
         options=OPTION_ARGUMENTS,
     shell:
-        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem report --tier {params.tier} {params.options} > {log} 2>&1"
+        "PYTHONPATH=src python -m lowmem report --tier {params.tier} {params.options} > {log} 2>&1"
 
 
 # The same page from whatever is there, for when something failed or is still running. No output: it always runs when asked.
@@ -32,4 +32,4 @@ rule report_so_far:
         tier=TIER,
         options=OPTION_ARGUMENTS,
     shell:
-        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem report --so-far --tier {params.tier} {params.options} 2>&1 | tee {log}"
+        "PYTHONPATH=src python -m lowmem report --so-far --tier {params.tier} {params.options} 2>&1 | tee {log}"

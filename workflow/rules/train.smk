@@ -21,4 +21,4 @@ rule train:
         arguments=lambda w: JOBS[w.job]["arguments"],
         hashes=lambda w: JOBS[w.job]["hashes"],
     shell:
-        "PYTHONPATH={workflow.basedir:q}/src python -m lowmem train {params.arguments} --done {output} > {log} 2>&1"
+        "PYTHONPATH=src python -m lowmem train {params.arguments} --done {output} > {log} 2>&1"

