@@ -31,7 +31,7 @@ def norms(w: Work, totals: list) -> torch.Tensor:
     """Moments updated; (sum u^2, sum w^2) for update clipping and parameter scaling (Algorithms 5 and 6)."""
     h = w.h
     for key, mean in zip((k for k in w.s if k != "exp_avg"), factored.means(w.g, totals[0])):
-        w.s[key].lerp_(mean, 1 - h["beta2"])
+        w.s[key].lerp_(mean, h["gain2"])
     return torch.stack([torch.linalg.vector_norm(_scaled(w)).square(), torch.linalg.vector_norm(w.p).square()])
 
 
@@ -126,7 +126,7 @@ class Adafactor(RuleOptimizer):
         return {
             "rate": rate,
             "beta1": group["beta1"],
-            "beta2": min(1 - step ** group["decay_rate"], group["beta2_cap"]),
+            "gain2": max(step ** group["decay_rate"], 1 - group["beta2_cap"]),
             "eps1": group["eps"][0],
             "eps2": group["eps"][1],
             "clip_threshold": group["clip_threshold"],

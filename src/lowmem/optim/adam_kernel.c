@@ -13,6 +13,7 @@ typedef struct {
     const float *g;
     int64_t outer, stride, blocks, run;
     float keep, step_size, beta1, beta2, eps, bias2_rsqrt;
+    float gain1, gain2;  /* 1 - beta, rounded once: in fp32 1 - 0.999f is off by 1e-5 */
 } Segment;
 
 enum { CHUNK = 1 << 16, LANES = 512 };  /* elements per chunk; columns held at once of a strided segment */
@@ -20,7 +21,7 @@ enum { CHUNK = 1 << 16, LANES = 512 };  /* elements per chunk; columns held at o
 static void coordinates(const Segment *s, int64_t begin, int64_t end) {
     float *restrict p = s->p, *restrict m = s->m, *restrict v = s->v;
     const float *restrict g = s->g;
-    const float b1 = 1 - s->beta1, beta2 = s->beta2, b2 = 1 - s->beta2;  /* copies: s may alias what is written */
+    const float b1 = s->gain1, beta2 = s->beta2, b2 = s->gain2;  /* copies: s may alias what is written */
     const float keep = s->keep, size = s->step_size, root = s->bias2_rsqrt, eps = s->eps;
     for (int64_t i = begin; i < end; i++) {
         float x = g[i], mi = m[i] + b1 * (x - m[i]), vi = beta2 * v[i] + b2 * x * x;
@@ -42,14 +43,14 @@ static double sum_of_squares(const float *restrict g, int64_t n) {
 }
 
 static float rate(const Segment *s, int64_t b, double sum) {
-    s->v[b] = s->beta2 * s->v[b] + (1 - s->beta2) * (float)(sum / ((double)s->outer * s->run));
+    s->v[b] = s->beta2 * s->v[b] + s->gain2 * (float)(sum / ((double)s->outer * s->run));
     return s->step_size / (sqrtf(s->v[b]) * s->bias2_rsqrt + s->eps);
 }
 
 static void move(const Segment *s, int64_t at, int64_t n, float r) {
     float *restrict p = s->p + at, *restrict m = s->m + at;
     const float *restrict g = s->g + at;
-    const float b1 = 1 - s->beta1, keep = s->keep;
+    const float b1 = s->gain1, keep = s->keep;
     for (int64_t i = 0; i < n; i++) {
         float mi = m[i] + b1 * (g[i] - m[i]);
         m[i] = mi;
@@ -61,7 +62,7 @@ static void move(const Segment *s, int64_t at, int64_t n, float r) {
 static double move_and_sum_next(const Segment *s, int64_t at, int64_t n, float r) {
     float *restrict p = s->p + at, *restrict m = s->m + at;
     const float *restrict g = s->g + at, *restrict next = s->g + at + n;
-    const float b1 = 1 - s->beta1, keep = s->keep;
+    const float b1 = s->gain1, keep = s->keep;
     double total = 0;
     for (int64_t i = 0; i < n; i += 4096) {
         int64_t end = i + 4096 < n ? i + 4096 : n;
@@ -87,7 +88,7 @@ static void columns(const Segment *s, int64_t begin, int64_t end) {
             for (int64_t i = 0; i < n; i++) sums[i] += g[i] * g[i];
         }
         for (int64_t i = 0; i < n; i++) rates[i] = rate(s, b + i, sums[i]);
-        const float b1 = 1 - s->beta1, keep = s->keep;
+        const float b1 = s->gain1, keep = s->keep;
         for (int64_t o = 0; o < s->outer; o++) {
             float *restrict p = s->p + o * s->stride + b, *restrict m = s->m + o * s->stride + b;
             const float *restrict g = s->g + o * s->stride + b;

@@ -33,9 +33,9 @@ def update(w: Work, totals: list) -> None:
     """v per block from the statistic, m per coordinate, then Adam's step (Algorithm 1; eps outside the root)."""
     h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
     statistic = totals[0] / h["size"] if h["reduce"] == "mean" else totals[0]
-    v.mul_(h["beta2"]).add_(statistic * (1 - h["beta2"]))
+    v.mul_(h["beta2"]).add_(statistic * h["gain2"])
     w.p.mul_(h["keep"])
-    m.lerp_(w.g, 1 - h["beta1"])
+    m.lerp_(w.g, h["gain1"])
     rate = h["step_size"] / (v.sqrt() * h["bias2_rsqrt"] + h["eps"])
     w.p.addcmul_(m, rate, value=-1)
 

@@ -15,18 +15,23 @@ def update(w: Work, totals: list) -> None:
     """m, v, then w -= lr * (m / bias1) / (sqrt(v / bias2) + eps), with decoupled decay before."""
     h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
     w.p.mul_(h["keep"])
-    m.lerp_(w.g, 1 - h["beta1"])
-    v.mul_(h["beta2"]).addcmul_(w.g, w.g * (1 - h["beta2"]))
+    m.lerp_(w.g, h["gain1"])
+    v.mul_(h["beta2"]).addcmul_(w.g, w.g * (h["gain2"]))
     step = v.sqrt().mul_(h["bias2_rsqrt"]).add_(h["eps"]).reciprocal_().mul_(m)
     axpy(w.p, step, -h["step_size"])
 
 
 def adam_scalars(group: dict, step) -> dict:
-    """Numbers of one Adam step: keep = 1 - lr * wd, step_size = lr / (1 - beta1^t), bias2_rsqrt = (1 - beta2^t)^-1/2."""
+    """Numbers of one Adam step: keep = 1 - lr * wd, step_size = lr / (1 - beta1^t), bias2_rsqrt = (1 - beta2^t)^-1/2.
+
+    gain = 1 - beta is taken here, in double: of an fp32 beta it would be off by 1e-5.
+    """
     beta1, beta2 = group["betas"]
     return {
         "beta1": beta1,
         "beta2": beta2,
+        "gain1": 1 - beta1,
+        "gain2": 1 - beta2,
         "eps": group["eps"],
         "keep": 1 - group["lr"] * group["weight_decay"],
         "step_size": group["lr"] / (1 - beta1**step),

@@ -28,7 +28,7 @@ def update_norm(w: Work, totals: list) -> torch.Tensor:
     """Moments updated; the sum of u^2 for update clipping."""
     keys = ("exp_avg_sq",) if "exp_avg_sq" in w.s else ("exp_avg_sq_row", "exp_avg_sq_col")
     for key, mean in zip(keys, factored.means(w.g, totals[0])):
-        w.s[key].lerp_(mean, 1 - w.h["beta2"])
+        w.s[key].lerp_(mean, w.h["gain2"])
     return torch.linalg.vector_norm(_scaled(w)).square()
 
 
@@ -36,7 +36,7 @@ def instability(w: Work, totals: list) -> list[torch.Tensor] | None:
     """Momentum of the clipped update; row and column sums of (u - m)^2 + eps2 (Algorithm 2, lines 9 to 11)."""
     clip = ((totals[1] / w.p.numel()).sqrt() / w.h["clip_threshold"]).clamp(min=1.0)
     u = _scaled(w).div_(clip)
-    w.s["exp_avg"].lerp_(u, 1 - w.h["beta1"])
+    w.s["exp_avg"].lerp_(u, w.h["gain1"])
     if not factored.is_factored(w.p):
         return None
     return factored.sums(u.sub_(w.s["exp_avg"]).square_().add_(w.h["eps2"]))
@@ -47,7 +47,7 @@ def update(w: Work, totals: list) -> None:
     h, step = w.h, w.s["exp_avg"]
     if totals[2] is not None:
         for key, mean in zip(("exp_avg_res_row", "exp_avg_res_col"), factored.means(w.g, totals[2])):
-            w.s[key].lerp_(mean, 1 - h["beta3"])
+            w.s[key].lerp_(mean, h["gain3"])
         row, column = factored.inverse_root(w.s["exp_avg_res_row"], w.s["exp_avg_res_col"])
         step = (step * row).mul_(column)
     w.p.mul_(h["keep"])
@@ -90,9 +90,9 @@ class CAME(RuleOptimizer):
         beta1, beta2, beta3 = group["betas"]
         return {
             "lr": group["lr"],
-            "beta1": beta1,
-            "beta2": beta2,
-            "beta3": beta3,
+            "gain1": 1 - beta1,  # in double: see adamw.adam_scalars
+            "gain2": 1 - beta2,
+            "gain3": 1 - beta3,
             "eps1": group["eps"][0],
             "eps2": group["eps"][1],
             "clip_threshold": group["clip_threshold"],

@@ -183,7 +183,8 @@ class FusedBackward(torch.optim.Optimizer):
         self._fired.add(p)
         gradient, p.grad = p.grad, None
         if self._mode == "measure":
-            self._square = self._square + torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
+            exact = torch.promote_types(gradient.dtype, torch.float32)
+            self._square = self._square + torch.linalg.vector_norm(gradient, dtype=exact).square()
             return
         gradient = self._prepared(gradient)
         group = self._group_of[p]

@@ -34,7 +34,9 @@ log = logging.getLogger("lowmem")
 
 _pointers = [(name, ctypes.c_void_p) for name in ("p", "m", "v", "g")]
 _sizes = [(name, ctypes.c_int64) for name in ("outer", "stride", "blocks", "run")]
-_numbers = [(name, ctypes.c_float) for name in ("keep", "step_size", "beta1", "beta2", "eps", "bias2_rsqrt")]
+_numbers = [
+    (name, ctypes.c_float) for name in ("keep", "step_size", "beta1", "beta2", "eps", "bias2_rsqrt", "gain1", "gain2")
+]
 
 
 class Segment(ctypes.Structure):

@@ -22,8 +22,8 @@ def _direction(w: Work) -> torch.Tensor:
 def norms(w: Work, totals: list) -> torch.Tensor:
     """Moments, then (sum w^2, sum direction^2): the two sums the trust ratio needs."""
     h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
-    m.lerp_(w.g, 1 - h["beta1"])
-    v.mul_(h["beta2"]).addcmul_(w.g, w.g * (1 - h["beta2"]))
+    m.lerp_(w.g, h["gain1"])
+    v.mul_(h["beta2"]).addcmul_(w.g, w.g * h["gain2"])
     direction = _direction(w)
     return torch.stack([torch.linalg.vector_norm(w.p).square(), torch.linalg.vector_norm(direction).square()])
 

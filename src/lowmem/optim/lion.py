@@ -15,7 +15,7 @@ def update(w: Work, totals: list) -> None:
     w.p.mul_(h["keep"])
     direction = torch.lerp(w.g, m, h["beta1"]).sign_()
     axpy(w.p, direction, -h["lr"])
-    m.lerp_(w.g, 1 - h["beta2"])
+    m.lerp_(w.g, h["gain2"])
 
 
 class Lion(RuleOptimizer):
@@ -34,4 +34,9 @@ class Lion(RuleOptimizer):
     @staticmethod
     def scalars(group, step):
         beta1, beta2 = group["betas"]
-        return {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "keep": 1 - group["lr"] * group["weight_decay"]}
+        return {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "gain2": 1 - beta2,  # in double: see adamw.adam_scalars
+            "keep": 1 - group["lr"] * group["weight_decay"],
+        }
