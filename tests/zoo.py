@@ -5,8 +5,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from lowmem.optim import CAME, SGD, SM3, AdaLomo, AdamMini, AdamW, Adafactor, FusedBackward, Lamb, Lion, Lomo
+from lowmem.models import gpt2, llama
+from lowmem.optim import CAME, SGD, SM3, Adafactor, AdaLomo, AdamMini, AdamW, FusedBackward, Lamb, Lion, Lomo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,3 +112,42 @@ def state_tensors(optimizer) -> dict[str, Tensor]:
     """All state tensors, flat, by parameter index and key."""
     saved = optimizer.state_dict()["state"]
     return {f"{i}.{k}": v.clone() for i, s in saved.items() for k, v in s.items() if isinstance(v, Tensor)}
+
+
+# -- tiny language models ------------------------------------------------------------------------------------------------
+
+TINY = dict(n_layer=2, n_head=2, n_embd=16, vocab_size=11, block_size=8)
+
+
+def language_model(make=gpt2) -> nn.Module:
+    torch.manual_seed(0)
+    return make.build(**TINY, **({"n_hidden": 24} if make is llama else {}))
+
+
+def tokens(step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(0, 11, (3, 9), generator=generator)
+
+
+def language_loss(model: nn.Module, step: int) -> Tensor:
+    data = tokens(step)
+    return model(data[:, :-1], data[:, 1:])
+
+
+def double_loss(model: nn.Module, step: int) -> Tensor:
+    """Without the fp32 logits of the model's own loss, so that fp64 gradients stay exact."""
+    data = tokens(step)
+    return F.cross_entropy(model(data[:, :-1]).flatten(0, 1), data[:, 1:].flatten())
+
+
+def checkpointed(reentrant: bool) -> Callable:
+    """The loss of a GPT-2 whose blocks run under activation checkpointing."""
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        data = tokens(step)
+        x = model.tokens(data[:, :-1]) + model.positions.weight[:8]
+        for block in model.blocks:
+            x = checkpoint(block, x, use_reentrant=reentrant)
+        return F.cross_entropy(model.head(model.norm(x)).flatten(0, 1), data[:, 1:].flatten())
+
+    return loss

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lowmem import partition
-from lowmem.optim import CAME, SGD, SM3, AdaLomo, AdamMini, AdamW, Adafactor, Lamb, Lion, Lomo
+from lowmem.optim import CAME, SGD, SM3, Adafactor, AdaLomo, AdamMini, AdamW, Lamb, Lion, Lomo
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 shapes = st.one_of(
