@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+import re
 from collections.abc import Iterator
 
 from torch import nn
@@ -132,7 +133,7 @@ class Partition:
     def override(self, overrides: dict[str, object]) -> Partition:
         """A new partition with some parameters placed by hand; see partition(overrides=...)."""
         entries = dict(self._entries)
-        for name, how in _matched(overrides, entries).items():
+        for name, how in _matched(overrides, {name: name for name in entries}).items():
             entries[name] = (_by_hand(name, entries[name][1].shape, how), entries[name][1])
         return Partition(entries, {**self.settings, "overrides": dict(overrides)}, self.model)
 
@@ -172,10 +173,13 @@ def partition(
     scheme: "v1.1" (the paper's camera-ready), "v1.0" (embedding and output per coordinate, query and key by head, the
     rest one block per tensor), or "tensor" (torch's layout: one block per tensor, the unstable default of Figure 7 i).
     value, embedding, output: "row", "tensor" or "coordinate"; biases: "coordinate" or "tensor"; None takes the scheme's.
-    neurons: whether linear and convolution layers are cut by output neuron; None does so when the model has attention
-    (the paper cuts nothing in other models).
+    neurons: None cuts linear layers by output neuron when the model has attention, and nothing in other models (the
+    paper's Algorithm 3). True cuts linear, convolution and recurrent layers by output neuron in any model; False leaves
+    linear layers and attention one block per tensor.
     overrides: {parameter name or pattern: "row" | "column" | "tensor" | "coordinate" | number of equal contiguous
-    blocks}, for what the modules do not tell.
+    blocks}, for what the modules do not tell. A name beats a pattern, and a later pattern an earlier one.
+
+    In a projection that interleaves heads (GPT-NeoX), value="tensor" still makes one value block per head.
 
     Raises Misfit, naming parameter and fix, for attention whose heads are not known or do not divide, and for a bare
     parameter of a Transformer that no module explains.
@@ -192,12 +196,19 @@ def partition(
             raise ValueError(f"{key}={setting!r}: choose from {', '.join(allowed)}")
         switches[key] = setting or switches[key]
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    by_hand = _matched(overrides or {}, named)
-    roles, is_transformer = find_roles(model, known_by_hand=set(by_hand), tolerant=scheme == "tensor")
-    if not (is_transformer if neurons is None else neurons) and scheme != "tensor":
-        switches = {**switches, "neuron": "tensor", "head": "tensor", "value": "tensor"}
-        if neurons is None:
+    first = {id(p): name for name, p in named.items()}
+    aliases = {name: first.get(id(p)) for name, p in model.named_parameters(remove_duplicate=False)}
+    by_hand = _matched(overrides or {}, {name: alias for name, alias in aliases.items() if alias})
+    roles, is_transformer = find_roles(model)
+    switches["filter"] = "row" if neurons else "tensor"
+    if scheme != "tensor":
+        if neurons is False or (neurons is None and not is_transformer):
+            switches.update(neuron="tensor", head="tensor", value="tensor")
+        if neurons is None and not is_transformer:
             switches.update({key: chosen[key] or "tensor" for key in ("embedding", "output")})
+    asked = {name: p for name, p in named.items() if name not in by_hand}
+    if scheme != "tensor" and neurons is not False:
+        _refuse_unknown({name: roles[id(p)] for name, p in asked.items()})
     entries = {}
     for name, parameter in named.items():
         if name in by_hand:
@@ -206,16 +217,36 @@ def partition(
             blocks = _by_role(name, tuple(parameter.shape), roles[id(parameter)], switches)
         entries[name] = (blocks, parameter)
     settings = {"scheme": scheme, **{k: switches[k] for k in ("value", "embedding", "output", "biases")}}
-    return Partition(entries, settings, model)
+    return Partition(entries, {**settings, "neurons": neurons}, model)
+
+
+def _refuse_unknown(roles: dict) -> None:
+    """Raise Misfit for parameters of unknown role: the first one's reason, and overrides that place them all."""
+    unknown = {name: role for name, role in roles.items() if role.name == "unknown"}
+    if not unknown:
+        return
+    name, role = next(iter(unknown.items()))
+    patterns = [re.sub(r"(?<=\.)\d+(?=\.)", "*", other) for other in unknown]
+    known = {other for other in roles if other not in unknown}
+    loose = [p for p in patterns if any(fnmatch.fnmatchcase(other, p) for other in known)]
+    keys = unknown if loose else dict.fromkeys(patterns)  # patterns only where they catch nothing else
+    example = ", ".join(f"{key!r}: 'row'" for key in keys)
+    raise Misfit(
+        f"{name}: {role.why}; pass overrides={{{example}}}, with 'column', 'tensor', 'coordinate' or a number of equal "
+        "blocks (for queries and keys: of heads) in place of 'row' where that is right, or neurons=False if this model "
+        "is no Transformer"
+    )
 
 
 def _by_role(name: str, shape: tuple[int, ...], role, switches: dict) -> ParamBlocks:
     """Blocks from a role (see roles.py) and the switches of the scheme."""
     if role.name == "bias":
         return coordinates(name, shape) if switches["biases"] == "coordinate" else one_block(name, shape)
-    if role.name == "other" or not shape:
+    if role.name in ("other", "unknown") or not shape:
         return one_block(name, shape)
     if role.name == "fused":  # several projections in one tensor: each part by its own rule
+        if switches["value"] == switches["head"] == "tensor":
+            return one_block(name, shape)
         segments, start = [], 0
         for part, length, head_dim in role.parts:
             setting = switches["value"] if part == "value" else switches["head"]
@@ -251,17 +282,23 @@ def _joined(segments: list[tuple[int, int, int]]) -> tuple[tuple[int, int, int],
     return tuple(joined)
 
 
-def _matched(overrides: dict[str, object], names) -> dict[str, object]:
-    """Overrides spread over the parameters they match; a pattern that matches nothing is an error."""
-    found = {}
+def _matched(overrides: dict[str, object], names: dict[str, str]) -> dict[str, object]:
+    """Overrides spread over the parameters they match; a pattern that matches nothing is an error.
+
+    names: {any name of a parameter: its first name}, since a tied parameter has several.
+    """
+    found, exact = {}, {}
     for pattern, how in overrides.items():
-        matches = [name for name in names if fnmatch.fnmatch(name, pattern)]
+        if pattern in names:
+            exact[names[pattern]] = how
+            continue
+        matches = [first for name, first in names.items() if fnmatch.fnmatchcase(name, pattern)]
         if not matches:
             raise Misfit(
                 f"override {pattern!r} matches no trainable parameter; names look like {next(iter(names), '')!r}"
             )
         found.update(dict.fromkeys(matches, how))
-    return found
+    return {**found, **exact}
 
 
 def _by_hand(name: str, shape, how) -> ParamBlocks:

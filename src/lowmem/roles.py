@@ -1,28 +1,31 @@
 """Which role each parameter plays, read off the module that owns it.
 
 Roles: embedding, output (token tables), head (query and key), value, neuron (any other linear layer of a Transformer),
-fused (several projections in one tensor), position (a table with one row per position), bias, other (norms,
-convolutions, scalars: one block per tensor in the paper's Algorithm 3).
+fused (several projections in one tensor), position (a table with one row per position), filter (convolutions and
+recurrent layers), bias, other (norms, gains, scalars: one block per tensor in the paper's Algorithm 3), unknown.
 
-Attention is recognised by its children: a query, a key and a value projection, or one fused projection, under the
-attribute names that PyTorch, Hugging Face, timm and this package use. Head sizes come from the attention module itself
-or from its config, never from dim / heads when the module says otherwise.
+Attention is recognised by its children: one query, one key and one value projection, or one fused projection, under the
+attribute names that PyTorch, Hugging Face, timm, diffusers and this package use. Head sizes come from the attention
+module or from its config, never from dim / heads when the module says otherwise. Attention that this does not explain
+makes its parameters unknown, and partition() then asks the user.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+from collections.abc import Callable
 
 from torch import nn
-
-from lowmem.blocks import Misfit
 
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """name: see the module docstring. axis: where output neurons lie (1 for transposed Conv1D weights).
+    """name: see the module docstring. axis: where output neurons lie (1 for transposed weights).
     head_dim: rows per head. parts: (query | key | value, rows, head_dim) of a fused projection, in order.
-    merge: leading axes to merge (position tables of shape (1, positions, width)).
+    merge: leading axes to merge (position tables of shape (1, positions, width), stacked experts).
+    why: for unknown, what is not known.
     """
 
     name: str
@@ -30,47 +33,53 @@ class Role:
     head_dim: int = 0
     parts: tuple[tuple[str, int, int], ...] = ()
     merge: int = 1
+    why: str = ""
 
 
-# (query, key, value) children of attention modules: Llama, Mistral, Qwen, Gemma, Phi, OPT, Bart; ours and official
-# Adam-mini; BERT, ViT; T5; DistilBERT; diffusers.
-SEPARATE = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("wq", "wk", "wv"),
-    ("query", "key", "value"),
-    ("q", "k", "v"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("to_q", "to_k", "to_v"),
-)
-# Fused projections whose rows are all queries, then all keys, then all values: GPT-2; timm and ours; Phi-3; MPT, ModernBERT.
-CONCATENATED = ("c_attn", "qkv", "qkv_proj", "Wqkv", "in_proj")
-# Fused projections that hold query, key and value of head 0, then of head 1, ...: GPT-NeoX, BLOOM.
-INTERLEAVED = ("query_key_value",)
-INTERLEAVED_MODELS = ("gpt_neox", "gpt_neox_japanese", "bloom")
+# Attribute names are compared word by word: q_proj, to_q, wq, q_lin and linear_q all leave the one word in PROJECTIONS.
+PROJECTIONS = {
+    **dict.fromkeys(("q", "wq", "qs", "query", "queries"), "query"),
+    **dict.fromkeys(("k", "wk", "ks", "key", "keys"), "key"),
+    **dict.fromkeys(("v", "wv", "vs", "value", "values"), "value"),
+}
+DECORATION = {
+    "w", "proj", "projection", "linear", "lin", "layer", "to", "attn", "attention", "self", "head", "heads", "fc", "net",
+    "dense", "conv",
+}  # fmt: skip
+ATTENTION_WORDS = ("attention", "attn", "mha", "mhsa", "gqa", "mqa", "mla")
+# Fused projections under these names hold all queries, then all keys, then all values: GPT-2; timm, BLIP; Phi-3; MPT and
+# ModernBERT; lucidrains.
+CONCATENATED = ("c_attn", "qkv", "qkv_proj", "Wqkv", "to_qkv")
+# These classes hold the queries, key and value of key head 0, then of key head 1, ...
+GROUPED = (
+    "GPTNeoXAttention", "GPTNeoXJapaneseAttention", "BloomAttention", "PersimmonAttention", "FalconAttention",
+    "GPTBigCodeAttention", "MiniMaxLightningAttention",
+)  # fmt: skip
+JOINED = re.compile(r"w?(qkv|kqv|qk|kv).?")  # other words for several projections in one
 POSITION_TABLES = (
-    "pos_embed",
-    "pos_embedding",
-    "position_embedding",
-    "position_embeddings",
-    "positional_embedding",
-    "relative_position_bias_table",
-)
+    "pos_embed", "pos_embedding", "pos_emb", "position_embedding", "position_embeddings", "positional_embedding",
+    "decoder_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w",
+)  # fmt: skip
+OUTPUTS = (
+    "lm_head", "output", "head", "embed_out", "proj_out", "to_logits", "output_layer", "output_projection", "unembed",
+    "decoder", "generator",
+)  # fmt: skip
+HEADS = (
+    "n_head", "num_heads", "num_attention_heads", "n_heads", "heads", "nhead", "attention_heads", "num_attn_heads",
+)  # fmt: skip
+KEY_HEADS = ("n_kv_head", "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
+HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "d_kv")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 CONVOLUTIONS = nn.modules.conv._ConvNd
+TRANSPOSED_CONVOLUTIONS = nn.modules.conv._ConvTransposeNd
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+Claim = Callable[[nn.Parameter | None, Role], None]
 
 
-def find_roles(model: nn.Module, known_by_hand: set[str] = frozenset(), tolerant: bool = False):
-    """({id(parameter): Role}, whether the model is a Transformer).
-
-    known_by_hand: names that overrides place, which therefore need no rule. tolerant: unknown becomes "other" (the
-    per-tensor scheme needs no structure). Raises Misfit otherwise.
-    """
+def find_roles(model: nn.Module) -> tuple[dict[int, Role], bool]:
+    """({id(parameter): Role} of every parameter, whether the model has attention, that is, is a Transformer)."""
     roles: dict[int, Role] = {}
-    attention = [(name, module) for name, module in model.named_modules() if _looks_like_attention(module)]
-    names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
-    first_name = {id(p): name for name, p in model.named_parameters()}
-    is_transformer = bool(attention)
-    by_hand = {key for key, name in first_name.items() if name in known_by_hand}
 
     def claim(parameter: nn.Parameter | None, role: Role) -> None:
         if parameter is None:
@@ -79,66 +88,271 @@ def find_roles(model: nn.Module, known_by_hand: set[str] = frozenset(), tolerant
         if before is None or (before.name in ("output", "neuron") and role.name == "embedding"):
             roles[id(parameter)] = role  # a tied table counts as embedding, wherever it was registered first
 
-    for path, module in attention:
-        try:
-            _claim_attention(path, module, claim)
-        except Misfit:
-            own = [p for p in module.parameters() if p.requires_grad and id(p) not in by_hand]
-            if own and not tolerant:
-                raise
-    output = _output_layer(model)
-    for _, module in model.named_modules():
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            claim(module.weight, Role("embedding"))
-    for module in model.modules():
-        bare = dict(module.named_parameters(recurse=False))
-        if is_linear(module):
-            axis = 1 if is_transposed(module) else 0
-            claim(bare.pop("weight", None), Role("output" if module is output else "neuron", axis))
-        elif isinstance(module, nn.Bilinear):
-            claim(bare.pop("weight", None), Role("neuron"))
-        elif isinstance(module, (*NORMS, CONVOLUTIONS, nn.RNNBase)) or type(module).__name__.endswith("Norm"):
-            for key in [k for k in bare if k != "bias"]:
-                claim(bare.pop(key), Role("other"))
-        for key, parameter in bare.items():
-            if id(parameter) in roles or id(parameter) in by_hand or not parameter.requires_grad:
-                continue
-            role = _bare_role(key, parameter, is_transformer)
-            if role is None and tolerant:
-                role = Role("other")
-            if role is None:
-                name = names[id(parameter)]
-                raise Misfit(
-                    f"{name}: a bare parameter of shape {tuple(parameter.shape)} in {type(module).__name__}, whose "
-                    f"blocks no rule tells; pass overrides={{{name!r}: 'row'}} (or 'column', 'tensor', 'coordinate', "
-                    "or a number of equal blocks)"
-                )
-            claim(parameter, role)
-    return roles, is_transformer
+    attention = find_attention(model)
+    for module in attention:
+        _claim_attention(module, claim)
+    modules = list(model.modules())
+    for module in modules:
+        if is_embedding(module):
+            claim(weight_of(module), Role("embedding"))
+        for parameter in getattr(module, "lora_embedding_A", {}).values():  # peft: (rank, rows of the table)
+            claim(parameter, Role("embedding", axis=1))
+        for parameter in getattr(module, "lora_embedding_B", {}).values():  # (width, rank)
+            claim(parameter, Role("neuron"))
+    outputs = _output_layers(model)
+    for module in modules:
+        _claim_layer(module, claim, module in outputs)
+        for key, parameter in module.named_parameters(recurse=False):
+            claim(parameter, _bare_role(module, key, parameter, bool(attention)))
+    return roles, bool(attention)
 
 
-def _bare_role(key: str, parameter: nn.Parameter, is_transformer: bool) -> Role | None:
-    """Role of a parameter that hangs on a module directly; None when a Transformer's structure leaves it open."""
+def _claim_layer(module: nn.Module, claim: Claim, is_output: bool) -> None:
+    """Roles of the weights of torch's own kinds of layers."""
+    weight = weight_of(module)
+    if is_linear(module) and weight is not None and weight.ndim == 2:
+        claim(weight, Role("output" if is_output else "neuron", is_transposed(module)))
+    elif isinstance(module, nn.Bilinear):
+        claim(weight, Role("neuron"))
+    elif isinstance(module, CONVOLUTIONS):
+        transposed = isinstance(module, TRANSPOSED_CONVOLUTIONS)  # weight (in, out / groups, ...): groups mix neurons
+        claim(weight, Role("filter", int(transposed)) if not transposed or module.groups == 1 else Role("other"))
+    elif isinstance(module, nn.RNNBase):
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim == 2:
+                claim(parameter, Role("filter"))
+    elif isinstance(module, NORMS):
+        claim(weight, Role("other"))
+    elif weight is not None and weight.ndim == 2 and getattr(module, "num_experts", 0) == len(weight):
+        claim(weight, Role("neuron"))  # router of a mixture of experts, (experts, width)
+    elif getattr(module, "is_transposed", None) is False and hasattr(module, "has_gate"):  # Hugging Face experts
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim == 3:  # (experts, out, in)
+                claim(parameter, Role("neuron", merge=2))
+
+
+def _bare_role(module: nn.Module, key: str, parameter: nn.Parameter, is_transformer: bool) -> Role:
+    """Role of a parameter that no kind of layer explains; unknown when a Transformer's structure leaves it open."""
     shape = parameter.shape
-    if key in ("bias", "in_proj_bias", "bias_k", "bias_v", "bias_ih", "bias_hh"):
-        return Role("bias")
     if key in POSITION_TABLES and len(shape) >= 2:
         return Role("position", merge=len(shape) - 1)
-    one_row = len(shape) < 2 or parameter.numel() == shape[-1]  # gains, layer scales, class tokens
-    return Role("other") if one_row or not is_transformer else None
+    if "bias" in words(key):
+        return Role("bias")
+    vector = parameter.numel() == max(shape, default=1)  # gains, layer scales, class tokens, magnitudes of weight norm
+    if vector or not is_transformer:
+        return Role("other")
+    what = f"a bare parameter of shape {tuple(shape)} in {type(module).__name__}, whose blocks no rule tells"
+    return Role("unknown", why=what)
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+
+def find_attention(model: nn.Module) -> list[nn.Module]:
+    """Every attention module of the model, also those of a shape that only a user can explain."""
+    found = {id(m): m for m in model.modules() if isinstance(m, nn.MultiheadAttention) or _projections(m)}
+    inside = set(found)
+    for path, module in reversed(list(model.named_modules())):  # children before parents
+        below = any(id(child) in inside for child in module.children())
+        if not below and id(module) not in found and len(_unexplained(module)) >= _fewest_matrices(path, module):
+            found[id(module)] = module
+        if below or id(module) in found:
+            inside.add(id(module))
+    return [m for m in model.modules() if id(m) in found]
+
+
+def _projections(module: nn.Module) -> dict[str, nn.Module]:
+    """{query, key, value: child} or {fused: child} of an attention module; {} for any other module.
+
+    A child called like a fused projection whose row order is not known comes as {"unknown": child}.
+    """
+    matrices = {name: child for name, child in module._modules.items() if _has_matrix(child)}
+    exact, fused, joined = {}, {}, {}
+    for name, child in matrices.items():
+        kinds = [PROJECTIONS.get(word, word) for word in words(name) if word not in DECORATION]
+        known = name in CONCATENATED or (name == "query_key_value" and _is_a(module, GROUPED))
+        if len(kinds) == 1 and kinds[0] in ("query", "key", "value"):
+            exact.setdefault(kinds[0], child)
+        elif known and is_projection(_base(child)):
+            fused["fused"] = child
+        elif len({"query", "key", "value"} & set(kinds)) > 1 or any(JOINED.fullmatch(kind) for kind in kinds):
+            joined["unknown"] = child
+    if len(exact) == 3 and not joined and all(is_projection(_base(child)) for child in exact.values()):
+        return exact
+    if fused:
+        return {**fused, **({"query": exact["query"]} if "query" in exact else {})}
+    return joined or ({"unknown": exact["query"]} if len(exact) == 3 else {})
+
+
+def _claim_attention(module: nn.Module, claim: Claim) -> None:
+    """Roles of query, key, value or fused projections of one attention module."""
+    if isinstance(module, nn.MultiheadAttention):
+        size, rows = module.embed_dim // module.num_heads, module.embed_dim
+        claim(module.in_proj_weight, Role("fused", parts=tuple((n, rows, size) for n in ("query", "key", "value"))))
+        claim(module.q_proj_weight, Role("head", head_dim=size))
+        claim(module.k_proj_weight, Role("head", head_dim=size))
+        claim(module.v_proj_weight, Role("value"))
+        return
+    found = _projections(module)
+    if "fused" in found:
+        _claim_projection(found["fused"], fused_role(module, _base(found["fused"])), claim)
+    elif "value" not in found:
+        why = f"{type(module).__name__} is attention in which no query, key and value projection was found"
+        for parameter in _unexplained(module):
+            claim(parameter, Role("unknown", why=why))
+        return
+    if "query" not in found:
+        return  # with a fused projection, only GPT-2's cross attention keeps a query apart
+    rows = {out_features(_base(found[name])) for name in ("query", "key") if name in found}
+    size, why = head_size(module, out_features(_base(found["query"])))
+    for name, child in module._modules.items():
+        kinds = {PROJECTIONS[word] for word in words(name) if word in PROJECTIONS}
+        if len(kinds) != 1 or child is found.get("fused") or not is_projection(_base(child)):
+            continue
+        if kinds == {"value"}:
+            _claim_projection(child, Role("value"), claim)
+        elif size and out_features(_base(child)) in rows and out_features(_base(child)) % size == 0:
+            _claim_projection(child, Role("head", head_dim=size), claim)
+        else:
+            why = (
+                why
+                or f"{out_features(_base(child))} rows of {type(module).__name__} are not known to be heads of size {size}"
+            )
+            _claim_projection(child, Role("unknown", why=why), claim)
+
+
+def fused_role(module: nn.Module, layer: nn.Module) -> Role:
+    """Parts of a fused projection in the order its rows hold them."""
+    axis, rows = is_transposed(layer), out_features(layer)
+    heads, kv_heads = head_counts(module)
+    if heads is None:
+        return Role("unknown", why=_no_heads(module))
+    if getattr(module, "is_cross_attention", False):  # GPT-2 cross attention: keys and values only
+        half = rows // 2
+        return Role("fused", axis, parts=(("key", half, half // heads), ("value", half, half // heads)))
+    if getattr(module, "multi_query", False) and not getattr(module, "new_decoder_architecture", False):
+        kv_heads = 1  # Falcon, GPT-BigCode
+    size = _first(module, HEAD_SIZES) or rows // (heads + 2 * kv_heads)
+    if rows != (heads + 2 * kv_heads) * size or heads % kv_heads or isinstance(layer, CONVOLUTIONS):
+        why = f"{rows} rows of {type(module).__name__} are not known to be {heads} query and 2 x {kv_heads} key heads of {size}"
+        return Role("unknown", why=why)
+    if _is_a(module, ("CodeGenAttention",)):  # made for four devices: four times queries, values, keys
+        quarter = heads * size // 4
+        return Role("fused", axis, parts=tuple((part, quarter, size) for part in ("query", "value", "key")) * 4)
+    turns = kv_heads if _is_a(module, GROUPED) else 1
+    queries, keys = heads * size // turns, kv_heads * size // turns
+    return Role("fused", axis, parts=(("query", queries, size), ("key", keys, size), ("value", keys, size)) * turns)
+
+
+def _claim_projection(child: nn.Module, role: Role, claim: Claim) -> None:
+    """Role for a projection's weight; adapters on it (LoRA) get the role where their rows are the projection's rows."""
+    base = _base(child)
+    claim(weight_of(base), dataclasses.replace(role, axis=is_transposed(base)))
+    if base is child:
+        return
+    for inner in child.modules():
+        if inner is not base and is_linear(inner):
+            same_rows = out_features(inner) == out_features(base)  # the B matrix of LoRA: (out, rank)
+            claim(weight_of(inner), dataclasses.replace(role, axis=0) if same_rows else Role("neuron"))
+
+
+def head_counts(module: nn.Module) -> tuple[int | None, int | None]:
+    """(query heads, key heads) from the module, else from its config; None when nobody says."""
+    heads = _first(module, HEADS)
+    return heads, _first(module, KEY_HEADS) or heads
+
+
+def head_size(module: nn.Module, query_rows: int) -> tuple[int | None, str]:
+    """(rows per query head, ""), or (None, what is wrong)."""
+    heads, size = _first(module, HEADS), _first(module, HEAD_SIZES)
+    if heads is None and size is None:
+        return None, _no_heads(module)
+    if query_rows % (heads or 1) or (size and query_rows != (heads or query_rows // size) * size):
+        parts = " ".join(filter(None, (heads and f"{heads} heads", size and f"of size {size}")))
+        return None, f"{query_rows} query rows of {type(module).__name__} do not divide into {parts}"
+    return size or query_rows // heads, ""
+
+
+def _no_heads(module: nn.Module) -> str:
+    return f"{type(module).__name__} does not say its number of heads (give it an attribute n_head)"
+
+
+def _fewest_matrices(path: str, module: nn.Module) -> float:
+    """From how many unexplained matrices on a module counts as attention: its class or its attribute is called so.
+
+    Graph attention without queries and keys is none.
+    """
+    of_class = words(type(module).__name__)
+    if is_linear(module) or isinstance(module, (*CONTAINERS, CONVOLUTIONS)) or {"graph", "gat"} & set(of_class):
+        return math.inf
+    if any(word.endswith(ATTENTION_WORDS) for word in of_class):
+        return 1
+    called = any(word.endswith(ATTENTION_WORDS) for word in words(path.rsplit(".", 1)[-1])[-1:])
+    return 2 if called else math.inf
+
+
+def _unexplained(module: nn.Module) -> list[nn.Parameter]:
+    """Matrices inside an attention module of unknown shape: weights of linear layers and bare ones."""
+    found = []
+    for inner in module.modules():
+        if isinstance(inner, (CONVOLUTIONS, *NORMS, nn.RNNBase)) or is_embedding(inner):
+            continue
+        for key, parameter in inner.named_parameters(recurse=False):
+            vector = parameter.numel() == max(parameter.shape, default=1)
+            if not vector and key not in POSITION_TABLES and "bias" not in words(key):
+                found.append(parameter)
+    return found
+
+
+# -- layers ----------------------------------------------------------------------------------------------------------
+
+
+def words(name: str) -> list[str]:
+    """Lower-case words of an attribute or class name: q_proj -> q, proj; CausalSelfAttention -> causal, self, attention."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
 
 
 def is_linear(module: nn.Module) -> bool:
-    """nn.Linear and everything of its shape: a 2-D weight with in_features/out_features, or a transposed Conv1D."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
-        return False
-    return hasattr(module, "out_features") or is_transposed(module)
+    """nn.Linear and everything of its shape (in_features, out_features), or a transposed Conv1D of Hugging Face."""
+    return (hasattr(module, "out_features") and hasattr(module, "in_features")) or _is_conv1d(module)
 
 
-def is_transposed(module: nn.Module) -> bool:
-    """Hugging Face Conv1D stores (in, out); its nf attribute is the number of output neurons."""
+def is_projection(module: nn.Module) -> bool:
+    """A linear layer, or a convolution that stands in for one."""
+    return is_linear(module) or (isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED_CONVOLUTIONS))
+
+
+def is_embedding(module: nn.Module) -> bool:
+    return hasattr(module, "num_embeddings") and hasattr(module, "embedding_dim")
+
+
+def is_transposed(module: nn.Module) -> int:
+    """The axis of a layer's output neurons: 1 when its weight is (in, out), as in Hugging Face's Conv1D, else 0."""
+    return int(_is_conv1d(module))
+
+
+def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def out_features(layer: nn.Module) -> int:
+    return next(getattr(layer, key) for key in ("out_features", "nf", "out_channels") if hasattr(layer, key))
+
+
+def weight_of(module: nn.Module) -> nn.Parameter | None:
+    """The parameter behind module.weight, also under weight norm, spectral norm (both kinds of each) and pruning."""
+    for key in ("weight", "weight_v", "weight_orig"):
+        if module._parameters.get(key) is not None:
+            return module._parameters[key]
+    wrapped = getattr(module, "parametrizations", None)
+    if isinstance(wrapped, nn.ModuleDict) and "weight" in wrapped and len(wrapped["weight"]) == 1:
+        key = {"_WeightNorm": "original1", "_SpectralNorm": "original"}.get(type(wrapped["weight"][0]).__name__)
+        return wrapped["weight"]._parameters.get(key)
+    return None
+
+
+def _has_matrix(module: nn.Module | None) -> bool:
+    return module is not None and (is_projection(_base(module)) or any(p.ndim >= 2 for p in module.parameters()))
 
 
 def _base(module: nn.Module) -> nn.Module:
@@ -146,143 +360,13 @@ def _base(module: nn.Module) -> nn.Module:
     return getattr(module, "base_layer", module)
 
 
-def _children(module: nn.Module, names) -> list[nn.Module] | None:
-    found = [getattr(module, name, None) for name in names]
-    return found if all(isinstance(c, nn.Module) and is_linear(_base(c)) for c in found) else None
+def _is_a(module: nn.Module, class_names: tuple[str, ...]) -> bool:
+    return any(kind.__name__ in class_names for kind in type(module).__mro__)
 
 
-def _looks_like_attention(module: nn.Module) -> bool:
-    if isinstance(module, nn.MultiheadAttention):
-        return True
-    if any(_children(module, names) for names in SEPARATE):
-        return True
-    if any(_children(module, (name,)) for name in CONCATENATED + INTERLEAVED):
-        return True
-    named_so = type(module).__name__.endswith("Attention")
-    return named_so and any(is_linear(_base(child)) for child in module.children())
-
-
-def _claim_attention(path: str, module: nn.Module, claim) -> None:
-    """Give query, key, value or fused projections of one attention module their roles."""
-    if isinstance(module, nn.MultiheadAttention):
-        size = module.embed_dim // module.num_heads
-        if module.in_proj_weight is not None:
-            rows = module.embed_dim
-            claim(module.in_proj_weight, Role("fused", parts=tuple((n, rows, size) for n in ("query", "key", "value"))))
-        else:
-            claim(module.q_proj_weight, Role("head", head_dim=size))
-            claim(module.k_proj_weight, Role("head", head_dim=size))
-            claim(module.v_proj_weight, Role("value"))
-        return
-    for names in SEPARATE:
-        children = _children(module, names)
-        if children:
-            size = head_size(path, module, out_features(_base(children[0])), names[0])
-            for child, role in zip(children, ("head", "head", "value")):
-                _claim_projection(child, Role(role, head_dim=size), claim)
-            return
-    for name in CONCATENATED + INTERLEAVED:
-        if _children(module, (name,)):
-            child = getattr(module, name)
-            _claim_projection(child, _fused_role(path, module, name, _base(child)), claim)
-            query = getattr(module, "q_attn", None)  # GPT-2 cross attention keeps its query apart
-            if isinstance(query, nn.Module) and is_linear(query):
-                size = head_size(path, module, out_features(query), "q_attn")
-                _claim_projection(query, Role("head", head_dim=size), claim)
-            return
-    child_name = next(n for n, c in module.named_children() if is_linear(_base(c)))
-    raise Misfit(
-        f"{path}.{child_name}.weight: {type(module).__name__} is attention of an unknown shape (no query, key and value "
-        f"projections found); pass overrides={{'{path}.{child_name}.weight': <number of heads>, ...}} for its parameters"
-    )
-
-
-def _fused_role(path: str, module: nn.Module, name: str, layer: nn.Module) -> Role:
-    """Parts of a fused projection in the order its rows hold them."""
-    axis, rows = (1 if is_transposed(layer) else 0), out_features(layer)
-    config = getattr(module, "config", None)
-    model_type = getattr(config, "model_type", "")
-    heads, kv_heads = head_counts(module)
-    if heads is None:
-        raise Misfit(_no_heads(path, module, name))
-    if name in INTERLEAVED:
-        if model_type not in INTERLEAVED_MODELS:
-            raise Misfit(
-                f"{path}.{name}.weight: the row order of this fused projection is not known for model type "
-                f"{model_type!r}; pass overrides={{'{path}.{name}.weight': 'row'}} or a number of equal blocks"
-            )
-        size = rows // (3 * heads)
-        return Role("fused", axis, parts=tuple((part, size, size) for part in ("query", "key", "value")) * heads)
-    if getattr(module, "is_cross_attention", False):  # GPT-2 cross attention: keys and values only
-        half = rows // 2
-        return Role("fused", axis, parts=(("key", half, half // heads), ("value", half, half // heads)))
-    size = _explicit_head_size(module) or rows // (heads + 2 * kv_heads)
-    if rows != (heads + 2 * kv_heads) * size or "CodeGen" in type(module).__name__:
-        raise Misfit(
-            f"{path}.{name}.weight: {rows} rows are not {heads} query and 2 x {kv_heads} key/value heads of size {size}; "
-            f"pass overrides={{'{path}.{name}.weight': 'row'}} or a number of equal blocks"
-        )
-    return Role(
-        "fused",
-        axis,
-        parts=(("query", heads * size, size), ("key", kv_heads * size, size), ("value", kv_heads * size, size)),
-    )
-
-
-def _claim_projection(child: nn.Module, role: Role, claim) -> None:
-    """Role for a projection's weight; adapters on it (LoRA) get the role where their rows are the projection's rows."""
-    base = _base(child)
-    axis = 1 if is_transposed(base) else 0
-    claim(base.weight, dataclasses.replace(role, axis=axis))
-    if base is child:
-        return
-    for inner in child.modules():
-        if inner is not base and is_linear(inner):
-            same_rows = out_features(inner) == out_features(base)  # the B matrix of LoRA: (out, rank)
-            claim(inner.weight, dataclasses.replace(role, axis=0) if same_rows else Role("neuron"))
-
-
-def out_features(layer: nn.Module) -> int:
-    return layer.nf if is_transposed(layer) else layer.weight.shape[0]
-
-
-def head_counts(module: nn.Module) -> tuple[int | None, int | None]:
-    """(query heads, key heads) from the module, else from its config; None when nobody says."""
-    places = [module, getattr(module, "config", None)]
-    heads = _first(places, ("n_head", "num_heads", "num_attention_heads", "n_heads", "heads"))
-    kv_heads = _first(places, ("n_kv_head", "num_key_value_heads", "num_kv_heads", "n_kv_heads"))
-    return heads, kv_heads or heads
-
-
-def _explicit_head_size(module: nn.Module) -> int | None:
-    places = [module, getattr(module, "config", None)]
-    return _first(places, ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "d_kv"))
-
-
-def head_size(path: str, module: nn.Module, query_rows: int, name: str) -> int:
-    """Rows per query head: said by the module, or its query rows divided by its heads."""
-    size = _explicit_head_size(module)
-    if size:
-        return size
-    heads, _ = head_counts(module)
-    if heads is None:
-        raise Misfit(_no_heads(path, module, name))
-    if query_rows % heads:
-        raise Misfit(
-            f"{path}.{name}.weight: {query_rows} rows do not divide into {heads} heads; check the model's config"
-        )
-    return query_rows // heads
-
-
-def _no_heads(path: str, module: nn.Module, name: str) -> str:
-    return (
-        f"{path}.{name}.weight: {type(module).__name__} does not say its number of heads; give the module an attribute "
-        f"n_head, or pass overrides={{'{path}.{name}.weight': <number of heads>, ...}}"
-    )
-
-
-def _first(places, names) -> int | None:
-    for place in places:
+def _first(module: nn.Module, names: tuple[str, ...]) -> int | None:
+    """The first positive whole number under one of the names, in the module, else in its config."""
+    for place in (module, getattr(module, "config", None)):
         for name in names:
             value = getattr(place, name, None)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -290,19 +374,20 @@ def _first(places, names) -> int | None:
     return None
 
 
-def _output_layer(model: nn.Module) -> nn.Module | None:
-    """The layer that maps to the vocabulary: what the model says, or a layer called so with one row per token."""
-    getter = getattr(model, "get_output_embeddings", None)
-    if callable(getter):
-        try:
-            found = getter()
-        except (NotImplementedError, AttributeError):
-            found = None
-        if isinstance(found, nn.Module):
-            return _base(found)
-    tables = {m.num_embeddings for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+def _output_layers(model: nn.Module) -> set[nn.Module]:
+    """Layers that map to a vocabulary: what a model inside says, and layers called so with one row per token."""
+    found = set()
+    for module in model.modules():
+        getter = getattr(module, "get_output_embeddings", None)
+        if callable(getter):
+            try:
+                layer = getter()
+            except (NotImplementedError, AttributeError):
+                continue
+            if isinstance(layer, nn.Module):
+                found.add(_base(layer))
+    tables = {module.num_embeddings for module in model.modules() if is_embedding(module)}
     for name, module in model.named_modules():
-        named_so = name.rsplit(".", 1)[-1] in ("lm_head", "output", "head", "embed_out")
-        if named_so and is_linear(module) and out_features(module) in tables:
-            return module
-    return None
+        if name.rsplit(".", 1)[-1] in OUTPUTS and is_linear(module) and out_features(module) in tables:
+            found.add(module)
+    return found
