@@ -199,7 +199,11 @@ def check_attention(module: nn.Module, read, query_heads: int, blocks_of: dict) 
     heads, values = [], []
     for p in module.parameters():
         blocks = blocks_of[p]
-        if p.numel() == max(p.shape) or blocks.kind not in ("head", "mixed", "neuron", "tensor"):
+        if (
+            p.numel() == max(p.shape)
+            or "position_bias" in blocks.name
+            or blocks.kind not in ("head", "mixed", "neuron", "tensor")
+        ):
             continue
         which = labels(blocks)
         for block in range(blocks.count):
@@ -250,7 +254,7 @@ def test_the_probe_notices_a_wrong_row_order(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "opt", "bert", "whisper", "gpt-j"])
 def test_blocks_of_other_layers_are_output_neurons_and_those_of_tables_are_tokens(name):
-    model, inputs = build(name)
+    model, _ = build(name)
     model.requires_grad_(True)
     blocks = partition(model)
     names = {p: n for n, p in blocks.named_parameters()}
@@ -263,12 +267,12 @@ def test_blocks_of_other_layers_are_output_neurons_and_those_of_tables_are_token
         which = labels(blocks[names[p]])
         table = isinstance(module, nn.Embedding)
 
-        def read(module=module, table=table) -> torch.Tensor:
+        def read(module=module, table=table, width=p.shape[0]) -> torch.Tensor:
             """Columns: the layer's outputs, or for a table the rows that tokens read."""
             torch.manual_seed(1)
             if table:
                 return nn.functional.embedding(torch.arange(module.num_embeddings), module.weight).detach().T.clone()
-            return module(torch.randn(3, getattr(module, "in_features", p.shape[0]))).detach()
+            return module(torch.randn(3, getattr(module, "in_features", width))).detach()
 
         moved = [columns_changed(read, p, which == block) for block in range(int(which.max()) + 1)]
         assert sorted(moved, key=min) == [frozenset({i}) for i in range(read().shape[1])], names[p]
@@ -288,14 +292,15 @@ COUNTS = {  # blocks of each kind of parameter, counted by hand from the papers'
               "up_proj.weight": 24, "down_proj.weight": 16},
     "qwen3": {"embed_tokens.weight": 20, "lm_head.weight": 20, "q_proj.weight": 4, "k_proj.weight": 2, "v_proj.weight": 16,
               "o_proj.weight": 16, "gate_proj.weight": 24, "up_proj.weight": 24, "down_proj.weight": 16},
-    "gpt neox": {"embed_in.weight": 20, "embed_out.weight": 20, "query_key_value.weight": 4 + 4 + 16, "query_key_value.bias": 48,
-                 "attention.dense.weight": 16, "dense_h_to_4h.weight": 24, "dense_h_to_4h.bias": 24, "dense_4h_to_h.weight": 16},
+    "gpt neox": {"embed_in.weight": 20, "embed_out.weight": 20, "lm_head.weight": 20,
+                 "query_key_value.weight": 4 + 4 + 16, "query_key_value.bias": 48, "attention.dense.weight": 16,
+                 "dense_h_to_4h.weight": 24, "dense_h_to_4h.bias": 24, "dense_4h_to_h.weight": 16},
     "bert": {"word_embeddings.weight": 20, "position_embeddings.weight": 16, "token_type_embeddings.weight": 2,
              "query.weight": 4, "key.weight": 4, "value.weight": 16, "output.dense.weight": 16, "transform.dense.weight": 16,
              "intermediate.dense.weight": 24, "intermediate.dense.bias": 24, "predictions.bias": 20},
     "vit": {"position_embeddings": 5, "cls_token": 1, "projection.weight": 1, "q_proj.weight": 4, "k_proj.weight": 4,
-            "v_proj.weight": 16, "o_proj.weight": 16, "fc1.weight": 24, "fc1.bias": 24, "fc2.weight": 16, "classifier.weight": 3,
-            "classifier.bias": 3},
+            "v_proj.weight": 16, "o_proj.weight": 16, "fc1.weight": 24, "fc1.bias": 24, "fc2.weight": 16,
+            "classifier.weight": 3, "classifier.bias": 3},
     "gemma": {"embed_tokens.weight": 20, "q_proj.weight": 4, "k_proj.weight": 1, "v_proj.weight": 8, "o_proj.weight": 16,
               "gate_proj.weight": 24, "up_proj.weight": 24, "down_proj.weight": 16},
     "phi": {"embed_tokens.weight": 20, "lm_head.weight": 20, "lm_head.bias": 20, "q_proj.weight": 4, "k_proj.weight": 4,
@@ -321,9 +326,12 @@ def test_counts_of_known_families_are_those_counted_by_hand(name):
 
 UNKNOWN = {
     "gpt oss": ("GptOssForCausalLM", "GptOssConfig", {**WIDE, "num_local_experts": 3}, "gate_up_proj"),
-    "xlnet": ("XLNetLMHeadModel", "XLNetConfig", dict(vocab_size=20, d_model=16, n_layer=1, n_head=4, d_inner=24), "rel_attn.q"),
+    "xlnet": (
+        "XLNetLMHeadModel", "XLNetConfig", dict(vocab_size=20, d_model=16, n_layer=1, n_head=4, d_inner=24), "rel_attn.q",
+    ),
     "deberta": (
-        "DebertaForMaskedLM", "DebertaConfig", {**COMMON, "relative_attention": True, "pos_att_type": ["c2p"]}, "in_proj.weight",
+        "DebertaForMaskedLM", "DebertaConfig", {**COMMON, "relative_attention": True, "pos_att_type": ["c2p"]},
+        "in_proj.weight",
     ),
     "qwen3 next": (
         "Qwen3NextForCausalLM", "Qwen3NextConfig",
