@@ -249,10 +249,4 @@ class Loop:
         self.made["status"] = self.made["status"] or "done"
         self.made["metrics"] = {"final": self.metrics(), "best": self.best or {}}
         self.made["throughput"] = usage.throughput(self.times, self.accumulate * self.task.units, self.task.unit)
-        self.made["memory"] = {
-            "parameters": usage.bytes_of(self.model.parameters()),
-            "gradients": self.gradient_bytes,  # kept from backward to step
-            "optimizer_state": usage.state_bytes(self.optimizer),
-            "peak_rss": usage.peak_rss(),
-            "peak_device": torch.cuda.max_memory_allocated() if self.device == "cuda" else None,
-        }
+        self.made["memory"] = usage.memory(self.model, self.optimizer, self.gradient_bytes, self.device)

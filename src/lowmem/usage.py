@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WARM_UP_STEPS = 10  # allocator, caches and compilation settle; at most a fifth of the steps
 
@@ -50,6 +50,17 @@ def peak_rss() -> int:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory(model: nn.Module, optimizer: torch.optim.Optimizer, gradients: int, device: str) -> dict:
+    """Bytes by component for the record. gradients: bytes kept from backward to step, 0 when used inside backward."""
+    return {
+        "parameters": bytes_of(model.parameters()),
+        "gradients": gradients,
+        "optimizer_state": state_bytes(optimizer),
+        "peak_rss": peak_rss(),
+        "peak_device": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+    }
 
 
 def is_out_of_memory(error: BaseException) -> bool:
