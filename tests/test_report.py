@@ -108,6 +108,12 @@ def test_pictures_take_the_text_colour_of_the_page(full):
     assert "currentColor" in inside and "#6a737d" not in inside and "#000000" not in inside
 
 
+def test_source_tags_that_the_page_uses_are_explained(full):
+    words = "".join(Elements(full[2]).words)
+    assert "readme-image-vector: curve coordinates" in words and "memory: recalled" in words
+    assert "readme-image: " in words and "own-check: " not in words
+
+
 def test_numbers_on_the_page_are_those_of_the_csv(full):
     words = "".join(Elements(full[2]).words)
     for id, header in plan.exhibits(full[0]).items():

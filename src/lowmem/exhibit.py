@@ -8,7 +8,7 @@ import contextlib
 import csv
 import importlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,6 +150,22 @@ def why(record: dict) -> str | None:
     step = ((record.get("metrics") or {}).get("final") or {}).get("step")
     place = reason or (None if step is None else f"at step {step}")
     return {"diverged": "diverged", "oom": "out of memory"}[status] + (f" ({place})" if place else "")
+
+
+def unfinished(runs: Iterable[Run]) -> str | None:
+    """Why some of these runs are not done, equal reasons counted together; None when all are done."""
+    runs = list(runs)
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if run.status != "done":
+            found.setdefault(run.reason, []).append(f"{run.variant}/seed{run.seed}")
+    texts = [
+        f"{reason}: {names[0]}"
+        if len(names) == 1
+        else f"{reason}: {names[0]} and {len(names) - 1} more of {len(runs)} runs"
+        for reason, names in found.items()
+    ]
+    return "; ".join(texts) or None
 
 
 def published(root: Path, header: dict) -> dict:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from lowmem import claims, exhibit, plan
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json, write_text
+from lowmem.files import read_json, read_yaml, write_text
 
 PAPERS = {
     "adam_mini": {"name": "Adam-mini", "arxiv": "2406.16793"},
@@ -92,9 +92,14 @@ def load(out: Path, header: dict, problem: str | None) -> dict:
 
 
 def numeric(column: tuple[str, ...]) -> bool:
-    """Whether a column holds numbers (perhaps with an interval) and should stand right-aligned."""
-    filled = [text for text in column if text and not text.startswith("not run")]
-    return bool(filled) and all(re.match(r"[+-]?\d[\d,]*(\.\d+)?%?($|\s[\[(])", text) for text in filled)
+    """Whether most filled cells of a column are numbers, so that it stands right-aligned."""
+    filled = [text for text in column if text]
+    return sum(map(is_number, filled)) > len(filled) / 2
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is a number, perhaps with an interval or a remark in brackets."""
+    return re.match(r"[+-]?\d[\d,]*(\.\d+)?%?($|\s[\[(])", text) is not None
 
 
 def unfinished(runs: list[dict]) -> str | None:
@@ -154,11 +159,13 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], so_far: boo
         by_exhibit=by_exhibit,
         provenance=provenance(runs),
         runs=runs,
+        sources=sources(root, shown, rows),
         words=WORDS,
         signs=SIGNS,
         number=claims.number,
         ours=claims.shown_value,
         rule=claims.words,
+        is_number=is_number,
     )
 
 
@@ -187,6 +194,18 @@ def summary(rows: list[dict], runs: list[dict], tier: str) -> list[str]:
     tiers = " or ".join(sorted({name for row in later for name in row["decides"]}))
     rest = f"{len(later)} of the claims concern effect sizes that only tier {tiers} may confirm"
     return [first, second, f"{third}; {rest}, and the verdict here can at most be their direction."]
+
+
+def sources(root: Path, shown: list[dict], rows: list[dict]) -> dict[str, str]:
+    """{tag: what it stands for} of the source tags that this page uses."""
+    used = " ".join(
+        [value["source"] for one in shown for value in one["published"]] + [r["published"]["source"] for r in rows]
+    )
+    known: dict[str, str] = {}
+    for name in ("adam_mini", "lomo"):
+        for tag, meaning in read_yaml(root / f"data/published/{name}.yaml")["sources"].items():
+            known.setdefault(tag, meaning)
+    return {tag: meaning for tag, meaning in known.items() if re.search(rf"(?<![\w-]){re.escape(tag)}(?![\w-])", used)}
 
 
 def provenance(runs: list[dict]) -> dict:

@@ -7,7 +7,7 @@ curve and training loss; here the fixed validation set decides, because at gaps 
 import itertools
 
 from lowmem import plots
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.stats import Estimate, estimate, paired, worst
 
 EXHIBIT = {
@@ -21,7 +21,7 @@ EXHIBIT = {
     "published": "adam_mini.figure_gpt2_sizes",
 }
 
-MARGIN = 0.02  # nats; the equivalence margin of workflow/config/claims.yaml, drawn as a band
+MARGIN = 0.02  # nats; the equivalence margin of workflow/config/claims.yaml, drawn as a dotted line
 EARLY = 0.25  # of the run: 5 of the paper's 20 billion tokens
 PUBLISHED_SIZES = {"125M": 124_373_760, "330M": 354_599_936, "1.5B": 1_556_840_000}
 COLUMNS = [
@@ -31,7 +31,7 @@ COLUMNS = [
     "AdamW loss",
     "Adam-mini loss",
     "gap at the end",
-    "gap at a quarter",
+    "early gap",
     "seeds",
 ]
 
@@ -39,8 +39,9 @@ COLUMNS = [
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Rows by size. Values: gap.<size>, gap.worst (over sizes), gap.shrink (early minus late gap, worst over sizes)."""
     shown = Shown(
-        caption="Validation loss (nats per token) by tokens; mean over seeds, band: 95 % interval. "
-        "The gap is Adam-mini minus AdamW at equal seed: below zero Adam-mini is ahead.",
+        caption="Validation loss (nats per token) by tokens: mean over seeds, thin lines the seeds; bars are 95 % intervals. "
+        "The gap is Adam-mini minus AdamW at equal seed: below zero Adam-mini is ahead. The early gap is taken at the "
+        "evaluation nearest to a quarter of the run. Dotted: the margin of 0.02 nat that was fixed beforehand.",
         columns=COLUMNS,
         rows=[],
         deviations=[
@@ -73,9 +74,7 @@ class Size:
         self.curves = {
             o: {seed: curve for seed, curve in by_seed.items() if curve} for o, by_seed in self.curves.items()
         }
-        self.reasons = [
-            f"{run.id}: {run.reason}" for group in self.runs.values() for run in group if run.status != "done"
-        ]
+        self.reason = unfinished(run for group in self.runs.values() for run in group)
         self.seeds = sorted(self.curves["adamw"].keys() & self.curves["adam_mini"].keys())
         shared = [set(dict(self.curves[o][seed])) for o in self.curves for seed in self.seeds]
         self.tokens = sorted(set.intersection(*shared)) if shared else []
@@ -129,8 +128,8 @@ def text(e: Estimate, signed: bool = False) -> str:
 def add_row(shown: Shown, size: Size) -> None:
     """One row of losses and gaps; a size with a run missing or diverged says which instead of averaging the rest."""
     key, count = f"gap.{size.name}", f"{size.parameters:,}" if size.parameters else ""
-    if size.reasons or not size.tokens:
-        reason = "; ".join(size.reasons) or "not run: no common evaluation"
+    if size.reason or not size.tokens:
+        reason = size.reason or "not run: no common evaluation"
         shown.values[key] = {"value": None, "reason": reason}
         if size.failed():
             shown.values[key]["failed"] = size.failed()
@@ -217,42 +216,54 @@ def draw(sizes: list[Size], printed_gaps: dict[str, float]):
 
 
 def draw_loss(axes, sizes: list[Size]) -> None:
+    """Mean over seeds, thin lines for the seeds themselves: with three seeds an interval hides what they do."""
     labels = []
     for size in sizes:
         for optimizer in ("adamw", "adam_mini"):
-            curve = [size.mean(optimizer, tokens) for tokens in size.tokens]
-            low, high = [e.low for e in curve], [e.high for e in curve]
-            band = (low, high) if None not in low else (None, None)
-            plots.line(axes, size.tokens, [e.value for e in curve], optimizer, *band)
-        labels.append((size.tokens[-1], curve[-1].value, size.name, plots.INK))
+            for seed in size.seeds:
+                losses = dict(size.curves[optimizer][seed])
+                axes.plot(
+                    size.tokens, [losses[tokens] for tokens in size.tokens], **faint(plots.look(optimizer)["color"])
+                )
+            curve = [size.mean(optimizer, tokens).value for tokens in size.tokens]
+            plots.line(axes, size.tokens, curve, optimizer)
+        labels.append((size.tokens[-1], curve[-1], size.name, plots.INK))
     axes.set(xlabel="training tokens", ylabel="validation loss (nat per token)")
     axes.set_title("Loss by size")
     axes.xaxis.set_major_formatter(tokens_label)
     axes.set_xlim(0, max(size.tokens[-1] for size in sizes) * 1.16)
-    for k, optimizer in enumerate(("adamw", "adam_mini")):  # which colour is which, once, in the empty corner
-        axes.plot([0.60, 0.68], [0.93 - 0.08 * k] * 2, transform=axes.transAxes, **plots.look(optimizer))
+    for k, optimizer in enumerate(("adamw", "adam_mini")):  # which colour is which, once, above the curves
+        axes.plot([0.60, 0.68], [0.95 - 0.08 * k] * 2, transform=axes.transAxes, **plots.look(optimizer))
         style = {"transform": axes.transAxes, "color": plots.look(optimizer)["color"], "va": "center", "fontsize": 8}
-        axes.text(0.70, 0.93 - 0.08 * k, plots.name(optimizer), **style)
+        axes.text(0.70, 0.95 - 0.08 * k, plots.name(optimizer), **style)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.12 * (high - low))
     plots.end_labels(axes, labels)
 
 
 def draw_gap(axes, sizes: list[Size]) -> None:
-    labels = []
+    """Paired gap by tokens, mean and seeds."""
+    labels, shown = [], []
     for size, colour in zip(sizes, itertools.cycle(plots.SERIES)):
-        curve = [size.gap(tokens) for tokens in size.tokens]
-        axes.plot(size.tokens, [e.value for e in curve], color=colour)
-        if curve[0].low is not None:
-            axes.fill_between(
-                size.tokens, [e.low for e in curve], [e.high for e in curve], color=colour, alpha=0.15, lw=0
-            )
-        labels.append((size.tokens[-1], curve[-1].value, size.name, colour))
-    margin(axes)
-    axes.set(xlabel="training tokens", ylabel="gap: Adam-mini − AdamW (nat)")
+        gaps = [size.gaps(tokens) for tokens in size.tokens]
+        for seed in size.seeds:
+            axes.plot(size.tokens, [gap[seed] for gap in gaps], **faint(colour))
+        means = [sum(gap.values()) / len(gap) for gap in gaps]
+        axes.plot(size.tokens, means, color=colour)
+        labels.append((size.tokens[-1], means[-1], size.name, colour))
+        shown += [*means, *(value for gap in gaps[len(gaps) // 4 :] for value in gap.values())]
+    zero_and_margin(axes)
+    axes.set(xlabel="training tokens", ylabel="Adam-mini − AdamW (nat)")
     axes.set_title("Paired gap")
     axes.xaxis.set_major_formatter(tokens_label)
     axes.set_xlim(0, max(size.tokens[-1] for size in sizes) * 1.2)
-    limit_to_values(axes, [size.gap(tokens).value for size in sizes for tokens in size.tokens[len(size.tokens) // 8 :]])
+    limit_to_values(axes, shown)
     plots.end_labels(axes, labels)
+
+
+def faint(colour: str) -> dict:
+    """Line keywords of a single seed."""
+    return {"color": colour, "linewidth": 0.8, "alpha": 0.45}
 
 
 def draw_by_size(axes, sizes: list[Size], printed_gaps: dict[str, float]) -> None:
@@ -269,25 +280,24 @@ def draw_by_size(axes, sizes: list[Size], printed_gaps: dict[str, float]) -> Non
         plots.published_mark(axes, [PUBLISHED_SIZES[size] for size in printed_gaps], list(printed_gaps.values()))
         x = PUBLISHED_SIZES["330M"]
         axes.annotate("published", (x, 0.009), xytext=(0, 12), textcoords="offset points", ha="center", fontsize=8)
-    margin(axes)
+    zero_and_margin(axes)
     axes.set_xscale("log")
-    axes.set(xlabel="parameters", ylabel="gap at the end (nat)")
+    axes.set(xlabel="parameters", ylabel="gap at the end, Adam-mini − AdamW (nat)")
     axes.set_title("Gap by size")
     ends = [end for e in estimates for end in (e.value, e.low, e.high) if end is not None]
     limit_to_values(axes, ends + list(printed_gaps.values()))
 
 
-def margin(axes) -> None:
+def zero_and_margin(axes) -> None:
+    """No gap as a line, the margin as a dotted one (the caption says so)."""
     axes.axhline(0, color=plots.INK, linewidth=0.8)
-    axes.axhline(MARGIN, color=plots.INK, linewidth=0.8, linestyle=(0, (2, 2)))
-    style = {"transform": axes.get_yaxis_transform(), "fontsize": 7.5, "va": "bottom", "ha": "right"}
-    axes.text(0.99, MARGIN, f"margin {MARGIN} nat", **style)
+    axes.axhline(MARGIN, color=plots.INK, linewidth=1.0, linestyle=(0, (1, 2)))
 
 
 def limit_to_values(axes, values: list[float]) -> None:
-    """The axis shows all means, the margin and zero; wide early bands may leave it."""
+    """The axis shows these values, the margin and zero."""
     low, high = min([0, *values]), max([MARGIN, *values])
-    axes.set_ylim(low - 0.25 * (high - low), high + 0.25 * (high - low))
+    axes.set_ylim(low - 0.12 * (high - low), high + 0.12 * (high - low))
 
 
 def tokens_label(value: float, _) -> str:

@@ -4,7 +4,7 @@ The state is m and v of every parameter tensor as the optimizers of this package
 in the paper; GiB is 2^30 bytes.
 """
 
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {
     "id": "adam_mini_table1",
@@ -98,16 +98,12 @@ def add(shown: Shown, runs: Runs, run: Run, published: dict, model: str, name: s
 
 def summarise(shown: Shown, runs: Runs, published: dict) -> None:
     """Values for the claims: the ratios over all models, the share of v removed, the saving of v1.0."""
-    ratios, missing = [], []
-    for model in MODELS:
-        mini, adamw = runs.one(f"{model}-adam_mini"), runs.one(f"{model}-adamw")
-        if mini.final("state_bytes") is None or adamw.final("state_bytes") is None:
-            missing.append(f"{model}: {mini.reason or adamw.reason}")
-        else:
-            ratios.append(mini.final("state_bytes") / adamw.final("state_bytes"))
-    if missing:
-        shown.values["ratio.all"] = {"value": None, "reason": "; ".join(missing)}
+    pairs = [[runs.one(f"{model}-{optimizer}") for optimizer in ("adam_mini", "adamw")] for model in MODELS]
+    reason = unfinished(run for pair in pairs for run in pair)
+    if reason:
+        shown.values["ratio.all"] = {"value": None, "reason": reason}
     else:
+        ratios = [mini.final("state_bytes") / adamw.final("state_bytes") for mini, adamw in pairs]
         mean = sum(ratios) / len(ratios)  # low and high are the extremes: the claim is on every row
         shown.values["ratio.all"] = {"value": mean, "low": min(ratios), "high": max(ratios), "range": "all models"}
     adamw, mini, old = (runs.one(f"llama2_7b-{optimizer}") for optimizer in OPTIMIZERS)

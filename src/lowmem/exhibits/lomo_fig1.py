@@ -7,7 +7,7 @@ bytes alive at once as the chain grows, which the paper states as O(n) against O
 import re
 
 from lowmem import plots
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {
     "id": "lomo_fig1",
@@ -42,8 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     found = {(d, name): runs.one(f"layers{d}-{name}") for d in depths for name in OPTIMIZERS}
     for (d, optimizer), run in found.items():
         add_row(shown, d, optimizer, run)
-    reasons = [f"{run.id}: {run.reason}" for run in found.values() if run.status != "done"]
-    growth(shown, found, depths, reasons)
+    growth(shown, found, depths, unfinished(runs))
     shown.figure = draw(found, depths)
     columns = ["layers", "optimizer", "index", "event", "parameter", "live_gradients", "live_gradient_bytes"]
     points = [[d, name, *(e[c] for c in columns[2:])] for (d, name), run in found.items() for e in events(run)]
@@ -70,11 +69,11 @@ def add_row(shown: Shown, depth: int, optimizer: str, run: Run) -> None:
     shown.rows.append([depth, name, run.final("live_peak"), f"{peak:,}", f"{total:,}", f"{peak / total:.1%}"])
 
 
-def growth(shown: Shown, found: dict, depths: list[int], reasons: list[str]) -> None:
+def growth(shown: Shown, found: dict, depths: list[int], reason: str | None) -> None:
     """Values for the claims, or why there are none."""
     names = ("lomo.peak_in_largest_gradients", "lomo.growth", "sgd.growth")
-    if reasons:
-        shown.values = {name: {"value": None, "reason": "; ".join(reasons)} for name in names}
+    if reason:
+        shown.values = {name: {"value": None, "reason": reason} for name in names}
         return
     peaks = {key: run.final("live_peak_bytes") for key, run in found.items()}
     first, last = depths[0], depths[-1]
