@@ -30,7 +30,7 @@ def _inside(cls, **fixed) -> Callable:
 
 
 SETTINGS = {
-    "adamw": (AdamW, dict(lr=1e-2)),
+    "adamw": (AdamW, dict(lr=1e-2, weight_decay=0.0)),
     "sgd": (SGD, dict(lr=1e-2)),
     "sgd-nesterov": (SGD, dict(lr=1e-2, momentum=0.9, nesterov=True)),
     "adam_mini": (AdamMini, dict(lr=1e-2)),

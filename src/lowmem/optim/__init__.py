@@ -31,7 +31,7 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'lowmem.optim' has no attribute {name!r}")
 
 
-INFRASTRUCTURE = ("driver", "factored", "fused_backward", "kernel", "rounding", "sharding", "stages")
+INFRASTRUCTURE = ("driver", "factored", "fused_backward", "graph", "kernel", "rounding", "settings", "sharding", "stages")
 
 
 def names() -> list[str]:

@@ -10,7 +10,8 @@ import math
 import torch
 
 from lowmem.optim import factored
-from lowmem.optim.driver import RuleOptimizer, _one_of
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.settings import one_of
 from lowmem.optim.stages import Work, axpy
 
 
@@ -81,16 +82,12 @@ class Adafactor(RuleOptimizer):
         decay_by_lr=False,
         **common,
     ):
-        _one_of("variant", variant, ("original", "zhai"))
-        _one_of("relative_step", relative_step, (False, True, "capped"))
+        one_of("variant", variant, ("original", "zhai"))
+        one_of("relative_step", relative_step, (False, True, "capped"))
         zhai = variant == "zhai"
         beta1 = 0.9 if zhai and beta1 is None else beta1
         beta2_cap = (0.999 if zhai else 1.0) if beta2_cap is None else beta2_cap
         scale_parameter = (not zhai) if scale_parameter is None else scale_parameter
-        if not clip_threshold > 0:
-            raise ValueError(f"clip_threshold={clip_threshold!r}: more than 0")
-        if beta1 is not None and not 0 <= beta1 < 1:
-            raise ValueError(f"beta1={beta1!r}: lies in [0, 1)")
         if warmup_init and relative_step is not True:
             raise ValueError("warmup_init=True: needs relative_step=True")
         defaults = dict(

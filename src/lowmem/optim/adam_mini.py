@@ -12,7 +12,8 @@ import torch
 
 from lowmem.optim import kernel
 from lowmem.optim.adamw import adam_scalars
-from lowmem.optim.driver import RuleOptimizer, _one_of
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.settings import one_of
 from lowmem.optim.stages import Work
 
 REDUCTIONS = ("mean", "max", "min", "l1", "l2")
@@ -70,7 +71,7 @@ class AdamMini(RuleOptimizer):
         overrides=None,
         **common,
     ):
-        _one_of("reduce", reduce, REDUCTIONS)
+        one_of("reduce", reduce, REDUCTIONS)
         settings = dict(
             scheme=scheme,
             value=value,

@@ -3,8 +3,6 @@
 Official code: the package came-pytorch. No deliberate difference but fp32 moments.
 """
 
-import math
-
 import torch
 
 from lowmem.optim import factored
@@ -58,6 +56,7 @@ class CAME(RuleOptimizer):
     """CAME. betas: momentum, second moment, instability. eps: added to g^2 and to the instability."""
 
     form = "shaped"
+    beta_count = 3
     stages = (second_moment, update_norm, instability, update)
 
     def __init__(
@@ -70,8 +69,6 @@ class CAME(RuleOptimizer):
         weight_decay=0.0,
         **common,
     ):
-        if not clip_threshold > 0 or len(betas) != 3 or math.isnan(clip_threshold):
-            raise ValueError("CAME takes three betas and a clip_threshold above 0")
         defaults = dict(
             lr=lr, betas=tuple(betas), eps=tuple(eps), clip_threshold=clip_threshold, weight_decay=weight_decay
         )

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partition
 from lowmem.optim.rounding import round_into
+from lowmem.optim.settings import check_settings, one_of
 from lowmem.optim.stages import Work, as_tensors, block_pieces, compiled_stages, flat_like, run_stages
 
+NO_SPARSE = "sparse gradients are not supported; build the embedding with sparse=False"
 RECHECK_MODEL_EVERY = 64  # steps; walking all modules costs about as much as a small model's update
 
 
@@ -43,6 +45,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     form = "flat"
     uses_blocks = False
+    beta_count = 2
     stages: tuple[Callable, ...] = ()
 
     def __init__(
@@ -58,8 +61,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         compile: bool = False,
         partition_settings: dict | None = None,
     ):
-        _one_of("rounding", rounding, ("nearest", "stochastic"))
-        _one_of("nonfinite", nonfinite, ("ignore", "raise", "skip"))
+        one_of("rounding", rounding, ("nearest", "stochastic"))
+        one_of("nonfinite", nonfinite, ("ignore", "raise", "skip"))
         self._blocks: dict[nn.Parameter, ParamBlocks] = {}
         self._names: dict[nn.Parameter, str] = {}
         self._nonfinite, self._compile, self._no_decay = nonfinite, compile, no_decay
@@ -91,7 +94,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 stacklevel=3,
             )
         defaults = {**defaults, "rounding": rounding, "state_dtype": state_dtype}
-        check_settings(defaults)
+        check_settings(defaults, self.beta_count)
         super().__init__(params, defaults)
         if not any(group["params"] for group in self.param_groups):
             warnings.warn(f"{type(self).__name__} got no trainable parameter", stacklevel=3)
@@ -110,7 +113,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 raise ValueError(
                     f"{name or 'a parameter'}: complex parameters are not supported; use torch.view_as_real"
                 )
-        check_settings({**self.defaults, **group})
+        check_settings({**self.defaults, **group}, self.beta_count)
         keep, rest = named, []
         if self._no_decay is not None and {**self.defaults, **group}.get("weight_decay", 0) != 0:
             rest = [(name, p) for name, p in named if self._excluded(name, p)]
@@ -165,18 +168,18 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Whether to go on: raises when a gradient or the model does not fit; False when the step is to be skipped."""
         for _, p, g in work:
             if g.layout != torch.strided:
-                raise RuntimeError(
-                    f"{self.name(p)}: sparse gradients are not supported; build nn.Embedding(sparse=False)"
-                )
+                raise RuntimeError(f"{self.name(p)}: {NO_SPARSE}")
+        self.check_model([p for _, p, _ in work])
+        return self._check_finite(work)
+
+    def check_model(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Raises when a parameter's shape, or now and then the model's list of parameters, is not what it was."""
+        for p in parameters:
             if tuple(p.shape) != self._blocks[p].shape:
                 raise RuntimeError(
                     f"{self.name(p)}: shape is {tuple(p.shape)} but was {self._blocks[p].shape} when the optimizer was "
                     "built; build a new optimizer after changing the model"
                 )
-        self._check_model()
-        return self._check_finite(work)
-
-    def _check_model(self) -> None:
         model = self._model() if self._model is not None else None
         self._since_check -= 1
         if model is None or self._since_check > 0:
@@ -197,8 +200,10 @@ class RuleOptimizer(torch.optim.Optimizer):
             return True
         by_device: dict = {}
         for _, _, g in work:
-            by_device.setdefault(g.device, []).append(g)
-        finite = all(bool(torch.stack(torch._foreach_norm(gs)).isfinite().all()) for gs in by_device.values())
+            if g.numel():
+                by_device.setdefault((g.device, g.dtype), []).append(g)
+        largest = (torch._foreach_norm(gs, torch.inf) for gs in by_device.values())  # a 2-norm could overflow in fp16
+        finite = all(bool(torch.stack(sizes).isfinite().all()) for sizes in largest)
         if not finite and self._nonfinite == "raise":
             name = next(self.name(p) for _, p, g in work if not bool(g.isfinite().all()))
             raise FloatingPointError(f"{name}: gradient holds inf or nan; nothing was updated")
@@ -206,18 +211,20 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def update(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> None:
         """Run the rule on (group, parameter, gradient) triples; the fused-backward driver calls this too."""
+        fresh = [(group, p) for group, p, _ in work if not self.state[p]]
+        if fresh:
+            self._initialise(fresh)
         scalars: dict = {}
         ready = []
         for group, p, g in work:
             state = self.state[p]
-            if not state:
-                self._initialise(p, group, state)
             state["step"] += 1
             step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
             key = (id(group), step)
             if key not in scalars:
                 scalars[key] = self.scalars(_plain(group), step)
-            ready.append((group, p, g, state, scalars[key]))
+            if p.numel():
+                ready.append((group, p, g, state, scalars[key]))
         for group, p, g, state, h in self.fast(ready):
             self._apply(p, g, state, h, group["rounding"])
 
@@ -225,15 +232,17 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Hook for a faster way over many tensors at once; returns what it left for the general way."""
         return ready
 
-    def _initialise(self, p: nn.Parameter, group: dict, state: dict) -> None:
-        state["step"] = torch.zeros((), dtype=torch.float32)
-        state.update(self.init(p, group, self._blocks[p], group["state_dtype"] or p.dtype))
+    @torch.compiler.disable
+    def _initialise(self, fresh: list[tuple[dict, nn.Parameter]]) -> None:
+        for group, p in fresh:
+            moments = self.init(p, group, self._blocks[p], group["state_dtype"] or p.dtype)
+            self.state[p].update(step=torch.zeros((), dtype=torch.float32), **moments)
 
     def _apply(self, p: Tensor, g: Tensor, state: dict, h: dict, rounding: str) -> None:
         """All stages on one tensor: 16-bit or strided tensors go through a contiguous fp32 copy, others in place."""
         exact = p.dtype if p.dtype == torch.float64 else torch.float32
         plain = {key: value for key, value in state.items() if key != "step"}
-        copies = {key: value.to(exact) for key, value in plain.items()}
+        copies = {key: value.to(exact).contiguous() for key, value in plain.items()}
         weight = p.to(exact).contiguous()
         for piece in self.pieces(self._blocks[p], weight, g.to(exact).contiguous(), copies, h):
             if self._compile and not torch.compiler.is_compiling():
@@ -304,9 +313,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 raise ValueError(
                     f"a saved group has {len(saved['params'])} parameters, the optimizer's {len(live['params'])}"
                 )
-            if not self.uses_blocks:
-                continue
-            for p, signature in zip(live["params"], saved.get("blocks", [])):
+            for p, signature in zip(live["params"], saved.get("blocks", []) if self.uses_blocks else []):
                 if signature != self._blocks[p].signature:
                     raise ValueError(
                         f"{self.name(p)}: the state was saved with blocks {signature}, this optimizer has "
@@ -342,32 +349,3 @@ def _plain(group: dict) -> dict:
     if torch.compiler.is_compiling():
         return group
     return {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in group.items() if k != "params"}
-
-
-def _one_of(key: str, value, allowed: tuple) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key}={value!r}: choose from {', '.join(map(repr, allowed))}")
-
-
-def check_settings(group: dict) -> None:
-    """Range checks of the settings that several rules share; the message names the setting and its range."""
-
-    def refuse(key: str, value, want: str):
-        raise ValueError(f"{key}={value!r}: {want}")
-
-    lr = group.get("lr")
-    if lr is not None and not float(lr) >= 0:
-        refuse("lr", lr, "a learning rate is 0 or more")
-    for key in ("betas",):
-        for beta in group.get(key) or ():
-            if not 0.0 <= beta < 1.0:
-                refuse(key, group[key], "each beta lies in [0, 1)")
-    for key in ("momentum", "beta"):
-        if group.get(key) is not None and not 0.0 <= group[key] < 1.0:
-            refuse(key, group[key], "lies in [0, 1)")
-    eps = group.get("eps")
-    for value in eps if isinstance(eps, (tuple, list)) else (eps,):
-        if value is not None and not value >= 0:
-            refuse("eps", eps, "0 or more")
-    if group.get("weight_decay") is not None and not group["weight_decay"] >= 0:
-        refuse("weight_decay", group["weight_decay"], "0 or more")

@@ -12,12 +12,15 @@ checkpoint would update in the middle of backward are refused; state lives in st
 from __future__ import annotations
 
 import contextlib
+import math
+import weakref
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.driver import NO_SPARSE, RuleOptimizer
+from lowmem.optim.graph import Graph, survey
 
 SCALE_START, SCALE_GROWTH, SCALE_WINDOW, SCALE_MIN = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
 
@@ -32,8 +35,17 @@ class FusedBackward(torch.optim.Optimizer):
     overflow; needs the first pass).
 
     opt.backward(loss) keeps the graph for the first pass; opt.backward(closure) calls closure() -> loss once per pass,
-    with the same random numbers, and keeps nothing. Gradient accumulation is impossible by design. step() only checks
-    that a backward happened, so that training loops and lr schedulers stay as they are.
+    with torch's same random numbers, and keeps nothing (buffers that the forward changes, like batch norm's running
+    means, change once per pass). Gradient accumulation is impossible by design. step() only checks that a backward
+    happened, so that training loops and lr schedulers stay as they are.
+
+    Parameters that belong to no fused optimizer get their .grad as usual, once and without the loss scale, so adapters
+    may have an optimizer of their own: fused.backward(loss); fused.step(); adamw.step(); adamw.zero_grad(). The clip
+    norm covers only the fused parameters. Two fused optimizers on one loss are refused: use parameter groups.
+
+    A weight that reentrant checkpoints use in several places would change in the middle of backward. So a graph with
+    such checkpoints is measured once before its first update, and refused; every new graph is measured again. A
+    checkpointed function that itself picks other weights from step to step can be caught only afterwards, by an error.
     """
 
     def __init__(
@@ -62,16 +74,40 @@ class FusedBackward(torch.optim.Optimizer):
         self.clean_steps = 0
         self.skipped = False  # whether the last backward overflowed and updated nothing
         self.grad_norm: float | None = None  # global gradient norm of the last first pass
-        self._mode: str | None = None
-        self._stepped, self._probed = True, False
-        self._fired: set[nn.Parameter] = set()
-        self._square: Tensor | float = 0.0
-        self._coefficient: Tensor | float = 1.0
+        self._mode: str | None = None  # None, "paused", or inside backward "measure" or "update"
+        self._stepped, self._closed = True, False
+        self._coefficient = 1.0
+        for p in (p for group in inner.param_groups for p in group["params"]):
+            if _owner(p) is not None:
+                raise ValueError(
+                    f"{inner.name(p)}: is trained inside backward already; call close() of that optimizer first"
+                )
         super().__init__(inner.param_groups, inner.defaults)
+        self._start()
+
+    def _start(self) -> None:
+        """What is not saved: hooks, and what is known of this process's graphs."""
+        self._handles: dict[nn.Parameter, torch.utils.hooks.RemovableHandle] = {}
+        self._fired: set[nn.Parameter] = set()
+        self._norms: list[tuple[nn.Parameter, Tensor]] = []
+        self._proven: set[tuple] = set()  # graphs with reentrant checkpoints in which every weight fired once
         self._share()
-        self._handles = [
-            p.register_post_accumulate_grad_hook(self._hook) for g in self.param_groups for p in g["params"]
-        ]
+        self._arm()
+
+    def _arm(self) -> None:
+        """A hook on every parameter that trains; called again before each backward, since freezing may change."""
+        if self._closed:
+            return
+        this = weakref.ref(self)  # a dropped optimizer leaves its model free
+
+        def hook(p: nn.Parameter) -> None:
+            if (optimizer := this()) is not None:
+                optimizer._hook(p)
+
+        hook.owner = this
+        for p in self._group_of:
+            if p.requires_grad and p not in self._handles:
+                self._handles[p] = p.register_post_accumulate_grad_hook(hook)
 
     def _share(self) -> None:
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
@@ -86,27 +122,35 @@ class FusedBackward(torch.optim.Optimizer):
                 "backward was called twice without step(): gradients are used up as they appear, so they cannot be "
                 "accumulated; use a larger batch, or call opt.step() after each opt.backward(loss)"
             )
+        if self._closed or self._mode is not None:
+            state = (
+                "after opt.close(); build a new optimizer" if self._closed else "inside opt.paused(); leave it first"
+            )
+            raise RuntimeError(f"opt.backward was called {state}")
         closure = loss if callable(loss) else None
         left = next((p for p in self._group_of if p.grad is not None), None)
         if left is not None:
             raise RuntimeError(f"{self.inner.name(left)}: holds a gradient from before; call opt.zero_grad() first")
-        self.inner.check([])
+        self.inner.check_model(self._group_of)
+        self._arm()
         random = _random_states(self._group_of) if closure is not None else None
         if closure is not None:
             loss = self._evaluate(closure)
-        self.skipped = False
-        measure = self.max_grad_norm is not None or self.dynamic or self._needs_probe(loss)
-        if measure:
-            proceed = self._measure(loss, keep_graph=closure is None)
-            if not proceed:
-                self.skipped = True
+        graph = self._survey(loss)
+        self.skipped, self._coefficient = False, 1.0
+        unproven = bool(graph.segments) and graph.signature not in self._proven
+        if self.max_grad_norm is not None or self.dynamic or self.inner._nonfinite != "ignore" or unproven:
+            self.skipped = not self._measure(loss, graph, keep_graph=closure is None)
+            if self.skipped:
                 self._stepped = False
                 return loss.detach()
+            self._proven.add(graph.signature)
             if closure is not None:
                 _restore(random)
                 loss = self._evaluate(closure)
-        self._run("update", loss, keep_graph=False)
-        self._probed = True
+                if self._survey(loss).signature != graph.signature:
+                    raise RuntimeError("the closure built another graph the second time; it must do the same each time")
+        self._run("update", loss, graph, keep_graph=False)
         self._stepped = False
         return loss.detach()
 
@@ -118,49 +162,76 @@ class FusedBackward(torch.optim.Optimizer):
             raise TypeError("the closure must return the loss as a scalar tensor and must not call backward itself")
         return loss
 
-    def _needs_probe(self, loss: Tensor) -> bool:
-        """Whether the graph holds a reentrant checkpoint not seen before: its weights may fire several times."""
-        return not self._probed and _has_reentrant_checkpoint(loss)
+    def _survey(self, loss: Tensor) -> Graph:
+        """Look at the graph before anything runs; refuse what could not be carried through."""
+        if not isinstance(loss, Tensor) or loss.grad_fn is None:
+            raise RuntimeError("the loss has no graph: it depends on no parameter, or the graph was freed")
+        graph = survey(loss)
+        for p in graph.sparse:
+            raise RuntimeError(f"{self.inner.name(p) if p in self._group_of else 'an embedding'}: {NO_SPARSE}")
+        for p in self._others(graph):
+            if _owner(p) is not None:
+                name = self.inner._names.get(p, f"a parameter of shape {tuple(p.shape)}")
+                raise RuntimeError(
+                    f"{name}: belongs to another optimizer that works inside backward; one loss can feed only one of them, "
+                    "so use one with parameter groups, or give the other parameters an optimizer with step()"
+                )
+        return graph
 
-    def _measure(self, loss: Tensor, keep_graph: bool) -> bool:
+    def _others(self, graph: Graph) -> list[Tensor]:
+        """Leaves that are not ours: those seen in the graph, and the model's, which a checkpoint may hide."""
+        model = self.inner._model() if self.inner._model is not None and graph.segments else None
+        hidden = model.parameters() if model is not None else ()
+        return list(dict.fromkeys(p for p in (*graph.leaves, *hidden) if p not in self._group_of))
+
+    def _measure(self, loss: Tensor, graph: Graph, keep_graph: bool) -> bool:
         """First pass: gradient norm into the clip coefficient. False when the step must be skipped (overflow)."""
-        self._square = 0.0
-        self._run("measure", loss, keep_graph)
-        norm = float(self._square) ** 0.5 / self.scale
+        self._norms = []
+        self._run("measure", loss, graph, keep_graph)
+        read = _numbers(self._norms)
+        self._norms = []
+        norm = math.sqrt(sum(x * x for _, x in read)) / self.scale
         self.grad_norm = norm
-        finite = norm == norm and norm != float("inf")
-        if self.dynamic:
-            if not finite:
+        if not math.isfinite(norm):
+            name = self.inner.name(next(p for p, x in read if not math.isfinite(x)))
+            if self.dynamic:
                 if self.scale <= SCALE_MIN:
-                    raise FloatingPointError("gradients overflow at the smallest loss scale; nothing was updated")
+                    raise FloatingPointError(
+                        f"{name}: gradient overflows at the smallest loss scale; nothing was updated"
+                    )
                 self.scale, self.clean_steps = max(self.scale / SCALE_GROWTH, SCALE_MIN), 0
                 return False
-            self.clean_steps += 1
-        elif not finite and self.inner._nonfinite != "ignore":
             if self.inner._nonfinite == "raise":
-                raise FloatingPointError("the gradient norm is inf or nan; nothing was updated")
-            return False
-        limit = self.max_grad_norm
-        self._coefficient = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6)) if finite else norm
+                raise FloatingPointError(f"{name}: gradient holds inf or nan; nothing was updated")
+            if self.inner._nonfinite == "skip":
+                return False
+        self.clean_steps += self.dynamic
+        if self.max_grad_norm is not None:
+            coefficient = self.max_grad_norm / (norm + 1e-6)
+            self._coefficient = 1.0 if coefficient > 1.0 else coefficient  # nan stays nan, as in clip_grad_norm_
         return True
 
-    def _run(self, mode: str, loss: Tensor, keep_graph: bool) -> None:
+    def _run(self, mode: str, loss: Tensor, graph: Graph, keep_graph: bool) -> None:
         """One backward in which hooks measure or update; every parameter may fire once."""
-        if loss.grad_fn is None:
-            raise RuntimeError("the loss has no graph: it depends on no parameter, or the graph was freed")
         self._fired.clear()
+        self._active_scale = scale = self.scale
+        aside = []
+        if mode == "measure" or scale != 1.0:  # gradients of others: none from measuring, and unscaled
+            aside = [(p, p.grad) for p in self._others(graph) if p.requires_grad]
+        for p, _ in aside:
+            p.grad = None
         self._mode = mode
-        scale = self.scale
-        if mode == "update" and self.dynamic and self.clean_steps and self.clean_steps % SCALE_WINDOW == 0:
-            self.scale = scale * SCALE_GROWTH  # from the next step on
-        self._active_scale = scale
         try:
             (loss * scale if scale != 1.0 else loss).backward(retain_graph=keep_graph)
         finally:
             self._mode = None
-            self._coefficient = 1.0 if mode == "update" else self._coefficient
             for p in self._fired:
                 p.grad = None
+            for p, before in aside:
+                fresh = p.grad.div_(scale) if mode == "update" and p.grad is not None else None
+                p.grad = before if fresh is None else fresh if before is None else before.add_(fresh)
+        if mode == "update" and self.dynamic and self.clean_steps % SCALE_WINDOW == 0:
+            self.scale = scale * SCALE_GROWTH  # from the next step on
 
     @torch.no_grad()
     def _hook(self, p: nn.Parameter) -> None:
@@ -182,9 +253,11 @@ class FusedBackward(torch.optim.Optimizer):
             )
         self._fired.add(p)
         gradient, p.grad = p.grad, None
+        if gradient.layout != torch.strided:
+            raise RuntimeError(f"{name}: {NO_SPARSE}")
         if self._mode == "measure":
             exact = torch.promote_types(gradient.dtype, torch.float32)
-            self._square = self._square + torch.linalg.vector_norm(gradient, dtype=exact).square()
+            self._norms.append((p, torch.linalg.vector_norm(gradient, dtype=exact)))
             return
         gradient = self._prepared(gradient)
         group = self._group_of[p]
@@ -208,17 +281,17 @@ class FusedBackward(torch.optim.Optimizer):
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Inside, loss.backward() fills .grad as usual, for probing gradients; leave no .grad behind."""
-        self._mode = "paused"
+        before, self._mode = self._mode, "paused"
         try:
             yield
         finally:
-            self._mode = None
+            self._mode = before
 
     def close(self) -> None:
-        """Remove the hooks; the model trains plainly again."""
-        for handle in self._handles:
+        """Remove the hooks for good; the model trains plainly again."""
+        for handle in self._handles.values():
             handle.remove()
-        self._handles = []
+        self._handles, self._closed = {}, True
 
     # -- as a torch optimizer ----------------------------------------------------------------------------------------------
 
@@ -241,10 +314,9 @@ class FusedBackward(torch.optim.Optimizer):
         if "_handles" not in self.__dict__:  # called by torch's constructor with the inner optimizer's own groups
             super().add_param_group(group)
             return
-        before = set(self._group_of)
         self.inner.add_param_group(group)
         self._share()
-        self._handles += [p.register_post_accumulate_grad_hook(self._hook) for p in self._group_of if p not in before]
+        self._arm()
 
     def state_dict(self) -> dict:
         """The inner optimizer's, plus loss scale and clean steps."""
@@ -260,7 +332,7 @@ class FusedBackward(torch.optim.Optimizer):
         return self.inner.state_bytes()
 
     def __getstate__(self) -> dict:
-        left_out = ("_handles", "_group_of", "_fired", "state", "param_groups")
+        left_out = ("_handles", "_group_of", "_fired", "_norms", "_proven", "state", "param_groups")
         return {
             key: value for key, value in self.__dict__.items() if key not in left_out and not key.endswith("_hooks")
         }
@@ -268,23 +340,24 @@ class FusedBackward(torch.optim.Optimizer):
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         super().__setstate__({"state": self.inner.state, "param_groups": self.inner.param_groups})
-        self._share()
-        self._fired = set()
-        self._handles = [p.register_post_accumulate_grad_hook(self._hook) for p in self._group_of]
+        self._start()
 
 
-def _has_reentrant_checkpoint(loss: Tensor) -> bool:
-    """Whether torch.utils.checkpoint(use_reentrant=True) stands in the graph of loss."""
-    seen, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if "CheckpointFunction" in type(node).__name__:
-            return True
-        stack.extend(parent for parent, _ in node.next_functions)
-    return False
+def _owner(p: Tensor) -> FusedBackward | None:
+    """The fused optimizer that has a hook on a parameter, if there is one and it is alive."""
+    for hook in (getattr(p, "_post_accumulate_grad_hooks", None) or {}).values():
+        owner = getattr(hook, "owner", None)
+        if isinstance(owner, weakref.ref) and isinstance(owner(), FusedBackward):
+            return owner()
+    return None
+
+
+def _numbers(norms: list[tuple[nn.Parameter, Tensor]]) -> list[tuple[nn.Parameter, float]]:
+    """The norms as Python numbers, with one wait per device and dtype."""
+    kinds: dict = {}
+    for p, norm in norms:
+        kinds.setdefault((norm.device, norm.dtype), []).append((p, norm))
+    return [(p, x) for pairs in kinds.values() for (p, _), x in zip(pairs, torch.stack([n for _, n in pairs]).tolist())]
 
 
 def _random_states(parameters) -> dict:
