@@ -1,0 +1,75 @@
+"""What the graph of a loss holds, read before backward runs: leaves, sparse tables, reentrant checkpoints.
+
+torch.utils.checkpoint(use_reentrant=True) hides a part of the model behind one node that runs its own backward inside
+the outer one. Which weights it uses cannot be seen from outside, so a graph is described by what such a node will call;
+two graphs of equal description use the same weights, unless the function itself chooses them by something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """leaves: tensors that backward fills the .grad of (not those hidden in reentrant checkpoints). sparse: those of them
+    with sparse gradients. segments: a hashable description of the reentrant checkpoints, () when there are none.
+    """
+
+    leaves: tuple[Tensor, ...]
+    sparse: tuple[Tensor, ...]
+    segments: tuple
+
+    @property
+    def signature(self) -> tuple:
+        return frozenset(map(id, self.leaves)), self.segments
+
+
+def survey(loss: Tensor) -> Graph:
+    """Walk the graph of loss once (about a microsecond per node)."""
+    seen, stack = set(), [loss.grad_fn]
+    leaves, sparse, segments = {}, {}, []
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        parents = [parent for parent, _ in node.next_functions]
+        stack.extend(parents)
+        if not parents and hasattr(node, "variable"):
+            leaves[node.variable] = None
+        elif getattr(node, "_saved_sparse", False):
+            sparse.update({parent.variable: None for parent in parents if hasattr(parent, "variable")})
+        elif hasattr(node, "run_function") or "Checkpoint" in type(node).__name__:
+            segments.append(_describe(getattr(node, "run_function", object())))
+    return Graph(tuple(leaves), tuple(sparse), tuple(segments))
+
+
+def _describe(x, depth: int = 0):
+    """A hashable description of a function or value, equal when it leads to the same modules and parameters.
+
+    What cannot be described is equal to nothing, so that its graph is measured again each time.
+    """
+    if depth > 6:
+        return object()
+    deeper = functools.partial(_describe, depth=depth + 1)
+    if isinstance(x, (nn.Module, nn.Parameter, type(None), bool, int, float, str)):
+        return x
+    if isinstance(x, Tensor):
+        return Tensor  # activations differ in every step
+    if isinstance(x, (list, tuple)):
+        return tuple(map(deeper, x))
+    if isinstance(x, dict):
+        return tuple((key, deeper(value)) for key, value in x.items())
+    if isinstance(x, functools.partial):
+        return deeper((x.func, x.args, x.keywords))
+    if isinstance(x, types.MethodType):
+        return deeper((x.__self__, x.__func__))
+    if isinstance(x, types.FunctionType):
+        cells = [cell.cell_contents for cell in x.__closure__ or ()]
+        return x.__code__, deeper((x.__defaults__, x.__kwdefaults__, cells))
+    return object() if callable(x) else type(x)
