@@ -27,9 +27,10 @@ def stochastic_bf16(x: Tensor) -> Tensor:
 
 
 def stochastic_fp16(x: Tensor) -> Tensor:
-    """fp32 x plus uniform noise of one fp16 unit in the last place, centred; nearest rounding then does the rest."""
+    """fp16 neighbours of fp32 x, the upper one with the probability that makes the mean x. All but the draw is exact."""
     x = x.float()
-    _, exponent = torch.frexp(x)  # x = mantissa * 2^exponent, mantissa in [0.5, 1)
+    _, exponent = torch.frexp(x)  # |x| = mantissa * 2^exponent, mantissa in [0.5, 1)
     unit = torch.ldexp(torch.ones_like(x), (exponent - FP16_DIGITS).clamp(min=FP16_LOWEST_EXPONENT))
-    noisy = x + (torch.rand_like(x) - 0.5) * unit
-    return torch.where(x.isfinite(), noisy, x)
+    lower = (x / unit).floor()
+    up = torch.rand_like(x) < x / unit - lower
+    return torch.where(x.isfinite(), torch.where(up, lower + 1, lower) * unit, x)
