@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import weakref
 from collections.abc import Callable, Iterator
 
 import torch
@@ -78,10 +77,8 @@ class FusedBackward(torch.optim.Optimizer):
         self._stepped, self._closed = True, False
         self._coefficient = 1.0
         for p in (p for group in inner.param_groups for p in group["params"]):
-            if _owner(p) is not None:
-                raise ValueError(
-                    f"{inner.name(p)}: is trained inside backward already; call close() of that optimizer first"
-                )
+            if (owner := _owner(p)) is not None:  # the newest takes over; the other says so when it is used
+                owner.close()
         super().__init__(inner.param_groups, inner.defaults)
         self._start()
 
@@ -98,16 +95,9 @@ class FusedBackward(torch.optim.Optimizer):
         """A hook on every parameter that trains; called again before each backward, since freezing may change."""
         if self._closed:
             return
-        this = weakref.ref(self)  # a dropped optimizer leaves its model free
-
-        def hook(p: nn.Parameter) -> None:
-            if (optimizer := this()) is not None:
-                optimizer._hook(p)
-
-        hook.owner = this
         for p in self._group_of:
             if p.requires_grad and p not in self._handles:
-                self._handles[p] = p.register_post_accumulate_grad_hook(hook)
+                self._handles[p] = p.register_post_accumulate_grad_hook(self._hook)
 
     def _share(self) -> None:
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
@@ -123,10 +113,10 @@ class FusedBackward(torch.optim.Optimizer):
                 "accumulated; use a larger batch, or call opt.step() after each opt.backward(loss)"
             )
         if self._closed or self._mode is not None:
-            state = (
-                "after opt.close(); build a new optimizer" if self._closed else "inside opt.paused(); leave it first"
+            closed = "after opt.close(), or after another optimizer took over its parameters; build a new one"
+            raise RuntimeError(
+                f"opt.backward was called {closed if self._closed else 'inside opt.paused(); leave it first'}"
             )
-            raise RuntimeError(f"opt.backward was called {state}")
         closure = loss if callable(loss) else None
         left = next((p for p in self._group_of if p.grad is not None), None)
         if left is not None:
@@ -344,11 +334,11 @@ class FusedBackward(torch.optim.Optimizer):
 
 
 def _owner(p: Tensor) -> FusedBackward | None:
-    """The fused optimizer that has a hook on a parameter, if there is one and it is alive."""
+    """The fused optimizer that has a hook on a parameter, if there is one."""
     for hook in (getattr(p, "_post_accumulate_grad_hooks", None) or {}).values():
-        owner = getattr(hook, "owner", None)
-        if isinstance(owner, weakref.ref) and isinstance(owner(), FusedBackward):
-            return owner()
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, FusedBackward):
+            return owner
     return None
 
 
