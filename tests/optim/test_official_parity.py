@@ -382,10 +382,12 @@ def test_a_plain_backward_updates_weights_there_and_is_refused_here():
     language_loss(other, 0).backward()
     assert not zoo.same(before, zoo.snapshot(other))
     assert sum(p.grad is not None for p in other.parameters()) == 1  # and one gradient is left over
-    Lomo(model, lr=0.1)
+    ours = Lomo(model, lr=0.1)
     with pytest.raises(RuntimeError, match=r"call opt\.backward\(loss\)"):
         language_loss(model, 0).backward()
     assert zoo.same(before, zoo.snapshot(model))
+    zoo.apply(ours, language_loss(model, 0))
+    assert not zoo.same(before, zoo.snapshot(model))
 
 
 def test_two_gradients_are_alive_there_and_one_here():
