@@ -134,11 +134,13 @@ class FusedBackward(torch.optim.Optimizer):
             if self.skipped:
                 self._stepped = False
                 return loss.detach()
-            self._proven.add(graph.signature)
+            if graph.segments:
+                self._proven.add(graph.signature)
             if closure is not None:
                 _restore(random)
                 loss = self._evaluate(closure)
-                if self._survey(loss).signature != graph.signature:
+                again = self._survey(loss)
+                if again.segments and again.signature not in self._proven:
                     raise RuntimeError("the closure built another graph the second time; it must do the same each time")
         self._run("update", loss, graph, keep_graph=False)
         self._stepped = False
@@ -213,6 +215,12 @@ class FusedBackward(torch.optim.Optimizer):
         self._mode = mode
         try:
             (loss * scale if scale != 1.0 else loss).backward(retain_graph=keep_graph)
+        except RuntimeError as error:
+            if keep_graph and "donated buffer" in str(error):
+                raise RuntimeError(
+                    "the graph of a compiled model cannot run twice; pass a closure: opt.backward(lambda: loss_of(batch))"
+                ) from error
+            raise
         finally:
             self._mode = None
             for p in self._fired:

@@ -120,6 +120,7 @@ def adam(optimizer, ready: list) -> list:
         elements += p.numel()
     if segments:
         _run(kernel, (Segment * len(segments))(*segments), elements)
+        torch.autograd.graph.increment_version([p for p, *_ in alive])  # so that autograd notices, as with any in-place
     return rest
 
 
