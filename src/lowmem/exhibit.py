@@ -15,6 +15,7 @@ from pathlib import Path
 from lowmem import experiments, plan
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_json, read_yaml, write_json, write_text
+from lowmem.record import read_arrays
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Run:
     def final(self, key: str):
         """A number of metrics.final of a finished run, else None."""
         return self.record["metrics"]["final"].get(key) if self.status == "done" else None
+
+    def arrays(self) -> dict:
+        """{name: numpy array} that the run wrote beside its record; empty where there are none."""
+        return read_arrays(self.folder, self.record) if self.status == "done" else {}
 
     def curve(self) -> list[dict]:
         """The lines of curve.jsonl; empty without a record."""

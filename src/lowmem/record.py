@@ -17,9 +17,10 @@ from pathlib import Path
 
 import lowmem
 from lowmem.errors import Misuse
-from lowmem.files import read_json, sha256, write_json
+from lowmem.files import atomic_path, read_json, sha256, write_json
 
 SCHEMA = 1
+ARRAYS = "arrays.npz"
 FINAL = ("done", "diverged", "oom")  # a failed run is tried again
 PACKAGE = Path(lowmem.__file__).parent
 # Modules that route runs, files and messages; what they decide stands in the configuration or in the data's hashes.
@@ -51,6 +52,7 @@ def start(root: Path, run: dict) -> dict:
         "metrics": {"final": {}, "best": {}},
         "memory": None,
         "throughput": None,
+        "arrays": None,
         "resumed_from": [],
     }
 
@@ -71,9 +73,38 @@ def reusable(root: Path, run: dict) -> dict | None:
         record = read_json(path)
         files = record["code"]["files"]
         same = record["schema"] == SCHEMA and record["status"] in FINAL and record["config_hash"] == run["config_hash"]
+        same = same and (not record.get("arrays") or arrays_whole(path.parent, record))
     except Exception:  # a damaged or foreign file is no record
         return None
     return record if same and all(hash_of(root, name) == value for name, value in files.items()) else None
+
+
+def write_arrays(path: Path, arrays: dict | None) -> dict | None:
+    """Matrices and curves too large for JSON as arrays.npz beside the record: {name: numpy array} -> {sha256, bytes}."""
+    target = path / ARRAYS
+    if not arrays:
+        target.unlink(missing_ok=True)
+        return None
+    import numpy as np
+
+    with atomic_path(target) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)  # members carry no time: equal arrays, equal bytes
+    return {"sha256": sha256(target), "bytes": target.stat().st_size}
+
+
+def arrays_whole(path: Path, record: dict) -> bool:
+    """Whether arrays.npz is the one that the record speaks of."""
+    return (path / ARRAYS).is_file() and sha256(path / ARRAYS) == record["arrays"]["sha256"]
+
+
+def read_arrays(path: Path, record: dict) -> dict:
+    """{name: numpy array} of a record's arrays.npz; empty when the record has none, or the file is lost or damaged."""
+    if not record.get("arrays") or not arrays_whole(path, record):
+        return {}
+    import numpy as np
+
+    with np.load(path / ARRAYS, allow_pickle=False) as loaded:
+        return dict(loaded)
 
 
 def hash_of(root: Path, name: str) -> str | None:
@@ -181,9 +212,9 @@ def equal(a: Path, b: Path) -> list[str]:
     for name in (name for name in inside[0] if name in inside[1]):
         prefix = "" if name == "." else f"{name}: "
         one, other = read_json(a / name / "record.json"), read_json(b / name / "record.json")
-        for key in ("config", "status", "metrics"):
-            if one[key] != other[key]:
-                lines.append(f"{prefix}{key}: {json.dumps(one[key])} is not {json.dumps(other[key])}")
+        for key in ("config", "status", "metrics", "arrays"):
+            if one.get(key) != other.get(key):
+                lines.append(f"{prefix}{key}: {json.dumps(one.get(key))} is not {json.dumps(other.get(key))}")
         curves = [losses(top / name / "curve.jsonl") for top in (a, b)]
         if len(curves[0]) != len(curves[1]):
             lines.append(f"{prefix}curve: {len(curves[0])} lines, not {len(curves[1])}")

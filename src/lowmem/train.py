@@ -70,6 +70,9 @@ def carry_out(root: Path, run: dict, made: dict, folder: Path, device: str, labe
     module = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
     if hasattr(module, "measure"):
         result = module.measure(run["config"], run["seed"], root)
+        inputs = record.names(root, result.get("inputs", ()))
+        made["code"]["files"] |= {name: record.hash_of(root, name) for name in inputs}
+        made["arrays"] = record.write_arrays(folder, result.get("arrays"))
         made.update(metrics={"final": {}, "best": {}, **result["metrics"]}, memory=result.get("memory"), status="done")
         if result.get("curve") is not None:
             lines = [json.dumps(record.finite(line)) for line in result["curve"]]

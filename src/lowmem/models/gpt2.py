@@ -1,4 +1,4 @@
-"""GPT-2: a pre-norm decoder with learned positions and a tied output layer.
+"""GPT-2: a pre-norm decoder with learned positions and an output layer that is tied unless asked otherwise.
 
 Sizes and settings: the official Adam-mini GPT-2 configurations (bias off, vocabulary padded to 50304, separate
 query, key and value). Initialisation: GPT-2 (normal, 0.02; residual projections divided by sqrt(2 n_layer)).
@@ -26,7 +26,7 @@ SIZES = {
 
 @dataclass
 class Config:
-    """Shape of the network; `bias` switches the biases of all linear layers and norms."""
+    """Shape of the network; `bias` switches the biases of all linear layers and norms. None: n_hidden = 4 n_embd."""
 
     n_layer: int = 12
     n_head: int = 12
@@ -35,6 +35,8 @@ class Config:
     block_size: int = 1024
     dropout: float = 0.0
     bias: bool = False
+    n_hidden: int | None = None
+    tied: bool = True
 
 
 class Attention(nn.Module):
@@ -65,8 +67,9 @@ class Mlp(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        hidden = config.n_hidden or 4 * config.n_embd
+        self.up = nn.Linear(config.n_embd, hidden, bias=config.bias)
+        self.down = nn.Linear(hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
@@ -100,7 +103,8 @@ class GPT2(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.head.weight = self.tokens.weight  # tied
+        if config.tied:
+            self.head.weight = self.tokens.weight
         self.initialise()
 
     @torch.no_grad()

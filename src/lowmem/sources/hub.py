@@ -1,9 +1,10 @@
-"""Text from the Hugging Face hub through the `datasets` package, streamed into compressed shards.
+"""Text and images from the Hugging Face hub through the `datasets` package, streamed into compressed shards.
 
 A shard is a gzipped file of one JSON string per line, SHARD documents each. After each shard the position in the
 stream is written down, so that an interrupted download goes on at the last whole shard.
 """
 
+import base64
 import gzip
 import json
 import os
@@ -17,7 +18,7 @@ SHARD = 50_000  # documents
 
 
 def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> list[str]:
-    """Keys: hub (repository, or a local folder of the same layout), config, revision, text (column),
+    """Keys: hub (repository, or a local folder of the same layout), config, revision, text (column, or a list),
     splits: {train: {split, max_documents?}, val: ...}. The revision is resolved to a commit at the first fetch.
     """
     try:
@@ -69,7 +70,9 @@ def shard_name(split: str, index: int) -> str:
     return f"{split}-{index:05d}.jsonl.gz"
 
 
-def next_shard(stream, column: str, limit: int | None, place: dict, path: Path, show: Callable[[int], None]) -> None:
+def next_shard(
+    stream, column: str | list[str], limit: int | None, place: dict, path: Path, show: Callable[[int], None]
+) -> None:
     """Write the next SHARD documents and move `place` on; `place["done"]` says that the split or limit has ended."""
     if place["state"] is not None:
         stream.load_state_dict(place["state"])
@@ -77,7 +80,7 @@ def next_shard(stream, column: str, limit: int | None, place: dict, path: Path, 
     count, part = 0, path.with_name(f".{path.name}.part")
     with part.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
         for row in stream:
-            file.write(json.dumps(row[column]).encode() + b"\n")
+            file.write(json.dumps(kept(row, column)).encode() + b"\n")
             count += 1
             if count % 1000 == 0:
                 show(raw.tell())
@@ -94,8 +97,21 @@ def next_shard(stream, column: str, limit: int | None, place: dict, path: Path, 
     place["done"] = count < SHARD or place["documents"] == limit
 
 
-def documents(raw: Path, split: str) -> Iterator[str]:
-    """The documents of a split, in order, from the shards of a raw folder."""
+def kept(row: dict, column: str | list[str]):
+    """What is kept of a row: one column as it is, or several as {column: value}, an image as its shape and pixels."""
+    return row[column] if isinstance(column, str) else {name: plain(row[name]) for name in column}
+
+
+def plain(value):
+    """An image (anything with `tobytes` and `getbands`) as {shape, pixels in base64}; other values unchanged."""
+    if not hasattr(value, "getbands"):
+        return value
+    shape = [value.height, value.width, len(value.getbands())]
+    return {"shape": shape, "pixels": base64.b64encode(value.tobytes()).decode("ascii")}
+
+
+def documents(raw: Path, split: str) -> Iterator:
+    """What was kept of each row of a split, in order, from the shards of a raw folder."""
     shards = sorted(Path(raw).glob(f"{split}-*.jsonl.gz"))
     if not shards:
         raise Failed(f"no {split}-*.jsonl.gz in {raw}; delete that folder and fetch again")
