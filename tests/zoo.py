@@ -1,8 +1,10 @@
 """Every optimizer of the package under one name, and a small model to try them on: what the contract tests iterate over."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -112,6 +114,39 @@ def state_tensors(optimizer) -> dict[str, Tensor]:
     """All state tensors, flat, by parameter index and key."""
     saved = optimizer.state_dict()["state"]
     return {f"{i}.{k}": v.clone() for i, s in saved.items() for k, v in s.items() if isinstance(v, Tensor)}
+
+
+def trained(case, steps=3, dtype=torch.float32, **keywords):
+    model = net(dtype)
+    optimizer = case.build(model, **keywords)
+    train(optimizer, model, steps)
+    return model, optimizer
+
+
+def refuses(optimizer, model, error, match, act):
+    """`act` raises, and neither weights nor state changed by a bit."""
+    weights, state = snapshot(model), state_tensors(optimizer)
+    with pytest.raises(error, match=match):
+        act()
+    assert same(weights, snapshot(model))
+    assert same(state, state_tensors(optimizer))
+
+
+def feed(case, optimizer, parameters, gradients):
+    """One step on gradients given by hand, also for optimizers that work inside backward."""
+    if case.fused:
+        optimizer.backward(sum((p * g).sum() for p, g in zip(parameters, gradients)))
+    else:
+        for p, g in zip(parameters, gradients):
+            p.grad = g.clone(memory_format=torch.preserve_format)
+    optimizer.step()
+
+
+def loose(case, parameters, **keywords):
+    """An optimizer over bare parameters; the advice that comes with it is not the subject here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return case.build(parameters, **keywords)
 
 
 # -- tiny language models ------------------------------------------------------------------------------------------------
