@@ -72,6 +72,7 @@ HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_siz
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 CONVOLUTIONS = nn.modules.conv._ConvNd
 TRANSPOSED_CONVOLUTIONS = nn.modules.conv._ConvTransposeNd
+WRAPPERS = ("base_layer", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 Claim = Callable[[nn.Parameter | None, Role], None]
@@ -248,6 +249,11 @@ def _claim_projection(child: nn.Module, role: Role, claim: Claim) -> None:
     """Role for a projection's weight; adapters on it (LoRA) get the role where their rows are the projection's rows."""
     base = _base(child)
     claim(weight_of(base), dataclasses.replace(role, axis=is_transposed(base)))
+    for parameter in _unexplained(base) if weight_of(base) is None else ():
+        claim(
+            parameter,
+            Role("unknown", why=f"a part of a projection of class {type(base).__name__} that has no plain weight"),
+        )
     if base is child:
         return
     for inner in child.modules():
@@ -319,7 +325,8 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_projection(module: nn.Module) -> bool:
     """A linear layer, or a convolution that stands in for one."""
-    return is_linear(module) or (isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED_CONVOLUTIONS))
+    convolution = isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED_CONVOLUTIONS)
+    return convolution or is_linear(module)
 
 
 def is_embedding(module: nn.Module) -> bool:
@@ -356,8 +363,9 @@ def _has_matrix(module: nn.Module | None) -> bool:
 
 
 def _base(module: nn.Module) -> nn.Module:
-    """The wrapped layer of an adapter (peft names it base_layer), else the module itself."""
-    return getattr(module, "base_layer", module)
+    """The layer inside adapters (peft), torch.compile, and checkpoint or FSDP wrappers, else the module itself."""
+    inner = next((module._modules[key] for key in WRAPPERS if module._modules.get(key) is not None), None)
+    return module if inner is None else _base(inner)
 
 
 def _is_a(module: nn.Module, class_names: tuple[str, ...]) -> bool:

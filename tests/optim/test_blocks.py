@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from lowmem.blocks import Misfit, ParamBlocks, partition
 from lowmem.models import gpt2, llama
@@ -180,6 +181,25 @@ def test_wrapping_the_inner_attention_keeps_blocks_and_true_names():
     lost = Attention()
     del lost.n_head, lost.n_kv_head, lost.head_dim
     check_suggestion(named("Decoder", attention=torch.compile(lost)), "attention._orig_mod.q_proj.weight")
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, checkpoint_wrapper], ids=["compiled", "checkpointed"])
+def test_a_wrapped_projection_keeps_its_heads(wrap):
+    attention = Attention()
+    attention.q_proj, attention.v_proj = wrap(attention.q_proj), wrap(attention.v_proj)
+    found = {re.sub(r"_\w+_mod(ule)?\.", "", name): count for name, count in counts(nn.ModuleList([attention])).items()}
+    assert (found["0.q_proj.weight"], found["0.k_proj.weight"], found["0.v_proj.weight"]) == (4, 4, 16)
+
+
+def test_a_projection_inside_a_wrapper_nobody_knows_is_refused():
+    class Wrapper(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.hidden, self.in_features, self.out_features = layer, layer.in_features, layer.out_features
+
+    attention = Attention()
+    attention.k_proj = Wrapper(attention.k_proj)
+    check_suggestion(nn.ModuleList([attention]), "0.k_proj.hidden.weight")
 
 
 def test_tied_and_shared_weights_are_claimed_once_as_tables():
@@ -567,7 +587,7 @@ def test_the_printed_table_has_one_line_per_kind_and_the_total():
 
 
 def test_sums_of_blocks_equal_the_size_of_every_parameter():
-    for model in (tiny_gpt2(bias=True), tiny_llama(), nn.Transformer(12, 3, 1, 1, 20)):
+    for model in (tiny_gpt2(bias=True), tiny_llama(), nn.Transformer(12, 3, 1, 1, 20, batch_first=True)):
         for blocks in partition(model):
             assert blocks.shape == tuple(model.get_parameter(blocks.name).shape)
             sizes = [size for start, stop, size in blocks.segments for _ in range(start, stop, size)]

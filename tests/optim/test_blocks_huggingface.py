@@ -149,9 +149,9 @@ def labels(blocks) -> torch.Tensor:
     return line.view(shape).expand(merged).reshape(blocks.shape)
 
 
-def columns_changed(read, p: nn.Parameter, chosen: torch.Tensor) -> frozenset[int]:
-    """Which columns of read() (positions, columns) change when the chosen elements of p change."""
-    before, saved = read(), p.detach().clone()
+def columns_changed(read, before: torch.Tensor, p: nn.Parameter, chosen: torch.Tensor) -> frozenset[int]:
+    """Which columns of read() (positions, columns) differ from before when the chosen elements of p change."""
+    saved = p.detach().clone()
     with torch.no_grad():
         p[chosen] += 0.7 * torch.randn(int(chosen.sum()))
     after = read()
@@ -195,7 +195,8 @@ def test_blocks_of_query_and_key_are_heads_and_those_of_value_are_neurons(name):
 
 def check_attention(module: nn.Module, read, query_heads: int, blocks_of: dict) -> None:
     """Move every block of the module's matrices, and see which columns of the heads side by side follow."""
-    columns = read().shape[1]
+    before = read()
+    columns = before.shape[1]
     heads, values = [], []
     for p in module.parameters():
         blocks = blocks_of[p]
@@ -208,7 +209,7 @@ def check_attention(module: nn.Module, read, query_heads: int, blocks_of: dict) 
         which = labels(blocks)
         for block in range(blocks.count):
             chosen = which == block
-            changed = columns_changed(read, p, chosen)
+            changed = columns_changed(read, before, p, chosen)
             if not changed:  # the output projection itself, or a projection this input does not use
                 continue
             rows = chosen.any(1) if blocks.axis == 0 else chosen.any(0)
@@ -218,7 +219,7 @@ def check_attention(module: nn.Module, read, query_heads: int, blocks_of: dict) 
             heads.append(changed)
             one_row = torch.zeros_like(chosen)
             one_row[(slice(None),) * blocks.axis + (int(rows.nonzero()[0]),)] = True
-            assert columns_changed(read, p, one_row) == changed, "one row of a query or key moves whole heads"
+            assert columns_changed(read, before, p, one_row) == changed, "one row of a query or key moves whole heads"
     size = columns // query_heads
     assert min(map(len, heads)) == size
     assert all(len(changed) % size == 0 for changed in heads)
@@ -274,8 +275,9 @@ def test_blocks_of_other_layers_are_output_neurons_and_those_of_tables_are_token
                 return nn.functional.embedding(torch.arange(module.num_embeddings), module.weight).detach().T.clone()
             return module(torch.randn(3, getattr(module, "in_features", width))).detach()
 
-        moved = [columns_changed(read, p, which == block) for block in range(int(which.max()) + 1)]
-        assert sorted(moved, key=min) == [frozenset({i}) for i in range(read().shape[1])], names[p]
+        before = read()
+        moved = [columns_changed(read, before, p, which == block) for block in range(int(which.max()) + 1)]
+        assert sorted(moved, key=min) == [frozenset({i}) for i in range(before.shape[1])], names[p]
         checked += 1
     assert checked >= 3
 

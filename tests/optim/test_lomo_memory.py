@@ -214,7 +214,6 @@ def test_the_task_for_figure_1_counts_the_same():
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("gpt2", "125m"),
         ("gpt2", "1.5b"),
         ("llama", "1b"),
         ("llama", "llama2-7b"),
