@@ -235,7 +235,9 @@ def fused_role(module: nn.Module, layer: nn.Module) -> Role:
         kv_heads = 1  # Falcon, GPT-BigCode
     size = _first(module, HEAD_SIZES) or rows // (heads + 2 * kv_heads)
     if rows != (heads + 2 * kv_heads) * size or heads % kv_heads or isinstance(layer, CONVOLUTIONS):
-        why = f"{rows} rows of {type(module).__name__} are not known to be {heads} query and 2 x {kv_heads} key heads of {size}"
+        why = (
+            f"{rows} rows are not known to be {heads} query heads and 2 x {kv_heads} key and value heads of size {size}"
+        )
         return Role("unknown", why=why)
     if _is_a(module, ("CodeGenAttention",)):  # made for four devices: four times queries, values, keys
         quarter = heads * size // 4
@@ -320,13 +322,12 @@ def words(name: str) -> list[str]:
 
 def is_linear(module: nn.Module) -> bool:
     """nn.Linear and everything of its shape (in_features, out_features), or a transposed Conv1D of Hugging Face."""
-    return (hasattr(module, "out_features") and hasattr(module, "in_features")) or _is_conv1d(module)
+    return (hasattr(module, "out_features") and hasattr(module, "in_features")) or bool(is_transposed(module))
 
 
 def is_projection(module: nn.Module) -> bool:
     """A linear layer, or a convolution that stands in for one."""
-    convolution = isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED_CONVOLUTIONS)
-    return convolution or is_linear(module)
+    return is_linear(module) or (isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED_CONVOLUTIONS))
 
 
 def is_embedding(module: nn.Module) -> bool:
@@ -335,11 +336,7 @@ def is_embedding(module: nn.Module) -> bool:
 
 def is_transposed(module: nn.Module) -> int:
     """The axis of a layer's output neurons: 1 when its weight is (in, out), as in Hugging Face's Conv1D, else 0."""
-    return int(_is_conv1d(module))
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    return int(type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
 def out_features(layer: nn.Module) -> int:
