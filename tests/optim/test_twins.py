@@ -261,13 +261,13 @@ def expected_blocks(name, shape, heads, kv_heads, size, value, embedding, output
     return rows(shape) if "wo" in name else whole(shape)
 
 
-@settings(few, max_examples=40)
+@settings(few, max_examples=100)
 @given(
     heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]),
     size=st.sampled_from([2, 3]),
     dim=st.sampled_from([4, 5]),
     fused=st.sampled_from([None, "linear", "conv1d"]),
-    reduce=st.sampled_from(["mean", "max", "min", "l1", "l2"]),
+    reduce=st.sampled_from(["mean", "mean", "mean", "mean", "max", "min", "l1", "l2"]),  # the C kernel does the mean
     value=st.sampled_from(["row", "tensor"]),
     embedding=st.sampled_from(["row", "tensor", "coordinate"]),
     output=st.sampled_from(["row", "tensor", "coordinate"]),
