@@ -14,17 +14,16 @@ SHAPE = (32, 32, 3)
 
 def arrays(raw: Path) -> dict[str, np.ndarray]:
     """{train,test}_images: (50000 or 10000, 32, 32, 3) uint8; {train,test}_labels: (50000 or 10000,) uint8, 0 to 99."""
-    packed = Path(raw) / "cifar-100-binary.tar.gz"
-    read = binary if packed.is_file() else from_hub
+    read = from_hub if any(Path(raw).glob("*.jsonl.gz")) else binary
     found = {}
     for split in ("train", "test"):
-        found[f"{split}_images"], found[f"{split}_labels"] = read(packed if read is binary else raw, split)
+        found[f"{split}_images"], found[f"{split}_labels"] = read(raw, split)
     return found
 
 
-def binary(packed: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def binary(raw: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """One record is the coarse label, the fine label, and 32 x 32 pixels of red, then green, then blue."""
-    [data] = archives.read(packed.parent, f"*/{split}.bin").values()
+    [data] = archives.read(raw, f"*/{split}.bin").values()  # from the archive, or unpacked in a folder of the user
     rows = np.frombuffer(data, np.uint8).reshape(-1, 2 + 3072)
     return rows[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 1].copy()
 

@@ -76,6 +76,17 @@ def worst(estimates: Sequence[Estimate]) -> Estimate | None:
     return Estimate(value, max(e.low for e in estimates), max(e.high for e in estimates), n, estimates[0].method)
 
 
+def least(estimates: Sequence[Estimate]) -> Estimate | None:
+    """The smallest of several estimates, end by end: its low is above a bound only if every one of them is."""
+    found = worst([turned(e) for e in estimates])
+    return found and turned(found)
+
+
+def turned(e: Estimate) -> Estimate:
+    """The estimate of minus the quantity."""
+    return Estimate(-e.value, None if e.high is None else -e.high, None if e.low is None else -e.low, e.n, e.method)
+
+
 def t_quantile(p: float, df: int) -> float:
     """Quantile of Student's t for whole degrees of freedom, by bisection of its closed-form distribution."""
     if not 0.5 <= p < 1:

@@ -15,20 +15,21 @@ from lowmem.stats import bootstrap
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 FEWEST = 20  # draws in a cell of a map; with fewer it stays empty
-KEYS = {"sets", "size", "kappa", "sizes", "kappas", "strengths", "draws", "bins"}
+MILDEST = 0.002  # rotation strengths between 0 and 1 are drawn from here on, with equal chance for equal ratios
+KEYS = {"sets", "size", "kappa", "sizes", "kappas", "draws", "between", "bins"}
 
 
 def measure(config: dict, seed: int, root: Path) -> dict:
     """measure.sets {name: {values} | {log}} with size: quantiles by set. Or a map of r over tau and measure.sizes (at
-    one kappa) or measure.kappas (at one size), eigenvalues spaced by equal ratios from 1 to kappa, rotated with each
-    of measure.strengths. draws: of Q and x, for each set or each strength.
+    one kappa) or measure.kappas (at one size), eigenvalues spaced by equal ratios from 1 to kappa. draws: of Q and x,
+    for each set, or for no and for full rotation; between: draws with random strengths of rotation between these.
 
     metrics.final: sets {name: {kappa, kappa_dh, kappa_similar, r, r_similar, tau: quantiles, and r_interval of the
     median}}; or rows {size or kappa: {trend: Spearman correlation of tau and r, full: median r at full rotation,
-    diagonal: median r without rotation, each {value, low, high, n}}}. Arrays of a map: median_r, median_r_similar,
-    count (rows, bins), edges (bins + 1,).
+    diagonal: median r without rotation, each {value, low, high, n}}}. Arrays of a map: r, r_similar (rows, bins, 3: the
+    quartiles), count (rows, bins), edges (bins + 1,).
     """
-    settings = {"size": 30, "kappa": 1000, "draws": 200, "bins": 10, **config["measure"]}
+    settings = {"size": 30, "kappa": 1000, "draws": 200, "between": 600, "bins": 10, **config["measure"]}
     unknown = settings.keys() - KEYS
     if unknown or sum(key in settings for key in ("sets", "sizes", "kappas")) != 1:
         raise Misuse(f"task preconditioner needs one of measure.sets, sizes, kappas; unknown: {sorted(unknown)}")
@@ -40,18 +41,24 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     rows, cells = {}, []
     for value in settings[over]:
         size, kappa = (value, settings["kappa"]) if over == "sizes" else (settings["size"], value)
-        drawn = [draws(generator, np.geomspace(1, kappa, size), s, settings["draws"]) for s in settings["strengths"]]
-        rows[str(value)] = map_row(drawn, settings["strengths"], seed)
-        cells.append(by_tau({key: np.concatenate([d[key] for d in drawn]) for key in drawn[0]}, settings["bins"]))
+        values = np.geomspace(1, kappa, size)
+        strengths = np.exp(generator.uniform(np.log(MILDEST), 0, settings["between"]))
+        ends = {"diagonal": np.zeros(settings["draws"]), "full": np.ones(settings["draws"])}
+        drawn = {name: draws(generator, values, s) for name, s in {**ends, "between": strengths}.items()}
+        together = {key: np.concatenate([d[key] for d in drawn.values()]) for key in drawn["full"]}
+        rows[str(value)] = map_row(drawn, together, seed)
+        cells.append(by_tau(together, settings["bins"]))
     arrays = {key: np.array([cell[key] for cell in cells]) for key in cells[0]}
     arrays["edges"] = np.linspace(0, 1, settings["bins"] + 1)
     return {"metrics": {"final": {"over": over, "rows": rows}}, "arrays": arrays}
 
 
-def draws(generator: np.random.Generator, eigenvalues, strength: float, count: int) -> dict[str, np.ndarray]:
-    """{kappa, kappa_dh, kappa_similar, r, r_similar, tau: (count,)}; eigenvalues: an array, or a function that draws."""
-    found = {key: np.empty(count) for key in ("kappa", "kappa_dh", "kappa_similar", "tau")}
-    for k in range(count):
+def draws(generator: np.random.Generator, eigenvalues, strengths: np.ndarray) -> dict[str, np.ndarray]:
+    """{kappa, kappa_dh, kappa_similar, r, r_similar, tau: (count,)}, a draw for each of strengths (count,).
+
+    eigenvalues: an array, or a function that draws them."""
+    found = {key: np.empty(len(strengths)) for key in ("kappa", "kappa_dh", "kappa_similar", "tau")}
+    for k, strength in enumerate(strengths):
         hessian = q.dense(generator, eigenvalues() if callable(eigenvalues) else eigenvalues, strength)
         scale = q.adam_scale(hessian, generator.standard_normal(len(hessian)))  # r does not depend on the size of x
         found["kappa"][k], found["tau"][k] = q.kappa(hessian), q.tau(hessian)
@@ -66,7 +73,7 @@ def draws(generator: np.random.Generator, eigenvalues, strength: float, count: i
 
 def table_row(generator: np.random.Generator, how: dict, settings: dict, seed: int) -> dict:
     """Quantiles of one set of eigenvalues under full rotation."""
-    found = draws(generator, lambda: q.spectrum(generator, how, settings["size"]), 1.0, settings["draws"])
+    found = draws(generator, lambda: q.spectrum(generator, how, settings["size"]), np.ones(settings["draws"]))
     quantiles = {key: [float(v) for v in np.quantile(values, QUANTILES)] for key, values in found.items()}
     intervals = {f"{key}_interval": median(found[key], seed) for key in ("r", "r_similar")}
     return {**quantiles, **intervals, "draws": settings["draws"]}
@@ -78,24 +85,13 @@ def median(values: np.ndarray, seed: int) -> dict:
     return {"value": float(np.median(values)), "low": low, "high": high, "n": len(values)}
 
 
-def map_row(drawn: list[dict], strengths: list[float], seed: int) -> dict:
-    """Trend and ends of one size and condition number."""
-    ends = {"diagonal": strengths.index(min(strengths)), "full": strengths.index(max(strengths))}
-    together = {key: np.concatenate([d[key] for d in drawn]) for key in ("tau", "r", "r_similar")}
-    return {
-        "trend": spearman(together["tau"], together["r"], seed),
-        "trend_similar": spearman(together["tau"], together["r_similar"], seed),
-        **{name: median(drawn[k]["r"], seed) for name, k in ends.items()},
-        **{f"{name}_similar": median(drawn[k]["r_similar"], seed) for name, k in ends.items()},
-        "curve": [
-            {
-                "tau": float(np.median(d["tau"])),
-                "r": [float(v) for v in np.quantile(d["r"], [0.25, 0.5, 0.75])],
-                "r_similar": [float(v) for v in np.quantile(d["r_similar"], [0.25, 0.5, 0.75])],
-            }
-            for d in drawn
-        ],
-    }
+def map_row(drawn: dict[str, dict], together: dict[str, np.ndarray], seed: int) -> dict:
+    """Trend and ends of one size and condition number, by both measures of the condition number."""
+    found = {}
+    for ending in ("", "_similar"):
+        found[f"trend{ending}"] = spearman(together["tau"], together[f"r{ending}"], seed)
+        found |= {f"{end}{ending}": median(drawn[end][f"r{ending}"], seed) for end in ("diagonal", "full")}
+    return found
 
 
 def spearman(a: np.ndarray, b: np.ndarray, seed: int) -> dict:
@@ -114,11 +110,11 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def by_tau(found: dict[str, np.ndarray], bins: int) -> dict[str, np.ndarray]:
-    """Median r of the draws in each of `bins` equal ranges of tau, nan where there are few: {name: (bins,)}."""
+    """Quartiles of r in each of `bins` equal ranges of tau, nan where there are few draws: {name: (bins, 3)}."""
     place = np.minimum((found["tau"] * bins).astype(int), bins - 1)
-    count = np.bincount(place, minlength=bins)
-    cells = {"count": count}
+    cells = {"count": np.bincount(place, minlength=bins)}
     for key in ("r", "r_similar"):
-        medians = [np.median(found[key][place == k]) if count[k] >= FEWEST else np.nan for k in range(bins)]
-        cells[f"median_{key}"] = np.array(medians)
+        cells[key] = np.full((bins, 3), np.nan)
+        for k in np.flatnonzero(cells["count"] >= FEWEST):
+            cells[key][k] = np.quantile(found[key][place == k], [0.25, 0.5, 0.75])
     return cells

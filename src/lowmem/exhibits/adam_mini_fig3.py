@@ -1,0 +1,149 @@
+"""Figure 3 of Adam-mini: the Hessian of a network with eight hidden neurons at three stages of training.
+
+The hidden layer's exact Hessian, its mass inside the eight neurons' blocks against random partitions, and how that
+changes with the number of classes, which the paper's later text says sharpens the blocks.
+"""
+
+from lowmem import matrices, plots
+from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.stats import estimate, least, paired
+
+EXHIBIT = {
+    "id": "adam_mini_fig3",
+    "paper": "adam_mini",
+    "label": "Figure 3",
+    "order": 30,
+    "kind": "figure",
+    "title": "Hessian of an eight-neuron network during training",
+    "experiments": ["hessian_mlp"],
+    "published": "adam_mini.figure3",
+}
+
+COLUMNS = [
+    "classes",
+    "training",
+    "loss (nat)",
+    "mass inside blocks",
+    "random partitions (median, 97.5 %)",
+    "inside / outside, mean |H|",
+    "runs",
+]
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: excess.least and share.least over the stages at most classes, classes.effect (most minus fewest)."""
+    data = next(iter(runs)).config["data"]["dataset"]
+    shown = Shown(
+        caption="|H| of the hidden layer's weights, ordered by the neuron they enter (white lines) and averaged over "
+        f"tiles; data: {data}. Right: share of |H| inside the blocks by number of classes, a dot for each seed; "
+        f"dotted: random partitions. Intervals in the rows: 95 % over seeds. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}.",
+        columns=COLUMNS,
+        rows=[],
+        deviations=["The paper also reprints an older plot (Collobert, 2004), which is not redrawn."],
+    )
+    if data != "cifar100":
+        shown.deviations.append(f"{data} stands in for CIFAR-100; sizes and length are those of this tier.")
+    for what in ("mnist_rerun_diag_to_offdiag_mean_abs_ratio", "class_count_effect"):
+        shown.published += mark(what.replace("_", " "), printed(published, what))
+    groups = by_classes(runs)
+    for count, group in groups.items():
+        shown.runs_used += [run.id for run in group if run.status == "done"]
+        for stage in matrices.stages(group):
+            add_row(shown, count, stage, group)
+    summarise(shown, groups)
+    shown.figure = draw(groups)
+    return shown
+
+
+def by_classes(runs: Runs) -> dict[int, list[Run]]:
+    """{number of classes: runs}, ascending."""
+    found: dict[int, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.config["measure"]["classes"], []).append(run)
+    return dict(sorted(found.items()))
+
+
+def add_row(shown: Shown, count: int, stage: str, runs: list[Run]) -> None:
+    found = matrices.numbers(runs, stage, "hidden", "share", "null", "null_high", "contrast")
+    if not found:
+        shown.rows.append([count, matrices.at(stage), "", unfinished(runs), "", "", ""])
+        return
+    losses = [run.final("stages")[stage]["loss"] for run in runs if run.status == "done"]
+    null, high, contrast = (sum(f[k] for f in found) / len(found) for k in (1, 2, 3))
+    share = matrices.percent(matrices.over_seeds([f[0] for f in found]))
+    cells = [share, f"{100 * null:.1f} %, {100 * high:.1f} %", f"{contrast:.1f}", len(found)]
+    shown.rows.append([count, matrices.at(stage), f"{sum(losses) / len(losses):.3f}", *cells])
+
+
+def shares(runs: list[Run]) -> dict[int, float]:
+    """{seed: share inside the blocks, mean over the stages}."""
+    found = {}
+    for run in runs:
+        each = [f[0] for stage in matrices.stages(runs) for f in matrices.numbers([run], stage, "hidden", "share")]
+        if each:
+            found[run.seed] = sum(each) / len(each)
+    return found
+
+
+def summarise(shown: Shown, groups: dict[int, list[Run]]) -> None:
+    """Values for the claims."""
+    most, fewest = max(groups), min(groups)
+    reason = unfinished(groups[most])
+    excess, share = [], []
+    for stage in matrices.stages(groups[most]):
+        found = matrices.numbers(groups[most], stage, "hidden", "share", "null_high")
+        excess.append(matrices.over_seeds([f[0] - f[1] for f in found]))
+        share.append(matrices.over_seeds([f[0] for f in found]))
+    for name, values in (("excess.least", excess), ("share.least", share)):
+        shown.values[name] = matrices.value(least(values) if None not in values else None, reason, "of |H|")
+    reason = unfinished([*groups[most], *groups[fewest]])
+    gaps = list(paired(shares(groups[most]), shares(groups[fewest])).values())
+    shown.values["classes.effect"] = matrices.value(estimate(gaps) if gaps else None, reason, "of |H|")
+
+
+def draw(groups: dict[int, list[Run]]):
+    """Three stages of the first seed with most classes, and shares by number of classes."""
+    runs = groups[max(groups)]
+    named = matrices.stages(runs)
+    drawn, panels = plots.figure([[*named, "classes"]], width=9.6, height=3.1, width_ratios=[1] * len(named) + [1.15])
+    run = next((run for run in runs if run.status == "done"), None)
+    arrays = run.arrays() if run else {}
+    for stage in named:
+        picture = arrays.get(f"hidden@{stage}")
+        if picture is None:
+            plots.empty(panels[stage], unfinished(runs) or "not run: its arrays are lost")
+            continue
+        share, null, blocks = matrices.numbers([run], stage, "hidden", "share", "null", "blocks")[0]
+        note = f"inside {100 * share:.0f} %, random {100 * null:.0f} %"
+        matrices.show(panels[stage], picture, blocks, matrices.at(stage), note)
+    if arrays:
+        matrices.colour_bar(drawn, [panels[stage] for stage in named])
+    draw_classes(panels["classes"], groups, named)
+    return drawn
+
+
+def draw_classes(axes, groups: dict[int, list[Run]], named: list[str]) -> None:
+    """Share inside the blocks against the number of classes: a dot for each seed, a line for each stage's mean."""
+    labels = []
+    for k, (stage, colour) in enumerate(zip(named, plots.SERIES)):
+        found = {count: [f[0] for f in matrices.numbers(g, stage, "hidden", "share")] for count, g in groups.items()}
+        found = {count * 1.06 ** (k - 1): values for count, values in found.items() if values}  # side by side
+        if not found:
+            continue
+        for x, values in found.items():
+            axes.plot([x] * len(values), values, "o", color=colour, markersize=3, alpha=0.6)
+        means = [sum(values) / len(values) for values in found.values()]
+        axes.plot(list(found), means, color=colour)
+        labels.append((max(found), means[-1], f"{100 * float(stage):g} %", colour))
+    if not labels:
+        plots.empty(axes, unfinished(run for group in groups.values() for run in group))
+        return
+    axes.axhline(1 / 8, color=plots.INK, linestyle=(0, (1, 2)))  # eight equal blocks at random
+    axes.set_xscale("log")
+    axes.set_xticks(list(groups), [str(count) for count in groups])
+    axes.minorticks_off()
+    axes.set_xlim(min(groups) * 0.85, max(groups) * 1.7)
+    axes.set_ylim(0, 1)
+    axes.set(xlabel="classes", ylabel="share of |H| inside blocks")
+    axes.set_title("By classes and stage")
+    plots.end_labels(axes, labels)

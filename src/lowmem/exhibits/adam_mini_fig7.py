@@ -1,0 +1,131 @@
+"""Figure 7 a to h of Adam-mini: the Hessian of each module of a one-layer Transformer, with the mass inside its blocks.
+
+Exact Hessians in float64 of our GPT-2 with 1 layer, 4 heads, width 16 and 8 symbols. Beside each picture stands the
+share of |H| inside the blocks and that of random partitions of the same sizes, so that "near block-diagonal" is a
+number. A second, deeper model is sampled by Hessian-vector products and stands in the rows.
+"""
+
+from lowmem import matrices, plots
+from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
+from lowmem.stats import least
+
+EXHIBIT = {
+    "id": "adam_mini_fig7",
+    "paper": "adam_mini",
+    "label": "Figure 7",
+    "order": 70,
+    "kind": "figure",
+    "title": "Hessian blocks of a Transformer",
+    "experiments": ["hessian_transformer", "hessian_deep"],
+    "published": "adam_mini.figure7",
+}
+
+PANELS = ("query", "key", "value", "attn.proj", "mlp.fc", "mlp.proj", "embedding", "output")  # a to h
+# Panel i, training loss under the default partition, belongs to the language-model runs: add their experiment to
+# EXHIBIT, a place "i" to the mosaic of draw(), and drop the deviation that says it is missing.
+COLUMNS = [
+    "model",
+    "panel",
+    "module",
+    "blocks",
+    "training",
+    "mass inside blocks",
+    "random partitions (median, 97.5 %)",
+    "inside / outside, mean |H|",
+    "runs",
+]
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: excess.<module> (mass inside minus the null's upper end, first stage), share.least, excess.deep."""
+    toy = [run for run in runs if run.experiment == "hessian_transformer"]
+    deep = [run for run in runs if run.experiment == "hessian_deep"]
+    shown = Shown(
+        caption="|H| of each module's weights after about 1 % of training, rows and columns ordered by block (white "
+        "lines), averaged over tiles. Below: share of |H| inside the blocks, and the median of 200 random partitions "
+        f"of equal sizes. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}. Intervals: 95 % over seeds.",
+        columns=COLUMNS,
+        rows=[],
+        deviations=[
+            "Panel i (a 1B model under the default partition) belongs to the language-model experiments; not drawn.",
+            "The paper names neither data nor training; ours is prose whose bytes are dealt to 8 groups of equal "
+            "frequency, trained by Adam.",
+            "Value is cut by output neuron, as the paper's rule says, though its panel is labelled with 4 heads.",
+        ],
+    )
+    for panel, module in zip("abcdefgh", PANELS, strict=True):
+        shown.published += mark(f"{panel}, {module}: blocks", printed(published, "blocks", panel=panel, module=module))
+    excess = {}
+    for name, group in (("1 layer, width 16", toy), (deep_name(deep), deep)):
+        shown.runs_used += [run.id for run in group if run.status == "done"]
+        for stage in matrices.stages(group):
+            for letter, module in zip("abcdefgh", PANELS, strict=True):
+                excess[name, stage, module] = add_row(shown, name, letter, module, stage, group)
+    summarise(shown, toy, deep, excess)
+    shown.figure = draw(toy)
+    return shown
+
+
+def deep_name(runs: list) -> str:
+    model = runs[0].config["model"] if runs else {"n_layer": 0, "n_embd": 0}
+    return f"{model['n_layer']} layers, width {model['n_embd']}, sampled"
+
+
+def add_row(shown: Shown, model: str, letter: str, module: str, stage: str, runs: list):
+    """One row; returns the estimate over seeds of (share minus the null's 97.5 %)."""
+    keys = ("share", "null", "null_high", "contrast", "blocks", "kind", "tensors")
+    found = matrices.numbers(runs, stage, module, *keys)
+    when = matrices.at(stage)
+    if not found:
+        shown.rows.append([model, letter, module, "", when, unfinished(runs) or "not run: no such module", "", "", ""])
+        return None
+    share, excess = (
+        matrices.over_seeds([f[0] for f in found]),
+        matrices.over_seeds([f[0] - f[2] for f in found]),
+    )
+    null, high, contrast = (sum(f[k] for f in found) / len(found) for k in (1, 2, 3))
+    blocks = f"{found[0][4]} {plural(found[0][5])}" + (f" in each of {found[0][6]}" if (found[0][6] or 1) > 1 else "")
+    cells = [matrices.percent(share), f"{100 * null:.1f} %, {100 * high:.1f} %", f"{contrast:.1f}", len(found)]
+    shown.rows.append([model, letter, module, blocks, when, *cells])
+    return excess
+
+
+def plural(kind: str) -> str:
+    return {"head": "heads", "token": "tokens", "neuron": "neurons"}.get(kind, kind)
+
+
+def summarise(shown: Shown, toy: list, deep: list, excess: dict) -> None:
+    """Values for the claims, at the first stage, where the paper's panels stand."""
+    reason = unfinished(toy) or (None if toy else "not run: no run is planned")
+    first = matrices.stages(toy)[0] if toy else ""
+    for module in PANELS:
+        e = excess.get(("1 layer, width 16", first, module))
+        shown.values[f"excess.{module}"] = matrices.value(e, reason, "of |H|")
+    shares = [matrices.over_seeds([f[0] for f in matrices.numbers(toy, first, module, "share")]) for module in PANELS]
+    smallest = least(shares) if None not in shares else None
+    shown.values["share.least"] = matrices.value(smallest, reason, "of |H|")
+    reason = unfinished(deep) or (None if deep else "not run: no run is planned")
+    first = matrices.stages(deep)[0] if deep else ""
+    found = [excess.get((deep_name(deep), first, module)) for module in PANELS]
+    shown.values["excess.deep"] = matrices.value(least(found) if None not in found else None, reason, "of |H|")
+
+
+def draw(runs: list):
+    """Eight panels of the first seed at the first stage."""
+    drawn, panels = plots.figure([list("abcd"), list("efgh")], width=9.6, height=5.4)
+    run = next((run for run in runs if run.status == "done"), None)
+    arrays = run.arrays() if run else {}
+    stage = matrices.stages(runs)[0] if runs else ""
+    for letter, module in zip("abcdefgh", PANELS, strict=True):
+        picture = arrays.get(f"{module}@{stage}")
+        found = matrices.numbers([run], stage, module, "share", "null", "blocks", "kind") if run else []
+        if picture is None or not found:
+            plots.empty(panels[letter], unfinished(runs) or "not run: its arrays are lost")
+            continue
+        share, null, blocks, kind = found[0]
+        note = f"inside {100 * share:.0f} %, random {100 * null:.0f} %"
+        title = f"({letter}) {module}: {blocks} {plural(kind)}"
+        matrices.show(panels[letter], picture, blocks, title, note)
+    if arrays:
+        matrices.colour_bar(drawn, list(panels.values()))
+    return drawn

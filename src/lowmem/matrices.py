@@ -1,0 +1,97 @@
+"""Pictures of Hessians for figures, and the numbers of tasks/hessian.py as intervals over seeds.
+
+A picture is embedded in the svg as it is, one pixel per tile, in a dozen colours, so that it stays small.
+"""
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+
+from lowmem.exhibit import Run
+from lowmem.stats import Estimate, estimate
+
+DECADES, PER_DECADE = 3, 4
+EDGES = np.logspace(-DECADES, 0, DECADES * PER_DECADE + 1)
+COLOURS = ListedColormap(colormaps["viridis"](np.linspace(0, 1, DECADES * PER_DECADE)))
+NORM = BoundaryNorm(EDGES, COLOURS.N)
+SCALE = "colours: |H| relative to the panel's largest, logarithmic over three decades"
+
+
+def show(axes: Axes, magnitude: np.ndarray, blocks: int | None = None, title: str = "", note: str = "") -> None:
+    """A matrix of |H| with the edges of its equal blocks as thin lines. magnitude: (pixels, pixels), not negative."""
+    top = float(np.quantile(magnitude, 0.999)) or 1.0  # one bright tile must not darken the rest
+    pixels = len(magnitude)
+    axes.imshow(
+        np.clip(magnitude / top, EDGES[0], 0.999),
+        cmap=COLOURS,
+        norm=NORM,
+        interpolation="none",
+        extent=(0, pixels, pixels, 0),
+        aspect="equal",
+    )
+    for k in range(1, blocks or 0):
+        for line in (axes.axhline, axes.axvline):
+            line(k * pixels / blocks, color="white", linewidth=0.5, alpha=0.35 if blocks > 12 else 0.6)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.set_title(title)
+    axes.set_xlabel(note, fontsize=8)
+
+
+def colour_bar(drawn: Figure, axes) -> None:
+    """One scale for all panels, since each is relative to its own largest value."""
+    bar = drawn.colorbar(ScalarMappable(NORM, COLOURS), ax=axes, shrink=0.8, pad=0.01, aspect=30)
+    bar.set_ticks([10.0**-k for k in range(DECADES + 1)], labels=["1", "0.1", "0.01", "0.001"][: DECADES + 1])
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+    bar.set_label("|H| / panel's largest")
+
+
+def numbers(runs: list[Run], stage: str, module: str, *keys: str) -> list[tuple]:
+    """[(value of each key)] over the finished runs; a key "clusters.agreement" looks one level down."""
+    found = []
+    for run in runs:
+        entry = ((run.final("stages") or {}).get(stage) or {"modules": {}})["modules"].get(module)
+        if entry is not None:
+            found.append(tuple(dig(entry, key) for key in keys))
+    return found
+
+
+def dig(entry: dict, key: str):
+    for part in key.split("."):
+        entry = entry.get(part) if isinstance(entry, dict) else None
+    return entry
+
+
+def stages(runs: list[Run]) -> list[str]:
+    """Stages of these runs as their records name them, early ones first."""
+    names = {f"{stage:g}" for run in runs for stage in run.config["measure"].get("stages", [1.0])}
+    return sorted(names, key=float)
+
+
+def over_seeds(values: list[float | None]) -> Estimate | None:
+    """Mean and interval; None without values."""
+    known = [value for value in values if value is not None]
+    return estimate(known) if known else None
+
+
+def value(e: Estimate | None, reason: str | None, unit: str | None = None) -> dict:
+    """An entry of Shown.values: the estimate, or why there is none."""
+    if e is None or reason:
+        return {"value": None, "reason": reason or "not run: no number in the records"}
+    return {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": unit, "method": e.method}
+
+
+def percent(e: Estimate | None) -> str:
+    """A share with its interval, '64.1 % [60.0, 68.2]'."""
+    if e is None:
+        return ""
+    return f"{100 * e.value:.1f} %" + ("" if e.low is None else f" [{100 * e.low:.1f}, {100 * e.high:.1f}]")
+
+
+def at(stage: str) -> str:
+    """0.01 -> '1 % of training'."""
+    return f"{100 * float(stage):g} % of training"

@@ -1,0 +1,183 @@
+"""Exhibits on Hessians, quadratics and preconditioners: what they read out of records, and what they say without."""
+
+import functools
+import json
+import re
+
+import numpy as np
+import pytest
+from synthetic import checkout, record
+
+from lowmem import claims, exhibit, experiments, matrices
+from lowmem.exhibits import adam_mini_fig4, adam_mini_fig7
+from lowmem.record import write_arrays
+from lowmem.tasks import preconditioner, quadratic
+
+MODULES = adam_mini_fig7.PANELS
+
+
+@pytest.fixture
+def root(tmp_path):
+    return checkout(tmp_path)
+
+
+def write(root, experiment, tier, measured):
+    """Records of an experiment's runs; measured(run) -> (final, arrays)."""
+    for run in experiments.runs(root, experiment, tier):
+        final, arrays = measured(run)
+        made = write_arrays(root / "results" / tier / run["id"], arrays)
+        record(root, run, final, arrays=made)
+
+
+def hessians(run, share=0.6, high=0.2):
+    """As tasks/hessian.py writes them; the share grows a little with the seed."""
+    stages, arrays = {}, {}
+    settings = run["config"]["measure"]
+    for stage in settings["stages"]:
+        entry = {"share": share + 0.01 * run["seed"], "null": high - 0.01, "null_low": 0.1, "null_high": high}
+        entry |= {"contrast": 3.0, "blocks": 4, "kind": "head", "size": 64, "diagonal": 0.05, "tensors": 1}
+        entry["clusters"] = {"agreement": 0.9, "agreement_by_input": 0.0, "null_high": 0.02, "live": 60}
+        stages[f"{stage:g}"] = {"step": 1, "loss": 2.0, "modules": {name: dict(entry) for name in settings["modules"]}}
+        for name in settings["modules"]:
+            arrays[f"{name}@{stage:g}"] = np.kron(np.eye(4), np.ones((8, 8))).astype(np.float32) + 0.01
+    return {"parameters": 1, "stages": stages}, arrays
+
+
+def test_excess_is_the_share_minus_the_upper_end_of_the_null(root):
+    for experiment in ("hessian_transformer", "hessian_deep"):
+        write(root, experiment, "laptop", hessians)
+    values = exhibit.make(root, "adam_mini_fig7", "laptop").values
+    for name in (*MODULES, "deep"):
+        assert values[f"excess.{name}"]["value"] == pytest.approx(0.61 - 0.2)
+        assert values[f"excess.{name}"]["n"] == 3
+    assert values["share.least"]["value"] == pytest.approx(0.61)
+
+
+def test_the_worst_module_decides(root):
+    def measured(run):
+        final, arrays = hessians(run)
+        for stage in final["stages"].values():
+            stage["modules"]["value"]["share"] = 0.1 + 0.01 * run["seed"]
+        return final, arrays
+
+    for experiment in ("hessian_transformer", "hessian_deep"):
+        write(root, experiment, "laptop", measured)
+    exhibit.make(root, "adam_mini_fig7", "laptop")
+    decided = {
+        id: claims.decide(root, f"adam_mini_hessian_{id}", "laptop")["verdict"] for id in ("value", "key", "deep")
+    }
+    assert decided == {"value": "contradicted", "key": "reproduced", "deep": "contradicted"}
+    assert claims.decide(root, "adam_mini_hessian_mostly_inside", "laptop")["verdict"] == "contradicted"
+
+
+def test_a_missing_run_leaves_no_number_for_its_claims_and_keeps_those_of_the_others(root):
+    write(root, "hessian_transformer", "laptop", hessians)
+    run = experiments.runs(root, "hessian_transformer", "laptop")[2]
+    (root / "results/laptop" / run["id"] / "record.json").unlink()
+    shown = exhibit.make(root, "adam_mini_fig7", "laptop")
+    assert shown.values["excess.query"]["value"] is None and "seed2" in shown.values["excess.query"]["reason"]
+    assert any(row[-1] == 2 for row in shown.rows) and len(shown.runs_used) == 2
+
+
+@pytest.mark.parametrize("id", ["adam_mini_fig2", "adam_mini_fig3", "adam_mini_fig7", "adam_mini_fig4"])
+def test_lost_arrays_cost_the_picture_only(root, id):
+    write_everything(root)
+    for path in (root / "results").rglob("arrays.npz"):
+        path.unlink()
+    exhibit.make(root, id, "laptop")
+    assert "arrays are lost" in (root / f"reports/laptop/figures/{id}.svg").read_text()
+
+
+def write_everything(root, tier="laptop"):
+    for experiment in ("hessian_transformer", "hessian_deep", "hessian_mlp"):
+        write(root, experiment, tier, hessians)
+    write(root, "quadratic", tier, lambda run: solved(tuple(run["config"]["measure"]["blocks"]), run["seed"] % 2))
+    write(root, "preconditioner", tier, lambda run: conditioned(json.dumps(run["config"]["measure"])))
+
+
+@functools.cache
+def solved(names, seed):
+    """A quadratic of the real blocks' shapes with few rates on the grid."""
+    blocks = {name: {"log": [1, 1000]} if name == "dense" else {"values": [1, 2, 3]} for name in names}
+    settings = {"blocks": blocks, "size": 30, "horizons": [100, 1000], "rates": {"low": -1, "high": 0, "count": 2}}
+    made = quadratic.measure({"measure": settings}, seed, None)
+    return made["metrics"]["final"], made["arrays"]
+
+
+@functools.cache
+def conditioned(settings):
+    """The preconditioner task with few draws and two rows a map."""
+    settings = {**json.loads(settings), "draws": 20, "between": 60}
+    settings |= {key: settings[key][:2] for key in ("sizes", "kappas") if key in settings}
+    made = preconditioner.measure({"measure": settings}, 0, None)
+    return made["metrics"]["final"], made.get("arrays")
+
+
+def test_figures_with_all_records_are_small_hold_pictures_and_name_no_host(root):
+    write_everything(root)
+    for id in ("adam_mini_fig2", "adam_mini_fig3", "adam_mini_fig4", "adam_mini_fig5", "adam_mini_fig7"):
+        shown = exhibit.make(root, id, "laptop")
+        text = (root / f"reports/laptop/figures/{id}.svg").read_text()
+        assert len(text) < 300_000, id
+        assert (text.count("<image") >= 3) == (id != "adam_mini_fig5"), id
+        assert set(re.findall(r"https?://[^\"'\s]+", text)) <= {
+            "http://www.w3.org/2000/svg",
+            "http://www.w3.org/1999/xlink",
+        }
+        assert all(value["value"] is not None for value in shown.values.values()), id
+        first = (root / f"reports/laptop/figures/{id}.svg").read_bytes()
+        exhibit.make(root, id, "laptop")
+        assert (root / f"reports/laptop/figures/{id}.svg").read_bytes() == first
+
+
+def test_tables_with_all_records_have_all_values(root):
+    write_everything(root)
+    for id in ("adam_mini_table_kappa", "extra_hessian_partition"):
+        shown = exhibit.make(root, id, "laptop")
+        assert all(value["value"] is not None for value in shown.values.values()), id
+    agreement = shown.values["agreement.least"]
+    assert agreement["value"] == pytest.approx(0.9) and agreement["low"] == pytest.approx(0.9)
+
+
+def test_earlier_checks_of_ours_are_not_listed_as_published(root):
+    write_everything(root)
+    shown = exhibit.make(root, "adam_mini_table_kappa", "laptop")
+    assert [row[-1] for row in shown.rows[:3]] == [141, 86, 81]
+    assert all("141" not in str(entry["value"]) for entry in shown.published)
+
+
+def test_the_class_effect_is_paired_by_seed(root):
+    def measured(run):
+        classes = run["config"]["measure"]["classes"]
+        return hessians(run, share=0.3 + 0.02 * classes + 0.1 * run["seed"])  # seeds differ by far more than classes
+
+    write(root, "hessian_mlp", "laptop", measured)
+    effect = exhibit.make(root, "adam_mini_fig3", "laptop").values["classes.effect"]
+    assert effect["value"] == pytest.approx(0.16) and effect["high"] - effect["low"] < 1e-9
+
+
+def test_zero_losses_are_compared_without_infinities():
+    assert adam_mini_fig4.decades(1e-10, 0.0) == pytest.approx(290)
+    assert adam_mini_fig4.decades(0.0, 0.0) == 0
+
+
+def test_the_order_is_the_smaller_of_both_distances(root):
+    write_everything(root)
+    runs = exhibit.load(root, ["quadratic"], "laptop", {}).variants()["paper"]
+    one, mid, low = (
+        [adam_mini_fig4.losses(runs, "total", "100", m)[0]] for m in ("single", "adam_frozen", "blockwise")
+    )
+    first = min(adam_mini_fig4.decades(one[0], mid[0]), adam_mini_fig4.decades(mid[0], low[0]))
+    assert adam_mini_fig4.order(runs[:1], "adam_frozen", "100").value == pytest.approx(first)
+
+
+def test_every_panel_has_its_claim():
+    from synthetic import ROOT
+
+    wanted = {claim["value"] for claim in claims.load(ROOT) if claim["exhibit"] == "adam_mini_fig7"}
+    assert {f"excess.{name}" for name in MODULES} <= wanted
+
+
+def test_all_levels_of_the_colour_scale_are_used():
+    values = np.geomspace(1e-3, 0.999, 400)
+    assert len(np.unique(matrices.NORM(values))) == matrices.COLOURS.N
