@@ -31,7 +31,18 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'lowmem.optim' has no attribute {name!r}")
 
 
-INFRASTRUCTURE = ("driver", "factored", "fused_backward", "graph", "kernel", "rounding", "settings", "sharding", "stages")
+INFRASTRUCTURE = (
+    "checks",
+    "driver",
+    "exchange",
+    "factored",
+    "fused_backward",
+    "graph",
+    "kernel",
+    "parallel",
+    "rounding",
+)
+INFRASTRUCTURE += ("settings", "sharding", "stages", "state", "zero1")
 
 
 def names() -> list[str]:

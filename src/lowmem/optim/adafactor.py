@@ -12,36 +12,41 @@ import torch
 from lowmem.optim import factored
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.settings import one_of
-from lowmem.optim.stages import Work, axpy
+from lowmem.optim.stages import Stage, Work, axpy
 
 
-def second_moment(w: Work, totals: list) -> list[torch.Tensor]:
-    """Row and column sums of g^2 + eps1 (Algorithm 4)."""
-    return factored.sums(w.g.square().add_(w.h["eps1"]))
+def squares(w: Work, totals: list) -> list[torch.Tensor] | None:
+    """Row and column sums of g^2 + eps1 (Algorithm 4); a tensor that is not factored updates its moment here."""
+    square = w.g.square().add_(w.h["eps1"])
+    if factored.is_factored(w.frame):
+        return factored.sums(square)
+    w.s["exp_avg_sq"].lerp_(square, w.h["gain2"])
+    return None
 
 
-def _scaled(w: Work) -> torch.Tensor:
-    """g / sqrt(v) with the moments as they stand."""
-    if "exp_avg_sq" in w.s:
+def moments(w: Work, totals: list) -> list[torch.Tensor] | None:
+    return factored.moments(w, "exp_avg_sq", totals[-1], w.h["gain2"]) if totals[-1] else None
+
+
+def scaled(w: Work, totals: list) -> torch.Tensor:
+    """g / sqrt(v)."""
+    if not totals[0]:
         return w.s["exp_avg_sq"].rsqrt().mul_(w.g)
-    row, column = factored.inverse_root(w.s["exp_avg_sq_row"], w.s["exp_avg_sq_col"])
+    row, column = totals[0]
     return (w.g * row).mul_(column)
 
 
-def norms(w: Work, totals: list) -> torch.Tensor:
-    """Moments updated; (sum u^2, sum w^2) for update clipping and parameter scaling (Algorithms 5 and 6)."""
-    h = w.h
-    for key, mean in zip((k for k in w.s if k != "exp_avg"), factored.means(w.g, totals[0])):
-        w.s[key].lerp_(mean, h["gain2"])
-    return torch.stack([torch.linalg.vector_norm(_scaled(w)).square(), torch.linalg.vector_norm(w.p).square()])
+def norms(w: Work, totals: list) -> list[torch.Tensor]:
+    """Sum u^2 and sum w^2 for update clipping and parameter scaling (Algorithms 5 and 6)."""
+    return [torch.linalg.vector_norm(scaled(w, totals)).square(), torch.linalg.vector_norm(w.p).square()]
 
 
 def update(w: Work, totals: list) -> None:
     """w -= alpha * u / max(1, RMS(u) / d), alpha = rate * max(eps2, RMS(w)) where parameter scaling is on."""
-    h = w.h
-    u_rms, w_rms = (totals[1] / w.p.numel()).sqrt().unbind()
+    h, numel = w.h, math.prod(w.frame)
+    u_rms, w_rms = ((total / numel).sqrt() for total in totals[1])
     rate = w_rms.clamp(min=h["eps2"]) * h["rate"] if h["scale_parameter"] else torch.full_like(w_rms, h["rate"])
-    step = _scaled(w).mul_(rate / (u_rms / h["clip_threshold"]).clamp(min=1.0))
+    step = scaled(w, totals).mul_(rate / (u_rms / h["clip_threshold"]).clamp(min=1.0))
     if h["beta1"] is not None:
         w.s["exp_avg"].lerp_(step, 1 - h["beta1"])
         step = w.s["exp_avg"]
@@ -62,7 +67,7 @@ class Adafactor(RuleOptimizer):
     """
 
     form = "shaped"
-    stages = (second_moment, norms, update)
+    stages = (Stage(squares, moments, factored.axes), Stage(norms, sums=lambda ndim: ((), ())), Stage(update))
 
     def __init__(
         self,
@@ -107,10 +112,14 @@ class Adafactor(RuleOptimizer):
 
     @staticmethod
     def init(p, group, blocks, dtype):
-        state = factored.init(p, dtype, "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq")
+        state = factored.init(p, blocks.shape, dtype, "exp_avg_sq")
         if group["beta1"] is not None:
             state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
         return state
+
+    @staticmethod
+    def small(blocks):
+        return factored.names(blocks.shape, "exp_avg_sq")
 
     @staticmethod
     def scalars(group, step):

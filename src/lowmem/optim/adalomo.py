@@ -45,9 +45,8 @@ class AdaLomo(FusedBackward):
         grouped_norm=None,
         clip_value=None,
         loss_scale=None,
+        process_group=None,
         **common,
     ):
         rule = AdaLomoRule(params, lr, decay_rate, eps, clip_threshold, weight_decay, **common)
-        super().__init__(
-            rule, max_grad_norm=max_grad_norm, grouped_norm=grouped_norm, clip_value=clip_value, loss_scale=loss_scale
-        )
+        super().__init__(rule, max_grad_norm, grouped_norm, clip_value, loss_scale, process_group)

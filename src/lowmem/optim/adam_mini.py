@@ -14,31 +14,35 @@ from lowmem.optim import kernel
 from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.settings import one_of
-from lowmem.optim.stages import Work
+from lowmem.optim.stages import Stage, Work
 
 REDUCTIONS = ("mean", "max", "min", "l1", "l2")
 
 
-def block_statistic(w: Work, totals: list) -> torch.Tensor:
-    """One number per block, (1, count, 1): the sum of squared gradients, or what `reduce` asks for instead."""
+def block_statistic(w: Work, totals: list) -> list[torch.Tensor]:
+    """One number per block, (1, count, 1), that sums (or max, min) over its parts: of squared gradients."""
     reduce, axes = w.h["reduce"], (0, 2)
-    if reduce in ("mean", "l1"):
-        return torch.linalg.vector_norm(w.g, dim=axes, keepdim=True).square_()
-    if reduce == "l2":
-        return torch.linalg.vector_norm(w.g.square(), dim=axes, keepdim=True)
-    size = w.g.abs()
-    return (size.amax(axes, keepdim=True) if reduce == "max" else size.amin(axes, keepdim=True)).square_()
+    if reduce in ("max", "min"):
+        size = w.g.abs()
+        return [(size.amax(axes, keepdim=True) if reduce == "max" else size.amin(axes, keepdim=True)).square_()]
+    statistic = torch.linalg.vector_norm(w.g.square() if reduce == "l2" else w.g, dim=axes, keepdim=True).square_()
+    return [statistic.div_(w.size) if reduce == "mean" else statistic]
+
+
+def block_rate(w: Work, totals: list) -> list[torch.Tensor]:
+    """v per block from the complete statistic; lr / (sqrt(v) + eps) with both bias corrections."""
+    h, v = w.h, w.s["exp_avg_sq"]
+    statistic = totals[-1][0].sqrt() if h["reduce"] == "l2" else totals[-1][0]
+    v.mul_(h["beta2"]).add_(statistic * h["gain2"])
+    return [h["step_size"] / (v.sqrt() * h["bias2_rsqrt"] + h["eps"])]
 
 
 def update(w: Work, totals: list) -> None:
-    """v per block from the statistic, m per coordinate, then Adam's step (Algorithm 1; eps outside the root)."""
-    h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
-    statistic = totals[0] / h["size"] if h["reduce"] == "mean" else totals[0]
-    v.mul_(h["beta2"]).add_(statistic * h["gain2"])
+    """m per coordinate, then Adam's step with the block's rate (Algorithm 1; eps outside the root)."""
+    h, m = w.h, w.s["exp_avg"]
     w.p.mul_(h["keep"])
     m.lerp_(w.g, h["gain1"])
-    rate = h["step_size"] / (v.sqrt() * h["bias2_rsqrt"] + h["eps"])
-    w.p.addcmul_(m, rate, value=-1)
+    w.p.addcmul_(m, totals[0][0], value=-1)
 
 
 class AdamMini(RuleOptimizer):
@@ -51,7 +55,7 @@ class AdamMini(RuleOptimizer):
 
     form = "blocks"
     uses_blocks = True
-    stages = (block_statistic, update)
+    stages = (Stage(block_statistic, block_rate, lambda ndim: ((1,),), pure=True), Stage(update))
 
     def __init__(
         self,
@@ -87,10 +91,20 @@ class AdamMini(RuleOptimizer):
 
     @staticmethod
     def init(p, group, blocks, dtype):
-        v_shape = p.shape if blocks.kind == "coordinate" else (blocks.count,)
         v_dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-        second = torch.zeros(v_shape, dtype=v_dtype, device=p.device)
+        if blocks.kind == "coordinate":
+            second = torch.zeros_like(p, dtype=v_dtype)
+        else:
+            second = torch.zeros(blocks.count, dtype=v_dtype, device=p.device)
         return {"exp_avg": torch.zeros_like(p, dtype=dtype), "exp_avg_sq": second}
+
+    @staticmethod
+    def small(blocks):
+        return () if blocks.kind == "coordinate" else ("exp_avg_sq",)
+
+    @staticmethod
+    def reduction(group):
+        return group["reduce"] if group["reduce"] in ("max", "min") else "sum"
 
     @staticmethod
     def scalars(group, step):

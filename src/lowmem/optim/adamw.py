@@ -8,7 +8,7 @@ import torch
 
 from lowmem.optim import kernel
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Work, axpy
+from lowmem.optim.stages import Stage, Work, axpy
 
 
 def update(w: Work, totals: list) -> None:
@@ -43,7 +43,7 @@ class AdamW(RuleOptimizer):
     """Adam with decoupled weight decay. State: first and second moment, two tensors like the parameter."""
 
     form = "flat"
-    stages = (update,)
+    stages = (Stage(update),)
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common):
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay), **common)

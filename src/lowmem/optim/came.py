@@ -3,50 +3,40 @@
 Official code: the package came-pytorch. No deliberate difference but fp32 moments.
 """
 
+import math
+
 import torch
 
 from lowmem.optim import factored
+from lowmem.optim.adafactor import moments, scaled, squares
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Work, axpy
+from lowmem.optim.stages import Stage, Work, axpy
 
 
-def second_moment(w: Work, totals: list) -> list[torch.Tensor]:
-    """Row and column sums of g^2 + eps1."""
-    return factored.sums(w.g.square().add_(w.h["eps1"]))
-
-
-def _scaled(w: Work) -> torch.Tensor:
-    if "exp_avg_sq" in w.s:
-        return w.s["exp_avg_sq"].rsqrt().mul_(w.g)
-    row, column = factored.inverse_root(w.s["exp_avg_sq_row"], w.s["exp_avg_sq_col"])
-    return (w.g * row).mul_(column)
-
-
-def update_norm(w: Work, totals: list) -> torch.Tensor:
-    """Moments updated; the sum of u^2 for update clipping."""
-    keys = ("exp_avg_sq",) if "exp_avg_sq" in w.s else ("exp_avg_sq_row", "exp_avg_sq_col")
-    for key, mean in zip(keys, factored.means(w.g, totals[0])):
-        w.s[key].lerp_(mean, w.h["gain2"])
-    return torch.linalg.vector_norm(_scaled(w)).square()
+def update_norm(w: Work, totals: list) -> list[torch.Tensor]:
+    """The sum of u^2 for update clipping."""
+    return [torch.linalg.vector_norm(scaled(w, totals)).square()]
 
 
 def instability(w: Work, totals: list) -> list[torch.Tensor] | None:
     """Momentum of the clipped update; row and column sums of (u - m)^2 + eps2 (Algorithm 2, lines 9 to 11)."""
-    clip = ((totals[1] / w.p.numel()).sqrt() / w.h["clip_threshold"]).clamp(min=1.0)
-    u = _scaled(w).div_(clip)
+    clip = ((totals[1][0] / math.prod(w.frame)).sqrt() / w.h["clip_threshold"]).clamp(min=1.0)
+    u = scaled(w, totals).div_(clip)
     w.s["exp_avg"].lerp_(u, w.h["gain1"])
-    if not factored.is_factored(w.p):
+    if not factored.is_factored(w.frame):
         return None
     return factored.sums(u.sub_(w.s["exp_avg"]).square_().add_(w.h["eps2"]))
+
+
+def confidence(w: Work, totals: list) -> list[torch.Tensor] | None:
+    return factored.moments(w, "exp_avg_res", totals[-1], w.h["gain3"]) if totals[-1] else None
 
 
 def update(w: Work, totals: list) -> None:
     """w -= lr * m / sqrt(confidence)."""
     h, step = w.h, w.s["exp_avg"]
-    if totals[2] is not None:
-        for key, mean in zip(("exp_avg_res_row", "exp_avg_res_col"), factored.means(w.g, totals[2])):
-            w.s[key].lerp_(mean, h["gain3"])
-        row, column = factored.inverse_root(w.s["exp_avg_res_row"], w.s["exp_avg_res_col"])
+    if totals[2]:
+        row, column = totals[2]
         step = (step * row).mul_(column)
     w.p.mul_(h["keep"])
     axpy(w.p, step, -h["lr"])
@@ -57,7 +47,12 @@ class CAME(RuleOptimizer):
 
     form = "shaped"
     beta_count = 3
-    stages = (second_moment, update_norm, instability, update)
+    stages = (
+        Stage(squares, moments, factored.axes),
+        Stage(update_norm, sums=lambda ndim: ((),)),
+        Stage(instability, confidence, factored.axes),
+        Stage(update),
+    )
 
     def __init__(
         self,
@@ -77,10 +72,14 @@ class CAME(RuleOptimizer):
     @staticmethod
     def init(p, group, blocks, dtype):
         state = {"exp_avg": torch.zeros_like(p, dtype=dtype)}
-        state.update(factored.init(p, dtype, "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq"))
-        if factored.is_factored(p):
-            state.update(factored.init(p, dtype, "exp_avg_res_row", "exp_avg_res_col", ""))
+        state.update(factored.init(p, blocks.shape, dtype, "exp_avg_sq"))
+        if factored.is_factored(blocks.shape):
+            state.update(factored.init(p, blocks.shape, dtype, "exp_avg_res"))
         return state
+
+    @staticmethod
+    def small(blocks):
+        return factored.names(blocks.shape, "exp_avg_sq", "exp_avg_res")
 
     @staticmethod
     def scalars(group, step):

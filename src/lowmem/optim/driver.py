@@ -6,11 +6,11 @@ A rule says what happens to one tensor. It is a subclass with
               where block b of a segment is x[:, b, :]
     init      tensors of state for one parameter
     scalars   numbers that are the same for all elements in one step: lr, bias corrections
-    stages    pure functions stage(w, totals) on one Work; all but the last return partial sums, which the driver adds
-              over ranks (nothing to add on one) and hands to the next stages in `totals`
+    stages    what happens to one piece of a tensor, and which sums over all pieces it needs (stages.py)
+    small     names of state that every process keeps whole, since it is smaller than the parameter
 
-The driver owns everything else: groups, steps, dtypes, checks, state dictionaries. Nothing is updated before every
-check of the step has passed.
+The driver owns everything else: groups, steps, dtypes, checks, and what is held where (sharding.py, exchange.py).
+Nothing is updated before every check of the step has passed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partition
+from lowmem.optim.checks import NO_SPARSE, SHARD_FIRST, check_finite, check_model, check_storage
+from lowmem.optim.exchange import Job, rounds
 from lowmem.optim.rounding import round_into
 from lowmem.optim.settings import check_settings, one_of
-from lowmem.optim.stages import Work, as_tensors, block_pieces, compiled_stages, flat_like, run_stages
-
-NO_SPARSE = "sparse gradients are not supported; build the embedding with sparse=False"
-RECHECK_MODEL_EVERY = 64  # steps; walking all modules costs about as much as a small model's update
+from lowmem.optim.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
+from lowmem.optim.stages import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
+from lowmem.optim.state import check_loadable, complete, pack, placed, unpack
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -41,12 +42,15 @@ class RuleOptimizer(torch.optim.Optimizer):
     rounding: "nearest" or "stochastic", how fp32 results go back into 16-bit weights and moments (the latter draws from
     torch's global generator). state_dtype: dtype of moments, default the parameter's. nonfinite: "ignore", "raise" or
     "skip" the step when a gradient holds inf or nan (the last two read one number back from the device per step).
+    offload: keep moments of GPU parameters in pinned CPU memory, and bring each over for its own update.
+
+    DTensor parameters (FSDP2, tensor parallel) are updated as if they were whole: shard the model first.
     """
 
     form = "flat"
     uses_blocks = False
     beta_count = 2
-    stages: tuple[Callable, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         state_dtype: torch.dtype | None = None,
         nonfinite: str = "ignore",
         compile: bool = False,
+        offload: bool = False,
         partition_settings: dict | None = None,
     ):
         one_of("rounding", rounding, ("nearest", "stochastic"))
@@ -66,7 +71,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._blocks: dict[nn.Parameter, ParamBlocks] = {}
         self._names: dict[nn.Parameter, str] = {}
         self._nonfinite, self._compile, self._no_decay = nonfinite, compile, no_decay
-        self._model, self._since_check = None, 0
+        self._offload, self._model, self._since_check = offload, None, 0
+        self._start_shards()
         if isinstance(params, nn.Module) and model is None:
             params, model = None, params
         settings = partition_settings or {}
@@ -134,6 +140,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             if p not in self._blocks:
                 shape, label = tuple(p.shape), name or f"parameter {len(self._blocks)}"
                 self._blocks[p] = one_block(label, shape) if self.uses_blocks else coordinates(label, shape)
+            if is_dtensor(p):
+                self._shards[p], self._agreed = shard_of(p), False
 
     def _excluded(self, name: str | None, p: nn.Parameter) -> bool:
         if callable(self._no_decay):
@@ -149,6 +157,57 @@ class RuleOptimizer(torch.optim.Optimizer):
     def blocks(self, p: nn.Parameter) -> ParamBlocks:
         """The blocks of one of this optimizer's parameters."""
         return self._blocks[p]
+
+    # -- shards ------------------------------------------------------------------------------------------------------
+
+    def _start_shards(self) -> None:
+        self._shards: dict[nn.Parameter, Shard] = {}  # of parameters that are not whole here
+        self._cut: dict[nn.Parameter, bool] = {}  # whether updating one needs sums over processes
+        self._layouts: dict[nn.Parameter, Layout] = {}
+        self._agreed = True
+
+    def shard(self, p: nn.Parameter) -> Shard | None:
+        """What this process holds of a parameter; None: all of it."""
+        return self._shards.get(p)
+
+    def is_cut(self, p: nn.Parameter) -> bool:
+        """Whether the update of a parameter needs sums over processes. All processes must have called agree()."""
+        return self._cut.get(p, False)
+
+    def layout(self, p: nn.Parameter) -> Layout:
+        """The pieces of what this process holds of a parameter."""
+        if p not in self._layouts:
+            shard = self._shards.get(p)
+            self._layouts[p] = layout(self.form, self._blocks[p], None if shard is None else shard.boxes)
+        return self._layouts[p]
+
+    def hold(self, parts: dict[nn.Parameter, tuple[nn.Parameter, Shard]]) -> None:
+        """Before the first step: train a part in place of each whole parameter, {parameter: (stored part, shard)}.
+
+        Parts are plain tensors that hold the shard's boxes one after the other; gradients are theirs (see zero1.py).
+        """
+        if self.state:
+            raise RuntimeError("parts must be set before the first step")
+        for group in self.param_groups:
+            group["params"] = [parts[p][0] for p in group["params"]]
+        self._names = {parts[p][0]: name for p, name in self._names.items() if p in parts}
+        self._blocks = {parts[p][0]: blocks for p, blocks in self._blocks.items() if p in parts}
+        self._start_shards()
+        self._shards, self._agreed, self._model = {part: shard for part, shard in parts.values()}, False, None
+
+    def agree(self) -> None:
+        """Once before the first step, on every process: check that shards fit together, and find what is cut."""
+        if self._agreed:
+            return
+        parameters = [p for group in self.param_groups for p in group["params"] if p in self._shards]
+        asked = [(self.name(p), self._shards[p], self.layout(p).partial) for p in parameters]
+        summing = [any(stage.sums(len(self.layout(p).frame)) for stage in self.stages) for p in parameters]
+        self._cut = {p: cut and sums for p, cut, sums in zip(parameters, agree(asked), summing)}
+        self._agreed = True
+
+    def offloads(self, p: nn.Parameter, key: str) -> bool:
+        """Whether one of a parameter's state tensors lives in pinned CPU memory."""
+        return self._offload and p.device.type == "cuda" and key not in self.small(self._blocks[p])
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
@@ -169,64 +228,50 @@ class RuleOptimizer(torch.optim.Optimizer):
         for _, p, g in work:
             if g.layout != torch.strided:
                 raise RuntimeError(f"{self.name(p)}: {NO_SPARSE}")
-        self.check_model([p for _, p, _ in work])
-        return self._check_finite(work)
-
-    def check_model(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Raises when a parameter's shape, or now and then the model's list of parameters, is not what it was."""
-        for p in parameters:
-            if tuple(p.shape) != self._blocks[p].shape:
-                raise RuntimeError(
-                    f"{self.name(p)}: shape is {tuple(p.shape)} but was {self._blocks[p].shape} when the optimizer was "
-                    "built; build a new optimizer after changing the model"
-                )
-        model = self._model() if self._model is not None else None
-        self._since_check -= 1
-        if model is None or self._since_check > 0:
-            return
-        self._since_check = RECHECK_MODEL_EVERY
-        owned = {p for group in self.param_groups for p in group["params"]}
-        now = dict(model.named_parameters())
-        gone = owned & set(self._names) - set(now.values())
-        for p in gone:
-            name = self._names[p]
-            what = "was replaced by another tensor" if name in now else "is no longer in the model"
-            raise RuntimeError(
-                f"{name}: {what} since the optimizer was built; build a new optimizer after changing the model"
-            )
-
-    def _check_finite(self, work) -> bool:
-        if self._nonfinite == "ignore" or not work:
-            return True
-        by_device: dict = {}
-        for _, _, g in work:
-            if g.numel():
-                by_device.setdefault((g.device, g.dtype), []).append(g)
-        largest = (torch._foreach_norm(gs, torch.inf) for gs in by_device.values())  # a 2-norm could overflow in fp16
-        finite = all(bool(torch.stack(sizes).isfinite().all()) for sizes in largest)
-        if not finite and self._nonfinite == "raise":
-            name = next(self.name(p) for _, p, g in work if not bool(g.isfinite().all()))
-            raise FloatingPointError(f"{name}: gradient holds inf or nan; nothing was updated")
-        return finite
+        check_model(self, [p for _, p, _ in work])
+        if not work:
+            check_storage(self)
+        return self._nonfinite == "ignore" or check_finite(self, work, self._shards)
 
     def update(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> None:
         """Run the rule on (group, parameter, gradient) triples; the fused-backward driver calls this too."""
-        fresh = [(group, p) for group, p, _ in work if not self.state[p]]
+        jobs = self.begin(work)
+        if jobs:
+            for pending in rounds(self.stages, jobs):
+                reduce_all(pending)
+
+    def begin(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> list[Job]:
+        """Update all that is complete on this process; returns what needs sums over processes (see exchange.py)."""
+        if not self._agreed:
+            self.agree()
+        fresh = [(group, p) for group, p, _ in work if not self.state[p] or p not in self._layouts]
         if fresh:
             self._initialise(fresh)
         scalars: dict = {}
-        ready = []
+        ready, jobs = [], []
         for group, p, g in work:
-            state = self.state[p]
+            state, lay = self.state[p], self._layouts[p]
             state["step"] += 1
             step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
             key = (id(group), step)
             if key not in scalars:
                 scalars[key] = self.scalars(_plain(group), step)
-            if p.numel():
-                ready.append((group, p, g, state, scalars[key]))
-        for group, p, g, state, h in self.fast(ready):
-            self._apply(p, g, state, h, group["rounding"])
+            h = scalars[key]
+            if self._shards and p in self._shards:
+                g, state = local_gradient(self.name(p), p, g), {name: local(value) for name, value in state.items()}
+                if self._cut[p]:
+                    moments = {name: value for name, value in state.items() if name != "step"}
+                    stored = (local(p.detach()), g, moments, self.small(self._blocks[p]), h)
+                    jobs.append(Job(self._shards[p], lay, self.form, self.reduction(group), group["rounding"], stored))
+                    continue
+                p = local(p.detach())
+            if lay.held:
+                ready.append((group, p, g, state, h, lay))
+        for group, p, g, state, h, lay in self.fast(ready):
+            self._apply(p, g, state, h, lay, group["rounding"])
+        if self._offload and torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()  # state is back in pinned memory before anybody reads it
+        return jobs
 
     def fast(self, ready: list) -> list:
         """Hook for a faster way over many tensors at once; returns what it left for the general way."""
@@ -235,33 +280,36 @@ class RuleOptimizer(torch.optim.Optimizer):
     @torch.compiler.disable
     def _initialise(self, fresh: list[tuple[dict, nn.Parameter]]) -> None:
         for group, p in fresh:
-            moments = self.init(p, group, self._blocks[p], group["state_dtype"] or p.dtype)
-            self.state[p].update(step=torch.zeros((), dtype=torch.float32), **moments)
+            self.layout(p)
+            if not self.state[p]:
+                moments = self.init(p, group, self._blocks[p], group["state_dtype"] or p.dtype)
+                for key in moments:
+                    if self.offloads(p, key):
+                        moments[key] = moments[key].cpu().pin_memory()
+                self.state[p].update(step=torch.zeros((), dtype=torch.float32), **moments)
 
-    def _apply(self, p: Tensor, g: Tensor, state: dict, h: dict, rounding: str) -> None:
+    def prepare(self) -> None:
+        """Make the state of every trainable parameter now, as it is before the first step; for loading into it."""
+        groups = [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
+        self._initialise(groups)
+
+    def _apply(self, p: Tensor, g: Tensor, state: dict, h: dict, lay: Layout, rounding: str) -> None:
         """All stages on one tensor: 16-bit or strided tensors go through a contiguous fp32 copy, others in place."""
         exact = p.dtype if p.dtype == torch.float64 else torch.float32
         plain = {key: value for key, value in state.items() if key != "step"}
-        copies = {key: value.to(exact).contiguous() for key, value in plain.items()}
+        copies = {key: value.to(p.device, exact).contiguous() for key, value in plain.items()}
         weight = p.to(exact).contiguous()
-        for piece in self.pieces(self._blocks[p], weight, g.to(exact).contiguous(), copies, h):
+        small = self.small(lay.blocks)
+        for w in works(self.form, lay, weight, g.to(exact).contiguous(), copies, small, h):
             if self._compile and not torch.compiler.is_compiling():
-                compiled_stages(self.stages)(piece.p, piece.g, piece.s, as_tensors(piece.h, p.device))
+                compiled_stages(self.stages)(w.p, w.g, w.s, as_tensors(w.h, p.device), w.frame, w.size)
             else:
-                run_stages(self.stages, piece)
+                run_stages(self.stages, w)
         if weight is not p:
             round_into(p, weight, rounding)
         for key, value in plain.items():
             if copies[key] is not value:
                 round_into(value, copies[key], rounding)
-
-    def pieces(self, blocks: ParamBlocks, p: Tensor, g: Tensor, state: dict, h: dict) -> list[Work]:
-        """The tensor in the rule's form: one piece, or one per segment of blocks."""
-        if self.form == "blocks":
-            return block_pieces(blocks, p, g, state, h)
-        if self.form == "shaped":
-            return [Work(p, g, state, h)]
-        return [Work(p.view(-1), g.view(-1), {key: flat_like(value, p) for key, value in state.items()}, h)]
 
     # -- what a rule brings --------------------------------------------------------------------------------------------
 
@@ -270,73 +318,52 @@ class RuleOptimizer(torch.optim.Optimizer):
         return {}
 
     @staticmethod
+    def small(blocks: ParamBlocks) -> tuple[str, ...]:
+        return ()
+
+    @staticmethod
+    def reduction(group: dict) -> str:
+        return "sum"
+
+    @staticmethod
     def scalars(group: dict, step: float) -> dict:
         return {"lr": group["lr"], "weight_decay": group["weight_decay"]}
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """As in torch, plus each group's block signatures, so that a state of another partition is refused."""
-        saved = super().state_dict()
-        if self.uses_blocks:
-            for group, live in zip(saved["param_groups"], self.param_groups):
-                group["blocks"] = [self._blocks[p].signature for p in live["params"]]
-        for group in saved["param_groups"]:
-            group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.") if group["state_dtype"] else None
-        return saved
+        """As in torch, plus each group's block signatures. With sharded parameters every process must call it."""
+        if self._shards and self._agreed:
+            complete(self)
+        return pack(self, super().state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As in torch, but every tensor keeps its saved dtype, and the saved partition must be this optimizer's."""
-        state_dict = {**state_dict, "param_groups": [dict(group) for group in state_dict["param_groups"]]}
-        self._check_loadable(state_dict)
-        for group in state_dict["param_groups"]:
-            group.pop("blocks", None)
-            dtype = group.get("state_dtype")
-            group["state_dtype"] = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        super().load_state_dict(state_dict)
+        """As in torch, but every tensor keeps its saved dtype, and the saved partition must be this optimizer's.
+
+        The state of an unsharded optimizer is cut to what this process holds.
+        """
+        check_loadable(self, state_dict)
+        super().load_state_dict(unpack(state_dict))
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         live = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(saved_ids, live):
             for key, value in state_dict["state"].get(i, {}).items():
                 if isinstance(value, Tensor):
-                    device = value.device if key == "step" else p.device
-                    self.state[p][key] = value.detach().to(device, copy=True)
-
-    def _check_loadable(self, state_dict: dict) -> None:
-        saved_groups = state_dict["param_groups"]
-        if len(saved_groups) != len(self.param_groups):
-            raise ValueError(
-                f"the state has {len(saved_groups)} parameter groups, the optimizer {len(self.param_groups)}"
-            )
-        for saved, live in zip(saved_groups, self.param_groups):
-            if len(saved["params"]) != len(live["params"]):
-                raise ValueError(
-                    f"a saved group has {len(saved['params'])} parameters, the optimizer's {len(live['params'])}"
-                )
-            for p, signature in zip(live["params"], saved.get("blocks", []) if self.uses_blocks else []):
-                if signature != self._blocks[p].signature:
-                    raise ValueError(
-                        f"{self.name(p)}: the state was saved with blocks {signature}, this optimizer has "
-                        f"{self._blocks[p].signature}; build it with the same partition settings"
-                    )
-            for i, p in zip(saved["params"], live["params"]):
-                fresh = self.init(p, {**live, **saved}, self._blocks[p], p.dtype) if state_dict["state"].get(i) else {}
-                for key, value in fresh.items():
-                    found = state_dict["state"][i].get(key)
-                    if found is None or found.shape != value.shape:
-                        shape = None if found is None else tuple(found.shape)
-                        raise ValueError(
-                            f"{self.name(p)}: saved {key} has shape {shape}, expected {tuple(value.shape)}"
-                        )
+                    self.state[p][key] = placed(self, p, key, value)
 
     def __getstate__(self) -> dict:
-        extra = {key: self.__dict__[key] for key in ("_blocks", "_names", "_nonfinite", "_compile", "_no_decay")}
+        keys = ("_blocks", "_names", "_nonfinite", "_compile", "_no_decay", "_offload")
+        extra = {key: self.__dict__[key] for key in keys}
         return {**super().__getstate__(), **extra}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_model", None)
         self.__dict__.setdefault("_since_check", 0)
+        self._start_shards()
+        for p in (p for group in self.param_groups for p in group["params"]):
+            if is_dtensor(p):
+                self._shards[p], self._agreed = shard_of(p), False
 
     def state_bytes(self) -> int:
         """Bytes of all state tensors, step counters left out."""
@@ -349,3 +376,14 @@ def _plain(group: dict) -> dict:
     if torch.compiler.is_compiling():
         return group
     return {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in group.items() if k != "params"}
+
+
+def local_gradient(name: str, p: Tensor, g: Tensor) -> Tensor:
+    """The part of a gradient that belongs to the part of a parameter held here."""
+    if is_dtensor(p) and not is_dtensor(g):
+        if g.shape == p.to_local().shape:
+            return g
+        raise RuntimeError(f"{name}: the parameter is sharded but its gradient is a plain tensor; {SHARD_FIRST}")
+    if is_dtensor(g) and g.placements != p.placements:
+        g = g.redistribute(p.device_mesh, p.placements)
+    return local(g)

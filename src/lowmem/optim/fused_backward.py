@@ -18,8 +18,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from lowmem.optim.driver import NO_SPARSE, RuleOptimizer
-from lowmem.optim.graph import Graph, survey
+from lowmem.optim import parallel
+from lowmem.optim.checks import NO_SPARSE, check_model
+from lowmem.optim.driver import RuleOptimizer, local_gradient
+from lowmem.optim.graph import Graph, random_states, restore, survey
+from lowmem.optim.sharding import reduce_all
 
 SCALE_START, SCALE_GROWTH, SCALE_WINDOW, SCALE_MIN = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
 
@@ -42,6 +45,10 @@ class FusedBackward(torch.optim.Optimizer):
     may have an optimizer of their own: fused.backward(loss); fused.step(); adamw.step(); adamw.zero_grad(). The clip
     norm covers only the fused parameters. Two fused optimizers on one loss are refused: use parameter groups.
 
+    process_group: data-parallel training without the DDP wrapper: each gradient is averaged over the group in its hook.
+    Under fully_shard leave it out; with max_grad_norm (or anything else that measures first) pass a closure there.
+    False: several processes, each with a model of its own.
+
     A weight that reentrant checkpoints use in several places would change in the middle of backward. So a graph with
     such checkpoints is measured once before its first update, and refused; every new graph is measured again. A
     checkpointed function that itself picks other weights from step to step can be caught only afterwards, by an error.
@@ -54,6 +61,7 @@ class FusedBackward(torch.optim.Optimizer):
         grouped_norm: float | None = None,
         clip_value: float | None = None,
         loss_scale: float | str | None = None,
+        process_group=None,
     ):
         if not isinstance(inner, RuleOptimizer):
             raise TypeError(f"FusedBackward wraps an optimizer of lowmem.optim, not {type(inner).__name__}")
@@ -66,7 +74,8 @@ class FusedBackward(torch.optim.Optimizer):
                 raise ValueError(f"{key}={value!r}: more than 0, or None for no clipping")
         if loss_scale not in (None, "dynamic") and not (isinstance(loss_scale, (int, float)) and loss_scale > 0):
             raise ValueError(f"loss_scale={loss_scale!r}: None, a number above 0, or 'dynamic'")
-        self.inner = inner
+        parallel.check_setting(inner, process_group)
+        self.inner, self.process_group = inner, process_group
         self.max_grad_norm, self.grouped_norm, self.clip_value = max_grad_norm, grouped_norm, clip_value
         self.dynamic = loss_scale == "dynamic"
         self.scale = SCALE_START if self.dynamic else float(loss_scale or 1.0)
@@ -88,6 +97,8 @@ class FusedBackward(torch.optim.Optimizer):
         self._fired: set[nn.Parameter] = set()
         self._norms: list[tuple[nn.Parameter, Tensor]] = []
         self._proven: set[tuple] = set()  # graphs with reentrant checkpoints in which every weight fired once
+        self._waiting: dict[int, list] = {}  # parts whose fully_shard group is not complete yet
+        self._watch = parallel.watch_ddp(self.inner)
         self._share()
         self._arm()
 
@@ -102,6 +113,10 @@ class FusedBackward(torch.optim.Optimizer):
     def _share(self) -> None:
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
         self._group_of = {p: group for group in self.param_groups for p in group["params"]}
+        model = self.inner._model() if self.inner._model is not None else None
+        self._bundle_of = parallel.bundles(model, self._group_of)
+        numbers = list(self._bundle_of.values())
+        self._bundle_size = {number: numbers.count(number) for number in set(numbers)}
 
     # -- backward --------------------------------------------------------------------------------------------------------
 
@@ -121,15 +136,22 @@ class FusedBackward(torch.optim.Optimizer):
         left = next((p for p in self._group_of if p.grad is not None), None)
         if left is not None:
             raise RuntimeError(f"{self.inner.name(left)}: holds a gradient from before; call opt.zero_grad() first")
-        self.inner.check_model(self._group_of)
+        check_model(self.inner, self._group_of)
+        parallel.check_averaging(self.inner, self.process_group)
+        self.inner.agree()
         self._arm()
-        random = _random_states(self._group_of) if closure is not None else None
+        random = random_states(self._group_of) if closure is not None else None
         if closure is not None:
             loss = self._evaluate(closure)
         graph = self._survey(loss)
         self.skipped, self._coefficient = False, 1.0
         unproven = bool(graph.segments) and graph.signature not in self._proven
         if self.max_grad_norm is not None or self.dynamic or self.inner._nonfinite != "ignore" or unproven:
+            if closure is None and self._bundle_of:
+                raise RuntimeError(
+                    "under fully_shard the graph cannot run twice, as this setting needs (max_grad_norm, dynamic loss "
+                    "scale, nonfinite, reentrant checkpoints); pass a closure: opt.backward(lambda: loss_of(batch))"
+                )
             self.skipped = not self._measure(loss, graph, keep_graph=closure is None)
             if self.skipped:
                 self._stepped = False
@@ -137,7 +159,7 @@ class FusedBackward(torch.optim.Optimizer):
             if graph.segments:
                 self._proven.add(graph.signature)
             if closure is not None:
-                _restore(random)
+                restore(random)
                 loss = self._evaluate(closure)
                 again = self._survey(loss)
                 if again.segments and again.signature not in self._proven:
@@ -180,12 +202,13 @@ class FusedBackward(torch.optim.Optimizer):
         """First pass: gradient norm into the clip coefficient. False when the step must be skipped (overflow)."""
         self._norms = []
         self._run("measure", loss, graph, keep_graph)
-        read = _numbers(self._norms)
+        read = parallel.numbers(self._norms)
         self._norms = []
-        norm = math.sqrt(sum(x * x for _, x in read)) / self.scale
+        norm = math.sqrt(parallel.total_square(self.inner, read)) / self.scale
         self.grad_norm = norm
         if not math.isfinite(norm):
-            name = self.inner.name(next(p for p, x in read if not math.isfinite(x)))
+            names = (self.inner.name(p) for p, x in read if not math.isfinite(x))
+            name = next(names, "a part on another rank")
             if self.dynamic:
                 if self.scale <= SCALE_MIN:
                     raise FloatingPointError(
@@ -215,6 +238,8 @@ class FusedBackward(torch.optim.Optimizer):
         self._mode = mode
         try:
             (loss * scale if scale != 1.0 else loss).backward(retain_graph=keep_graph)
+            self._flush(*self._waiting)
+            parallel.check_fired(self)
         except RuntimeError as error:
             if keep_graph and "donated buffer" in str(error):
                 raise RuntimeError(
@@ -223,6 +248,7 @@ class FusedBackward(torch.optim.Optimizer):
             raise
         finally:
             self._mode = None
+            self._waiting.clear()
             for p in self._fired:
                 p.grad = None
             for p, before in aside:
@@ -253,15 +279,33 @@ class FusedBackward(torch.optim.Optimizer):
         gradient, p.grad = p.grad, None
         if gradient.layout != torch.strided:
             raise RuntimeError(f"{name}: {NO_SPARSE}")
+        if (shard := self.inner.shard(p)) is not None:
+            gradient = local_gradient(name, p, gradient)
+            if gradient.device.type == "cpu" and shard.device == "cuda":  # offloaded: the copy may still be on its way
+                torch.cuda.current_stream().synchronize()
+        elif self.process_group:
+            gradient = parallel.average(gradient, self.process_group)
         if self._mode == "measure":
             exact = torch.promote_types(gradient.dtype, torch.float32)
             self._norms.append((p, torch.linalg.vector_norm(gradient, dtype=exact)))
             return
-        gradient = self._prepared(gradient)
-        group = self._group_of[p]
-        self.inner.update([(group, p, gradient)])
+        work = (self._group_of[p], p, self._prepared(p, gradient))
+        if (number := self._bundle_of.get(p)) is None:
+            self.inner.update([work])
+            return
+        waiting = self._waiting.setdefault(number, [])  # fully_shard made all of a group's gradients at once
+        waiting.append(work)
+        if len(waiting) == self._bundle_size[number]:
+            self._flush(number)
 
-    def _prepared(self, g: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _flush(self, *numbers: int) -> None:
+        """Update the parts that have arrived of some fully_shard groups, with one reduction per stage and group."""
+        for number in numbers:
+            if work := self._waiting.pop(number, None):
+                self.inner.update(work)
+
+    def _prepared(self, p: nn.Parameter, g: Tensor) -> Tensor:
         """Unscale, clamp, clip: in the official order, in fp32 for 16-bit gradients, in place where nobody else looks."""
         factor = self._coefficient
         plain = self._active_scale == 1.0 and self.clip_value is None and self.grouped_norm is None
@@ -273,7 +317,10 @@ class FusedBackward(torch.optim.Optimizer):
         if self.clip_value is not None:
             g.clamp_(-self.clip_value, self.clip_value)
         if self.grouped_norm is not None:
-            g.mul_((self.grouped_norm / (torch.linalg.vector_norm(g) + 1e-6)).clamp_(max=1.0))
+            square = torch.linalg.vector_norm(g).square()
+            if (shard := self.inner.shard(p)) is not None:
+                reduce_all([(shard, "sum", square)])
+            g.mul_((self.grouped_norm / (square.sqrt() + 1e-6)).clamp_(max=1.0))
         return g.mul_(factor) if factor != 1.0 else g
 
     @contextlib.contextmanager
@@ -289,6 +336,8 @@ class FusedBackward(torch.optim.Optimizer):
         """Remove the hooks for good; the model trains plainly again."""
         for handle in self._handles.values():
             handle.remove()
+        if self._watch is not None:
+            self._watch.remove()
         self._handles, self._closed = {}, True
 
     # -- as a torch optimizer ----------------------------------------------------------------------------------------------
@@ -330,7 +379,8 @@ class FusedBackward(torch.optim.Optimizer):
         return self.inner.state_bytes()
 
     def __getstate__(self) -> dict:
-        left_out = ("_handles", "_group_of", "_fired", "_norms", "_proven", "state", "param_groups")
+        left_out = ("_handles", "_group_of", "_fired", "_norms", "_proven", "_waiting", "_watch", "_bundle_of")
+        left_out += ("state", "param_groups")
         return {
             key: value for key, value in self.__dict__.items() if key not in left_out and not key.endswith("_hooks")
         }
@@ -348,25 +398,3 @@ def _owner(p: Tensor) -> FusedBackward | None:
         if isinstance(owner, FusedBackward):
             return owner
     return None
-
-
-def _numbers(norms: list[tuple[nn.Parameter, Tensor]]) -> list[tuple[nn.Parameter, float]]:
-    """The norms as Python numbers, with one wait per device and dtype."""
-    kinds: dict = {}
-    for p, norm in norms:
-        kinds.setdefault((norm.device, norm.dtype), []).append((p, norm))
-    return [(p, x) for pairs in kinds.values() for (p, _), x in zip(pairs, torch.stack([n for _, n in pairs]).tolist())]
-
-
-def _random_states(parameters) -> dict:
-    """States of the generators the forward may draw from: the CPU's and those of the parameters' devices."""
-    devices = {p.device for p in parameters if p.device.type not in ("cpu", "meta")}
-    return {"cpu": torch.get_rng_state(), **{d: getattr(torch, d.type).get_rng_state(d) for d in devices}}
-
-
-def _restore(states: dict) -> None:
-    for device, state in states.items():
-        if device == "cpu":
-            torch.set_rng_state(state)
-        else:
-            getattr(torch, device.type).set_rng_state(state, device)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import types
 
+import torch
 from torch import Tensor, nn
 
 
@@ -76,3 +77,18 @@ def _describe(x, depth: int = 0):
         cells = [cell.cell_contents for cell in x.__closure__ or ()]
         return x.__code__, deeper((x.__defaults__, x.__kwdefaults__, cells))
     return object() if callable(x) else type(x)
+
+
+def random_states(parameters) -> dict:
+    """States of the generators the forward may draw from: the CPU's and those of the parameters' devices."""
+    devices = {p.device for p in parameters if p.device.type not in ("cpu", "meta")}
+    return {"cpu": torch.get_rng_state(), **{d: getattr(torch, d.type).get_rng_state(d) for d in devices}}
+
+
+def restore(states: dict) -> None:
+    """Set the generators back to what random_states saw."""
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            getattr(torch, device.type).set_rng_state(state, device)

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import hashlib
 import logging
-import math
 import os
 import platform
 import shlex
@@ -95,7 +94,7 @@ def _processor() -> str:
 
 
 def adam(optimizer, ready: list) -> list:
-    """Step every eligible tensor of `ready`, [(group, p, g, state, scalars)], in C; returns the others."""
+    """Step every eligible tensor of `ready`, [(group, p, g, state, scalars, layout)], in C; returns the others."""
     if torch.compiler.is_compiling() or optimizer._compile:
         return ready
     kernel = library()
@@ -103,7 +102,7 @@ def adam(optimizer, ready: list) -> list:
         return ready
     segments, rest, alive, elements = [], [], [], 0
     for entry in ready:
-        _, p, g, state, h = entry
+        _, p, g, state, h, lay = entry
         m, v = state["exp_avg"], state["exp_avg_sq"]
         tensors = (p, g, m, v)
         if h.get("reduce", "mean") != "mean" or not all(_plain(t) for t in tensors) or p.numel() == 0:
@@ -111,8 +110,7 @@ def adam(optimizer, ready: list) -> list:
             continue
         pointers = [t.data_ptr() for t in (p, m, v, g)]
         numbers = [h[name] for name, _ in _numbers]
-        shapes = _shapes(optimizer._blocks[p]) if v.numel() != p.numel() else ((0, 0, 1, p.numel(), p.numel(), 1),)
-        for offset, first, outer, stride, blocks, run in shapes:
+        for offset, first, outer, stride, blocks, run in lay.strips:
             p_at, m_at, v_at, g_at = pointers
             at = [p_at + 4 * offset, m_at + 4 * offset, v_at + 4 * first, g_at + 4 * offset]
             segments.append(Segment(*at, outer, stride, blocks, run, *numbers))
@@ -131,21 +129,6 @@ def _plain(t: torch.Tensor) -> bool:
         and t.device.type == "cpu"
         and t.is_contiguous()
     )
-
-
-@functools.cache
-def _shapes(blocks) -> tuple[tuple[int, ...], ...]:
-    """(offset, first block, outer, stride, blocks, run) of each segment; see block_pieces in stages.py for the meaning."""
-    if blocks.kind == "tensor":
-        return ((0, 0, 1, blocks.numel, 1, blocks.numel),)
-    merged = (math.prod(blocks.shape[: blocks.merge]), *blocks.shape[blocks.merge :])
-    outer, inner = math.prod(merged[: blocks.axis]), math.prod(merged[blocks.axis + 1 :])
-    stride, first, found = merged[blocks.axis] * inner, 0, []
-    for start, stop, size in blocks.segments:
-        count = (stop - start) // size
-        found.append((start * inner, first, outer, stride, count, size * inner))
-        first += count
-    return tuple(found)
 
 
 def _run(kernel, segments, elements: int) -> None:

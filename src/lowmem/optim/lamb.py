@@ -8,7 +8,7 @@ import torch
 
 from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Work, axpy
+from lowmem.optim.stages import Stage, Work, axpy
 
 
 def _direction(w: Work) -> torch.Tensor:
@@ -19,18 +19,18 @@ def _direction(w: Work) -> torch.Tensor:
     return step
 
 
-def norms(w: Work, totals: list) -> torch.Tensor:
+def norms(w: Work, totals: list) -> list[torch.Tensor]:
     """Moments, then (sum w^2, sum direction^2): the two sums the trust ratio needs."""
     h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
     m.lerp_(w.g, h["gain1"])
     v.mul_(h["beta2"]).addcmul_(w.g, w.g * h["gain2"])
     direction = _direction(w)
-    return torch.stack([torch.linalg.vector_norm(w.p).square(), torch.linalg.vector_norm(direction).square()])
+    return [torch.linalg.vector_norm(w.p).square(), torch.linalg.vector_norm(direction).square()]
 
 
 def update(w: Work, totals: list) -> None:
     """w -= lr * |w| / |direction| * direction."""
-    weight, direction = totals[0].sqrt().unbind()
+    weight, direction = (total.sqrt() for total in totals[0])
     both = (weight > 0) & (direction > 0)
     ratio = torch.where(both, weight / direction.clamp(min=torch.finfo(direction.dtype).tiny), torch.ones_like(weight))
     axpy(w.p, _direction(w).mul_(ratio), -w.h["lr"])
@@ -40,7 +40,7 @@ class Lamb(RuleOptimizer):
     """LAMB. State: first and second moment."""
 
     form = "flat"
-    stages = (norms, update)
+    stages = (Stage(norms, sums=lambda ndim: ((), ())), Stage(update))
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, **common):
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay), **common)

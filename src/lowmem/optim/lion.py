@@ -6,7 +6,7 @@ Reference: the authors' google/automl lion; the PyTorch package lion-pytorch. No
 import torch
 
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Work, axpy
+from lowmem.optim.stages import Stage, Work, axpy
 
 
 def update(w: Work, totals: list) -> None:
@@ -22,7 +22,7 @@ class Lion(RuleOptimizer):
     """Lion. State: one momentum tensor like the parameter."""
 
     form = "flat"
-    stages = (update,)
+    stages = (Stage(update),)
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common):
         super().__init__(params, dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay), **common)

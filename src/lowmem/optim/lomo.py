@@ -25,9 +25,8 @@ class Lomo(FusedBackward):
         clip_value=None,
         weight_decay=0.0,
         loss_scale=None,
+        process_group=None,
         **common,
     ):
         rule = SGD(params, lr=lr, weight_decay=weight_decay, decoupled=True, **common)
-        super().__init__(
-            rule, max_grad_norm=max_grad_norm, grouped_norm=grouped_norm, clip_value=clip_value, loss_scale=loss_scale
-        )
+        super().__init__(rule, max_grad_norm, grouped_norm, clip_value, loss_scale, process_group)

@@ -8,7 +8,7 @@ the gradient, as the official LOMO package does.
 import torch
 
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Work, axpy
+from lowmem.optim.stages import Stage, Work, axpy
 
 
 def update(w: Work, totals: list) -> None:
@@ -33,7 +33,7 @@ class SGD(RuleOptimizer):
     """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD. Common keywords: driver.py."""
 
     form = "flat"
-    stages = (update,)
+    stages = (Stage(update),)
 
     def __init__(
         self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, decoupled=False, **common

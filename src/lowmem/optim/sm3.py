@@ -8,37 +8,47 @@ accumulator per coordinate, which is the same as the general rule there.
 import torch
 
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Work, axpy
+from lowmem.optim.stages import Stage, Work, axpy
 
 
-def update(w: Work, totals: list) -> None:
-    """v = min over axes of accumulators (+ g^2); w -= lr * g / sqrt(v) through momentum; accumulators = max of v."""
-    h, axes = w.h, range(max(w.p.ndim, 1))
-    g = w.g.view(w.p.shape if w.p.ndim else (1,))
-    accumulators = [w.s[f"accumulator_{axis}"] for axis in axes]
+def candidates(w: Work, totals: list) -> list[torch.Tensor]:
+    """v = min over axes of accumulators (+ g^2), kept for the update; its largest value in every slice of every axis."""
+    accumulators = [w.s[f"accumulator_{axis}"] for axis in range(len(w.frame))]
     v = accumulators[0]
     for accumulator in accumulators[1:]:
         v = torch.minimum(v, accumulator)
-    beta = h["beta"]
-    v = v * beta + g.square() * (1 - beta) if beta > 0 else v + g.square()
-    for axis, accumulator in enumerate(accumulators):
-        others = [a for a in axes if a != axis]
-        largest = v.amax(others, keepdim=True) if others else v
-        accumulator.copy_(torch.maximum(accumulator, largest) if beta > 0 else largest)
-    step = g / v.add(h["eps"]).sqrt_()
+    beta = w.h["beta"]
+    v = v * beta + w.g.square() * (1 - beta) if beta > 0 else v + w.g.square()
+    w.kept["v"] = v
+    if len(accumulators) == 1:
+        return [v]
+    return [v.amax(tuple(a for a in range(v.ndim) if a != axis), keepdim=True) for axis in range(v.ndim)]
+
+
+def accumulate(w: Work, totals: list) -> None:
+    """Accumulators become the largest v of their slice; with beta they also forget."""
+    for axis, largest in enumerate(totals[-1]):
+        accumulator = w.s[f"accumulator_{axis}"]
+        accumulator.copy_(torch.maximum(accumulator, largest) if w.h["beta"] > 0 else largest)
+
+
+def update(w: Work, totals: list) -> None:
+    """w -= lr * g / sqrt(v) through momentum."""
+    h = w.h
+    step = w.g / w.kept.pop("v").add(h["eps"]).sqrt_()
     if h["momentum"] > 0:
-        momentum = w.s["momentum_buffer"].view(step.shape)
+        momentum = w.s["momentum_buffer"]
         momentum.mul_(h["momentum"]).add_(step, alpha=1 - h["momentum"])
         step = momentum
     w.p.mul_(h["keep"])
-    axpy(w.p, step.view(w.p.shape), -h["lr"])
+    axpy(w.p, step, -h["lr"])
 
 
 class SM3(RuleOptimizer):
     """SM3-II. State: one number per slice of every axis, plus a momentum tensor where momentum > 0."""
 
     form = "shaped"
-    stages = (update,)
+    stages = (Stage(candidates, accumulate, lambda ndim: tuple((axis,) for axis in range(ndim))), Stage(update))
 
     def __init__(self, params, lr=0.1, momentum=0.9, beta=0.0, eps=1e-30, weight_decay=0.0, **common):
         super().__init__(
@@ -47,7 +57,7 @@ class SM3(RuleOptimizer):
 
     @staticmethod
     def init(p, group, blocks, dtype):
-        shape = p.shape or (1,)
+        shape = blocks.shape or (1,)
         state = {}
         for axis, length in enumerate(shape):
             sizes = [length if a == axis else 1 for a in range(len(shape))]
@@ -57,6 +67,14 @@ class SM3(RuleOptimizer):
         if group["momentum"] > 0:
             state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype)
         return state
+
+    @staticmethod
+    def small(blocks):
+        return tuple(f"accumulator_{axis}" for axis in range(max(len(blocks.shape), 1)))
+
+    @staticmethod
+    def reduction(group):
+        return "max"
 
     @staticmethod
     def scalars(group, step):

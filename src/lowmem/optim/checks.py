@@ -1,0 +1,67 @@
+"""Checks before a step: does the model still fit the optimizer, are gradients usable. Nothing is changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lowmem.optim.sharding import Shard, is_dtensor, local, reduce_all
+
+NO_SPARSE = "sparse gradients are not supported; build the embedding with sparse=False"
+SHARD_FIRST = "shard the model first (fully_shard, parallelize_module), then build the optimizer from it"
+RECHECK_MODEL_EVERY = 64  # steps; walking all modules costs about as much as a small model's update
+
+
+def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Raises when a parameter's shape, or now and then the model's list of parameters, is not what it was."""
+    for p in parameters:
+        shape = optimizer.blocks(p).shape
+        if tuple(p.shape) != shape and (is_dtensor(p) or optimizer.shard(p) is None):
+            raise RuntimeError(
+                f"{optimizer.name(p)}: shape is {tuple(p.shape)} but was {shape} when the optimizer was built; build a "
+                "new optimizer after changing the model"
+            )
+    model = optimizer._model() if optimizer._model is not None else None
+    optimizer._since_check -= 1
+    if model is None or optimizer._since_check > 0:
+        return
+    optimizer._since_check = RECHECK_MODEL_EVERY
+    owned = {p for group in optimizer.param_groups for p in group["params"]}
+    now = dict(model.named_parameters())
+    for p in owned & set(optimizer._names) - set(now.values()):
+        name = optimizer._names[p]
+        if name in now and is_dtensor(now[name]) and not is_dtensor(p):
+            raise RuntimeError(f"{name}: was sharded after the optimizer was built; {SHARD_FIRST}")
+        what = "was replaced by another tensor" if name in now else "is no longer in the model"
+        raise RuntimeError(
+            f"{name}: {what} since the optimizer was built; build a new optimizer after changing the model"
+        )
+
+
+def check_storage(optimizer) -> None:
+    """When no parameter has a gradient: raises if that is because fully_shard took the weights of plain parameters."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        if p.numel() and p.device.type != "meta" and not is_dtensor(p) and not p.untyped_storage().size():
+            raise RuntimeError(f"{optimizer.name(p)}: was sharded after the optimizer was built; {SHARD_FIRST}")
+
+
+def check_finite(optimizer, work: list[tuple[dict, nn.Parameter, Tensor]], shards: dict[nn.Parameter, Shard]) -> bool:
+    """Whether every gradient is finite, on every process that holds a part of these parameters."""
+    by_device: dict = {}
+    for _, _, g in work:
+        if g.numel():
+            by_device.setdefault((g.device, g.dtype), []).append(local(g))
+    largest = [torch._foreach_norm(gs, torch.inf) for gs in by_device.values()]  # a 2-norm could overflow in fp16
+    finite = all(bool(torch.stack(sizes).isfinite().all()) for sizes in largest)
+    if shards:
+        flag = torch.tensor(float(finite))
+        everywhere = dict.fromkeys((shard.groups, shard.device) for shard in shards.values())
+        reduce_all([(Shard((), (), *where), "min", flag) for where in everywhere])
+        finite = bool(flag)
+    if not finite and optimizer._nonfinite == "raise":
+        names = (optimizer.name(p) for _, p, g in work if not bool(local(g).isfinite().all()))
+        name = next(names, "a part on another rank")
+        raise FloatingPointError(f"{name}: gradient holds inf or nan; nothing was updated")
+    return finite
