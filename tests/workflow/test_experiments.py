@@ -66,7 +66,7 @@ MISTAKES = [
     ("settings:\n", "setings:\n", "unknown key 'setings' (did you mean 'settings'?)"),
     ("grad_clip: 1.0", "grad_clp: 1.0", "unknown key 'grad_clp' (did you mean 'grad_clip'?)"),
     ("name: adam_mini}", "name: adam_mimi}", "unknown optimizer 'adam_mimi' (did you mean 'adam_mini'?)"),
-    ("lr: 6.0e-3", "lr: -6.0e-3", "optimizer.lr"),
+    ("lr: 3.0e-3", "lr: -3.0e-3", "optimizer.lr"),
     ("task: pretrain", "task: pretrian", "unknown task 'pretrian' (did you mean 'pretrain'?)"),
     ("n_layer: 2,", "n_layers: 2,", "model: unknown key 'n_layers' (did you mean 'n_layer'?)"),
     ("name: cosine", "name: cosin", "schedule.name"),

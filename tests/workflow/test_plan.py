@@ -11,7 +11,7 @@ from lowmem.errors import Misuse
 
 def test_exhibits_are_read_without_importing_them_and_in_report_order(project):
     (project / "src/lowmem/exhibits/extra_toy.py").write_text(
-        'raise RuntimeError("imported")\nEXHIBIT = {"id": "extra_toy", "paper": "extra", "label": "", "order": 1,'
+        'raise RuntimeError("imported")\nEXHIBIT = {"id": "extra_toy", "paper": "extra", "label": "", "order": 9999,'
         ' "kind": "table", "title": "", "experiments": [], "published": None}\n'
     )
     found = list(plan.exhibits(project))
