@@ -9,11 +9,15 @@
 #include <stdint.h>
 
 typedef struct {
-    float *p, *m, *v;
-    const float *g;
-    int64_t outer, stride, blocks, run;
     float keep, step_size, beta1, beta2, eps, bias2_rsqrt;
     float gain1, gain2;  /* 1 - beta, rounded once: in fp32 1 - 0.999f is off by 1e-5 */
+} Scalars;
+
+typedef struct {
+    float *p, *m, *v;
+    const float *g;
+    const Scalars *h;
+    int64_t outer, stride, blocks, run;
 } Segment;
 
 enum { CHUNK = 1 << 16, LANES = 512 };  /* elements per chunk; columns held at once of a strided segment */
@@ -21,8 +25,8 @@ enum { CHUNK = 1 << 16, LANES = 512 };  /* elements per chunk; columns held at o
 static void coordinates(const Segment *s, int64_t begin, int64_t end) {
     float *restrict p = s->p, *restrict m = s->m, *restrict v = s->v;
     const float *restrict g = s->g;
-    const float b1 = s->gain1, beta2 = s->beta2, b2 = s->gain2;  /* copies: s may alias what is written */
-    const float keep = s->keep, size = s->step_size, root = s->bias2_rsqrt, eps = s->eps;
+    const float b1 = s->h->gain1, beta2 = s->h->beta2, b2 = s->h->gain2;  /* copies: s may alias what is written */
+    const float keep = s->h->keep, size = s->h->step_size, root = s->h->bias2_rsqrt, eps = s->h->eps;
     for (int64_t i = begin; i < end; i++) {
         float x = g[i], mi = m[i] + b1 * (x - m[i]), vi = beta2 * v[i] + b2 * x * x;
         m[i] = mi;
@@ -43,14 +47,14 @@ static double sum_of_squares(const float *restrict g, int64_t n) {
 }
 
 static float rate(const Segment *s, int64_t b, double sum) {
-    s->v[b] = s->beta2 * s->v[b] + s->gain2 * (float)(sum / ((double)s->outer * s->run));
-    return s->step_size / (sqrtf(s->v[b]) * s->bias2_rsqrt + s->eps);
+    s->v[b] = s->h->beta2 * s->v[b] + s->h->gain2 * (float)(sum / ((double)s->outer * s->run));
+    return s->h->step_size / (sqrtf(s->v[b]) * s->h->bias2_rsqrt + s->h->eps);
 }
 
 static void move(const Segment *s, int64_t at, int64_t n, float r) {
     float *restrict p = s->p + at, *restrict m = s->m + at;
     const float *restrict g = s->g + at;
-    const float b1 = s->gain1, keep = s->keep;
+    const float b1 = s->h->gain1, keep = s->h->keep;
     for (int64_t i = 0; i < n; i++) {
         float mi = m[i] + b1 * (g[i] - m[i]);
         m[i] = mi;
@@ -62,7 +66,7 @@ static void move(const Segment *s, int64_t at, int64_t n, float r) {
 static double move_and_sum_next(const Segment *s, int64_t at, int64_t n, float r) {
     float *restrict p = s->p + at, *restrict m = s->m + at;
     const float *restrict g = s->g + at, *restrict next = s->g + at + n;
-    const float b1 = s->gain1, keep = s->keep;
+    const float b1 = s->h->gain1, keep = s->h->keep;
     double total = 0;
     for (int64_t i = 0; i < n; i += 4096) {
         int64_t end = i + 4096 < n ? i + 4096 : n;
@@ -88,7 +92,7 @@ static void columns(const Segment *s, int64_t begin, int64_t end) {
             for (int64_t i = 0; i < n; i++) sums[i] += g[i] * g[i];
         }
         for (int64_t i = 0; i < n; i++) rates[i] = rate(s, b + i, sums[i]);
-        const float b1 = s->gain1, keep = s->keep;
+        const float b1 = s->h->gain1, keep = s->h->keep;
         for (int64_t o = 0; o < s->outer; o++) {
             float *restrict p = s->p + o * s->stride + b, *restrict m = s->m + o * s->stride + b;
             const float *restrict g = s->g + o * s->stride + b;
@@ -123,10 +127,10 @@ static void shared(const Segment *s, int64_t begin, int64_t end) {
     }
 }
 
-void step(const Segment *segments, int64_t count, int64_t *next) {
+void step(const Segment *const *segments, int64_t count, int64_t *next) {
     int64_t chunk = 0, mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
     for (int64_t k = 0; k < count; k++) {
-        const Segment *s = segments + k;
+        const Segment *s = segments[k];
         int64_t block_size = s->outer * s->run, per_chunk = CHUNK / block_size;
         if (per_chunk < 1) per_chunk = 1;
         if (s->outer > 1 && s->run == 1 && per_chunk < 64) per_chunk = 64;  /* whole cache lines of columns */

@@ -8,7 +8,7 @@ import torch
 
 from lowmem.optim import kernel
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, axpy
+from lowmem.optim.stages import Stage, Work, add_square, axpy
 
 
 def update(w: Work, totals: list) -> None:
@@ -16,7 +16,8 @@ def update(w: Work, totals: list) -> None:
     h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
     w.p.mul_(h["keep"])
     m.lerp_(w.g, h["gain1"])
-    v.mul_(h["beta2"]).addcmul_(w.g, w.g * (h["gain2"]))
+    v.mul_(h["beta2"])
+    add_square(v, w.g, h["gain2"])
     step = v.sqrt().mul_(h["bias2_rsqrt"]).add_(h["eps"]).reciprocal_().mul_(m)
     axpy(w.p, step, -h["step_size"])
 

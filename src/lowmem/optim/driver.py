@@ -71,6 +71,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._blocks: dict[nn.Parameter, ParamBlocks] = {}
         self._names: dict[nn.Parameter, str] = {}
         self._nonfinite, self._compile, self._no_decay = nonfinite, compile, no_decay
+        self._segments: dict = {}  # the C kernel's view of each parameter, see kernel.py
         self._offload, self._model, self._since_check = offload, None, 0
         self._start_shards()
         if isinstance(params, nn.Module) and model is None:
@@ -249,9 +250,11 @@ class RuleOptimizer(torch.optim.Optimizer):
             self._initialise(fresh)
         scalars: dict = {}
         ready, jobs = [], []
-        for group, p, g in work:
-            state, lay = self.state[p], self._layouts[p]
-            state["step"] += 1
+        states = [self.state[p] for _, p, _ in work]
+        if states:
+            torch._foreach_add_([state["step"] for state in states], 1.0)
+        for (group, p, g), state in zip(work, states):
+            lay = self._layouts[p]
             step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
             key = (id(group), step)
             if key not in scalars:
@@ -358,6 +361,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
+        self._segments = {}
         self.__dict__.setdefault("_model", None)
         self.__dict__.setdefault("_since_check", 0)
         self._start_shards()

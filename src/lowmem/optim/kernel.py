@@ -31,17 +31,22 @@ TARGETS = ("-march=native -mprefer-vector-width=512", "-march=native", "-mcpu=na
 THREADS_PAY_FROM = 1 << 18  # elements; below, waking a second thread costs more than it saves
 log = logging.getLogger("lowmem")
 
-_pointers = [(name, ctypes.c_void_p) for name in ("p", "m", "v", "g")]
-_sizes = [(name, ctypes.c_int64) for name in ("outer", "stride", "blocks", "run")]
-_numbers = [
-    (name, ctypes.c_float) for name in ("keep", "step_size", "beta1", "beta2", "eps", "bias2_rsqrt", "gain1", "gain2")
-]
+NAMES = ("keep", "step_size", "beta1", "beta2", "eps", "bias2_rsqrt", "gain1", "gain2")
+
+
+class Scalars(ctypes.Structure):
+    """Mirror of the C struct: numbers that all elements share in one step."""
+
+    _fields_ = [(name, ctypes.c_float) for name in NAMES]
 
 
 class Segment(ctypes.Structure):
-    """Mirror of the C struct."""
+    """Mirror of the C struct: one strided array of blocks, by the addresses of its tensors and scalars."""
 
-    _fields_ = _pointers + _sizes + _numbers
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("p", "m", "v", "g", "h")),
+        *((name, ctypes.c_int64) for name in ("outer", "stride", "blocks", "run")),
+    ]
 
 
 @functools.cache
@@ -59,7 +64,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         log.debug("C kernel not built (%s); optimizers use their PyTorch code", error)
         return None
-    kernel.step.argtypes = [ctypes.POINTER(Segment), ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
+    kernel.step.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
     kernel.step.restype = None
     return kernel
 
@@ -100,26 +105,45 @@ def adam(optimizer, ready: list) -> list:
     kernel = library()
     if kernel is None:
         return ready
-    segments, rest, alive, elements = [], [], [], 0
+    addresses, rest, alive, elements, numbers = [], [], [], 0, {}
     for entry in ready:
         _, p, g, state, h, lay = entry
-        m, v = state["exp_avg"], state["exp_avg_sq"]
-        tensors = (p, g, m, v)
-        if h.get("reduce", "mean") != "mean" or not all(_plain(t) for t in tensors) or p.numel() == 0:
+        if h.get("reduce", "mean") != "mean" or not _plain(g):
             rest.append(entry)
             continue
-        pointers = [t.data_ptr() for t in (p, m, v, g)]
-        numbers = [h[name] for name, _ in _numbers]
-        for offset, first, outer, stride, blocks, run in lay.strips:
-            p_at, m_at, v_at, g_at = pointers
-            at = [p_at + 4 * offset, m_at + 4 * offset, v_at + 4 * first, g_at + 4 * offset]
-            segments.append(Segment(*at, outer, stride, blocks, run, *numbers))
-        alive.append(tensors)
-        elements += p.numel()
-    if segments:
-        _run(kernel, (Segment * len(segments))(*segments), elements)
-        torch.autograd.graph.increment_version([p for p, *_ in alive])  # so that autograd notices, as with any in-place
+        segments = _segments(optimizer._segments, p, state["exp_avg"], state["exp_avg_sq"], lay)
+        if not segments:
+            rest.append(entry)
+            continue
+        if id(h) not in numbers:
+            numbers[id(h)] = Scalars(*[h[name] for name in NAMES])
+        at, scalars = g.data_ptr(), ctypes.addressof(numbers[id(h)])
+        for segment, offset, address in segments:
+            segment.g, segment.h = at + offset, scalars
+            addresses.append(address)
+        alive.append(p)
+        elements += lay.held
+    if alive:
+        _run(kernel, (ctypes.c_void_p * len(addresses))(*addresses), elements)
+        torch.autograd.graph.increment_version(alive)  # so that autograd notices, as with any in-place operation
     return rest
+
+
+def _segments(cache: dict, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor, lay) -> list:
+    """[(segment, byte offset of its gradient, address)] of one parameter, [] where C cannot do it; kept between steps."""
+    key = m.data_ptr()
+    at = (p.data_ptr(), v.data_ptr())
+    found = cache.get(key)
+    if found is not None and found[0] == at and found[1] is lay:
+        return found[2]
+    if not (_plain(p) and _plain(m) and _plain(v)) or p.numel() == 0:
+        return []
+    segments = []
+    for offset, first, *sizes in lay.strips:
+        segment = Segment(at[0] + 4 * offset, key + 4 * offset, at[1] + 4 * first, None, None, *sizes)
+        segments.append((segment, 4 * offset, ctypes.addressof(segment)))
+    cache[key] = (at, lay, segments)
+    return segments
 
 
 def _plain(t: torch.Tensor) -> bool:

@@ -8,32 +8,29 @@ import torch
 
 from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, axpy
-
-
-def _direction(w: Work) -> torch.Tensor:
-    h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
-    step = v.sqrt().mul_(h["bias2_rsqrt"]).add_(h["eps"]).reciprocal_().mul_(m).mul_(h["bias1_inverse"])
-    if h["weight_decay"] != 0:
-        step.add_(w.p, alpha=h["weight_decay"])
-    return step
+from lowmem.optim.stages import Stage, Work, add_square
 
 
 def norms(w: Work, totals: list) -> list[torch.Tensor]:
-    """Moments, then (sum w^2, sum direction^2): the two sums the trust ratio needs."""
+    """Moments and direction m / (sqrt(v) + eps) + wd * w, kept; (sum w^2, sum direction^2) for the trust ratio."""
     h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
     m.lerp_(w.g, h["gain1"])
-    v.mul_(h["beta2"]).addcmul_(w.g, w.g * h["gain2"])
-    direction = _direction(w)
+    v.mul_(h["beta2"])
+    add_square(v, w.g, h["gain2"])
+    direction = v.sqrt().mul_(h["bias2_rsqrt"]).add_(h["eps"])
+    direction = torch.div(m, direction, out=direction).mul_(h["bias1_inverse"])
+    if h["weight_decay"] != 0:
+        direction.add_(w.p * h["weight_decay"])
+    w.kept["direction"] = direction
     return [torch.linalg.vector_norm(w.p).square(), torch.linalg.vector_norm(direction).square()]
 
 
 def update(w: Work, totals: list) -> None:
     """w -= lr * |w| / |direction| * direction."""
-    weight, direction = (total.sqrt() for total in totals[0])
-    both = (weight > 0) & (direction > 0)
-    ratio = torch.where(both, weight / direction.clamp(min=torch.finfo(direction.dtype).tiny), torch.ones_like(weight))
-    axpy(w.p, _direction(w).mul_(ratio), -w.h["lr"])
+    weight, length = (total.sqrt() for total in totals[0])
+    both = (weight > 0) & (length > 0)
+    ratio = torch.where(both, weight / length.clamp(min=torch.finfo(length.dtype).tiny), torch.ones_like(weight))
+    w.p.addcmul_(w.kept.pop("direction"), ratio * -w.h["lr"])
 
 
 class Lamb(RuleOptimizer):

@@ -60,3 +60,21 @@ class SGD(RuleOptimizer):
     def scalars(group, step):
         keys = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "decoupled")
         return {**{key: group[key] for key in keys}, "first": step == 1}
+
+    def fast(self, ready):
+        """Plain steps w -= lr * g of many whole tensors in one call, with the bits of one `add_` per tensor."""
+        if torch.compiler.is_compiling() or self._compile:
+            return ready
+        rest, by_rate = [], {}
+        for entry in ready:
+            _, p, g, _, h, _ = entry
+            exact = p.dtype == g.dtype and p.dtype in (torch.float32, torch.float64)
+            if h["momentum"] == 0 and h["weight_decay"] == 0 and exact:
+                parameters, gradients = by_rate.setdefault((h["lr"], p.dtype, p.device), ([], []))
+                parameters.append(p)
+                gradients.append(g)
+            else:
+                rest.append(entry)
+        for (lr, _, _), (parameters, gradients) in by_rate.items():
+            torch._foreach_add_(parameters, gradients, alpha=-lr)
+        return rest

@@ -8,17 +8,19 @@ accumulator per coordinate, which is the same as the general rule there.
 import torch
 
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, axpy
+from lowmem.optim.stages import Stage, Work, add_square, axpy
 
 
 def candidates(w: Work, totals: list) -> list[torch.Tensor]:
     """v = min over axes of accumulators (+ g^2), kept for the update; its largest value in every slice of every axis."""
     accumulators = [w.s[f"accumulator_{axis}"] for axis in range(len(w.frame))]
-    v = accumulators[0]
-    for accumulator in accumulators[1:]:
+    v = accumulators[0].expand_as(w.g).clone() if len(accumulators) == 1 else torch.minimum(*accumulators[:2])
+    for accumulator in accumulators[2:]:
         v = torch.minimum(v, accumulator)
     beta = w.h["beta"]
-    v = v * beta + w.g.square() * (1 - beta) if beta > 0 else v + w.g.square()
+    if beta > 0:
+        v.mul_(beta)
+    add_square(v, w.g, 1 - beta)
     w.kept["v"] = v
     if len(accumulators) == 1:
         return [v]
@@ -35,11 +37,9 @@ def accumulate(w: Work, totals: list) -> None:
 def update(w: Work, totals: list) -> None:
     """w -= lr * g / sqrt(v) through momentum."""
     h = w.h
-    step = w.g / w.kept.pop("v").add(h["eps"]).sqrt_()
+    step = w.kept.pop("v").add_(h["eps"]).rsqrt_().mul_(w.g)
     if h["momentum"] > 0:
-        momentum = w.s["momentum_buffer"]
-        momentum.mul_(h["momentum"]).add_(step, alpha=1 - h["momentum"])
-        step = momentum
+        step = w.s["momentum_buffer"].lerp_(step, 1 - h["momentum"])
     w.p.mul_(h["keep"])
     axpy(w.p, step, -h["lr"])
 

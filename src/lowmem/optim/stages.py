@@ -253,5 +253,10 @@ def axpy(x: Tensor, y: Tensor, a) -> None:
     x.add_(y * a) if isinstance(a, Tensor) else x.add_(y, alpha=a)
 
 
+def add_square(v: Tensor, g: Tensor, a) -> None:
+    """v += a * g * g in place, for a number or a 0-dim tensor."""
+    v.addcmul_(g, g * a) if isinstance(a, Tensor) else v.addcmul_(g, g, value=a)
+
+
 def as_tensors(h: dict, device) -> dict:
     return {k: torch.tensor(v, dtype=torch.float32, device=device) if isinstance(v, float) else v for k, v in h.items()}
