@@ -5,8 +5,8 @@ VENV = .venv
 PYTHON =
 CORES = all
 TIER = laptop
-# torch comes from PyTorch's CPU index on Linux without a GPU, else from pip's own index (several GB with CUDA).
-# `make TORCH_INDEX=` (or an empty variable of that name) always takes pip's own index.
+# torch comes from PyTorch's CPU index on Linux without a GPU (its builds end in +cpu, which pip prefers), else from
+# pip's own index (several GB with CUDA). `make TORCH_INDEX=` (or an empty variable of that name) asks only the latter.
 TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then echo https://download.pytorch.org/whl/cpu; fi)
 TORCH = torch==2.13.0
 STAMP = $(VENV)/.installed
@@ -44,7 +44,7 @@ $(STAMP): requirements.lock pyproject.toml
 	if [ -z "$$found" ]; then \
 	  echo "make: no Python 3.11, 3.12 or 3.13 with venv found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
 	test -x $(VENV)/bin/python || "$$found" -m venv $(VENV)
-	@index="$(TORCH_INDEX)"; $(VENV)/bin/python -m pip install --quiet $${index:+--index-url "$$index"} "$(TORCH)"
+	@index="$(TORCH_INDEX)"; $(VENV)/bin/python -m pip install --quiet $${index:+--retries 1 --extra-index-url "$$index"} "$(TORCH)"
 	@$(VENV)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $(STAMP)
