@@ -86,7 +86,7 @@ def rules(count: int, device: str) -> str:
 
 def lomo(count: int, device: str) -> str:
     """A whole training step of a 110 M Llama: plain with fused SGD, LOMO one pass, grouped clipping, two passes."""
-    shape = dict(n_layer=12, n_head=12, n_embd=768, ffn=2048, vocab_size=16000, block_size=256)
+    shape = dict(n_layer=12, n_head=12, n_embd=768, n_hidden=2048, vocab_size=16000, block_size=256)
     tokens = torch.randint(16000, (2, 129), device=device)
 
     def loss_of(model):
@@ -126,7 +126,9 @@ def lomo(count: int, device: str) -> str:
         functions["lomo-optim (official), no clipping"] = official_lomo(official, shape, loss_of, device)
     seconds = rounds(functions, count)
     rows = [row(seconds, name, base) for name in functions]
-    return table(rows, ("training step, 110 M Llama, fp32, 2 x 128 tokens", "median ms", "ratio to plain (lowest to highest)"))
+    return table(
+        rows, ("training step, 110 M Llama, fp32, 2 x 128 tokens", "median ms", "ratio to plain (lowest to highest)")
+    )
 
 
 def official_lomo(official, shape: dict, loss_of, device: str):

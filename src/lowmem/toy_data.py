@@ -103,7 +103,7 @@ def merge_tokens(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
     Ids are dealt in order of frequency, each to the group that has least so far. Text keeps its statistics: which
     group follows which is still decided by real prose. Ids keep themselves where the vocabulary is large enough.
     """
-    counts = np.bincount(tokens[: 10_000_000])
+    counts = np.bincount(tokens[:10_000_000])
     if len(counts) <= vocabulary:
         return np.arange(vocabulary)
     group, filled = np.zeros(np.iinfo(tokens.dtype).max + 1, dtype=np.int64), np.zeros(vocabulary)
