@@ -1,4 +1,5 @@
-"""CIFAR-100 as arrays, with its own split and its 100 fine classes; from the hub, or from the authors' binary archive."""
+"""CIFAR-100 as arrays, with its own split and its 100 fine classes; from the hub, or from a
+folder with the authors' binary files."""
 
 import base64
 from pathlib import Path
