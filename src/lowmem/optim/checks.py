@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -32,7 +33,9 @@ def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
     now = dict(model.named_parameters())
     for p in owned & set(optimizer._names) - set(now.values()):
         name = optimizer._names[p]
-        if name in now and is_dtensor(now[name]) and not is_dtensor(p):
+        if name in now and is_dtensor(p) and not is_dtensor(now[name]):
+            continue  # between forward and backward, fully_shard shows the gathered weights
+        if name in now and not is_dtensor(p) and (is_dtensor(now[name]) or _is_fully_sharded(model)):
             raise RuntimeError(f"{name}: was sharded after the optimizer was built; {SHARD_FIRST}")
         what = "was replaced by another tensor" if name in now else "is no longer in the model"
         raise RuntimeError(
@@ -40,11 +43,20 @@ def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
         )
 
 
-def check_storage(optimizer) -> None:
-    """When no parameter has a gradient: raises if that is because fully_shard took the weights of plain parameters."""
-    for p in (p for group in optimizer.param_groups for p in group["params"]):
-        if p.numel() and p.device.type != "meta" and not is_dtensor(p) and not p.untyped_storage().size():
-            raise RuntimeError(f"{optimizer.name(p)}: was sharded after the optimizer was built; {SHARD_FIRST}")
+def _is_fully_sharded(model: nn.Module) -> bool:
+    module = sys.modules.get("torch.distributed.fsdp")
+    return module is not None and any(isinstance(part, module.FSDPModule) for part in model.modules())
+
+
+def check_any_gradient(optimizer) -> None:
+    """On several processes, a first step without any gradient: the model's weights are other tensors by now."""
+    if not optimizer.state and torch.distributed.is_available() and torch.distributed.is_initialized():
+        names = [optimizer.name(p) for group in optimizer.param_groups for p in group["params"]]
+        if names:
+            raise RuntimeError(
+                f"{names[0]} and all others have no gradient; if the model was sharded after the optimizer was built: "
+                f"{SHARD_FIRST}"
+            )
 
 
 def check_finite(optimizer, work: list[tuple[dict, nn.Parameter, Tensor]], shards: dict[nn.Parameter, Shard]) -> bool:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partition
-from lowmem.optim.checks import NO_SPARSE, SHARD_FIRST, check_finite, check_model, check_storage
+from lowmem.optim.checks import NO_SPARSE, SHARD_FIRST, check_any_gradient, check_finite, check_model
 from lowmem.optim.exchange import Job, rounds
 from lowmem.optim.rounding import round_into
 from lowmem.optim.settings import check_settings, one_of
@@ -231,7 +231,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 raise RuntimeError(f"{self.name(p)}: {NO_SPARSE}")
         check_model(self, [p for _, p, _ in work])
         if not work:
-            check_storage(self)
+            check_any_gradient(self)
         return self._nonfinite == "ignore" or check_finite(self, work, self._shards)
 
     def update(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> None:
@@ -364,9 +364,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._segments = {}
         self.__dict__.setdefault("_model", None)
         self.__dict__.setdefault("_since_check", 0)
-        self._start_shards()
-        for p in (p for group in self.param_groups for p in group["params"]):
-            if is_dtensor(p):
+        if "_shards" not in self.__dict__:  # unpickled or copied, and not torch's load_state_dict
+            self._start_shards()
+            for p in (p for group in self.param_groups for p in group["params"] if is_dtensor(p)):
                 self._shards[p], self._agreed = shard_of(p), False
 
     def state_bytes(self) -> int:

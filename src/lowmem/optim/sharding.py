@@ -120,7 +120,8 @@ def shard_of(p: Tensor) -> Shard | None:
     split = tuple(
         mesh.get_group(axis)
         for axis, placement in enumerate(p.placements)
-        if placement.is_shard() and mesh.size(axis) > 1
+        if not placement.is_replicate()
+        and mesh.size(axis) > 1  # also the strided ones of fully_shard over tensor parallel
     )
     return Shard(shape, (Box(tuple(start), tuple(lengths)),), split, mesh.device_type)
 

@@ -108,12 +108,13 @@ def complete(optimizer) -> None:
 
 def full_state_dict(optimizer, to_cpu: bool = True) -> dict:
     """The state dictionary as one process would have it: no DTensors, loadable by an optimizer of an unsharded model.
+    Its tensors are copies.
 
     Every process must call it; each gets the whole.
     """
     saved = optimizer.state_dict()
     state = {}
     for i, entry in saved["state"].items():
-        full = {key: value.full_tensor() if is_dtensor(value) else value for key, value in entry.items()}
-        state[i] = {k: v.to("cpu") if to_cpu and isinstance(v, Tensor) else v for k, v in full.items()}
+        full = {key: value.full_tensor() if is_dtensor(value) else value.clone() for key, value in entry.items()}
+        state[i] = {key: value.to("cpu") if to_cpu else value for key, value in full.items()}
     return {**saved, "state": state}

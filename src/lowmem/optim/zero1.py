@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lowmem.optim import parallel
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.sharding import Shard, flat_boxes
-from lowmem.optim.state import complete
 
 
 class Zero1(torch.optim.Optimizer):
@@ -119,7 +118,6 @@ class Zero1(torch.optim.Optimizer):
 
     def state_dict(self) -> dict:
         """The state of all ranks, as an unsharded optimizer has it. Every rank must call it; each gets the whole."""
-        complete(self.inner)
         saved = self.inner.state_dict()
         names = [i for group in saved["param_groups"] for i in group["params"]]
         whole: dict = {key: {} for p in self._whole for key in self._split_keys(p)}

@@ -1,0 +1,178 @@
+"""Checkpoints of models and optimizers on several processes, through torch.distributed.checkpoint.
+
+Each rank writes its part; another number of ranks, also one, can read it back. A checkpoint is a folder step<k> that
+appears by renaming once all ranks have written, so that the last good one stays whole whatever dies. It holds tensors
+and layout.json (names, shapes, blocks, settings); reading compares the layout first and executes nothing.
+
+    save(folder, step, model, optimizer, {"tokens": 1000})      # every rank calls it
+    extra = load(folder, model, optimizer)                      # None when there is none
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+
+from lowmem.errors import Failed, Misuse
+from lowmem.files import read_json, write_json
+
+
+def save(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict | None = None
+) -> Path:
+    """Write folder/step<step>, then remove older ones. extra: what JSON can hold. Collective.
+
+    Raises Failed on every rank that lives when one could not write.
+    """
+    folder = Path(folder)
+    target, partial = folder / f"step{step}", folder / f".step{step}.partial"
+    tensors, layout = _content(model, optimizer)
+    layout |= {"step": step, "extra": extra or {}, "world_size": _world()}
+    try:
+        if _rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        _barrier()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one process without a group is as good as any
+            dcp.save(tensors, checkpoint_id=partial)
+        if _rank() == 0:
+            write_json(partial / "layout.json", layout)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+        _barrier()
+    except Exception as error:  # a full disk, or another rank that is gone
+        raise Failed(
+            f"checkpoint {target} was not written ({_line(error)}); the last one is untouched, start again from it"
+        ) from error
+    if _rank() == 0:
+        for old in folder.glob("step*"):
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
+    """Read the newest checkpoint into model and optimizer, cut to this rank's parts; {"step": k, **extra}. Collective.
+
+    None when there is none. Raises Misuse on every rank, before anything changes, when it is of another model or
+    partition.
+    """
+    found = [_newest(Path(folder)) if _rank() == 0 else None]
+    if _world() > 1:
+        dist.broadcast_object_list(found, src=0)
+    if found[0] is None:
+        return None
+    getattr(optimizer, "inner", optimizer).prepare()
+    tensors, here = _content(model, optimizer)
+    saved = read_json(found[0] / "layout.json")
+    _compare(found[0], saved, here)
+    if saved["world_size"] != _world():
+        tensors.pop("rng")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(tensors, checkpoint_id=found[0])
+    model.load_state_dict(tensors["model"])
+    state = optimizer.state_dict()
+    for i, name in _names(optimizer, state).items():
+        state["state"][i] = tensors["optimizer"][name]
+    for group, settings in zip(state["param_groups"], saved["groups"]):
+        group.update({key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
+    if "fused" in saved:
+        state["fused"] = saved["fused"]
+    optimizer.load_state_dict(state)
+    if "rng" in tensors:
+        torch.set_rng_state(tensors["rng"][str(_rank())])
+    return {"step": saved["step"], **saved["extra"]}
+
+
+def _content(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
+    """(tensors by name, layout): tensors are the live ones where optimizer and model keep them so."""
+    inner = getattr(optimizer, "inner", optimizer)
+    inner.prepare()
+    state = optimizer.state_dict()
+    names = _names(optimizer, state)
+    tensors = {
+        "model": model.state_dict(),
+        "optimizer": {name: state["state"][i] for i, name in names.items() if i in state["state"]},
+        "rng": {str(_rank()): torch.get_rng_state()},
+    }
+    live = [p for group in optimizer.param_groups for p in group["params"]]
+    layout = {
+        "rule": type(inner).__name__,
+        "model": {key: [list(x.shape), str(x.dtype)] for key, x in tensors["model"].items() if isinstance(x, Tensor)},
+        "blocks": {inner.name(p): inner.blocks(p).signature for p in live} if inner.uses_blocks else {},
+        "optimizer": {n: {k: list(v.shape) for k, v in entry.items()} for n, entry in tensors["optimizer"].items()},
+        "groups": [{key: v for key, v in g.items() if _plain(v) and key != "params"} for g in state["param_groups"]],
+    }
+    for group in layout["groups"]:
+        for key in ("blocks", "param_names"):
+            group.pop(key, None)
+    if "fused" in state:
+        layout["fused"] = state["fused"]
+    return tensors, layout
+
+
+def _names(optimizer: torch.optim.Optimizer, state: dict) -> dict[int, str]:
+    """{index in the state dictionary: parameter name}."""
+    inner = getattr(optimizer, "inner", optimizer)
+    saved = [i for group in state["param_groups"] for i in group["params"]]
+    return dict(zip(saved, (inner.name(p) for group in optimizer.param_groups for p in group["params"])))
+
+
+def _compare(path: Path, saved: dict, here: dict) -> None:
+    """Misuse, naming the first difference, unless the checkpoint is of this model, rule and partition."""
+    if saved["rule"] != here["rule"]:
+        raise Misuse(f"{path} was saved with {saved['rule']}, this run uses {here['rule']}; use another folder")
+    for kind, what in (("model", "tensor"), ("blocks", "partition"), ("optimizer", "state")):
+        for name in dict.fromkeys([*here[kind], *saved[kind]]):
+            one, other = saved[kind].get(name), here[kind].get(name)
+            if one != other:
+                raise Misuse(
+                    f"{path} is of another model or partition: {what} of {name} is {one} there and {other} here; use the "
+                    "same settings or another folder"
+                )
+    if len(saved["groups"]) != len(here["groups"]):
+        raise Misuse(f"{path} has {len(saved['groups'])} parameter groups, this run {len(here['groups'])}")
+
+
+def _newest(folder: Path) -> Path | None:
+    steps = {
+        int(path.name.removeprefix("step")): path
+        for path in folder.glob("step*")
+        if path.name.removeprefix("step").isdigit() and (path / "layout.json").is_file()
+    }
+    return steps[max(steps)] if steps else None
+
+
+def _plain(value) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _world() > 1 else 0
+
+
+def _barrier() -> None:
+    if _world() > 1:
+        dist.barrier()

@@ -1,0 +1,230 @@
+"""Checkpoints written by several ranks, read by another number of them, and what may go wrong on the way."""
+
+import json
+import os
+import re
+import time
+
+import models
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+import zoo
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from lowmem import partition, sharded_checkpoint
+from lowmem.errors import Failed, Misuse
+from lowmem.optim import CAME, SGD, SM3, AdaLomo, AdamMini, AdamW, Lamb, Lomo, state
+from lowmem.optim.zero1 import Zero1
+
+pytestmark = pytest.mark.slow
+
+RULES = {
+    "adam_mini": lambda m: AdamMini(m, lr=1e-2),
+    "came": lambda m: CAME(m, lr=1e-3),
+    "sm3": lambda m: SM3(m, lr=1e-2),
+    "lamb": lambda m: Lamb(m, lr=1e-2),
+    "sgd": lambda m: SGD(m, lr=1e-1, momentum=0.9),
+    "adalomo": lambda m: AdaLomo(m, lr=1e-2),
+    "lomo": lambda m: Lomo(m, lr=1e-1),
+    "zero1": lambda m: Zero1(AdamMini(m, lr=1e-2), average=True) if dist.get_world_size() > 1 else AdamMini(m, lr=1e-2),
+}
+
+
+def data(step: int) -> torch.Tensor:
+    return torch.randint(0, 11, (6, 9), generator=torch.Generator().manual_seed(step))
+
+
+def make(rule: str, world: int):
+    model = models.build()
+    if rule != "zero1":
+        model = models.sharded("fsdp", model, world)
+    return model, RULES[rule](model)
+
+
+def train(rank: int, world: int, model, optimizer, start: int, stop: int) -> list[float]:
+    """Losses on the joined batch, whatever the number of ranks."""
+    losses = []
+    for k in range(start, stop):
+        rows = data(k)[rank * 6 // world : (rank + 1) * 6 // world]
+        loss = model(rows[:, :-1], rows[:, 1:])
+        value = loss.detach().clone()
+        zoo.apply(optimizer, loss)
+        dist.all_reduce(value)
+        losses.append(float(value) / world)
+    return losses
+
+
+def save_and_go_on(rank: int, world: int, folder: str) -> dict:
+    found = {}
+    for rule in RULES:
+        model, optimizer = make(rule, world)
+        train(rank, world, model, optimizer, 0, 4)
+        sharded_checkpoint.save(f"{folder}/{rule}", 4, model, optimizer, {"tokens": 24})
+        found[rule] = train(rank, world, model, optimizer, 4, 8)
+    return found
+
+
+def continue_from(rank: int, world: int, folder: str) -> dict:
+    found = {}
+    for rule in RULES:
+        torch.manual_seed(7)
+        model, optimizer = make(rule, world)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+        assert sharded_checkpoint.load(f"{folder}/{rule}", model, optimizer) == {"step": 4, "tokens": 24}
+        found[rule] = train(rank, world, model, optimizer, 4, 8)
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("saved"))
+    return folder, ranks.launch(save_and_go_on, 2, folder)[0]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_checkpoint_of_two_ranks_goes_on_alike_on_any_number(saved, world):
+    folder, uninterrupted = saved
+    for found in ranks.launch(continue_from, world, folder):
+        for rule, losses in found.items():
+            print(world, rule, max(abs(a - b) for a, b in zip(losses, uninterrupted[rule])))
+            assert losses == pytest.approx(uninterrupted[rule], abs=0 if world == 2 else 2e-5), rule
+
+
+def test_one_process_without_a_group_reads_it_too(saved):
+    folder, uninterrupted = saved
+    model = models.build()
+    optimizer = AdamMini(model, lr=1e-2)
+    sharded_checkpoint.load(f"{folder}/adam_mini", model, optimizer)
+    losses = []
+    for k in range(4, 8):
+        loss = model(data(k)[:, :-1], data(k)[:, 1:])
+        losses.append(float(zoo.apply(optimizer, loss)))
+    assert losses == pytest.approx(uninterrupted["adam_mini"], abs=2e-5)
+
+
+# -- full state dictionaries and torch's own functions ------------------------------------------------------------
+
+
+def full_states(rank: int, world: int) -> dict:
+    model, optimizer = make("adam_mini", world)
+    losses = train(rank, world, model, optimizer, 0, 4)
+    weights, whole = models.weights(model), state.full_state_dict(optimizer)
+    after = train(rank, world, model, optimizer, 4, 8)
+
+    alone = models.build()  # the whole state in an optimizer of an unsharded model
+    alone.load_state_dict(weights, strict=False)
+    plain = AdamMini(alone, lr=1e-2)
+    plain.load_state_dict(whole)
+    single = []
+    for k in range(4, 8):
+        loss = alone(data(k)[:, :-1], data(k)[:, 1:])
+        single.append(float(zoo.apply(plain, loss)))
+
+    other, again = make("adam_mini", world)  # and back into a sharded one
+    shown = models.build()
+    shown.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        for p, q in zip(other.parameters(), models.sharded("fsdp", shown, world).parameters()):
+            p.copy_(q)
+    again.load_state_dict(whole)
+    back = train(rank, world, other, again, 4, 8)
+
+    third, own = make("adam_mini", world)  # torch's functions
+    torchs = get_optimizer_state_dict(model, optimizer)
+    set_optimizer_state_dict(third, own, torchs)
+    kept = models.worst(
+        {f"{n}.{k}": models.full(v) for n, s in torchs["state"].items() for k, v in s.items()},
+        {
+            f"{n}.{k}": models.full(v)
+            for n, s in get_optimizer_state_dict(third, own)["state"].items()
+            for k, v in s.items()
+        },
+    )
+    return {"losses": losses, "after": after, "single": single, "back": back, "torch": kept}
+
+
+def test_full_states_fit_one_process_and_any_sharding_and_torchs_functions_work():
+    for found in ranks.launch(full_states, 2):
+        assert found["single"] == pytest.approx(found["after"], abs=2e-5)
+        assert found["back"] == found["after"]
+        assert found["torch"] == 0.0
+
+
+# -- refusals and accidents ------------------------------------------------------------------------------------------
+
+
+def wrong(rank: int, world: int, folder: str, what: str) -> str:
+    model = models.build("gpt2" if what == "model" else "llama")
+    model = models.sharded("fsdp", model, world)
+    build = {
+        "model": lambda: AdamMini(model, lr=1e-2),
+        "partition": lambda: AdamMini(partition(model, value="tensor"), lr=1e-2),
+        "rule": lambda: AdamW(model, lr=1e-2),
+    }[what]
+    before = models.weights(model)
+    try:
+        sharded_checkpoint.load(f"{folder}/adam_mini", model, build())
+    except Misuse as error:
+        assert models.worst(before, models.weights(model)) == 0.0
+        return str(error)
+    return "nothing was refused"
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("model", "another model or partition: tensor of"),
+        ("partition", "another model or partition: partition of .*wv.weight is neuron x 16 .* and tensor x 1"),
+        ("rule", "saved with AdamMini, this run uses AdamW"),
+    ],
+)
+def test_a_checkpoint_of_another_model_partition_or_rule_is_refused_on_every_rank(saved, what, message):
+    for text in ranks.launch(wrong, 2, saved[0], what):
+        assert re.search(message, text), text
+
+
+def die_while_saving(rank: int, world: int, folder: str) -> str:
+    model, optimizer = make("adam_mini", world)
+    train(rank, world, model, optimizer, 0, 2)
+    sharded_checkpoint.save(folder, 2, model, optimizer)
+    train(rank, world, model, optimizer, 2, 4)
+    if rank == 1:
+
+        def die(*_arguments, **_keywords):
+            os._exit(9)
+
+        sharded_checkpoint.dcp.save = die
+    try:
+        sharded_checkpoint.save(folder, 4, model, optimizer)
+    except Failed as error:
+        return str(error)
+    return "nothing failed"
+
+
+def resume(rank: int, world: int, folder: str) -> int:
+    model, optimizer = make("adam_mini", world)
+    return sharded_checkpoint.load(folder, model, optimizer)["step"]
+
+
+def test_a_rank_that_dies_while_saving_leaves_the_last_checkpoint_loadable(tmp_path):
+    started = time.monotonic()
+    found = ranks.outcomes(die_while_saving, 2, str(tmp_path))
+    assert found[1] == ("dead", 9)
+    kind, text = found[0]
+    assert kind == "ok" and "was not written" in text and "the last one is untouched" in text, found
+    assert time.monotonic() - started < 2 * ranks.COLLECTIVE_TIMEOUT + 40
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["step2"]
+    assert ranks.launch(resume, 2, str(tmp_path)) == [2, 2]
+    json.loads((tmp_path / "step2" / "layout.json").read_text())
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    model = models.build()
+    assert sharded_checkpoint.load(tmp_path, model, AdamMini(model, lr=1e-2)) is None
