@@ -44,10 +44,13 @@ def record(root: Path, run: dict, final: dict, curve: list[dict] | None = None, 
 
 
 def write_all(root: Path, tier: str = "laptop") -> None:
-    """Records of every run of the first exhibits: counts as arithmetic gives them, losses with a fixed gap."""
+    """Records of every run of all exhibits: counts as arithmetic gives them, losses with a fixed gap."""
     write_state_memory(root, tier)
     write_events(root, tier)
     write_losses(root, tier)
+    from synthetic_hessians import write_everything
+
+    write_everything(root, tier)
 
 
 def write_state_memory(root: Path, tier: str) -> None:

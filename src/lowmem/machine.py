@@ -29,18 +29,20 @@ def device_of(run: dict) -> str:
 @contextlib.contextmanager
 def fixed(run: dict):
     """Fix what the result must not inherit from the process: threads, seeds, determinism. Yields the device."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads, deterministic = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     device = device_of(run)
     torch.set_num_threads(run["config"].get("train", {}).get("threads") or run["resources"].get("threads", 1))
-    torch.use_deterministic_algorithms(device == "cpu")  # on a GPU it would cost speed and refuse some kernels
+    if run["config"].get("train", {}).get("compile"):
+        torch.use_deterministic_algorithms(device == "cpu")  # tells the compiler too, whose import takes seconds
+    torch.set_deterministic_debug_mode("error" if device == "cpu" else "default")  # a GPU would lose speed and kernels
     torch.utils.deterministic.fill_uninitialized_memory = False  # a check of PyTorch that costs a write per tensor
     torch.manual_seed(run["seed"])
     try:
         yield device
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 

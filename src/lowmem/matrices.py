@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from lowmem.exhibit import Run
 from lowmem.stats import Estimate, estimate
@@ -24,7 +25,7 @@ def show(axes: Axes, magnitude: np.ndarray, blocks: int | None = None, title: st
     """A matrix of |H| with the edges of its equal blocks as thin lines. magnitude: (pixels, pixels), not negative."""
     top = float(np.quantile(magnitude, 0.999)) or 1.0  # one bright tile must not darken the rest
     pixels = len(magnitude)
-    axes.imshow(
+    image = axes.imshow(
         np.clip(magnitude / top, EDGES[0], 0.999),
         cmap=COLOURS,
         norm=NORM,
@@ -32,6 +33,7 @@ def show(axes: Axes, magnitude: np.ndarray, blocks: int | None = None, title: st
         extent=(0, pixels, pixels, 0),
         aspect="equal",
     )
+    name_apart(image)
     for k in range(1, blocks or 0):
         for line in (axes.axhline, axes.axvline):
             line(k * pixels / blocks, color="white", linewidth=0.5, alpha=0.35 if blocks > 12 else 0.6)
@@ -39,6 +41,12 @@ def show(axes: Axes, magnitude: np.ndarray, blocks: int | None = None, title: st
     axes.grid(visible=False)
     axes.set_title(title)
     axes.set_xlabel(note, fontsize=8)
+
+
+def name_apart(image: AxesImage) -> None:
+    """An id by place: the svg would give equal pictures equal ids, which a page may not hold twice."""
+    axes = image.axes
+    image.set_gid(f"picture{axes.figure.axes.index(axes)}.{axes.images.index(image)}")
 
 
 def colour_bar(drawn: Figure, axes) -> None:

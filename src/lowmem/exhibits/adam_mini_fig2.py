@@ -77,7 +77,7 @@ def outline(axes, pixels: int, groups: int, colour: str) -> None:
     place = np.arange(pixels) * groups // pixels
     veil = np.zeros((pixels, pixels, 4))
     veil[..., 3] = np.where(place[:, None] == place, 0, 0.72)
-    axes.imshow(veil, interpolation="none", extent=(0, pixels, pixels, 0))
+    matrices.name_apart(axes.imshow(veil, interpolation="none", extent=(0, pixels, pixels, 0)))
     side = pixels / groups
     for k in range(groups if groups <= 16 else 0):
         axes.add_patch(Rectangle((k * side, k * side), side, side, fill=False, edgecolor=colour, linewidth=2))

@@ -113,8 +113,9 @@ def draw(paper: list[Run], dense: list[Run]):
         run = next((run for run in runs if run.status == "done"), None)
         arrays = run.arrays() if run else {}
         if not arrays:
-            for panel in ("H", "total", "block", "alone"):
-                plots.empty(panels[panel + ending], unfinished(runs) or "not run: its arrays are lost")
+            for panel in ("H", "block", "alone"):
+                plots.empty(panels[panel + ending], "")
+            plots.empty(panels["total" + ending], unfinished(runs) or "not run: its arrays are lost")
             continue
         whole, size = np.abs(arrays["hessian"]), run.config["measure"].get("size", 30)
         title = "dense block" if name == "dense" else "block 1"
@@ -152,5 +153,6 @@ def curves(axes, runs: list[Run], problem: str, title: str, whole: bool) -> None
     axes.set_yscale("log")
     lowest = min(line.get_ydata().min() for line in axes.lines)
     axes.set_ylim(max(SHOWN_FLOOR, lowest / 3), None)
+    axes.minorticks_off()  # hundreds of labels would be laid out for nothing
     axes.set(xlabel="steps", ylabel="loss")
     axes.set_title(title)
