@@ -246,7 +246,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         if not self._agreed:
             self.agree()
         fresh = [(group, p) for group, p, _ in work if not self.state[p] or p not in self._layouts]
-        if fresh:
+        if fresh and torch.compiler.is_compiling():
+            torch.compiler.disable(self._initialise)(fresh)  # not as a decorator: that imports the compiler at once
+        elif fresh:
             self._initialise(fresh)
         scalars: dict = {}
         ready, jobs = [], []
@@ -280,7 +282,6 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Hook for a faster way over many tensors at once; returns what it left for the general way."""
         return ready
 
-    @torch.compiler.disable
     def _initialise(self, fresh: list[tuple[dict, nn.Parameter]]) -> None:
         for group, p in fresh:
             self.layout(p)
