@@ -60,26 +60,33 @@ def save(
     return target
 
 
+def peek(folder: Path) -> dict | None:
+    """What load will return, without reading tensors. Collective."""
+    path = _agreed(Path(folder))
+    if path is None:
+        return None
+    saved = read_json(path / "layout.json")
+    return {"step": saved["step"], **saved["extra"]}
+
+
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
     """Read the newest checkpoint into model and optimizer, cut to this rank's parts; {"step": k, **extra}. Collective.
 
     None when there is none. Raises Misuse on every rank, before anything changes, when it is of another model or
     partition.
     """
-    found = [_newest(Path(folder)) if _rank() == 0 else None]
-    if _world() > 1:
-        dist.broadcast_object_list(found, src=0)
-    if found[0] is None:
+    path = _agreed(Path(folder))
+    if path is None:
         return None
     getattr(optimizer, "inner", optimizer).prepare()
     tensors, here = _content(model, optimizer)
-    saved = read_json(found[0] / "layout.json")
-    _compare(found[0], saved, here)
+    saved = read_json(path / "layout.json")
+    _compare(path, saved, here)
     if saved["world_size"] != _world():
         tensors.pop("rng")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(tensors, checkpoint_id=found[0])
+        dcp.load(tensors, checkpoint_id=path)
     model.load_state_dict(tensors["model"])
     state = optimizer.state_dict()
     for i, name in _names(optimizer, state).items():
@@ -142,6 +149,14 @@ def _compare(path: Path, saved: dict, here: dict) -> None:
                 )
     if len(saved["groups"]) != len(here["groups"]):
         raise Misuse(f"{path} has {len(saved['groups'])} parameter groups, this run {len(here['groups'])}")
+
+
+def _agreed(folder: Path) -> Path | None:
+    """The newest checkpoint as rank 0 sees it, on every rank."""
+    found = [_newest(folder) if _rank() == 0 else None]
+    if _world() > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def _newest(folder: Path) -> Path | None:

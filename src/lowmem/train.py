@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lowmem import checkpoint, machine, record, ticker, usage
+from lowmem import checkpoint, distributed, machine, record, ticker, usage
 from lowmem.errors import Failed, Misuse
 from lowmem.progress import say
 from lowmem.schedule import lr_at
@@ -25,10 +25,20 @@ def run_job(root: Path, runs: list[dict]) -> int:
     """
     for run in runs:
         machine.device_of(run)  # refuse the whole job before it starts
+    with distributed.joined(runs):
+        return run_all(root, runs)
+
+
+def run_all(root: Path, runs: list[dict]) -> int:
+    """The runs of a job, one after the other; runs of one device are left to rank 0."""
     failed = 0
     for number, run in enumerate(runs, 1):
+        if distributed.rank() and distributed.devices(run) == 1:
+            continue
         label = f"[{number}/{len(runs)}] {run['tier']}/{run['id']}"
         old = record.reusable(root, run)
+        if distributed.devices(run) > 1 and distributed.anywhere(bool(old)):  # a rank may read it a moment later
+            old = old or {"status": "final"}
         if old:
             checkpoint.remove(checkpoint.place(record.folder(root, run), run["config_hash"]))
             say(f"{label}: {old['status']} before, record kept")
@@ -44,10 +54,12 @@ def run_job(root: Path, runs: list[dict]) -> int:
 
 def train_run(root: Path, run: dict, label: str = "") -> dict:
     """One run from its checkpoint, if there is one, to its record, which is written and returned."""
-    folder = record.folder(root, run)
+    folder, first = record.folder(root, run), distributed.rank() == 0
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").unlink(missing_ok=True)  # the curve below it is about to change
+    if first:
+        (folder / "record.json").unlink(missing_ok=True)  # the curve below it is about to change
     made = record.start(root, run)
+    made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
         with machine.fixed(run) as device:
             made["device"] = machine.describe(device)
@@ -58,7 +70,13 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
         if not isinstance(error, (Misuse, Failed)):
             made["reason"] = f"{type(error).__name__}: {made['reason']}; see train.log"
             with contextlib.suppress(OSError):
-                (folder / "train.log").write_text(traceback.format_exc(), encoding="utf-8")
+                name = "train.log" if first else f"train.rank{distributed.rank()}.log"
+                (folder / name).write_text(traceback.format_exc(), encoding="utf-8")
+    if not first:
+        if made["status"] not in record.FINAL:
+            say(f"{label} rank {distributed.rank()}: {made['status']}: {made['reason']}")
+            raise SystemExit(1)  # so that torchrun, and the next collective, stop the others
+        return made
     made = record.write(folder, made)
     if made["status"] in record.FINAL:
         checkpoint.remove(checkpoint.place(folder, run["config_hash"]))
@@ -69,6 +87,8 @@ def carry_out(root: Path, run: dict, made: dict, folder: Path, device: str, labe
     """Fill the record: by the task's own measurement, or by training."""
     module = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
     if hasattr(module, "measure"):
+        if distributed.devices(run) > 1:
+            raise Misuse(f"task {run['config']['task']} does not train; drop train.devices")
         result = module.measure(run["config"], run["seed"], root)
         inputs = record.names(root, result.get("inputs", ()))
         made["code"]["files"] |= {name: record.hash_of(root, name) for name in inputs}
@@ -83,6 +103,8 @@ def carry_out(root: Path, run: dict, made: dict, folder: Path, device: str, labe
     usage.reset_peak(device)
     task = module.build(run["config"], run["seed"], root, device)
     made["code"]["files"] |= {name: record.hash_of(root, name) for name in record.names(root, task.inputs)}
+    if distributed.devices(run) > 1:
+        task.model = distributed.shard(task.model, run["seed"])
     optimizer = optim.make(task.model, **run["config"]["optimizer"])
     Loop(run, task, optimizer, device, folder, made, label).run()
 
@@ -99,9 +121,8 @@ class Loop:
         self.task, self.optimizer, self.device, self.made, self.label = task, optimizer, device, made, label
         self.model, self.folder, self.steps = task.model, folder, self.settings["steps"]
         batch, micro = self.settings["batch_size"], self.settings.get("micro_batch_size") or self.settings["batch_size"]
-        if batch % micro:
-            raise Misuse(f"train.batch_size {batch} is not a multiple of micro_batch_size {micro}; change one of them")
-        self.accumulate = batch // micro
+        self.many = distributed.devices(run) > 1
+        self.parts, self.accumulate = distributed.share(batch, micro, distributed.world() if self.many else 1)
         self.fused = hasattr(optimizer, "backward")  # gradients are used inside backward and never gathered
         if self.fused and self.accumulate > 1:
             raise Misuse("an optimizer that updates inside backward cannot accumulate; drop train.micro_batch_size")
@@ -122,17 +143,21 @@ class Loop:
         self.model.train()
         show = ticker.progress(self.label, self.steps)
         every = self.settings.get("checkpoint_every") or math.inf
-        with open(self.folder / "curve.jsonl", "a", encoding="utf-8") as curve, machine.on_sigterm() as stopped:
+        curve_file = self.folder / "curve.jsonl" if distributed.rank() == 0 else os.devnull
+        with open(curve_file, "a", encoding="utf-8") as curve, machine.on_sigterm() as arrived:
+            stopped = (lambda: distributed.anywhere(arrived())) if self.many else arrived
             if self.step == 0:
                 self.write(curve, 0, **self.evaluate())
             while self.step < self.steps and not self.made["status"]:
                 self.one_step(curve)
                 if self.made["status"]:
                     break
-                show(self.step, self.train_loss, self.task.units * self.accumulate, self.times)
-                if stopped() or (self.step % every == 0 and self.step < self.steps):
+                if distributed.rank() == 0:
+                    show(self.step, self.train_loss, self.task.units * self.parts, self.times)
+                stop = stopped()
+                if stop or (self.step % every == 0 and self.step < self.steps):
                     self.save(curve)
-                if stopped():
+                if stop:
                     say(f"{self.label}: stopped at step {self.step}, checkpoint written; the same command continues")
                     raise SystemExit(143)
         self.finish()
@@ -145,16 +170,21 @@ class Loop:
             group["lr"] = lr_at(number, peak, self.schedule, self.steps)
         losses = []
         for part in range(self.accumulate):
-            batch = self.task.batch(self.step * self.accumulate + part)
-            with self.autocast():
-                loss = self.task.loss(self.model, batch)
+            at = part * distributed.world() + distributed.rank() if self.many else part
+            batch = self.task.batch(self.step * self.parts + at)
+            if self.fused and self.many:  # sharded weights are gathered anew for each pass
+                losses.append(self.optimizer.backward(lambda batch=batch: self.loss(batch)))
+                continue
+            loss = self.loss(batch)
             losses.append(loss.detach())
             if not self.fused:
                 (loss / self.accumulate if self.accumulate > 1 else loss).backward()
         train_loss = torch.stack(losses).mean().item()
+        train_loss = distributed.mean(train_loss) if self.many else train_loss
         norm = None
         if self.fused and math.isfinite(train_loss):
-            self.optimizer.backward(loss)
+            if not self.many:
+                self.optimizer.backward(loss)
             norm = getattr(self.optimizer, "grad_norm", None)  # known when it clips by the global norm
         elif not self.fused:
             norm = self.clip()
@@ -171,10 +201,15 @@ class Loop:
         val = self.evaluate() if at_end or (every and number % every == 0 and not self.made["status"]) else {}
         self.write(curve, number, train_loss=train_loss, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
 
+    def loss(self, batch) -> torch.Tensor:
+        with self.autocast():
+            return self.task.loss(self.model, batch)
+
     def clip(self) -> float:
         """Global norm of the gradients before clipping (train.grad_clip; null measures only)."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if self.many else norm
         if self.settings.get("grad_clip"):
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings["grad_clip"], norm)
         self.gradient_bytes = self.gradient_bytes or usage.bytes_of(gradients)
@@ -188,6 +223,8 @@ class Loop:
         self.model.eval()
         with torch.no_grad(), self.autocast():
             self.val = self.task.evaluate(self.model)
+        if self.many:  # every rank evaluated everything; the mean makes them agree to the last bit
+            self.val = {key: distributed.mean(value) for key, value in self.val.items()}
         self.model.train()
         loss = self.val["val_loss"]
         if not math.isfinite(loss):
@@ -197,7 +234,7 @@ class Loop:
         return self.val
 
     def metrics(self) -> dict:
-        tokens = self.step * self.accumulate * self.task.units
+        tokens = self.step * self.parts * self.task.units
         return {"train_loss": self.train_loss, **self.val, "step": self.step, f"{self.task.unit}s": tokens}
 
     def diverge(self, what: str) -> None:
@@ -206,13 +243,16 @@ class Loop:
 
     def write(self, curve, step: int, **columns) -> None:
         """One line of curve.jsonl; a non-finite number is null."""
-        units = step * self.accumulate * self.task.units
+        units = step * self.parts * self.task.units
         line = {"step": step, f"{self.task.unit}s": units, **columns, "seconds": round(self.seconds, 4)}
         curve.write(json.dumps(record.finite(line)) + "\n")
         curve.flush()
 
     def save(self, curve) -> None:
         """Checkpoint after the current step; the curve goes to disk first, as the checkpoint names its length."""
+        if self.many:
+            self.save_parts(curve)
+            return
         os.fsync(curve.fileno())
         kept = {key: getattr(self, key) for key in KEPT}
         state = {
@@ -227,8 +267,42 @@ class Loop:
         }
         checkpoint.save(self.path, self.step, state)
 
+    def save_parts(self, curve) -> None:
+        """The same on several devices; every rank writes its part."""
+        from lowmem import sharded_checkpoint
+
+        length = 0
+        if distributed.rank() == 0:
+            os.fsync(curve.fileno())
+            length = os.fstat(curve.fileno()).st_size
+        extra = {key: getattr(self, key) for key in KEPT}
+        extra |= {"curve_bytes": length, "files": self.made["code"]["files"], "resumed": self.made["resumed_from"]}
+        sharded_checkpoint.save(self.path, self.step, self.model, self.optimizer, extra)
+
+    def resume_parts(self) -> None:
+        from lowmem import sharded_checkpoint
+
+        curve = self.folder / "curve.jsonl"
+        extra = sharded_checkpoint.peek(self.path)
+        length = curve.stat().st_size if curve.is_file() else 0
+        usable = extra and extra["files"] == self.made["code"]["files"] and length >= extra["curve_bytes"]
+        if distributed.anywhere(not usable):
+            if distributed.rank() == 0:
+                curve.unlink(missing_ok=True)
+            return
+        sharded_checkpoint.load(self.path, self.model, self.optimizer)
+        for key in KEPT:
+            setattr(self, key, extra[key])
+        if distributed.rank() == 0:
+            os.truncate(curve, extra["curve_bytes"])
+        self.made["resumed_from"] = [*extra["resumed"], self.step]
+        say(f"{self.label}: continuing from step {self.step} on {distributed.world()} devices")
+
     def resume(self) -> None:
         """Continue from the checkpoint if there is one of this code and data; cut the curve to its length."""
+        if self.many:
+            self.resume_parts()
+            return
         curve = self.folder / "curve.jsonl"
         state = checkpoint.load(self.path)
         length = curve.stat().st_size if curve.is_file() else 0
@@ -249,7 +323,9 @@ class Loop:
         say(f"{self.label}: continuing from step {self.step}")
 
     def finish(self) -> None:
+        if self.many:
+            self.model.reshard()  # evaluation leaves the last weights gathered
         self.made["status"] = self.made["status"] or "done"
         self.made["metrics"] = {"final": self.metrics(), "best": self.best or {}}
-        self.made["throughput"] = usage.throughput(self.times, self.accumulate * self.task.units, self.task.unit)
+        self.made["throughput"] = usage.throughput(self.times, self.parts * self.task.units, self.task.unit)
         self.made["memory"] = usage.memory(self.model, self.optimizer, self.gradient_bytes, self.device)

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lowmem.optim.sharding import local
+
 WARM_UP_STEPS = 10  # allocator, caches and compilation settle; at most a fifth of the steps
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the elements of all tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Bytes of the elements of all tensors; of a sharded one, those of this rank's part."""
+    return sum(part.numel() * part.element_size() for part in map(local, tensors))
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

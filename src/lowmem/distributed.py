@@ -1,0 +1,100 @@
+"""Training on several devices: one process each, started by torchrun, weights and state sharded with fully_shard.
+
+    torchrun --nproc-per-node 2 -m lowmem train RUN.json      # for a run with train.devices: 2
+
+A run without train.devices (or with 1) is done by rank 0 alone, whatever the world.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lowmem.errors import Misuse
+
+TIMEOUT = datetime.timedelta(minutes=10)  # until a rank gives up waiting for the others
+
+
+def devices(run: dict) -> int:
+    """How many devices a run asks for."""
+    return run["config"].get("train", {}).get("devices") or 1
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world() > 1 else 0
+
+
+@contextlib.contextmanager
+def joined(runs: list[dict]) -> Iterator[None]:
+    """Join the processes that torchrun started, if a run asks for them; Misuse when there are too few."""
+    asked = max(runs, key=devices, default=None)
+    seen = int(os.environ.get("WORLD_SIZE", 1))
+    if asked is not None and seen < devices(asked):
+        raise Misuse(
+            f"{asked['id']} asks for {devices(asked)} devices and {seen} process{'es' * (seen > 1)} run; start it with "
+            f"torchrun --nproc-per-node {devices(asked)} -m lowmem train ..."
+        )
+    if asked is None or seen == 1 or dist.is_initialized():
+        yield
+        return
+    on_gpu = any(run["resources"].get("gpus", 0) for run in runs)
+    if on_gpu and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    seconds = os.environ.get("LOWMEM_TIMEOUT")
+    timeout = datetime.timedelta(seconds=float(seconds)) if seconds else TIMEOUT
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(model: nn.Module, seed: int) -> nn.Module:
+    """The model cut over all ranks, block by block; afterwards every rank draws its own random numbers."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in getattr(model, "blocks", ()):
+        fully_shard(block)
+    torch.manual_seed(seed + 7919 * rank())  # dropout must not repeat itself over the batch; rank 0 stays as it was
+    return fully_shard(model)
+
+
+def mean(value: float) -> float:
+    """The mean of a number over all ranks, the same bits on each."""
+    if world() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=_where())
+    dist.all_reduce(total)
+    return (total / world()).item()
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether a flag is set on any rank."""
+    return mean(float(flag)) > 0
+
+
+def share(batch: int, micro: int, ranks: int) -> tuple[int, int]:
+    """(micro-batches per step over all ranks, those of one rank); Misuse when they do not divide."""
+    if batch % micro:
+        raise Misuse(f"train.batch_size {batch} is not a multiple of micro_batch_size {micro}; change one of them")
+    parts = batch // micro
+    if parts % ranks:
+        raise Misuse(
+            f"train.batch_size {batch} makes {parts} micro-batches of {micro}, which {ranks} devices cannot share "
+            f"evenly; set train.micro_batch_size to {max(batch // ranks, 1)} or a divisor of it"
+        )
+    return parts, parts // ranks
+
+
+def _where() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"

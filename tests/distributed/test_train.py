@@ -1,0 +1,144 @@
+"""train under torchrun: the record of one device, refusals, interruption, a rank that dies."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import make_root, make_run
+
+from lowmem import record, train
+from lowmem.errors import Misuse
+
+pytestmark = pytest.mark.slow
+
+TINY = Path(__file__).parents[1] / "tiny.py"
+OPTIMIZERS = {
+    "adam_mini": {"name": "adam_mini", "lr": 0.003},
+    "lomo": {"name": "lomo", "lr": 0.1, "max_grad_norm": 1.0},
+    "adamw": {"name": "adamw", "lr": 0.003},
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_root(tmp_path / "root")
+
+
+def torchrun(root, run, world: int) -> subprocess.Popen:
+    path = root / "run.json"
+    path.write_text(json.dumps(run))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(world),
+        "--master-port",
+        str(port),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(p) for p in (TINY.parent, TINY.parents[1] / "src")),
+        "OMP_NUM_THREADS": "1",
+        "LOWMEM_TIMEOUT": "20",
+    }
+    return subprocess.Popen(
+        [*command, str(TINY), str(root), str(path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    text, _ = process.communicate(timeout=120)
+    return process.returncode, text
+
+
+def curve(root, run) -> list[dict]:
+    return [json.loads(line) for line in (record.folder(root, run) / "curve.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_two_devices_write_the_record_that_one_device_writes(root, tmp_path, name):
+    settings = {"grad_clip": 1.0} if name != "lomo" else {}
+    many = make_run(optimizer=OPTIMIZERS[name], devices=2, micro_batch_size=2, **settings)
+    code, text = finish(torchrun(root, many, 2))
+    assert code == 0, text
+    made = json.loads((record.folder(root, many) / "record.json").read_text())
+    if name == "lomo":  # inside backward there is no accumulation, so the same batch and twice the evaluated windows
+        one = make_run(optimizer=OPTIMIZERS[name], eval_batches=1)
+    else:
+        one = make_run(optimizer=OPTIMIZERS[name], micro_batch_size=2, **settings)
+    alone = make_root(tmp_path / "alone")
+    expected = train.train_run(alone, one)
+    assert made["status"] == "done" and made["world_size"] == 2 and expected["world_size"] == 1
+    assert made["config"]["train"]["devices"] == 2
+    assert made["metrics"]["final"]["tokens"] == expected["metrics"]["final"]["tokens"]
+    assert made["metrics"]["final"]["val_loss"] == pytest.approx(expected["metrics"]["final"]["val_loss"], abs=1e-4)
+    for ours, theirs in zip(curve(root, many), curve(alone, one), strict=True):
+        for key in ("train_loss", "val_loss", "grad_norm"):
+            assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-4), (key, ours, theirs)
+    parameters = (made["memory"]["parameters"], expected["memory"]["parameters"])
+    assert 0.4 < parameters[0] / parameters[1] < 0.6  # a rank's own part
+
+
+def test_fewer_processes_than_devices_are_refused_before_anything_is_written(root):
+    with pytest.raises(Misuse, match="asks for 2 devices and 1 process run; start it with torchrun --nproc-per-node 2"):
+        train.run_job(root, [make_run(devices=2)])
+    assert not (root / "results").exists()
+
+
+def test_a_batch_that_two_devices_cannot_share_is_refused(root):
+    code, text = finish(torchrun(root, make_run(devices=2), 2))
+    assert code != 0
+    assert re.search("2 devices cannot share evenly; set train.micro_batch_size to 2", text)
+
+
+def test_an_interrupted_run_continues_where_it_was(root, tmp_path):
+    settings = dict(devices=2, micro_batch_size=2, steps=100, checkpoint_every=10, eval_every=50)
+    run = make_run(optimizer=OPTIMIZERS["adam_mini"], **settings)
+    process = torchrun(root, run, 2)
+    folder = record.folder(root, run) / f"checkpoint-{run['config_hash']}"
+    end = time.monotonic() + 90
+    while not list(folder.glob("step*")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code, text = finish(process)
+    assert code != 0, text
+    assert not (record.folder(root, run) / "record.json").exists()
+    code, text = finish(torchrun(root, run, 2))
+    assert code == 0 and "continuing from step" in text, text
+    other = make_root(tmp_path / "other")
+    code, text = finish(torchrun(other, run, 2))
+    assert code == 0, text
+    assert record.equal(record.folder(root, run), record.folder(other, run)) == []
+    assert not folder.exists()
+
+
+def test_a_rank_that_dies_ends_the_run_without_a_hang(root):
+    run = make_run(devices=2, micro_batch_size=2, steps=100000)
+    process = torchrun(root, run, 2)
+    end = time.monotonic() + 90
+    path = record.folder(root, run) / "curve.jsonl"
+    while (not path.exists() or path.stat().st_size < 500) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    children = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    os.kill(max(children), signal.SIGKILL)  # a worker of this very run
+    started = time.monotonic()
+    code, _ = finish(process)
+    assert code != 0
+    assert time.monotonic() - started < 60
+    made = record.folder(root, run) / "record.json"
+    assert not made.exists() or json.loads(made.read_text())["status"] == "failed"
