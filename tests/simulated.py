@@ -1,6 +1,8 @@
 """Several ranks in one process: each has an optimizer that holds parts of the parameters, and sums are added by hand."""
 
+import functools
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +20,17 @@ class Bag(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor.clone()))
 
 
+@functools.cache
+def places(shape: tuple[int, ...], boxes: tuple[Box, ...]) -> Tensor:
+    """Flat indices of the boxes' elements, one box after the other, by index arithmetic."""
+    index = torch.arange(math.prod(shape)).view(shape)
+    found = [index[tuple(slice(a, a + n) for a, n in zip(box.start, box.lengths))].reshape(-1) for box in boxes]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
+
+
 def part_of(full: Tensor, boxes: tuple[Box, ...]) -> Tensor:
-    """What a rank stores of a tensor: the boxes' elements one after the other, read by index arithmetic."""
-    index = torch.arange(full.numel()).view(full.shape)
-    places = [index[tuple(slice(a, a + n) for a, n in zip(box.start, box.lengths))].reshape(-1) for box in boxes]
-    return full.reshape(-1)[torch.cat(places) if places else torch.empty(0, dtype=torch.long)].clone()
+    """What a rank stores of a tensor: a copy of the boxes' elements."""
+    return full.reshape(-1)[places(tuple(full.shape), boxes)]
 
 
 def put_back(full: Tensor, boxes: tuple[Box, ...], part: Tensor) -> None:

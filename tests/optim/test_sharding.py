@@ -1,5 +1,6 @@
 """The same update however parameters are cut: geometry, and all rules on simulated ranks (no processes needed)."""
 
+import functools
 import math
 
 import pytest
@@ -136,7 +137,7 @@ def test_a_plain_tensor_has_no_shard():
 
 # -- all rules on simulated ranks ------------------------------------------------------------------------------------------
 
-RULES = dict(zoo.SETTINGS) | {f"adam_mini-{r}": (AdamMini, dict(lr=1e-2, reduce=r)) for r in ("min", "l1", "l2")}
+RULES = dict(zoo.SETTINGS) | {f"adam_mini-{r}": (AdamMini, dict(lr=1e-2, reduce=r)) for r in ("min", "l2")}
 RULES["adafactor-decay"] = (Adafactor, dict(lr=1e-2, weight_decay=0.1, relative_step="capped"))
 RULES["sm3-forgetful"] = (zoo.SETTINGS["sm3"][0], dict(lr=1e-2, beta=0.9, weight_decay=0.1))
 SPLITS = {
@@ -144,7 +145,6 @@ SPLITS = {
     "rows-2": lambda: axis_split(SHAPES, 0, 2),
     "rows-3": lambda: axis_split(SHAPES, 0, 3),
     "rows-4": lambda: axis_split(SHAPES, 0, 4),
-    "columns-2": lambda: axis_split(SHAPES, 1, 2),
     "columns-4": lambda: axis_split(SHAPES, 1, 4),
     "grid": lambda: grid_split(SHAPES, 2, 2),
     "flat": lambda: flat_split(SHAPES, [29, 101]),
@@ -163,24 +163,39 @@ def build(rule: str):
     return make
 
 
-def compare(rule: str, split, steps: int = STEPS, dtype=torch.float32) -> tuple[float, Ranks]:
+def gradients(steps: int, dtype: torch.dtype):
+    """The gradients of every step; the first draw is the weights."""
     generator = torch.Generator().manual_seed(5)
-    weights = {n: torch.randn(s, generator=generator).to(dtype) for n, s in SHAPES.items()}
-    model = Bag(weights)
-    whole, ranks = build(rule)(model), Ranks(build(rule), weights, split)
-    for _ in range(steps):
-        gradients = {n: torch.randn(s, generator=generator).to(dtype) for n, s in SHAPES.items()}
+    for _ in range(steps + 1):
+        yield {n: torch.randn(s, generator=generator).to(dtype) for n, s in SHAPES.items()}
+
+
+@functools.cache
+def alone(rule: str, steps: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Where one process ends."""
+    draws = gradients(steps, dtype)
+    model = Bag(next(draws))
+    whole = build(rule)(model)
+    for step in draws:
         for n, p in model.named_parameters():
-            p.grad = gradients[n].clone()
+            p.grad = step[n]
         whole.step()
-        ranks.step(gradients)
-    found = ranks.full()
-    worst = max(float((p.detach() - found[n]).abs().max()) for n, p in model.named_parameters())
-    return worst, ranks
+    return {n: p.detach() for n, p in model.named_parameters()}
+
+
+def compare(rule: str, split, steps: int = STEPS, dtype=torch.float32) -> tuple[float, Ranks]:
+    draws = gradients(steps, dtype)
+    ranks = Ranks(build(rule), next(draws), split)
+    for step in draws:
+        ranks.step(step)
+    found, expected = ranks.full(), alone(rule, steps, dtype)
+    return max(float((expected[n] - found[n]).abs().max()) for n in SHAPES), ranks
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES if rule not in ("adafactor", "sgd")]
+)  # variants of these do more
 def test_the_update_is_the_same_on_any_number_of_ranks(rule, split):
     worst, _ = compare(rule, SPLITS[split]())
     assert worst <= TOLERANCE  # nan would fail
@@ -236,6 +251,7 @@ def test_16_bit_parts_stay_within_rounding_of_the_whole(rule):
 def test_eager_code_without_the_c_kernel_gives_the_same(monkeypatch):
     from lowmem.optim import kernel
 
+    alone("adam_mini", STEPS, torch.float32)  # with the kernel, where there is one
     monkeypatch.setattr(kernel, "library", lambda: None)
     for split in ("rows-3", "flat"):
         worst, _ = compare("adam_mini", SPLITS[split]())

@@ -107,7 +107,7 @@ def test_a_batch_that_two_devices_cannot_share_is_refused(root):
 
 
 def test_an_interrupted_run_continues_where_it_was(root, tmp_path):
-    settings = dict(devices=2, micro_batch_size=2, steps=100, checkpoint_every=10, eval_every=50)
+    settings = dict(devices=2, micro_batch_size=2, steps=60, checkpoint_every=5, eval_every=30)
     run = make_run(optimizer=OPTIMIZERS["adam_mini"], **settings)
     process = torchrun(root, run, 2)
     folder = record.folder(root, run) / f"checkpoint-{run['config_hash']}"
