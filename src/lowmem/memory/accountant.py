@@ -1,0 +1,285 @@
+"""Peak memory of a training step, by component and per rank, without the memory and without a GPU.
+
+The real model, loss, optimizer and sharding run on fake tensors, which have shapes and no data (PyTorch's FakeTensor),
+while tracker.py counts. A layer costs what its neighbour costs, so two shallow models give the deep one: every phase of
+a step (forward of the first layer, backward of the loss, ...) is a line in the number of layers, and the step's peak is
+the largest phase. One and two layers mislead, because the first and the last layer are then the same; two and three
+serve. Not counted: what lies outside PyTorch's allocator (CUDA context, NCCL) and fragmentation, see hardware.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+from lowmem.errors import Misuse, nearest
+from lowmem.memory import kernels, ranks
+from lowmem.memory.target import Target
+from lowmem.memory.tracker import ROLES, Tracker
+from lowmem.optim import kernel, make
+from lowmem.optim.fused_backward import FusedBackward
+
+PRECISIONS = ("fp32", "bf16", "mixed", "master")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is trained how. batch: sequences per GPU and step.
+
+    precision: "fp32"; "bf16" weights, gradients and moments; "mixed": fp32 weights, gradients and moments, computing in
+    bf16; "master": bf16 weights and gradients, fp32 copy and fp32 moments. gpus: all of them; tensor_parallel of them
+    share one copy of each activation, the rest are data-parallel. zero: what these split: 0 nothing, 1 optimizer state,
+    2 also gradients, 3 also weights (1 is zero1.py, 2 and 3 are fully_shard). offload: moments live in host memory.
+    device: "gpu" kernels, or "cpu" as this machine would run it.
+    """
+
+    optimizer: dict
+    batch: int = 1
+    seq_len: int = 1024
+    precision: str = "bf16"
+    attention: str = "fused"
+    checkpointing: bool = False
+    gpus: int = 1
+    zero: int = 3
+    tensor_parallel: int = 1
+    offload: bool = False
+    device: str = "gpu"
+
+    @property
+    def data_parallel(self) -> int:
+        return self.gpus // self.tensor_parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """Bytes on one rank. peak and parts: at the worst moment of a step; phase: when that is; phases: the most of each.
+
+    kept: activations alive between forward and backward. host: bytes offloaded to the CPU. depths: layers of the models
+    that were traced; more than one means extrapolated.
+    """
+
+    peak: int
+    parts: dict[str, int]
+    phase: str
+    phases: dict[str, int]
+    kept: int
+    host: int
+    depths: tuple[int, ...]
+
+
+def account(target: Target, cell: Cell, full_depth: bool = False) -> Account:
+    """Trace shallow models of the target and extrapolate (or trace it at full depth). Raises Misuse for bad settings."""
+    check(target, cell)
+    few, more = 2 * target.period, 3 * target.period
+    if full_depth or target.depth <= more:
+        return summary([trace(target, cell, target.depth)], (target.depth,), 0.0)
+    depths = few, more
+    share = (target.depth - few) / target.period
+    return summary([trace(target, cell, depth) for depth in depths], depths, share)
+
+
+def summary(traces: list[dict[str, dict[str, int]]], depths: tuple[int, ...], share: float) -> Account:
+    """One account from the phases of one model, or of two: first + share * (second - first), phase by phase."""
+    first, second = traces[0], traces[-1]
+    phases = {
+        phase: {role: round(parts[role] + share * (second[phase][role] - parts[role])) for role in ROLES}
+        for phase, parts in first.items()
+        if phase in second
+    }
+    totals = {phase: sum(parts[role] for role in ROLES if role != "host") for phase, parts in phases.items()}
+    kept = phases.pop("kept")["activations"]
+    totals.pop("kept")
+    worst = max(totals, key=totals.get)
+    parts = {role: size for role, size in phases[worst].items() if role != "host"}
+    return Account(totals[worst], parts, worst, totals, kept, phases[worst]["host"], depths)
+
+
+def check(target: Target, cell: Cell) -> None:
+    """Settings that fit together; Misuse names the nearest that do."""
+    for key, known in (("precision", PRECISIONS), ("attention", kernels.ATTENTION), ("device", ("gpu", "cpu"))):
+        if getattr(cell, key) not in known:
+            raise Misuse(f"{key} {getattr(cell, key)!r}{nearest(str(getattr(cell, key)), known)}")
+    if cell.zero not in (0, 1, 2, 3):
+        raise Misuse(f"zero {cell.zero}: stages are 0, 1, 2 and 3")
+    if cell.batch < 1 or cell.seq_len < 1 or cell.gpus < 1 or cell.tensor_parallel < 1:
+        raise Misuse("batch, seq-len, gpus and tensor-parallel: at least 1 each")
+    if cell.gpus % cell.tensor_parallel:
+        divisors = [n for n in range(1, cell.gpus + 1) if cell.gpus % n == 0]
+        closest = min(divisors, key=lambda n: abs(n - cell.tensor_parallel))
+        raise Misuse(
+            f"tensor-parallel {cell.tensor_parallel} does not divide {cell.gpus} GPUs; the nearest that does: {closest}"
+        )
+    if cell.seq_len > target.longest:
+        raise Misuse(
+            f"{target.name} knows {target.longest} positions, not {cell.seq_len}; use --seq-len {target.longest}"
+        )
+
+
+def trace(target: Target, cell: Cell, depth: int) -> dict[str, dict[str, int]]:
+    """{phase: {role: bytes}} of a model of `depth` layers, in its second step: the first one makes the state.
+
+    "kept" is what is alive between forward and backward; the other phases are the most that was alive during them.
+    """
+    model = target.build(depth, cell.attention)
+    twin = without_buffers(target.build(depth, cell.attention).float()) if cell.precision == "master" else None
+    model = model.to(torch.bfloat16 if cell.precision in ("bf16", "master") else torch.float32)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with ranks.pretend(cell) as mesh, fake, kernels.of(cell), Tracker() as tracker:
+        tokens = torch.empty(cell.batch, cell.seq_len, dtype=torch.int64)
+        tracker.mark([tokens], "activations")
+        model = ranks.shard(place(model), target, cell, mesh)
+        tracker.mark(model.parameters(), "parameters")
+        if cell.checkpointing:
+            for layer in target.layers(model):
+                layer.forward = functools.partial(recomputed, tracker, cell, layer.forward)
+        watch(tracker, model, target.layers(model))
+        step = stepper(tracker, target, cell, mesh, model, twin, tokens)
+        step()
+        tracker.restart()
+        step()
+        return {phase: dict(parts) for phase, parts in tracker.peaks.items() if phase != "setup"}
+
+
+def place(model: nn.Module) -> nn.Module:
+    """A meta model on the CPU, in place, keeping tied weights tied (to_empty would untie them)."""
+    known: dict[int, Tensor] = {}
+
+    def placed(x: Tensor) -> Tensor:
+        if id(x) not in known:
+            new = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+            known[id(x)] = nn.Parameter(new, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else new
+        return known[id(x)]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, x in tensors.items():
+                tensors[name] = None if x is None else placed(x)
+    return model
+
+
+def without_buffers(model: nn.Module) -> nn.Module:
+    """The model's weights alone, for the fp32 copy that an optimizer keeps."""
+    for module in model.modules():
+        module._buffers.clear()
+    return model
+
+
+def recomputed(tracker: Tracker, cell: Cell, forward, *args, **kwargs):
+    """A layer's forward under activation checkpointing; what is made anew in backward counts as activations."""
+
+    def run(*args, **kwargs):  # inside backward, torch's function modes are off: the kernels are chosen anew
+        with tracker.during(tracker.phase, "activations"), kernels.of(cell):
+            return forward(*args, **kwargs)
+
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def watch(tracker: Tracker, model: nn.Module, layers: list[nn.Module]) -> None:
+    """Name phases as forward and backward pass the first and the last layer, and mark gradients as they are complete."""
+    names = {0: "first layer", len(layers) - 1: "last layer"}
+
+    def entering(i: int, _module, args, kwargs) -> None:
+        if tracker.phase.startswith("forward"):
+            tracker.phase = f"forward, {names.get(i, 'a layer')}"
+            source = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
+            if i == 0 and source is not None:
+                source.register_hook(lambda _: backward("embedding"))
+
+    def leaving(i: int, _module, _args, output) -> None:
+        if tracker.phase.startswith("forward"):
+            if i == len(layers) - 1:
+                tracker.phase = "forward, loss"
+            output = output if isinstance(output, Tensor) else output[0]
+            output.register_hook(lambda _: backward(names.get(i, "a layer")))
+
+    def backward(place: str) -> None:
+        tracker.phase = f"backward, {place}"
+
+    for i, layer in enumerate(layers):
+        layer.register_forward_pre_hook(functools.partial(entering, i), prepend=True, with_kwargs=True)
+        layer.register_forward_hook(functools.partial(leaving, i))
+    for p in model.parameters():
+        if p.requires_grad:
+            p.register_post_accumulate_grad_hook(lambda p: tracker.mark([p.grad], "gradients"))
+
+
+def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module, twin: nn.Module | None, tokens):
+    """A function that does one training step: forward, backward, update, gradients dropped."""
+    optimizer = make(model if twin is None else ranks.shard(place(twin), target, cell, mesh), **cell.optimizer)
+    fused, inner = isinstance(optimizer, FusedBackward), getattr(optimizer, "inner", optimizer)
+    if twin is not None:
+        if fused:
+            raise Misuse("precision master: an optimizer inside backward keeps no fp32 copy; use bf16 or mixed")
+        tracker.mark(twin.parameters(), "optimizer_state")
+    stand_in(inner, cell)
+    updater = ranks.state_sharded(optimizer, cell)
+    sharded = ranks.is_sharded(cell)
+
+    def loss_of() -> Tensor:
+        with tracker.during("forward, embedding", "activations"), computing(cell):
+            loss = target.loss(model, tokens)
+            tracker.peaks["kept"] = dict(tracker.live)
+        return loss
+
+    def step() -> None:
+        if fused and sharded:
+            with tracker.during("backward, loss", "temporaries"):
+                optimizer.backward(loss_of)  # gathered weights are gone when a kept graph would run again
+        else:
+            loss = loss_of()
+            with tracker.during("backward, loss", "temporaries"):
+                optimizer.backward(loss) if fused else loss.backward()
+            del loss
+        with tracker.during("update", "temporaries"):
+            if twin is None:
+                updater.step()
+            else:
+                update_through(inner, model, twin)
+        (model if twin is not None else updater).zero_grad()
+        tracker.mark(state_tensors(inner), "host" if cell.offload else "optimizer_state")
+
+    return step
+
+
+def computing(cell: Cell) -> contextlib.AbstractContextManager:
+    """Autocast where fp32 weights compute in bf16; fully_shard has a policy of its own for that."""
+    mixed = cell.precision == "mixed" and not ranks.is_sharded(cell)
+    return torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """Every tensor of the optimizer's state but the step counters."""
+    for state in optimizer.state.values():
+        yield from (x for key, x in state.items() if isinstance(x, Tensor) and key != "step")
+
+
+@torch.no_grad()
+def update_through(optimizer, model: nn.Module, twin: nn.Module) -> None:
+    """Update fp32 copies from 16-bit gradients, one tensor after the other, and round them back into the weights."""
+    groups = {q: group for group in optimizer.param_groups for q in group["params"]}
+    for p, q in zip(model.parameters(), twin.parameters()):
+        if p.grad is not None:
+            optimizer.update([(groups[q], q, p.grad.float())])
+            p.copy_(q)
+
+
+def stand_in(optimizer, cell: Cell) -> None:
+    """What fake tensors on a CPU cannot show: the C kernel updates in place; offloaded moments come over to be updated."""
+    if cell.device == "cpu" and optimizer.fast.__func__.__module__ in ("lowmem.optim.adamw", "lowmem.optim.adam_mini"):
+        if kernel.library() is not None:
+            optimizer.fast = lambda ready: [entry for entry in ready if entry[1].dtype != torch.float32]
+    if cell.offload:
+        apply = optimizer._apply
+
+        def with_copies(p, g, state, h, lay, rounding):
+            small = (*optimizer.small(lay.blocks), "step")
+            apply(p, g, {k: x if k in small else x.clone() for k, x in state.items()}, h, lay, rounding)
+
+        optimizer._apply = with_copies

@@ -1,0 +1,153 @@
+"""What a plan is about: a model by name, at any depth, with its loss. Nothing is downloaded but a configuration.
+
+Names are sizes of lowmem/models (llama2-7b, gpt2:125m), or a Hugging Face name or folder of a causal language model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lowmem.errors import Misuse, nearest
+
+FILES = ("llama", "gpt2")  # the language models of lowmem/models
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A model family of one shape.
+
+    build(depth, attention) -> nn.Module on the meta device, of any number of layers. loss(model, tokens) -> scalar,
+    tokens (B, T) being both input and target. depth: layers of the real model. period: layers after which their kinds
+    repeat (1 where all are alike). layers(model) -> its layers in order. longest: positions the model knows.
+    """
+
+    name: str
+    build: Callable[[int, str], nn.Module]
+    loss: Callable[[nn.Module, Tensor], Tensor]
+    layers: Callable[[nn.Module], list[nn.Module]]
+    depth: int
+    period: int
+    vocab_size: int
+    longest: int
+
+    def parameters(self) -> int:
+        """Trainable parameters of the real model."""
+        return sum(p.numel() for p in self.build(self.depth, "fused").parameters() if p.requires_grad)
+
+
+def find(model: str | dict) -> Target:
+    """The target of a name, or of a dictionary {name: file of lowmem/models, size, fields of its Config}.
+
+    Raises Misuse, naming the nearest known model.
+    """
+    if isinstance(model, dict):
+        return own(model["name"], {key: value for key, value in model.items() if key != "name"})
+    sizes = {size: file for file in FILES for size in importlib.import_module(f"lowmem.models.{file}").SIZES}
+    file, _, size = model.rpartition(":")
+    if size in sizes and file in ("", sizes[size]):
+        return own(sizes[size], {"size": size})
+    if "/" in model or Path(model).is_dir():
+        return hub(model)
+    raise Misuse(
+        f"unknown model {model!r}{nearest(model, sizes)}; a Hugging Face name has a slash, a folder with a config.json works too"
+    )
+
+
+def own(file: str, settings: dict) -> Target:
+    """A model of this package."""
+    module = importlib.import_module(f"lowmem.models.{file}")
+    if not hasattr(module, "SIZES"):
+        raise Misuse(f"{file} is no language model; choose from: {', '.join(FILES)}")
+
+    def build(depth: int, attention: str) -> nn.Module:
+        with torch.device("meta"):
+            return module.build(**{**settings, "n_layer": depth})
+
+    config = build(1, "fused").config
+    given = {**module.SIZES.get(settings.get("size"), {}), **settings}
+    return Target(
+        name=settings.get("size") or file,
+        build=build,
+        loss=lambda model, tokens: model(tokens, tokens),
+        layers=lambda model: list(model.blocks),
+        depth=given.get("n_layer", module.Config.n_layer),
+        period=1,
+        vocab_size=config.vocab_size,
+        longest=config.block_size,
+    )
+
+
+def hub(name: str) -> Target:
+    """A causal language model of the Hugging Face hub, or of a folder with its config.json."""
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise Misuse(f"model {name}: {' '.join(str(error).split())[:200]}") from error
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or [0] * text.num_hidden_layers
+    period = next(p for p in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % p] for i in range(len(kinds))))
+
+    def build(depth: int, attention: str) -> nn.Module:
+        shallow = copy.deepcopy(config)
+        part = shallow.get_text_config()
+        part.num_hidden_layers = depth
+        if getattr(part, "layer_types", None):
+            part.layer_types = list(kinds[:depth])
+        with torch.device("meta"), quiet():
+            model = AutoModelForCausalLM.from_config(
+                shallow, attn_implementation="eager" if attention == "eager" else "sdpa"
+            )
+        return model.float().train()
+
+    try:
+        probe = build(min(2 * period, len(kinds)), "fused")
+        layers_of(probe, min(2 * period, len(kinds)))
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Misuse(f"model {name}: not a causal language model that can be planned: {reason}") from error
+    return Target(
+        name=name,
+        build=build,
+        loss=lambda model, tokens: model(input_ids=tokens, labels=tokens, use_cache=False).loss,
+        layers=lambda model: layers_of(model, None),
+        depth=len(kinds),
+        period=period,
+        vocab_size=text.vocab_size,
+        longest=getattr(text, "max_position_embeddings", None) or 1 << 20,
+    )
+
+
+def layers_of(model: nn.Module, depth: int | None) -> list[nn.Module]:
+    """The layers: the module list with most parameters, of `depth` entries where that is given."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and (depth is None or len(m) == depth)]
+    if not lists:
+        raise ValueError(f"no list of {depth} layers in {type(model).__name__}")
+    return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
+
+
+@contextlib.contextmanager
+def quiet():
+    """The hub's libraries report progress and hints; a plan prints its own answer only."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
