@@ -112,7 +112,7 @@ def _content(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, 
         "optimizer": {name: state["state"][i] for i, name in names.items() if i in state["state"]},
         "rng": {str(_rank()): torch.get_rng_state()},
     }
-    live = [p for group in optimizer.param_groups for p in group["params"]]
+    live = [p for group in inner.param_groups for p in group["params"]]
     layout = {
         "rule": type(inner).__name__,
         "model": {key: [list(x.shape), str(x.dtype)] for key, x in tensors["model"].items() if isinstance(x, Tensor)},
@@ -132,7 +132,7 @@ def _names(optimizer: torch.optim.Optimizer, state: dict) -> dict[int, str]:
     """{index in the state dictionary: parameter name}."""
     inner = getattr(optimizer, "inner", optimizer)
     saved = [i for group in state["param_groups"] for i in group["params"]]
-    return dict(zip(saved, (inner.name(p) for group in optimizer.param_groups for p in group["params"])))
+    return dict(zip(saved, (inner.name(p) for group in inner.param_groups for p in group["params"])))
 
 
 def _compare(path: Path, saved: dict, here: dict) -> None:

@@ -43,6 +43,14 @@ def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
         )
 
 
+def check_wrapping(model: nn.Module | None) -> None:
+    """Raises for a model in FullyShardedDataParallel (FSDP1), whose flat parameters have lost their rows and heads."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    parts = () if module is None or model is None else model.modules()
+    if any(isinstance(part, module.FullyShardedDataParallel) for part in parts):
+        raise ValueError("FullyShardedDataParallel flattens parameters; use torch.distributed.fsdp.fully_shard instead")
+
+
 def _is_fully_sharded(model: nn.Module) -> bool:
     module = sys.modules.get("torch.distributed.fsdp")
     return module is not None and any(isinstance(part, module.FSDPModule) for part in model.modules())
@@ -77,3 +85,10 @@ def check_finite(optimizer, work: list[tuple[dict, nn.Parameter, Tensor]], shard
         name = next(names, "a part on another rank")
         raise FloatingPointError(f"{name}: gradient holds inf or nan; nothing was updated")
     return finite
+
+
+def is_rehearsal(optimizer) -> bool:
+    """Whether step() is torch.distributed.checkpoint making missing state: gradients of zero at a rate of zero."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    still = all(float(group["lr"]) == 0.0 for group in optimizer.param_groups)
+    return still and not optimizer.state and all(p.grad is not None for p in trained)

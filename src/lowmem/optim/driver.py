@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partition
-from lowmem.optim.checks import NO_SPARSE, SHARD_FIRST, check_any_gradient, check_finite, check_model
+from lowmem.optim.checks import NO_SPARSE, SHARD_FIRST, check_any_gradient, check_finite, check_model, check_wrapping
 from lowmem.optim.exchange import Job, rounds
 from lowmem.optim.rounding import round_into
 from lowmem.optim.settings import check_settings, one_of
@@ -76,6 +76,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._start_shards()
         if isinstance(params, nn.Module) and model is None:
             params, model = None, params
+        check_wrapping(getattr(params, "model", model))
         settings = partition_settings or {}
         if isinstance(params, Partition):
             if settings:

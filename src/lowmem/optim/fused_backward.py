@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.optim import parallel
-from lowmem.optim.checks import NO_SPARSE, check_model
+from lowmem.optim.checks import NO_SPARSE, check_model, is_rehearsal
 from lowmem.optim.driver import RuleOptimizer, local_gradient
-from lowmem.optim.graph import Graph, random_states, restore, survey
+from lowmem.optim.graph import Graph, evaluate, random_states, restore, survey
 from lowmem.optim.sharding import reduce_all
 
 SCALE_START, SCALE_GROWTH, SCALE_WINDOW, SCALE_MIN = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
@@ -142,8 +142,9 @@ class FusedBackward(torch.optim.Optimizer):
         self._arm()
         random = random_states(self._group_of) if closure is not None else None
         if closure is not None:
-            loss = self._evaluate(closure)
+            loss = evaluate(closure)
         graph = self._survey(loss)
+        parallel.check_same_leaves(self, graph.leaves)
         self.skipped, self._coefficient = False, 1.0
         unproven = bool(graph.segments) and graph.signature not in self._proven
         if self.max_grad_norm is not None or self.dynamic or self.inner._nonfinite != "ignore" or unproven:
@@ -160,21 +161,14 @@ class FusedBackward(torch.optim.Optimizer):
                 self._proven.add(graph.signature)
             if closure is not None:
                 restore(random)
-                loss = self._evaluate(closure)
+                loss = evaluate(closure)
                 again = self._survey(loss)
                 if again.segments and again.signature not in self._proven:
                     raise RuntimeError("the closure built another graph the second time; it must do the same each time")
         self._run("update", loss, graph, keep_graph=False)
+        parallel.reshard(self)
         self._stepped = False
         return loss.detach()
-
-    @staticmethod
-    def _evaluate(closure: Callable[[], Tensor]) -> Tensor:
-        with torch.enable_grad():
-            loss = closure()
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise TypeError("the closure must return the loss as a scalar tensor and must not call backward itself")
-        return loss
 
     def _survey(self, loss: Tensor) -> Graph:
         """Look at the graph before anything runs; refuse what could not be carried through."""
@@ -344,6 +338,9 @@ class FusedBackward(torch.optim.Optimizer):
 
     def step(self, closure: Callable | None = None):
         """Does nothing but check that backward ran; with a closure, runs backward(closure) first, as torch's step does."""
+        if closure is None and self._stepped and is_rehearsal(self):
+            self.inner.prepare()
+            return None
         loss = self.backward(closure) if closure is not None else None
         if self._stepped:
             raise RuntimeError(

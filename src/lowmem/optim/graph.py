@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,15 @@ class Graph:
     def signature(self) -> tuple:
         """Equal for graphs that use the same parameters inside and outside the same reentrant checkpoints."""
         return frozenset(id(leaf) for leaf in self.leaves if isinstance(leaf, nn.Parameter)), self.segments
+
+
+def evaluate(closure: Callable[[], Tensor]) -> Tensor:
+    """The closure's loss with its graph; TypeError for anything else."""
+    with torch.enable_grad():
+        loss = closure()
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise TypeError("the closure must return the loss as a scalar tensor and must not call backward itself")
+    return loss
 
 
 def survey(loss: Tensor) -> Graph:

@@ -63,8 +63,38 @@ def _refuse_ddp(module: nn.Module, _arguments) -> None:
         raise RuntimeError(NO_DDP)
 
 
+def check_same_leaves(fused, leaves) -> None:
+    """Before backward, data-parallel: raises on every process when a parameter gets a gradient on some of them only.
+
+    Averaging would then mix gradients of different parameters up, or wait for ever. One small reduction.
+    """
+    if not fused.process_group:
+        return
+    seen = set(leaves)
+    parameters = list(fused._group_of)
+    used = presence([p in seen for p in parameters], parameters[0].device, fused.process_group)
+    for p, count in zip(parameters, used):
+        if 0 < count < dist.get_world_size(fused.process_group):
+            raise RuntimeError(
+                f"{fused.inner.name(p)}: gets a gradient on {count} of {dist.get_world_size(fused.process_group)} processes "
+                "only; use it on all of them, if only as + 0 * parameter.sum() in the loss"
+            )
+
+
+def presence(here: list[bool], device, group) -> list[int]:
+    """On how many processes of a group each flag is set."""
+    total = torch.tensor(here, dtype=torch.int32, device=device)
+    dist.all_reduce(total, group=group)
+    return total.tolist()
+
+
 def check_fired(fused) -> None:
-    """After backward: no gradient may have come past its hook, or back after it."""
+    """After backward: no gradient may have come past its hook, or back after it; under fully_shard some must come."""
+    if fused._bundle_of and not fused._fired:
+        raise RuntimeError(
+            "fully_shard kept all gradients to itself; under set_requires_gradient_sync(False) they accumulate, which an "
+            "update inside backward cannot do: leave it on"
+        )
     for p in fused._group_of:
         fired = p in fused._fired
         if p.grad is None or not (fired or p in fused._handles):
@@ -76,6 +106,16 @@ def check_fired(fused) -> None:
             if fired
             else f"{name}: its gradient did not pass through the hook; only fully_shard (FSDP2) runs hooks on shards"
         )
+
+
+def reshard(fused) -> None:
+    """After the update: where fully_shard was told to keep gathered weights, those are the old ones, so drop them."""
+    if fused._bundle_of:
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in fused.inner._model().modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def average(gradient: Tensor, group) -> Tensor:

@@ -47,10 +47,11 @@ class Zero1(torch.optim.Optimizer):
             mine[p] = (part, Shard(tuple(p.shape), flat_boxes(p.shape, a, b), (self.process_group,)))
             self._starts[p] = at
             at += p.numel()
-        self._parts = {p: (part, shard) for p, (part, shard) in mine.items()}
+        self._parts = mine
+        outside = [{**group, "params": list(group["params"])} for group in inner.param_groups]  # of whole parameters
         inner.hold(mine)
-        super().__init__(inner.param_groups, inner.defaults)
-        self.param_groups, self.state = inner.param_groups, inner.state
+        super().__init__(outside, inner.defaults)
+        self.state = inner.state
 
     def add_param_group(self, group: dict) -> None:
         """Refused after construction: every rank's share would move."""
@@ -65,9 +66,16 @@ class Zero1(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for p, (part, shard) in self._parts.items():
-            if p.grad is not None and self.average:
-                parallel.average(p.grad, self.process_group)
+        self._pass_on()
+        here = [p.grad is not None for p in self._whole]
+        used = parallel.presence(here, self._whole[0].device, self.process_group)
+        for count, (p, (part, shard)) in zip(used, self._parts.items()):
+            if count and self.average:
+                p.grad = parallel.average(torch.zeros_like(p) if p.grad is None else p.grad, self.process_group)
+            elif 0 < count < dist.get_world_size(self.process_group):
+                raise RuntimeError(
+                    f"{self.inner.name(part)}: has a gradient on {count} processes only; average them first"
+                )
             first = self._first(p)
             part.grad = None if p.grad is None else p.grad.contiguous().view(-1)[first : first + shard.numel]
         self.inner.step()
@@ -75,6 +83,11 @@ class Zero1(torch.optim.Optimizer):
             part.grad = None
         self._gather({p: p.detach().view(-1) for p in self._whole})
         return loss
+
+    def _pass_on(self) -> None:
+        """Settings that schedulers and users change in these groups go to the inner optimizer's."""
+        for group, inside in zip(self.param_groups, self.inner.param_groups):
+            inside.update({key: value for key, value in group.items() if key != "params"})
 
     def _first(self, p: Tensor) -> int:
         rank = dist.get_rank(self.process_group)
@@ -118,6 +131,7 @@ class Zero1(torch.optim.Optimizer):
 
     def state_dict(self) -> dict:
         """The state of all ranks, as an unsharded optimizer has it. Every rank must call it; each gets the whole."""
+        self._pass_on()
         saved = self.inner.state_dict()
         names = [i for group in saved["param_groups"] for i in group["params"]]
         whole: dict = {key: {} for p in self._whole for key in self._split_keys(p)}
@@ -146,7 +160,9 @@ class Zero1(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         """Take this rank's share of an unsharded optimizer's state (or of any Zero1's)."""
         self.inner.load_state_dict(state_dict)
-        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+        self.state = self.inner.state
+        for group, inside in zip(self.param_groups, self.inner.param_groups):
+            group.update({key: value for key, value in inside.items() if key != "params"})
 
     def state_bytes(self) -> int:
         """Bytes of the state tensors on this rank."""
