@@ -3,3 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+collect_ignore = [] if torch.cuda.is_available() else ["gpu"]

@@ -14,11 +14,16 @@ PRELOAD = [
     "torch.distributed.checkpoint",
     "zoo",
 ]
-COLLECTIVE_TIMEOUT = 20  # seconds until a rank gives up waiting for the others
+COLLECTIVE_TIMEOUT = 20
 
 
-def outcomes(function, world: int, *arguments, timeout: float = 120) -> list[tuple[str, object]]:
-    """[("ok", result) | ("error", "Type: message") | ("dead", exit code)] by rank; kills what is left at the end."""
+def outcomes(
+    function, world: int, *arguments, timeout: float = 120, patience: float = COLLECTIVE_TIMEOUT
+) -> list[tuple[str, object]]:
+    """[("ok", result) | ("error", "Type: message") | ("dead", exit code)] by rank; kills what is left at the end.
+
+    timeout: seconds for everything. patience: seconds until a rank gives up waiting for the others.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
@@ -26,7 +31,9 @@ def outcomes(function, world: int, *arguments, timeout: float = 120) -> list[tup
         for rank in range(world):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(
-                target=_enter, args=(function, rank, world, str(Path(folder) / "store"), theirs, arguments), daemon=True
+                target=_enter,
+                args=(function, rank, world, str(Path(folder) / "store"), patience, theirs, arguments),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -51,15 +58,15 @@ def outcomes(function, world: int, *arguments, timeout: float = 120) -> list[tup
         return found
 
 
-def launch(function, world: int, *arguments, timeout: float = 120) -> list:
+def launch(function, world: int, *arguments, **limits) -> list:
     """Results by rank of function(rank, world, *arguments); AssertionError with the first rank's trouble."""
-    found = outcomes(function, world, *arguments, timeout=timeout)
+    found = outcomes(function, world, *arguments, **limits)
     for rank, (kind, value) in enumerate(found):
         assert kind == "ok", f"rank {rank} of {world}: {kind}: {value}\n(all: {[k for k, _ in found]})"
     return [value for _, value in found]
 
 
-def _enter(function, rank: int, world: int, store: str, pipe, arguments) -> None:
+def _enter(function, rank: int, world: int, store: str, patience: float, pipe, arguments) -> None:
     import torch
     import torch.distributed as dist
 
@@ -70,7 +77,7 @@ def _enter(function, rank: int, world: int, store: str, pipe, arguments) -> None
             init_method=f"file://{store}",
             rank=rank,
             world_size=world,
-            timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT),
+            timeout=datetime.timedelta(seconds=patience),
         )
         result = ("ok", function(rank, world, *arguments))
     except BaseException as error:

@@ -56,4 +56,4 @@ def make_run(
 if __name__ == "__main__":
     from lowmem import train
 
-    sys.exit(train.run_job(Path(sys.argv[1]), [json.loads(Path(sys.argv[2]).read_text())]))
+    sys.exit(train.run_job(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())))

@@ -63,9 +63,23 @@ def full(p: torch.Tensor) -> torch.Tensor:
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: full(p) for name, p in model.named_parameters()}
+    return {name.replace("_checkpoint_wrapped_module.", ""): full(p) for name, p in model.named_parameters()}
 
 
 def worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+def batch(step: int, rows: int = 16) -> torch.Tensor:
+    """Tokens (rows, 9) of one step, over all ranks."""
+    return torch.randint(0, 11, (rows, 9), generator=torch.Generator().manual_seed(step))
+
+
+def share(rows: torch.Tensor, rank: int, world: int) -> torch.Tensor:
+    """A rank's equal part of a batch."""
+    return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
+
+
+def loss_of(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    return model(rows[:, :-1], rows[:, 1:])

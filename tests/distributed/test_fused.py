@@ -210,18 +210,22 @@ def refuse(rank: int, world: int, how: str) -> str:
     return "nothing was refused"
 
 
-@pytest.mark.parametrize(
-    "how, message",
-    [
-        ("ddp-first", "wrapped in DistributedDataParallel.*process_group"),
-        ("ddp-later", "wrapped in DistributedDataParallel.*process_group"),
-        ("ddp-without-model", "put back after it had been used.*DistributedDataParallel"),
-        ("nobody-averages", "nothing averages the gradients.*process_group"),
-        ("twice-averaged", "arrives averaged; drop process_group"),
-        ("norm-without-closure", "pass a closure"),
-        ("built-before-sharding", "sharded after the optimizer was built; shard the model first"),
-    ],
-)
-def test_wrong_combinations_are_refused_on_every_rank(how, message):
-    for text in ranks.launch(refuse, 2, how):
-        assert re.search(message, text, re.DOTALL), text
+REFUSED = {
+    "ddp-first": "wrapped in DistributedDataParallel.*process_group",
+    "ddp-later": "wrapped in DistributedDataParallel.*process_group",
+    "ddp-without-model": "put back after it had been used.*DistributedDataParallel",
+    "nobody-averages": "nothing averages the gradients.*process_group",
+    "twice-averaged": "arrives averaged; drop process_group",
+    "norm-without-closure": "pass a closure",
+    "built-before-sharding": "sharded after the optimizer was built; shard the model first",
+}
+
+
+def refusals(rank: int, world: int) -> dict:
+    return {how: refuse(rank, world, how) for how in REFUSED}
+
+
+def test_wrong_combinations_are_refused_on_every_rank():
+    for found in ranks.launch(refusals, 2):
+        for how, message in REFUSED.items():
+            assert re.search(message, found[how], re.DOTALL), (how, found[how])

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ranks
 from tiny import make_root, make_run
 
 from lowmem import record, train
@@ -31,9 +32,9 @@ def root(tmp_path):
     return make_root(tmp_path / "root")
 
 
-def torchrun(root, run, world: int) -> subprocess.Popen:
+def torchrun(root, runs, world: int) -> subprocess.Popen:
     path = root / "run.json"
-    path.write_text(json.dumps(run))
+    path.write_text(json.dumps(runs if isinstance(runs, list) else [runs]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,28 +71,31 @@ def curve(root, run) -> list[dict]:
     return [json.loads(line) for line in (record.folder(root, run) / "curve.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_two_devices_write_the_record_that_one_device_writes(root, tmp_path, name):
-    settings = {"grad_clip": 1.0} if name != "lomo" else {}
-    many = make_run(optimizer=OPTIMIZERS[name], devices=2, micro_batch_size=2, **settings)
-    code, text = finish(torchrun(root, many, 2))
+def test_two_devices_write_the_records_that_one_device_writes(root, tmp_path):
+    """A job of three runs. LOMO cannot accumulate: one device takes the same batch, and half the evaluated windows."""
+    settings = {name: {"grad_clip": 1.0} if name != "lomo" else {} for name in OPTIMIZERS}
+    many = {
+        name: make_run(name, optimizer=OPTIMIZERS[name], devices=2, micro_batch_size=2, **settings[name])
+        for name in OPTIMIZERS
+    }
+    code, text = finish(torchrun(root, list(many.values()), 2))
     assert code == 0, text
-    made = json.loads((record.folder(root, many) / "record.json").read_text())
-    if name == "lomo":  # inside backward there is no accumulation, so the same batch and twice the evaluated windows
-        one = make_run(optimizer=OPTIMIZERS[name], eval_batches=1)
-    else:
-        one = make_run(optimizer=OPTIMIZERS[name], micro_batch_size=2, **settings)
     alone = make_root(tmp_path / "alone")
-    expected = train.train_run(alone, one)
-    assert made["status"] == "done" and made["world_size"] == 2 and expected["world_size"] == 1
-    assert made["config"]["train"]["devices"] == 2
-    assert made["metrics"]["final"]["tokens"] == expected["metrics"]["final"]["tokens"]
-    assert made["metrics"]["final"]["val_loss"] == pytest.approx(expected["metrics"]["final"]["val_loss"], abs=1e-4)
-    for ours, theirs in zip(curve(root, many), curve(alone, one), strict=True):
-        for key in ("train_loss", "val_loss", "grad_norm"):
-            assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-4), (key, ours, theirs)
-    parameters = (made["memory"]["parameters"], expected["memory"]["parameters"])
-    assert 0.4 < parameters[0] / parameters[1] < 0.6  # a rank's own part
+    for name, run in many.items():
+        batch = {"eval_batches": 1} if name == "lomo" else {"micro_batch_size": 2}
+        one = make_run(name, optimizer=OPTIMIZERS[name], **batch, **settings[name])
+        expected = train.train_run(alone, one)
+        made = json.loads((record.folder(root, run) / "record.json").read_text())
+        assert made["status"] == "done" and made["world_size"] == 2 and expected["world_size"] == 1
+        assert made["config"]["train"]["devices"] == 2
+        ours, theirs = made["metrics"]["final"], expected["metrics"]["final"]
+        assert ours["tokens"] == theirs["tokens"]
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-4)
+        for ours, theirs in zip(curve(root, run), curve(alone, one), strict=True):
+            for key in ("train_loss", "val_loss", "grad_norm"):
+                assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-4), (name, key, ours, theirs)
+        parameters = (made["memory"]["parameters"], expected["memory"]["parameters"])
+        assert 0.4 < parameters[0] / parameters[1] < 0.6  # a rank's own part
 
 
 def test_fewer_processes_than_devices_are_refused_before_anything_is_written(root):
@@ -100,14 +104,22 @@ def test_fewer_processes_than_devices_are_refused_before_anything_is_written(roo
     assert not (root / "results").exists()
 
 
+def run_here(rank: int, world: int, root: str, run: dict) -> int:
+    """The job on processes that are joined already, as torchrun's are."""
+    os.environ["WORLD_SIZE"] = str(world)
+    return train.run_job(Path(root), [run])
+
+
 def test_a_batch_that_two_devices_cannot_share_is_refused(root):
-    code, text = finish(torchrun(root, make_run(devices=2), 2))
-    assert code != 0
-    assert re.search("2 devices cannot share evenly; set train.micro_batch_size to 2", text)
+    run = make_run(devices=2)
+    assert [kind for kind, _ in ranks.outcomes(run_here, 2, str(root), run)] == ["ok", "error"]
+    made = json.loads((record.folder(root, run) / "record.json").read_text())
+    assert made["status"] == "failed"
+    assert re.search("2 devices cannot share evenly; set train.micro_batch_size to 2", made["reason"])
 
 
 def test_an_interrupted_run_continues_where_it_was(root, tmp_path):
-    settings = dict(devices=2, micro_batch_size=2, steps=60, checkpoint_every=5, eval_every=30)
+    settings = dict(devices=2, micro_batch_size=2, steps=40, checkpoint_every=10, eval_every=20)
     run = make_run(optimizer=OPTIMIZERS["adam_mini"], **settings)
     process = torchrun(root, run, 2)
     folder = record.folder(root, run) / f"checkpoint-{run['config_hash']}"
@@ -121,8 +133,7 @@ def test_an_interrupted_run_continues_where_it_was(root, tmp_path):
     code, text = finish(torchrun(root, run, 2))
     assert code == 0 and "continuing from step" in text, text
     other = make_root(tmp_path / "other")
-    code, text = finish(torchrun(other, run, 2))
-    assert code == 0, text
+    assert ranks.launch(run_here, 2, str(other), run) == [0, 0]
     assert record.equal(record.folder(root, run), record.folder(other, run)) == []
     assert not folder.exists()
 

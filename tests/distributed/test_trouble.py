@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from lowmem.optim import SM3, AdaLomo, AdamMini, AdamW, FusedBackward, Lomo
 
 pytestmark = pytest.mark.slow
+PATIENCE = 4  # seconds until a rank gives up
 
 
 def data(step: int) -> torch.Tensor:
@@ -63,7 +64,7 @@ def stop(rank: int, world: int) -> str:
     for k in range(2):
         loss_of(model, k).backward()
         if rank == 1 and k == 1:
-            time.sleep(ranks.COLLECTIVE_TIMEOUT + 4)  # alive, but never comes
+            time.sleep(PATIENCE + 3)  # alive, but never comes
             return "slept"
         try:
             optimizer.step()
@@ -74,7 +75,7 @@ def stop(rank: int, world: int) -> str:
 
 
 def test_when_a_rank_stands_still_the_others_raise_after_the_time_out():
-    found = ranks.launch(stop, 2)
+    found = ranks.launch(stop, 2, patience=PATIENCE)
     assert re.search("[Tt]imed? ?out|closed|reset", found[0]), found
 
 
@@ -101,37 +102,44 @@ def mismatch(rank: int, world: int, what: str) -> str:
     return "nothing was refused"
 
 
-@pytest.mark.parametrize(
-    "what, message",
-    [
-        ("shape", "rank . has weight .*; build the same model and optimizer on every rank, with the same mesh"),
-        ("count", "parameters sharded over this mesh.*build the same model and optimizer"),
-        ("overlap", "holds .10, 6. here, not the rectangle .5, 6."),
-        ("partial", "partial sums.*redistribute it first"),
-    ],
-)
-def test_ranks_that_do_not_fit_together_are_told_so_on_every_rank(what, message):
-    for text in ranks.launch(mismatch, 2, what):
-        assert re.search(message, text), text
+MISMATCHES = {
+    "shape": "rank . has weight .*; build the same model and optimizer on every rank, with the same mesh",
+    "count": "parameters sharded over this mesh.*build the same model and optimizer",
+    "overlap": "holds .10, 6. here, not the rectangle .5, 6.",
+    "partial": "partial sums.*redistribute it first",
+}
 
 
-def late(rank: int, world: int, what: str) -> str:
+def mismatches(rank: int, world: int) -> dict:
+    return {what: mismatch(rank, world, what) for what in MISMATCHES}
+
+
+def test_ranks_that_do_not_fit_together_are_told_so_on_every_rank():
+    for found in ranks.launch(mismatches, 2):
+        for what, message in MISMATCHES.items():
+            assert re.search(message, found[what]), found[what]
+
+
+def late(rank: int, world: int) -> list[str]:
     """The optimizer was built before the model was sharded."""
-    model = models.build()
-    optimizer = AdamW(model if what == "model" else model.parameters(), lr=1e-3)
-    models.sharded("fsdp", model, world)
-    loss_of(model, 0).backward()
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        return str(error)
-    return "nothing was refused"
+    found = []
+    for what in ("model", "parameters"):
+        model = models.build()
+        optimizer = AdamW(model if what == "model" else model.parameters(), lr=1e-3)
+        models.sharded("fsdp", model, world)
+        loss_of(model, 0).backward()
+        try:
+            optimizer.step()
+            found.append("nothing was refused")
+        except RuntimeError as error:
+            found.append(str(error))
+    return found
 
 
-@pytest.mark.parametrize("what", ["model", "parameters"])
-def test_an_optimizer_built_before_sharding_says_so(what):
-    for text in ranks.launch(late, 2, what):
-        assert "sharded after the optimizer was built" in text and "shard the model first" in text
+def test_an_optimizer_built_before_sharding_says_so():
+    for found in ranks.launch(late, 2):
+        for text in found:
+            assert "sharded after the optimizer was built" in text and "shard the model first" in text
 
 
 def spoiled(rank: int, world: int) -> dict:

@@ -15,7 +15,7 @@ from lowmem.optim.zero1 import Zero1
 
 pytestmark = pytest.mark.slow
 
-STEPS, BATCH = 8, 12
+STEPS, BATCH = 5, 12
 
 
 def data(step: int) -> torch.Tensor:
@@ -23,9 +23,9 @@ def data(step: int) -> torch.Tensor:
 
 
 def same_gradients(rank: int, world: int) -> dict:
-    """20 steps from identical random gradients, every rule."""
+    """20 steps from identical random gradients: rules with each kind of sum, and with none."""
     found = {}
-    for rule in ("adam_mini", "adamw", "sgd-nesterov", "adafactor-zhai", "came", "sm3", "lamb"):
+    for rule in ("adam_mini", "adamw", "came", "sm3", "lamb"):
         cls, keywords = zoo.SETTINGS[rule]
         one, many = models.build(), models.build()
         alone, together = cls(one, **keywords), Zero1(cls(many, **keywords))
@@ -63,7 +63,7 @@ def same_gradients(rank: int, world: int) -> dict:
     return found
 
 
-def test_every_rule_with_split_state_ends_where_one_process_ends():
+def test_rules_with_split_state_end_where_one_process_ends():
     results = ranks.launch(same_gradients, 3)
     for found in results:
         for rule, seen in found.items():
@@ -71,7 +71,7 @@ def test_every_rule_with_split_state_ends_where_one_process_ends():
             assert seen["worst"] <= 1e-6, (rule, seen)
             assert seen["state"] <= 1e-5 and seen["again"] == 0.0, (rule, seen)
             assert seen["counts"]["all_gather"] == 1
-    for rule in ("adamw", "lamb", "sgd-nesterov"):  # every element's state is on one rank
+    for rule in ("adamw", "lamb"):  # every element's state is on one rank
         assert sum(found[rule]["share"] for found in results) == pytest.approx(1.0)
 
 
@@ -134,18 +134,22 @@ def refuse(rank: int, world: int, what: str) -> str:
     return "nothing was refused"
 
 
-@pytest.mark.parametrize(
-    "what, message",
-    [
-        ("fused", "with step"),
-        ("sharded", "sharded already"),
-        ("stepped", "before the first step"),
-        ("group", "cannot take further parameter groups"),
-    ],
-)
-def test_what_cannot_be_split_is_refused(what, message):
-    for text in ranks.launch(refuse, 2, what):
-        assert re.search(message, text), text
+REFUSED = {
+    "fused": "with step",
+    "sharded": "sharded already",
+    "stepped": "before the first step",
+    "group": "cannot take further parameter groups",
+}
+
+
+def refusals(rank: int, world: int) -> dict:
+    return {what: refuse(rank, world, what) for what in REFUSED}
+
+
+def test_what_cannot_be_split_is_refused():
+    for found in ranks.launch(refusals, 2):
+        for what, message in REFUSED.items():
+            assert re.search(message, found[what]), found[what]
 
 
 def test_without_a_process_group_it_says_what_is_missing():
