@@ -116,7 +116,7 @@ def code_hash(script: Path) -> str:
 
 def package_versions(tokenizer: str | None) -> dict[str, str]:
     """Versions of what decides the tokens besides our code."""
-    name = {"byte": None, "gpt2": "tokenizers", None: None}.get(tokenizer, "sentencepiece")
+    name = {"byte": None, "char": None, "gpt2": "tokenizers", None: None}.get(tokenizer, "sentencepiece")
     try:
         return {name: importlib.metadata.version(name)} if name else {}
     except importlib.metadata.PackageNotFoundError as error:

@@ -1,6 +1,6 @@
-"""Text to integers and back: bytes, an own BPE trained on the train split, or GPT-2's BPE.
+"""Text to integers and back: bytes, characters, an own BPE trained on the train split, or GPT-2's BPE.
 
-A tokenizer's name says what it is: `byte`, `bpe4096` (any size), `gpt2`. Each document is followed by `end`, so that
+A tokenizer's name says what it is: `byte`, `char`, `bpe4096` (any size), `gpt2`. Each document is followed by `end`, so that
 a model sees where one stops.
 """
 
@@ -42,8 +42,10 @@ class Tokenizer:
 def check(name: str) -> None:
     """Misuse when no tokenizer has this name."""
     size = re.fullmatch(r"bpe(\d+)", str(name))
-    if name not in ("byte", "gpt2") and not size:
-        raise Misuse(f"unknown tokenizer {name!r}{nearest(name, ('byte', 'gpt2', 'bpe4096'))}; bpe takes any size")
+    if name not in ("byte", "char", "gpt2") and not size:
+        raise Misuse(
+            f"unknown tokenizer {name!r}{nearest(name, ('byte', 'char', 'gpt2', 'bpe4096'))}; bpe takes any size"
+        )
     if size and not 512 <= int(size[1]) <= LARGEST:
         raise Misuse(f"tokenizer {name}: the size must lie between 512 and {LARGEST}")
 
@@ -54,6 +56,8 @@ def make(name: str, train_texts: Callable[[], Iterator[str]], gpt2_raw: Callable
     check(name)
     if name == "byte":
         return byte()
+    if name == "char":
+        return char("".join(sorted({symbol for text in train_texts() for symbol in set(text)})))
     if name == "gpt2":
         return gpt2(gpt2_file(gpt2_raw()))
     return bpe(name, train_bpe(int(name[3:]), train_texts()))
@@ -64,6 +68,8 @@ def load(folder: Path) -> Tokenizer:
     name = read_json(folder / "meta.json")["tokenizer"]
     if name == "byte":
         return byte()
+    if name == "char":
+        return char((folder / "characters.txt").read_bytes().decode("utf-8"))
     if name == "gpt2":
         return gpt2((folder / "tokenizer.json").read_bytes())
     return bpe(name, (folder / "tokenizer.model").read_bytes())
@@ -79,6 +85,28 @@ def byte() -> Tokenizer:
         return bytes(int(i) for i in ids).decode("utf-8", "replace")
 
     return Tokenizer("byte", 256, tuple(b"\n\n"), encode, decode, {})
+
+
+def char(symbols: str) -> Tokenizer:
+    """The characters of the train split, in their order; nothing marks the end of a document. For small alphabets."""
+    codes = np.array([ord(symbol) for symbol in symbols], "<u4")
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        encoded = []
+        for text in texts:
+            points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+            ids = np.searchsorted(codes, points).clip(max=len(codes) - 1)
+            unknown = np.flatnonzero(codes[ids] != points)
+            if len(unknown):
+                symbol = chr(points[unknown[0]])
+                raise Failed(f"the character {symbol!r} does not occur in the training text; use the tokenizer byte")
+            encoded.append(ids)
+        return encoded
+
+    def decode(ids: Iterable[int]) -> str:
+        return "".join(symbols[int(i)] for i in ids)
+
+    return Tokenizer("char", len(symbols), (), encode, decode, {"characters.txt": symbols.encode("utf-8")})
 
 
 def train_bpe(size: int, texts: Iterator[str]) -> bytes:

@@ -15,6 +15,7 @@ from lowmem import checkpoint, distributed, machine, record, ticker, usage
 from lowmem.errors import Failed, Misuse
 from lowmem.progress import say
 from lowmem.schedule import lr_at
+from lowmem.sketch import sketch
 from lowmem.task import Task
 
 
@@ -58,12 +59,14 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     if first:
         (folder / "record.json").unlink(missing_ok=True)  # the curve below it is about to change
-    made = record.start(root, run)
+    made, started = record.start(root, run), time.perf_counter()
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
         with machine.fixed(run) as device:
             made["device"] = machine.describe(device)
             carry_out(root, run, made, folder, device, label)
+        if made["throughput"]:
+            made["throughput"]["run_s"] = round(time.perf_counter() - started, 3)  # with model, data and evaluations
     except Exception as error:
         made["status"] = "oom" if usage.is_out_of_memory(error) else "failed"
         made["reason"] = " ".join(str(error).split()) or type(error).__name__
@@ -199,6 +202,8 @@ class Loop:
         at_end = number == self.steps and not self.made["status"]
         every = self.settings.get("eval_every")
         val = self.evaluate() if at_end or (every and number % every == 0 and not self.made["status"]) else {}
+        if val and self.settings.get("sketch"):
+            val = {**val, "sketch": sketch(self.model, self.settings["sketch"])}
         self.write(curve, number, train_loss=train_loss, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
 
     def loss(self, batch) -> torch.Tensor:
@@ -328,4 +333,6 @@ class Loop:
         self.made["status"] = self.made["status"] or "done"
         self.made["metrics"] = {"final": self.metrics(), "best": self.best or {}}
         self.made["throughput"] = usage.throughput(self.times, self.parts * self.task.units, self.task.unit)
+        if self.made["throughput"]:
+            self.made["throughput"]["steps_s"] = round(sum(self.times), 3)
         self.made["memory"] = usage.memory(self.model, self.optimizer, self.gradient_bytes, self.device)

@@ -63,17 +63,18 @@ def find(name: str) -> type:
     return [c for c in own if issubclass(c, Optimizer)][-1]
 
 
-def make(model, name: str, backward: dict | None = None, **settings):
+def make(model, name: str, backward: dict | None = None, groups: dict | None = None, **settings):
     """Build an optimizer by the name of its file, as experiment files do.
 
     settings: the class's keywords. backward: run it inside backward with these FusedBackward keywords ({} for none).
+    groups: {parameter name or pattern: settings of a group of its own}, for parameters with another rate.
     Raises Misuse with one line for an unknown name, keyword or value.
     """
     from lowmem.errors import Misuse, nearest
 
     optimizer = find(name)
     try:
-        built = optimizer(model, **settings)
+        built = optimizer(split(model, groups), model=model, **settings) if groups else optimizer(model, **settings)
         if backward is not None:
             from lowmem.optim.fused_backward import FusedBackward
 
@@ -92,3 +93,20 @@ def make(model, name: str, backward: dict | None = None, **settings):
     except ValueError as error:
         raise Misuse(f"optimizer {name}: {error}") from error
     return built
+
+
+def split(model, groups: dict) -> list[dict]:
+    """Parameter groups of a model: one for each pattern, in order, and a last one for what no pattern names."""
+    from fnmatch import fnmatchcase
+
+    from lowmem.errors import Misuse
+
+    left, made = dict(model.named_parameters()), []
+    for pattern, settings in groups.items():
+        named = [(name, left.pop(name)) for name in list(left) if fnmatchcase(name, pattern)]
+        if not named:
+            raise Misuse(
+                f"optimizer groups: {pattern!r} matches no parameter; names look like {next(iter(left), '')!r}"
+            )
+        made.append({"params": named, **settings})
+    return [*made, {"params": list(left.items())}] if left else made
