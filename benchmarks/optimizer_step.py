@@ -62,22 +62,22 @@ def steps(count: int, device: str) -> str:
 
 
 def rules(count: int, device: str) -> str:
-    """Every other rule against its public package on 22 M parameters."""
-    publics = {
-        "Lion": ("lion_pytorch", "Lion"),
-        "CAME": ("came_pytorch", "CAME"),
-        "Adafactor": ("torch.optim", "Adafactor"),
-        "SGD": ("torch.optim", "SGD"),
-        "Lamb": ("pytorch_optimizer", "Lamb"),
-        "SM3": ("pytorch_optimizer", "SM3"),
+    """Every other rule against its public package on 22 M parameters, at equal settings."""
+    publics = {  # module, class, and what makes its settings those of ours
+        "Lion": ("lion_pytorch", "Lion", {}),
+        "CAME": ("came_pytorch", "CAME", {}),
+        "Adafactor": ("torch.optim", "Adafactor", {"weight_decay": 0.0}),
+        "SGD": ("torch.optim", "SGD", {}),
+        "Lamb": ("pytorch_optimizer", "Lamb", {"max_grad_norm": 0.0}),
+        "SM3": ("pytorch_optimizer", "SM3", {"momentum": 0.9}),
     }
     rows = []
-    for name, (module, public_name) in publics.items():
+    for name, (module, public_name, settings) in publics.items():
         public = package(module, public_name)
         if public is None:
             continue
         model = with_gradients(gpt2.build(n_layer=6, n_head=8, n_embd=512, vocab_size=4096, block_size=512).to(device))
-        ours, theirs = getattr(optim, name)(model, lr=1e-6), public(model.parameters(), lr=1e-6)
+        ours, theirs = getattr(optim, name)(model, lr=1e-6), public(model.parameters(), lr=1e-6, **settings)
         label = f"{public.__module__.split('.')[0]} {public_name}"
         seconds = rounds({name: ours.step, label: theirs.step}, count)
         rows.append(row(seconds, f"{name}", label)[:2] + (label, show(ratios(seconds, name, label))))

@@ -20,18 +20,32 @@ typedef struct {
     int64_t outer, stride, blocks, run;
 } Segment;
 
-enum { CHUNK = 1 << 16, LANES = 512 };  /* elements per chunk; columns held at once of a strided segment */
+enum {
+    CHUNK = 1 << 16,  /* elements per chunk */
+    LANES = 512,      /* columns held at once of a strided segment */
+    AHEAD = 512,      /* elements to ask for before they are needed: hardware prefetching stops at each 4 kB page */
+    LINES = 64,       /* elements between two such requests, a whole number of cache lines */
+};
+
+/* ask for the LINES elements that are AHEAD of x (beyond the end of an array that does no harm) */
+static inline void ask(const float *x) {
+    for (int i = 0; i < LINES; i += 16) __builtin_prefetch(x + AHEAD + i);
+}
 
 static void coordinates(const Segment *s, int64_t begin, int64_t end) {
     float *restrict p = s->p, *restrict m = s->m, *restrict v = s->v;
     const float *restrict g = s->g;
     const float b1 = s->h->gain1, beta2 = s->h->beta2, b2 = s->h->gain2;  /* copies: s may alias what is written */
     const float keep = s->h->keep, size = s->h->step_size, root = s->h->bias2_rsqrt, eps = s->h->eps;
-    for (int64_t i = begin; i < end; i++) {
-        float x = g[i], mi = m[i] + b1 * (x - m[i]), vi = beta2 * v[i] + b2 * x * x;
-        m[i] = mi;
-        v[i] = vi;
-        p[i] = p[i] * keep - size * mi / (sqrtf(vi) * root + eps);
+    for (int64_t line = begin; line < end; line += LINES) {
+        int64_t stop = line + LINES < end ? line + LINES : end;
+        ask(p + line), ask(m + line), ask(v + line), ask(g + line);
+        for (int64_t i = line; i < stop; i++) {
+            float x = g[i], mi = m[i] + b1 * (x - m[i]), vi = beta2 * v[i] + b2 * x * x;
+            m[i] = mi;
+            v[i] = vi;
+            p[i] = p[i] * keep - size * mi / (sqrtf(vi) * root + eps);
+        }
     }
 }
 
@@ -71,11 +85,15 @@ static double move_and_sum_next(const Segment *s, int64_t at, int64_t n, float r
     for (int64_t i = 0; i < n; i += 4096) {
         int64_t end = i + 4096 < n ? i + 4096 : n;
         float part = 0;
-        for (int64_t j = i; j < end; j++) {
-            float mi = m[j] + b1 * (g[j] - m[j]);
-            m[j] = mi;
-            p[j] = p[j] * keep - r * mi;
-            part += next[j] * next[j];
+        for (int64_t line = i; line < end; line += LINES) {
+            int64_t stop = line + LINES < end ? line + LINES : end;
+            ask(p + line), ask(m + line), ask(next + line);
+            for (int64_t j = line; j < stop; j++) {
+                float mi = m[j] + b1 * (g[j] - m[j]);
+                m[j] = mi;
+                p[j] = p[j] * keep - r * mi;
+                part += next[j] * next[j];
+            }
         }
         total += part;
     }

@@ -14,7 +14,7 @@ from lowmem.optim import kernel
 from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.settings import one_of
-from lowmem.optim.stages import Stage, Work
+from lowmem.optim.stages import Stage, Work, shrink
 
 REDUCTIONS = ("mean", "max", "min", "l1", "l2")
 
@@ -40,7 +40,7 @@ def block_rate(w: Work, totals: list) -> list[torch.Tensor]:
 def update(w: Work, totals: list) -> None:
     """m per coordinate, then Adam's step with the block's rate (Algorithm 1; eps outside the root)."""
     h, m = w.h, w.s["exp_avg"]
-    w.p.mul_(h["keep"])
+    shrink(w.p, h["keep"])
     m.lerp_(w.g, h["gain1"])
     w.p.addcmul_(m, totals[0][0], value=-1)
 

@@ -8,13 +8,13 @@ import torch
 
 from lowmem.optim import kernel
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, add_square, axpy
+from lowmem.optim.stages import Stage, Work, add_square, axpy, shrink
 
 
 def update(w: Work, totals: list) -> None:
     """m, v, then w -= lr * (m / bias1) / (sqrt(v / bias2) + eps), with decoupled decay before."""
     h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
-    w.p.mul_(h["keep"])
+    shrink(w.p, h["keep"])
     m.lerp_(w.g, h["gain1"])
     v.mul_(h["beta2"])
     add_square(v, w.g, h["gain2"])

@@ -10,7 +10,7 @@ import torch
 from lowmem.optim import factored
 from lowmem.optim.adafactor import moments, scaled, squares
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, axpy
+from lowmem.optim.stages import Stage, Work, axpy, shrink
 
 
 def update_norm(w: Work, totals: list) -> list[torch.Tensor]:
@@ -38,7 +38,7 @@ def update(w: Work, totals: list) -> None:
     if totals[2]:
         row, column = totals[2]
         step = (step * row).mul_(column)
-    w.p.mul_(h["keep"])
+    shrink(w.p, h["keep"])
     axpy(w.p, step, -h["lr"])
 
 

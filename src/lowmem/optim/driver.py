@@ -246,18 +246,19 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Update all that is complete on this process; returns what needs sums over processes (see exchange.py)."""
         if not self._agreed:
             self.agree()
-        fresh = [(group, p) for group, p, _ in work if not self.state[p] or p not in self._layouts]
-        if fresh and torch.compiler.is_compiling():
-            torch.compiler.disable(self._initialise)(fresh)  # not as a decorator: that imports the compiler at once
-        elif fresh:
-            self._initialise(fresh)
+        states, layouts = self._known(work)
+        if not all(states) or None in layouts:
+            fresh = [(group, p) for (group, p, _), s, lay in zip(work, states, layouts) if not s or lay is None]
+            if torch.compiler.is_compiling():
+                torch.compiler.disable(self._initialise)(fresh)  # not as a decorator: that imports the compiler at once
+            else:
+                self._initialise(fresh)
+            states, layouts = self._known(work)
         scalars: dict = {}
         ready, jobs = [], []
-        states = [self.state[p] for _, p, _ in work]
         if states:
             torch._foreach_add_([state["step"] for state in states], 1.0)
-        for (group, p, g), state in zip(work, states):
-            lay = self._layouts[p]
+        for (group, p, g), state, lay in zip(work, states, layouts):
             step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
             key = (id(group), step)
             if key not in scalars:
@@ -282,6 +283,10 @@ class RuleOptimizer(torch.optim.Optimizer):
     def fast(self, ready: list) -> list:
         """Hook for a faster way over many tensors at once; returns what it left for the general way."""
         return ready
+
+    def _known(self, work: list) -> tuple[list[dict], list[Layout | None]]:
+        """State and layout of each parameter, empty and None where they are still to be made."""
+        return [self.state[p] for _, p, _ in work], [self._layouts.get(p) for _, p, _ in work]
 
     def _initialise(self, fresh: list[tuple[dict, nn.Parameter]]) -> None:
         for group, p in fresh:

@@ -6,13 +6,13 @@ Reference: the authors' google/automl lion; the PyTorch package lion-pytorch. No
 import torch
 
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, axpy
+from lowmem.optim.stages import Stage, Work, axpy, shrink
 
 
 def update(w: Work, totals: list) -> None:
     """w -= lr * sign(beta1 m + (1 - beta1) g); m <- beta2 m + (1 - beta2) g."""
     h, m = w.h, w.s["exp_avg"]
-    w.p.mul_(h["keep"])
+    shrink(w.p, h["keep"])
     direction = torch.lerp(w.g, m, h["beta1"]).sign_()
     axpy(w.p, direction, -h["lr"])
     m.lerp_(w.g, h["gain2"])

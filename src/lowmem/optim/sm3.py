@@ -8,23 +8,25 @@ accumulator per coordinate, which is the same as the general rule there.
 import torch
 
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, add_square, axpy
+from lowmem.optim.stages import Stage, Work, add_square, axpy, shrink
 
 
 def candidates(w: Work, totals: list) -> list[torch.Tensor]:
-    """v = min over axes of accumulators (+ g^2), kept for the update; its largest value in every slice of every axis."""
+    """v = min over axes of accumulators (+ g^2), kept for the update; its largest value in every slice of every axis.
+
+    beta and eps go into the accumulators before they are spread over the tensor, which saves two passes over it.
+    """
+    beta, eps = w.h["beta"], w.h["eps"]
     accumulators = [w.s[f"accumulator_{axis}"] for axis in range(len(w.frame))]
-    v = accumulators[0].expand_as(w.g).clone() if len(accumulators) == 1 else torch.minimum(*accumulators[:2])
-    for accumulator in accumulators[2:]:
-        v = torch.minimum(v, accumulator)
-    beta = w.h["beta"]
-    if beta > 0:
-        v.mul_(beta)
+    spread = [(a * beta if beta > 0 else a) + eps for a in accumulators]
+    v = spread[0].expand_as(w.g).clone() if len(spread) == 1 else torch.minimum(*spread[:2])
+    for other in spread[2:]:
+        v = torch.minimum(v, other)
     add_square(v, w.g, 1 - beta)
     w.kept["v"] = v
-    if len(accumulators) == 1:
-        return [v]
-    return [v.amax(tuple(a for a in range(v.ndim) if a != axis), keepdim=True) for axis in range(v.ndim)]
+    if len(spread) == 1:
+        return [v - eps]
+    return [v.amax(tuple(a for a in range(v.ndim) if a != axis), keepdim=True) - eps for axis in range(v.ndim)]
 
 
 def accumulate(w: Work, totals: list) -> None:
@@ -35,12 +37,12 @@ def accumulate(w: Work, totals: list) -> None:
 
 
 def update(w: Work, totals: list) -> None:
-    """w -= lr * g / sqrt(v) through momentum."""
+    """w -= lr * g / sqrt(v + eps) through momentum."""
     h = w.h
-    step = w.kept.pop("v").add_(h["eps"]).rsqrt_().mul_(w.g)
+    step = w.kept.pop("v").rsqrt_().mul_(w.g)
     if h["momentum"] > 0:
         step = w.s["momentum_buffer"].lerp_(step, 1 - h["momentum"])
-    w.p.mul_(h["keep"])
+    shrink(w.p, h["keep"])
     axpy(w.p, step, -h["lr"])
 
 

@@ -82,7 +82,7 @@ class Piece:
     partial: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """All pieces of what this process stores of a parameter, `held` elements, and the frame they lie in."""
 
@@ -251,6 +251,12 @@ def compiled_stages(stages: tuple[Stage, ...]) -> Callable:
 def axpy(x: Tensor, y: Tensor, a) -> None:
     """x += a * y in place, for a number or a 0-dim tensor."""
     x.add_(y * a) if isinstance(a, Tensor) else x.add_(y, alpha=a)
+
+
+def shrink(x: Tensor, keep) -> None:
+    """x *= keep in place, for a number (1 costs nothing) or a 0-dim tensor: decoupled weight decay."""
+    if isinstance(keep, Tensor) or keep != 1:
+        x.mul_(keep)
 
 
 def add_square(v: Tensor, g: Tensor, a) -> None:
