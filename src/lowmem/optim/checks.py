@@ -12,12 +12,18 @@ from lowmem.optim.sharding import Shard, is_dtensor, local, reduce_all
 
 NO_SPARSE = "sparse gradients are not supported; build the embedding with sparse=False"
 SHARD_FIRST = "shard the model first (fully_shard, parallelize_module), then build the optimizer from it"
+REPLACED = (
+    "a group holds a tensor that was not there when the optimizer was built: a framework has replaced the parameters; build "
+    "the optimizer after it has wrapped the model, and under DeepSpeed ZeRO use lowmem.deepspeed.ForDeepSpeed"
+)
 RECHECK_MODEL_EVERY = 64  # steps; walking all modules costs about as much as a small model's update
 
 
 def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Raises when a parameter's shape, or now and then the model's list of parameters, is not what it was."""
     for p in parameters:
+        if p not in optimizer._blocks:
+            raise RuntimeError(REPLACED)
         shape = optimizer.blocks(p).shape
         if tuple(p.shape) != shape and (is_dtensor(p) or optimizer.shard(p) is None):
             raise RuntimeError(
