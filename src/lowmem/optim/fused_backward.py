@@ -258,8 +258,8 @@ class FusedBackward(torch.optim.Optimizer):
         if self._mode is None:
             p.grad = None
             raise RuntimeError(
-                f"{name}: loss.backward() was called while {type(self).__name__} owns the gradients; call opt.backward(loss), "
-                "or wrap a plain backward in `with opt.paused():`"
+                f"{name}: loss.backward() was called while {type(self).__name__} owns the gradients; call opt.backward(loss) "
+                "(with loss_scale='dynamic' instead of a GradScaler), or wrap a plain backward in `with opt.paused():`"
             )
         if self._mode == "paused":
             return
