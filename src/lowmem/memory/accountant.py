@@ -4,7 +4,7 @@ The real model, loss, optimizer and sharding run on fake tensors, which have sha
 while tracker.py counts. A layer costs what its neighbour costs, so two shallow models give the deep one: every phase of
 a step (forward of the first layer, backward of the loss, ...) is a line in the number of layers, and the step's peak is
 the largest phase. One and two layers mislead, because the first and the last layer are then the same; two and three
-serve. Not counted: what lies outside PyTorch's allocator (CUDA context, NCCL) and fragmentation, see hardware.py.
+serve, or four and five under fully_shard, where layers overlap. Not counted: what lies outside PyTorch's allocator (CUDA context, NCCL) and fragmentation, see hardware.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from lowmem.errors import Misuse, nearest
 from lowmem.memory import kernels, ranks
 from lowmem.memory.target import Target
 from lowmem.memory.tracker import ROLES, Tracker
-from lowmem.optim import kernel, make
+from lowmem.memory.work import Work, extrapolated
+from lowmem.optim import kernel, make, parallel
 from lowmem.optim.fused_backward import FusedBackward
 
 PRECISIONS = ("fp32", "bf16", "mixed", "master")
@@ -62,7 +63,7 @@ class Account:
     """Bytes on one rank. peak and parts: at the worst moment of a step; phase: when that is; phases: the most of each.
 
     kept: activations alive between forward and backward. host: bytes offloaded to the CPU. depths: layers of the models
-    that were traced; more than one means extrapolated.
+    that were traced; more than one means extrapolated. work: what a GPU has to do in the step.
     """
 
     peak: int
@@ -72,33 +73,34 @@ class Account:
     kept: int
     host: int
     depths: tuple[int, ...]
+    work: Work
 
 
 def account(target: Target, cell: Cell, full_depth: bool = False) -> Account:
     """Trace shallow models of the target and extrapolate (or trace it at full depth). Raises Misuse for bad settings."""
     check(target, cell)
-    few, more = 2 * target.period, 3 * target.period
+    few = (4 if ranks.is_sharded(cell) else 2) * target.period  # fully_shard gathers the next layer while one runs
+    more = few + target.period
     if full_depth or target.depth <= more:
         return summary([trace(target, cell, target.depth)], (target.depth,), 0.0)
-    depths = few, more
     share = (target.depth - few) / target.period
-    return summary([trace(target, cell, depth) for depth in depths], depths, share)
+    return summary([trace(target, cell, depth) for depth in (few, more)], (few, more), share)
 
 
-def summary(traces: list[dict[str, dict[str, int]]], depths: tuple[int, ...], share: float) -> Account:
-    """One account from the phases of one model, or of two: first + share * (second - first), phase by phase."""
-    first, second = traces[0], traces[-1]
+def summary(traces: list[tuple[dict, Work]], depths: tuple[int, ...], share: float) -> Account:
+    """One account from the trace of one model, or of two: first + share * (second - first), phase by phase."""
+    (first, few), (second, more) = traces[0], traces[-1]
     phases = {
         phase: {role: round(parts[role] + share * (second[phase][role] - parts[role])) for role in ROLES}
         for phase, parts in first.items()
         if phase in second
     }
-    totals = {phase: sum(parts[role] for role in ROLES if role != "host") for phase, parts in phases.items()}
     kept = phases.pop("kept")["activations"]
-    totals.pop("kept")
+    totals = {phase: sum(parts[role] for role in ROLES if role != "host") for phase, parts in phases.items()}
     worst = max(totals, key=totals.get)
     parts = {role: size for role, size in phases[worst].items() if role != "host"}
-    return Account(totals[worst], parts, worst, totals, kept, phases[worst]["host"], depths)
+    host, work = phases[worst]["host"], extrapolated(few, more, share)
+    return Account(totals[worst], parts, worst, totals, kept, host, depths, work)
 
 
 def check(target: Target, cell: Cell) -> None:
@@ -116,14 +118,16 @@ def check(target: Target, cell: Cell) -> None:
         raise Misuse(
             f"tensor-parallel {cell.tensor_parallel} does not divide {cell.gpus} GPUs; the nearest that does: {closest}"
         )
+    if cell.device == "cpu" and cell.attention != "fused":
+        raise Misuse("attention eager is a GPU setting; on a CPU the model chooses for itself")
     if cell.seq_len > target.longest:
         raise Misuse(
             f"{target.name} knows {target.longest} positions, not {cell.seq_len}; use --seq-len {target.longest}"
         )
 
 
-def trace(target: Target, cell: Cell, depth: int) -> dict[str, dict[str, int]]:
-    """{phase: {role: bytes}} of a model of `depth` layers, in its second step: the first one makes the state.
+def trace(target: Target, cell: Cell, depth: int) -> tuple[dict[str, dict[str, int]], Work]:
+    """{phase: {role: bytes}} and the work of a model of `depth` layers, in a step that finds the state made.
 
     "kept" is what is alive between forward and backward; the other phases are the most that was alive during them.
     """
@@ -141,10 +145,9 @@ def trace(target: Target, cell: Cell, depth: int) -> dict[str, dict[str, int]]:
                 layer.forward = functools.partial(recomputed, tracker, cell, layer.forward)
         watch(tracker, model, target.layers(model))
         step = stepper(tracker, target, cell, mesh, model, twin, tokens)
-        step()
         tracker.restart()
         step()
-        return {phase: dict(parts) for phase, parts in tracker.peaks.items() if phase != "setup"}
+        return {phase: parts for phase, parts in tracker.peaks.items() if phase != "setup"}, tracker.work
 
 
 def place(model: nn.Module) -> nn.Module:
@@ -219,8 +222,14 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
             raise Misuse("precision master: an optimizer inside backward keeps no fp32 copy; use bf16 or mixed")
         tracker.mark(twin.parameters(), "optimizer_state")
     stand_in(inner, cell)
+    ranks.share_heads(model, cell)
     updater = ranks.state_sharded(optimizer, cell)
+    inner.prepare()
+    tracker.mark(state_tensors(inner), "host" if cell.offload else "optimizer_state")
     sharded = ranks.is_sharded(cell)
+    averaging = cell.data_parallel > 1 and cell.zero == 0
+    if averaging and fused:
+        optimizer.process_group = mesh["data"].get_group()
 
     def loss_of() -> Tensor:
         with tracker.during("forward, embedding", "activations"), computing(cell):
@@ -236,6 +245,9 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
             loss = loss_of()
             with tracker.during("backward, loss", "temporaries"):
                 optimizer.backward(loss) if fused else loss.backward()
+            if averaging and not fused:
+                for p in model.parameters():
+                    parallel.average(p.grad, mesh["data"].get_group())
             del loss
         with tracker.during("update", "temporaries"):
             if twin is None:
@@ -243,7 +255,6 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
             else:
                 update_through(inner, model, twin)
         (model if twin is not None else updater).zero_grad()
-        tracker.mark(state_tensors(inner), "host" if cell.offload else "optimizer_state")
 
     return step
 

@@ -3,8 +3,11 @@
 On a machine without a GPU PyTorch would trace its CPU kernels, which keep other tensors. Two differ enough to matter:
 
 attention  FlashAttention-2 (Dao, arXiv 2307.08691) keeps q, k, v, the output and one fp32 number per query; its
-           backward holds an fp32 sum for dq, and dk and dv per query head. "eager" keeps the probabilities instead.
-RMSNorm    the fused kernel keeps its input and one fp32 number per row; the composite one keeps fp32 copies.
+           backward holds an fp32 sum for dq, and dk and dv per query head.
+RMSNorm    the fused kernel keeps its input and one fp32 number per row.
+
+"eager" is the code that LLaMA had in Hugging Face transformers in 2023: explicit scores, a softmax in fp32 whose result
+is cast back, and a norm of several operations that keeps fp32 copies.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from lowmem import attention
+from lowmem.memory.tracker import Tracker
 
 ATTENTION = ("fused", "eager")
 
@@ -31,6 +36,7 @@ class _Attention(torch.autograd.Function):
         out = torch.empty_like(q)
         log_sum = q.new_empty(q.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, out, log_sum)
+        _count("attention", q, k, 2)
         return out
 
     @staticmethod
@@ -38,6 +44,7 @@ class _Attention(torch.autograd.Function):
         q, k, v, _, log_sum = ctx.saved_tensors
         sums = q.new_empty(q.shape, dtype=torch.float32)
         delta = torch.empty_like(log_sum)
+        _count("attention", q, k, 5)
         dq = torch.empty_like(q)
         if k.shape[1] == q.shape[1]:
             return dq, torch.empty_like(k), torch.empty_like(v)
@@ -47,6 +54,15 @@ class _Attention(torch.autograd.Function):
         return found
 
 
+def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of transformers 4.28 (LlamaAttention): q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D)."""
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    mask = torch.full((q.shape[2], k.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, S)
+    scores = torch.matmul(q, k.transpose(2, 3)) / q.shape[3] ** 0.5 + mask  # (B, H, T, S)
+    return torch.matmul(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
+
+
 class _Norm(torch.autograd.Function):
     """x (..., C), weight (C,) -> (..., C), of no values."""
 
@@ -54,27 +70,36 @@ class _Norm(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         inverse = x.new_empty(x.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(x, weight, inverse)
+        _count("touched", x, 2)
         return torch.empty_like(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, _ = ctx.saved_tensors
+        _count("touched", x, 3)
         return torch.empty_like(x), torch.empty_like(weight)
 
 
+def _count(what: str, *arguments) -> None:
+    """Tell the tracker what such a kernel would do, since it sees only what is allocated."""
+    tracker = _get_current_dispatch_mode()
+    if isinstance(tracker, Tracker):
+        getattr(tracker.work, what)(tracker.stage, *arguments)
+
+
 class _Kernels(TorchFunctionMode):
-    def __init__(self, kind: str, norms: bool):
+    def __init__(self, kind: str):
         super().__init__()
-        self.kind, self.norms = kind, norms
+        self.kind = kind
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
             q, k, v = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value")))
             if self.kind == "eager":
-                return attention.explicit(q, k, v)
+                return eager(q, k, v)
             return _Attention.apply(q, k, v)
-        if self.norms and function in (F.rms_norm, torch.rms_norm):
+        if self.kind == "fused" and function in (F.rms_norm, torch.rms_norm):
             weight = args[2] if len(args) > 2 else kwargs.get("weight")
             if weight is not None:
                 return _Norm.apply(args[0], weight)
@@ -85,10 +110,7 @@ class _Kernels(TorchFunctionMode):
 def of(cell) -> Iterator[None]:
     """Inside, attention and RMSNorm allocate as on the cell's device: a GPU's kernels, or what runs here."""
     if cell.device == "gpu":
-        with mock.patch.object(attention, "EXPLICIT_UP_TO", 0), _Kernels(cell.attention, norms=True):
-            yield
-    elif cell.attention == "eager":
-        with _Kernels("eager", norms=False):
+        with mock.patch.object(attention, "EXPLICIT_UP_TO", 0), _Kernels(cell.attention):
             yield
     else:
         yield

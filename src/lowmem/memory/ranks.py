@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import nn
 
 from lowmem.errors import Misuse
+from lowmem.optim import driver
 
 # Linear layers by the name they have in their layer: split along outputs, or along inputs (Megatron, arXiv 1909.08053).
 BY_OUTPUT = ("wq", "wk", "wv", "gate", "up", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 BY_INPUT = ("wo", "down", "o_proj", "down_proj")
+TRIAL = "_propagate_tensor_meta_non_cached"
 
 
 @contextlib.contextmanager
 def pretend(cell) -> Iterator:
     """Inside, torch.distributed has the cell's GPUs as ranks; this process is rank 0, the others answer nothing.
 
-    Yields the device mesh with axes "data" and, where it is used, "tensor"; None for one GPU.
+    Yields {"data": mesh, "tensor": mesh}; None for one GPU.
     """
     if cell.gpus == 1:
         yield None
@@ -31,11 +34,48 @@ def pretend(cell) -> Iterator:
     if dist.is_initialized():
         raise Misuse("a plan for several GPUs cannot be made inside a distributed run; run lowmem plan by itself")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=cell.gpus)
-    names = ("data", "tensor") if cell.tensor_parallel > 1 else ("data",)
+    sizes = (cell.data_parallel, cell.tensor_parallel)
+    own_share = mock.patch.object(driver, "agree", lambda asked: [cut for _, _, cut in asked])
     try:
-        yield init_device_mesh("cpu", (cell.data_parallel, cell.tensor_parallel)[: len(names)], mesh_dim_names=names)
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("data", "tensor"))
+        with own_share, real_meshes():  # nobody is there to ask whether shards fit together
+            yield {name: mesh[name] for name in ("data", "tensor")}
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def real_meshes() -> Iterator[None]:
+    """What looks into small tensors of ranks and indices needs their values, also among fake tensors."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import _utils
+    from torch.distributed.tensor._sharding_prop import ShardingPropagator
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    def with_values(function):
+        def called(*args, **kwargs):
+            with unset_fake_temporarily():
+                return function(*args, **kwargs)
+
+        return called
+
+    def aside(function):
+        def called(*args, **kwargs):  # DTensor tries each new operation once on whole tensors, to learn its shape
+            tracker = _get_current_dispatch_mode()
+            tracker.paused = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                tracker.paused = False
+
+        return called
+
+    shapes = mock.patch.object(ShardingPropagator, TRIAL, aside(getattr(ShardingPropagator, TRIAL)))
+    joined = mock.patch.object(DeviceMesh, "_concatenate", staticmethod(with_values(DeviceMesh._concatenate)))
+    name = "compute_local_shape_and_global_offset"
+    with shapes, joined, mock.patch.object(_utils, name, with_values(getattr(_utils, name))):
+        yield
 
 
 def is_sharded(cell) -> bool:
@@ -70,16 +110,22 @@ def split(layer: nn.Module, mesh, degree: int) -> None:
             if length % degree:
                 raise Misuse(f"tensor-parallel {degree} does not divide {name} ({length}); use a divisor of it")
             plan[name] = ColwiseParallel() if last in BY_OUTPUT else RowwiseParallel()
-        for key in ("n_head", "n_kv_head"):
-            if hasattr(module, key):
-                heads = getattr(module, key)
-                if heads % degree:
-                    closest = max(n for n in range(1, degree + 1) if heads % n == 0)
-                    raise Misuse(f"tensor-parallel {degree} does not divide {heads} heads; the nearest: {closest}")
-                setattr(module, key, heads // degree)
     if not plan:
         raise Misuse("tensor-parallel: no linear layers of known names (q_proj, gate_proj, ...); use data parallelism")
     parallelize_module(layer, mesh, plan)
+
+
+def share_heads(model: nn.Module, cell) -> None:
+    """Tell attention layers of lowmem/models how many heads are here; after the optimizer has read how many there are."""
+    for module in model.modules():
+        for key in ("n_head", "n_kv_head"):
+            if cell.tensor_parallel > 1 and isinstance(heads := getattr(module, key, None), int):
+                if heads % cell.tensor_parallel:
+                    closest = max(n for n in range(1, cell.tensor_parallel + 1) if heads % n == 0)
+                    raise Misuse(
+                        f"tensor-parallel {cell.tensor_parallel} does not divide {heads} heads; the nearest: {closest}"
+                    )
+                setattr(module, key, heads // cell.tensor_parallel)
 
 
 def state_sharded(optimizer, cell):

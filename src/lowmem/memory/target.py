@@ -26,13 +26,14 @@ FILES = ("llama", "gpt2")  # the language models of lowmem/models
 class Target:
     """A model family of one shape.
 
-    build(depth, attention) -> nn.Module on the meta device, of any number of layers. loss(model, tokens) -> scalar,
+    build(depth, attention) -> nn.Module on the meta device, of any number of layers. make() -> the real one. loss(model, tokens) -> scalar,
     tokens (B, T) being both input and target. depth: layers of the real model. period: layers after which their kinds
     repeat (1 where all are alike). layers(model) -> its layers in order. longest: positions the model knows.
     """
 
     name: str
     build: Callable[[int, str], nn.Module]
+    make: Callable[[], nn.Module]
     loss: Callable[[nn.Module, Tensor], Tensor]
     layers: Callable[[nn.Module], list[nn.Module]]
     depth: int
@@ -78,6 +79,7 @@ def own(file: str, settings: dict) -> Target:
     return Target(
         name=settings.get("size") or file,
         build=build,
+        make=lambda: module.build(**settings),
         loss=lambda model, tokens: model(tokens, tokens),
         layers=lambda model: list(model.blocks),
         depth=given.get("n_layer", module.Config.n_layer),
@@ -123,6 +125,7 @@ def hub(name: str) -> Target:
     return Target(
         name=name,
         build=build,
+        make=lambda: AutoModelForCausalLM.from_config(config).float().train(),
         loss=lambda model, tokens: model(input_ids=tokens, labels=tokens, use_cache=False).loss,
         layers=lambda model: layers_of(model, None),
         depth=len(kinds),

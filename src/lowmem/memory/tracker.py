@@ -1,4 +1,4 @@
-"""Live bytes of tensors, read off every operation as it happens: the clock of the accountant.
+"""Live bytes of tensors, read off every operation as it happens: the accountant's eyes.
 
 A dispatch mode sees each operation's results. What counts is the storage behind a tensor: it is alive from its first
 sight until Python says that it is gone, whoever held it last. Works on fake tensors, which own no memory, as on real ones.
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from lowmem.memory.work import Work
+
 ROLES = ("parameters", "gradients", "optimizer_state", "activations", "communication", "temporaries", "host")
 COMMUNICATION = ("c10d", "_c10d_functional", "fsdp")  # namespaces of operations that move shards
 NUMBER = torch.ops.aten._local_scalar_dense.default  # what .item() and .tolist() call
@@ -27,12 +29,13 @@ class Tracker(TorchDispatchMode):
 
     role and phase are set from outside and hold for what is allocated from then on; mark() gives tensors that exist
     already another role. peaks: {phase: {role: bytes}} at the largest total of that phase. "host" is counted apart and
-    belongs to no total. Numbers read back from tensors without data are 1, so that step counters and norms work.
+    belongs to no total. paused: operations only pass through. Numbers read back from tensors without data are 1, so that step counters and norms work.
     """
 
     def __init__(self):
         super().__init__()
-        self.role, self.phase = "parameters", "setup"
+        self.role, self.phase, self.paused = "parameters", "setup", False
+        self.work = Work()
         self.live = dict.fromkeys(ROLES, 0)
         self.total = 0  # of all roles but "host"
         self.peaks: dict[str, dict[str, int]] = {}
@@ -41,6 +44,8 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.paused:
+            return operation(*args, **kwargs)
         if any(_is_dtensor(t) for t in types):
             return NotImplemented  # it breaks itself into operations on local tensors, which come back here
         if operation is NUMBER and _is_fake(args[0]):
@@ -48,11 +53,18 @@ class Tracker(TorchDispatchMode):
         result = operation(*args, **kwargs)
         if operation is torch.ops._c10d_functional.wait_tensor.default:
             return result  # the tensor waited for is known already
+        if operation.namespace != "prim":
+            self.work.note(self.stage, operation, args, kwargs, result)
         role = "communication" if operation.namespace in COMMUNICATION else self.role
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.see(leaf, role)
         return result
+
+    @property
+    def stage(self) -> str:
+        """The phase up to its comma."""
+        return self.phase.partition(",")[0]
 
     def see(self, tensor: Tensor, role: str | None = None) -> None:
         """Count a tensor's storage, if it is new."""
@@ -75,8 +87,8 @@ class Tracker(TorchDispatchMode):
                 self._add(role, entry[1])
 
     def restart(self) -> None:
-        """Forget the peaks; what is alive stays known."""
-        self.peaks, self._highest = {}, {}
+        """Forget peaks and work; what is alive stays known."""
+        self.peaks, self._highest, self.work = {}, {}, Work()
 
     def _gone(self, key: int, _reference) -> None:
         entry = self._known.pop(key, None)
@@ -133,7 +145,8 @@ def storages(tensor: Tensor) -> list[torch.UntypedStorage]:
     """The storages behind a tensor, also behind one that wraps others (DTensor)."""
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
-        return [storage for name in names for storage in storages(getattr(tensor, name))]
+        inner = (getattr(tensor, name) for name in names)
+        return [storage for x in inner if isinstance(x, Tensor) for storage in storages(x)]
     return [tensor.untyped_storage()]
 
 

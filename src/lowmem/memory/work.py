@@ -1,0 +1,99 @@
+"""What a step makes a GPU do, counted while the accountant traces it: arithmetic, memory traffic, bytes between GPUs.
+
+Operations are counted by PyTorch's own formulas (torch.utils.flop_counter); everything else costs the bytes it reads
+and writes. What that takes on a certain GPU is throughput.py's business.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+FREE = (  # allocate or rename, and run no kernel
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "_unsafe_view",
+    "lift_fresh",
+    "set_",
+    "resize_",
+    "_local_scalar_dense",
+)
+COLLECTIVES = {  # operation: (bytes that cross a rank's link per byte of the larger side, times (n - 1) / n)
+    "_allgather_base_": 1,
+    "allgather_": 1,
+    "all_gather_into_tensor": 1,
+    "all_gather_into_tensor_out": 1,
+    "_reduce_scatter_base_": 1,
+    "reduce_scatter_tensor": 1,
+    "allreduce_": 2,
+    "all_reduce": 2,
+    "all_reduce_": 2,
+}
+
+
+class Work(Counter):
+    """How often what is done in a stage of the step ("forward", "backward", "update").
+
+    Keys: (stage, "matmul", operations, bytes), (stage, "stream", bytes) and (stage, "link", bytes, axis), axis being
+    "data" or "tensor". Values are counts, not whole numbers once two depths have been extrapolated.
+    """
+
+    def note(self, stage: str, operation, args: tuple, kwargs: dict, result) -> None:
+        """Count one operation of the dispatcher."""
+        if operation.namespace in ("c10d", "_c10d_functional"):
+            self.collective(stage, operation, args, result)
+        elif _runs(operation):
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            size = sum(map(_bytes, tensors))
+            formula = flop_registry.get(operation.overloadpacket)
+            if formula is not None:
+                self[stage, "matmul", formula(*args, **kwargs, out_val=result), size] += 1
+            else:
+                self[stage, "stream", size] += 1
+
+    def collective(self, stage: str, operation, args: tuple, result) -> None:
+        """Count the bytes of a collective; on the data axis unless DTensor (functional collectives) made it."""
+        factor = COLLECTIVES.get(operation._opname)
+        if factor is None:
+            return
+        sides = [sum(_bytes(x) for x in tree_leaves(side) if isinstance(x, Tensor)) for side in (*args[:2], result)]
+        axis = "tensor" if operation.namespace == "_c10d_functional" else "data"
+        self[stage, "link", factor * max(sides), axis] += 1
+
+    def attention(self, stage: str, q: Tensor, k: Tensor, products: float) -> None:
+        """Count a causal attention kernel of so many matrix products; forward has 2, FlashAttention's backward 5."""
+        batch, heads, length, size = q.shape
+        operations = products * 2 * batch * heads * length * k.shape[2] * size / 2  # half of the pairs are masked
+        self[stage, "matmul", operations, 4 * _bytes(q)] += 1
+
+    def touched(self, stage: str, x: Tensor, times: int) -> None:
+        """Count a kernel that reads or writes so many tensors like x."""
+        self[stage, "stream", times * _bytes(x)] += 1
+
+    def operations(self, stage: str | None = None) -> float:
+        """Floating point operations of matrix products, of one stage or of all."""
+        return sum(n * key[2] for key, n in self.items() if key[1] == "matmul" and stage in (None, key[0]))
+
+
+def extrapolated(few: Work, more: Work, share: float) -> Work:
+    """few + share * (more - few), key by key: the work of a deeper model."""
+    return Work({key: few[key] + share * (more[key] - few[key]) for key in {**few, **more}})
+
+
+@functools.cache
+def _runs(operation) -> bool:
+    """Whether an operation starts a kernel."""
+    return operation.namespace == "aten" and not operation.is_view and operation._opname not in FREE
+
+
+def _bytes(x: Tensor) -> int:
+    """Bytes behind a tensor; an expanded one is read once."""
+    return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())

@@ -1,0 +1,42 @@
+"""The accountant's peak against the allocator's, for a training step that this machine can run.
+
+measure: {batch, seq_len, precision, checkpointing, device: cpu | cuda, snapshot: whether a GPU's allocations are kept}.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lowmem.errors import Misuse
+from lowmem.memory import measured, target
+from lowmem.memory.accountant import Cell, account
+
+
+def measure(config: dict, seed: int, root: Path) -> dict:
+    """metrics.final: {measured_bytes, predicted_bytes, error_percent, phase, resident_bytes, parameters}.
+
+    measured_bytes: torch.profiler's allocator events, or torch.cuda's peak. resident_bytes: growth of the process's
+    peak resident memory, which holds what PyTorch's allocator does not see and what it gives back late.
+    """
+    settings = dict(config["measure"])
+    device, keep = settings.pop("device", "cpu"), settings.pop("snapshot", False)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Misuse("measure.device is cuda and PyTorch sees no GPU here; use a tier for this machine")
+    model = target.find(config["model"])
+    cell = Cell(optimizer=config["optimizer"], device="gpu" if device == "cuda" else "cpu", **settings)
+    predicted = account(model, cell)
+    with measured.snapshot(root / "results" / "snapshot.pickle" if keep else None):
+        peak, resident = measured.peak_bytes(model, cell, device)
+    final = {
+        "measured_bytes": peak,
+        "predicted_bytes": predicted.peak,
+        "error_percent": 100 * (predicted.peak / peak - 1),
+        "phase": predicted.phase,
+        "resident_bytes": resident,
+        "layers_traced": list(predicted.depths),
+        "layers": model.depth,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+    return {"metrics": {"final": final}, "memory": {**predicted.parts, "peak": peak}}
