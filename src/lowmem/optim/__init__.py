@@ -31,18 +31,12 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'lowmem.optim' has no attribute {name!r}")
 
 
+# fmt: off
 INFRASTRUCTURE = (
-    "checks",
-    "driver",
-    "exchange",
-    "factored",
-    "fused_backward",
-    "graph",
-    "kernel",
-    "parallel",
-    "rounding",
+    "checks", "driver", "exchange", "factored", "fused_backward", "graph", "kernel", "parallel", "rounding", "settings",
+    "sharding", "stages", "state", "without_compiler", "zero1",
 )
-INFRASTRUCTURE += ("settings", "sharding", "stages", "state", "zero1")
+# fmt: on
 
 
 def names() -> list[str]:

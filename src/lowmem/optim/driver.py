@@ -31,9 +31,10 @@ from lowmem.optim.settings import check_settings, one_of
 from lowmem.optim.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.stages import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
 from lowmem.optim.state import check_loadable, complete, pack, placed, unpack
+from lowmem.optim.without_compiler import Optimizer
 
 
-class RuleOptimizer(torch.optim.Optimizer):
+class RuleOptimizer(Optimizer):
     """Common shell of all optimizers here; see the module docstring.
 
     params: an nn.Module (names and blocks are read off it), a Partition, or an iterable of parameters, (name,

@@ -23,11 +23,12 @@ from lowmem.optim.checks import NO_SPARSE, check_model, is_rehearsal
 from lowmem.optim.driver import RuleOptimizer, local_gradient
 from lowmem.optim.graph import Graph, evaluate, random_states, restore, survey
 from lowmem.optim.sharding import reduce_all
+from lowmem.optim.without_compiler import Optimizer
 
 SCALE_START, SCALE_GROWTH, SCALE_WINDOW, SCALE_MIN = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
 
 
-class FusedBackward(torch.optim.Optimizer):
+class FusedBackward(Optimizer):
     """Run an optimizer of this package inside backward: opt.backward(loss) in place of loss.backward(); opt.step().
 
     inner: the optimizer whose rule, groups and state are used; its step() is not called any more.

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from lowmem.optim import parallel
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.sharding import Shard, flat_boxes
+from lowmem.optim.without_compiler import Optimizer
 
 
-class Zero1(torch.optim.Optimizer):
+class Zero1(Optimizer):
     """Shard an optimizer's state: opt = Zero1(AdamMini(model, lr=3e-4)); then as usual. All ranks must step together.
 
     inner: an optimizer of this package that has not stepped yet. process_group: the data-parallel group, default all
