@@ -59,9 +59,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of an exhibit, in the order of the experiment files."""
+    """The runs of an exhibit, in the order of the experiment files. archived: kept records that its header names."""
 
     all: list[Run]
+    archived: list[Run] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self.all)
@@ -108,7 +109,8 @@ def make(root: Path, id: str, tier: str, options: dict | None = None, out: Path 
     if id not in headers:
         raise Misuse(f"unknown exhibit {id!r}{nearest(id, headers)}")
     header = headers[id]
-    runs = load(root, header["experiments"], tier, options or {})
+    kept = [run for name in header.get("archived", []) for run in archive(root, name)]
+    runs = Runs(load(root, header["experiments"], tier, options or {}).all, kept)
     module = importlib.import_module(f"lowmem.exhibits.{id}")
     with style() if header["kind"] == "figure" else contextlib.nullcontext():
         shown = module.render(runs, published(root, header), tier)
@@ -128,10 +130,32 @@ def load(root: Path, names: list[str], tier: str, options: dict) -> Runs:
     return Runs([look_up(root, run) for name in names for run in experiments.runs(root, name, tier, options)])
 
 
-def look_up(root: Path, run: dict) -> Run:
-    """One planned run with its record, or with the reason why there is none."""
+def archive(root: Path, name: str) -> list[Run]:
+    """Records of an experiment kept in data/records. name: tier/experiment, e.g. "workstation/char_shakespeare".
+
+    They belong to the present settings but for where the data came from: the same file may come from a folder or https.
+    """
+    tier, experiment = name.split("/")
+    found = []
+    for run in experiments.runs(root, experiment, tier):
+        folder = root / "data/records" / tier / run["id"]
+        with contextlib.suppress(Failed):
+            record = read_json(folder / "record.json")
+            if without_source(record["config"]) == without_source(run["config"]):
+                run = {**run, "config": record["config"], "config_hash": record["config_hash"]}
+        found.append(look_up(root, run, folder))
+    return found
+
+
+def without_source(config: dict) -> dict:
+    """A configuration that does not say where its data came from."""
+    return {**config, "data": {key: value for key, value in config.get("data", {}).items() if key != "source"}}
+
+
+def look_up(root: Path, run: dict, folder: Path | None = None) -> Run:
+    """One planned run with its record (default: in results/), or with the reason why there is none."""
     known = {key: run[key] for key in ("id", "experiment", "variant", "seed", "config")}
-    folder = root / "results" / run["tier"] / run["id"]
+    folder = folder or root / "results" / run["tier"] / run["id"]
     path = folder / "record.json"
     if not path.is_file():
         return Run(**known, status="missing", reason="not run: no record")

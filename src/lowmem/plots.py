@@ -31,8 +31,13 @@ COLOURS = {
     "lion": "#b5505a",
     "lamb": "#6f7bd0",
 }
+COLOURS |= {"adafactor_zhai": COLOURS["adafactor"], "adafactor_flags": COLOURS["adafactor"]}  # versions of one: dashes
+COLOURS |= {"zhai_flags": COLOURS["adafactor"], "adam_mini_backward": COLOURS["lomo"]}
+COLOURS |= {"default_partition": "#7d8b1f", "value_whole": "#8a6fb3", "embedding_whole": "#7d8b1f"}  # of Adam-mini
+COLOURS |= {"embedding_adam": "#3d8fa8", "max": "#8a6fb3", "min": "#7d8b1f", "l1": "#c05c94", "l2": "#3d8fa8"}
 SERIES = ["#6f7bd0", "#7d8b1f", "#c05c94", "#3d8fa8", "#a6761d"]  # for what is no optimizer, e.g. model sizes
-DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 1.2))}
+DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 1.2)), "adafactor_zhai": (0, (3, 1.2))}
+DASHES |= {"adafactor_flags": (0, (1, 1)), "zhai_flags": (0, (3, 1, 1, 1)), "adam_mini_backward": (0, (2, 1.2))}
 MARKERS = {"adamw": "o", "adam_mini": "s", "lomo": "s", "sgd": "o", "adalomo": "^", "adafactor": "D"}
 NAMES = {
     "adamw": "AdamW",
@@ -45,6 +50,18 @@ NAMES = {
     "sm3": "SM3",
     "lion": "Lion",
     "lamb": "LAMB",
+    "adafactor_zhai": "Adafactor (Zhai)",
+    "adafactor_flags": "Adafactor, published flags",
+    "zhai_flags": "Adafactor (Zhai), published flags",
+    "adam_mini_backward": "Adam-mini in backward",
+    "default_partition": "default partition",
+    "value_whole": "value as one block",
+    "embedding_whole": "embedding as one block",
+    "embedding_adam": "embedding by Adam",
+    "max": "maximum",
+    "min": "minimum",
+    "l1": "1-norm",
+    "l2": "2-norm",
 }
 STYLE = {
     "svg.hashsalt": "lowmem",

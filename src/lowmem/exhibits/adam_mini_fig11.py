@@ -1,20 +1,104 @@
-"""The longest Llama run: final losses by run, for now without the figure."""
+"""The longest Llama run of Adam-mini's scaling family (1B in the paper): loss and gap over the whole run.
 
-from lowmem import curves
-from lowmem.exhibit import Runs, Shown
+Read off the paper's vector figure, Adam-mini starts behind AdamW and ends ahead; the two ends of the run are two claims.
+"""
+
+from lowmem import plots
+from lowmem.curves import Pair, pairs, text, used
+from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.loss_plots import gap_curve, limit_to_values, loss_curves, zero_and_margin
 
 EXHIBIT = {
     "id": "adam_mini_fig11",
     "paper": "adam_mini",
     "label": "Figure (number unknown)",
     "order": 110,
-    "kind": "table",
+    "kind": "figure",
     "title": "The longest Llama run",
     "experiments": ["llama_scaling"],
     "published": "adam_mini.figure_llama1b",
 }
 
+EARLY, LATE = (0.0, 0.1), (0.9, 1.0)  # parts of the run
+PARTS = [(0.0, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 0.9), (0.9, 1.0)]
+WHAT = "mean_gap_mini_minus_adamw_by_step_range."
+PUBLISHED = {"1-5k": 3, "5-10k": 7.5, "10-20k": 15, "20-40k": 30, "40-60k": 50, "60-80k": 70, "80-100k": 90}
+PUBLISHED |= {"100-130k": 115, "130-160k": 145, "160-180k": 170, "180-200k": 190}  # middle of the range, thousand steps
+PUBLISHED_STEPS = 200
+
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by variant and seed."""
-    return curves.listed(runs)
+    """Rows by part of the run. Values: gap.early, gap.late, gap.change (late minus early)."""
+    size = pairs(runs)[-1]
+    shown = Shown(
+        caption=f"The largest model of the scaling runs ({size.name}): validation loss, and the gap Adam-mini minus AdamW at "
+        "equal seed over the share of the run that is done; mean over seeds, thin lines the seeds. Open diamonds: the "
+        "published gaps of Llama2-1B at the same share. Dotted: the margin of 0.02 nat.",
+        columns=["part of the run", "gap, Adam-mini − AdamW (nat)", "published, Llama2-1B (nat)", "seeds"],
+        rows=[],
+        deviations=[
+            "A fixed validation set and three seeds; the paper shows one run on a validation stream that moves on."
+        ],
+        runs_used=used(run for group in size.runs.values() for run in group),
+    )
+    if tier != "paper":
+        shown.deviations.append(
+            f"The model is {size.name}, not 1B: the largest that this tier trains at the same budget."
+        )
+    marks = publish(shown, published)
+    for part in PARTS:
+        inside = [gap for share, gap in marks if part[0] <= share < part[1]]
+        paper = f"{sum(inside) / len(inside):+.4f}" if inside else ""
+        cells = [f"{100 * part[0]:.0f} to {100 * part[1]:.0f} %", text(size.gap(*part), True), paper, len(size.seeds)]
+        shown.rows.append(cells)
+    shown.values = {"gap.early": size.gap(*EARLY), "gap.late": size.gap(*LATE), "gap.change": size.change(EARLY, LATE)}
+    shown.figure = draw(size, marks)
+    return shown
+
+
+def publish(shown: Shown, published: dict) -> list[tuple[float, float]]:
+    """[(share of the run, gap)] of the paper."""
+    found = []
+    for steps, middle in PUBLISHED.items():
+        cell = printed(published, f"{WHAT}{steps}")
+        shown.published += mark(f"gap at {steps} of 200k steps", cell)
+        if cell:
+            found.append((middle / PUBLISHED_STEPS, cell["value"]))
+    return found
+
+
+def draw(size: Pair, marks: list[tuple[float, float]]):
+    drawn, panels = plots.figure([["loss", "gap"]], height=3.6, width_ratios=[1, 1.15])
+    loss_curves(panels["loss"], size.runs, start=0.1)
+    panels["loss"].set_title(f"Validation loss, {size.name}")
+    draw_gap(panels["gap"], size, marks)
+    return drawn
+
+
+def draw_gap(axes, size: Pair, marks: list[tuple[float, float]]) -> None:
+    label = gap_curve(axes, size, plots.look("adam_mini")["color"], size.name)
+    shown = [gap for _, gap in marks]
+    if label:
+        shown += [gap for tokens in size.tokens[1:] for gap in size.gaps(tokens).values()]
+        last = size.tokens[-1]
+        axes.set_xticks([last * k / 5 for k in range(6)], [f"{20 * k} %" for k in range(6)])
+    else:
+        last = 1.0
+        axes.text(0.5, 0.6, size.gap()["reason"][:60], ha="center", transform=axes.transAxes, fontsize=8)
+    if marks:
+        plots.published_mark(axes, [share * last for share, _ in marks], [gap for _, gap in marks])
+        axes.annotate(
+            "published, 1B",
+            (marks[-1][0] * last, marks[-1][1]),
+            xytext=(6, -9),
+            textcoords="offset points",
+            fontsize=8,
+            annotation_clip=False,
+        )
+    zero_and_margin(axes)
+    limit_to_values(axes, shown)
+    axes.set_xlim(0, last * 1.14)
+    axes.set(xlabel="share of the run", ylabel="Adam-mini − AdamW (nat)")
+    axes.set_title("Gap: behind above zero, ahead below")
+    if label:
+        plots.end_labels(axes, [label])

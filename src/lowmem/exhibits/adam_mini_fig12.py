@@ -1,20 +1,93 @@
-"""Llama3-8B and Llama2-13B: final losses by run, for now without the figure."""
+"""Short runs of Llama3-8B and Llama2-13B: training loss, value matrices as one block each.
 
-from lowmem import curves
-from lowmem.exhibit import Runs, Shown
+The paper shows training loss only. At equal seed both optimizers see the same batches, so training losses are paired too.
+"""
+
+from lowmem import plots
+from lowmem.curves import Pair, difference, largest, mean, pairs, smallest, text, train_losses, used, window
+from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.loss_plots import loss_curves, side_by_side
 
 EXHIBIT = {
     "id": "adam_mini_fig12",
     "paper": "adam_mini",
     "label": "Figure (number unknown)",
     "order": 120,
-    "kind": "table",
+    "kind": "figure",
     "title": "Llama3-8B and Llama2-13B",
     "experiments": ["llama_large"],
     "published": "adam_mini.figure_llama8b_13b",
 }
 
+STAGES = {  # name: (measure, what the published value is called)
+    "early": (window(0.05, 0.15), "mean_around_step_1000", "5 to 15 %"),
+    "middle": (window(0.45, 0.55), "mean_around_step_5000", "45 to 55 %"),
+    "end": (window(0.9, 1.0), "mean_last_1000_steps", "last tenth"),
+}
+
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by variant and seed."""
-    return curves.listed(runs)
+    """Rows by size and stage. Values: gap.<size>, gap.worst (end), early.least."""
+    sizes = [size for size in pairs(runs) if size.name.startswith(("8b", "13b"))]
+    shown = Shown(
+        caption="Training loss, moving mean over 5 % of the steps, mean over seeds; right: Adam-mini minus AdamW at equal "
+        "seed and batches with 95 % intervals, and the published gaps (open diamonds).",
+        columns=["model", "part of the run", "AdamW loss", "Adam-mini loss", "gap (nat)", "published gap (nat)"],
+        rows=[],
+        deviations=[
+            "Three seeds; the paper shows one run per curve. Adam-mini makes one block of each value matrix, as the "
+            "official script does for runs of this length."
+        ],
+        runs_used=used(run for size in sizes for group in size.runs.values() for run in group),
+    )
+    if tier != "paper":
+        shown.deviations.append("Shapes are those of this tier, with the features of the models they are named after.")
+    entries = {(size.name, stage): add_row(shown, published, size, stage) for size in sizes for stage in STAGES}
+    for size in sizes:
+        shown.values[f"gap.{size.name}"] = entries[size.name, "end"][0]
+    shown.values["gap.worst"] = largest(entries[size.name, "end"][0] for size in sizes)
+    shown.values["early.least"] = smallest(entries[size.name, "early"][0] for size in sizes)
+    shown.figure = draw(sizes, entries)
+    return shown
+
+
+def add_row(shown: Shown, published: dict, size: Pair, stage: str) -> tuple[dict, float | None]:
+    """One row; (our gap, the published gap)."""
+    measure, what, words = STAGES[stage]
+    gap = difference(size.runs["adam_mini"], size.runs["adamw"], measure)
+    paper = size.name.split("_")[0].upper()
+    cells = [printed(published, what, size=paper, optimizer=o) for o in ("AdamW", "Adam-mini")]
+    for optimizer, cell in zip(("AdamW", "Adam-mini"), cells, strict=True):
+        shown.published += mark(f"{paper}, {optimizer}, training loss, {what.replace('_', ' ')}", cell)
+    theirs = None if None in cells else cells[1]["value"] - cells[0]["value"]
+    means = [text(mean(size.runs[o], measure)) for o in ("adamw", "adam_mini")]
+    shown.rows.append([size.name, words, *means, text(gap, True), "" if theirs is None else f"{theirs:+.3f}"])
+    return gap, theirs
+
+
+def smooth(run: Run) -> list[tuple[float, float]]:
+    """[(tokens, moving mean of the training loss over 5 % of the steps)]."""
+    found, tokens = train_losses(run), run.config["train"]["batch_size"] * run.config["train"]["seq_len"]
+    width = max(1, len(found) // 20)
+    places = range(width, len(found) + 1, max(1, width // 4))
+    return [((at - width / 2) * tokens, sum(found[at - width : at]) / width) for at in places]
+
+
+def draw(sizes: list[Pair], entries: dict):
+    drawn, panels = plots.figure([[*(size.name for size in sizes), "gap"]], height=3.6)
+    for size in sizes:
+        loss_curves(panels[size.name], size.runs, start=0.1, curve=smooth)
+        panels[size.name].set_ylabel("training loss (nat per token)")
+        panels[size.name].set_title(size.name.replace("_as_", ", here "))
+    rows, places = [], []
+    for size in sizes:
+        for stage in STAGES:
+            ours, theirs = entries[size.name, stage]
+            if theirs is not None:
+                places.append((theirs, len(rows)))
+            rows.append((f"{size.name.split('_')[0]}, {STAGES[stage][2]}", ours, plots.look("adam_mini")["color"]))
+    side_by_side(panels["gap"], rows, "Adam-mini − AdamW (nat)")
+    if places:
+        plots.published_mark(panels["gap"], *zip(*places, strict=True))
+    panels["gap"].set_title("Gap: ahead left of zero")
+    return drawn

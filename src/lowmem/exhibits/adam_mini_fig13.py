@@ -1,20 +1,74 @@
-"""Two versions of Adafactor against Adam-mini: final losses by run, for now without the figure."""
+"""Figure 13 of Adam-mini: the original Adafactor and the version of Zhai et al. against Adam-mini on Llama (20M, 1B).
 
-from lowmem import curves
-from lowmem.exhibit import Runs, Shown
+The released script runs Adafactor with flags that make its learning rate inert (relative step, warm-up from 1e-6). Both
+ways stand here: rates that are used, from a grid as large as Adam-mini's, and the published flags.
+"""
+
+from lowmem import plots
+from lowmem.curves import lead, mean, models, smallest, text, tuned, used
+from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.loss_plots import by_rate, loss_curves
 
 EXHIBIT = {
     "id": "adam_mini_fig13",
     "paper": "adam_mini",
     "label": "Figure 13",
     "order": 130,
-    "kind": "table",
+    "kind": "figure",
     "title": "Two versions of Adafactor against Adam-mini",
     "experiments": ["llama_variants"],
     "published": "adam_mini.figure13",
 }
 
+VERSIONS = ("adafactor", "adafactor_zhai")
+FLAGS = ("adafactor_flags", "zhai_flags")
+
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by variant and seed."""
-    return curves.listed(runs)
+    """Values: lead.<version>, lead.least, lead_flags.<version>, lead_flags.least, of the first model (20M in the paper)."""
+    sizes = models(runs)
+    by_size = {size: chosen(runs, size) for size in sizes}
+    shown = Shown(
+        caption="Validation loss of each method at its best rate (mean over seeds, thin lines the seeds), and final loss by "
+        "learning rate with the best marked. Published flags: relative step with warm-up, which ignores the rate.",
+        columns=["model", "method", "best rate", "rates tried", "final loss (nat)", "lead of Adam-mini (nat)"],
+        rows=[],
+        deviations=[
+            "Adafactor is shown with a rate that is used, too; the released script can only run it with an inert one."
+        ],
+        runs_used=used(run for run in runs if run.variant.split("-")[1] in ("adam_mini", *VERSIONS, *FLAGS)),
+    )
+    shown.published = mark("rates at 20M", printed(published, "20M lrs")) + mark(
+        "rates at 1B", printed(published, "1B lrs")
+    )
+    for size, methods in by_size.items():
+        for name, one in methods.items():
+            ahead = lead(one, methods["adam_mini"]) if name != "adam_mini" else None
+            rates = ", ".join(f"{lr:g}" for lr in one.rates)
+            loss = text(one.gone or mean(one.best))
+            rate = "no effect" if name in FLAGS else one.rate
+            shown.rows.append([size, plots.name(name), rate, rates, loss, text(ahead, True) if ahead else ""])
+            if ahead and size == sizes[0]:
+                shown.values[f"{'lead_flags' if name in FLAGS else 'lead'}.{name}"] = ahead
+    for key, names in (("lead", VERSIONS), ("lead_flags", FLAGS)):
+        found = [shown.values[f"{key}.{name}"] for name in names if f"{key}.{name}" in shown.values]
+        shown.values[f"{key}.least"] = smallest(found)
+    shown.figure = draw(by_size)
+    return shown
+
+
+def chosen(runs: Runs, size: str) -> dict:
+    """The methods of this figure on one model."""
+    found = tuned(runs, size)
+    return {name: found[name] for name in ("adam_mini", *VERSIONS, *FLAGS) if name in found}
+
+
+def draw(by_size: dict):
+    mosaic = [[f"{size} {what}" for what in ("curve", "rate")] for size in by_size]
+    drawn, panels = plots.figure(mosaic, height=3.7 * len(by_size), width_ratios=[1.15, 1])
+    for size, methods in by_size.items():
+        loss_curves(panels[f"{size} curve"], {n: one.best for n, one in methods.items() if not one.gone}, start=0.2)
+        panels[f"{size} curve"].set_title(f"Llama {size}: best rate of each")
+        by_rate(panels[f"{size} rate"], methods)
+        panels[f"{size} rate"].set_title("Every rate tried")
+    return drawn

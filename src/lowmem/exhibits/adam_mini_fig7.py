@@ -2,10 +2,11 @@
 
 Exact Hessians in float64 of our GPT-2 with 1 layer, 4 heads, width 16 and 8 symbols. Beside each picture stands the
 share of |H| inside the blocks and that of random partitions of the same sizes, so that "near block-diagonal" is a
-number. A second, deeper model is sampled by Hessian-vector products and stands in the rows.
+number. A second, deeper model is sampled by Hessian-vector products and stands in the rows. Panel i: Llama trained with
+PyTorch's tensors as blocks, from the runs of llama_variants.
 """
 
-from lowmem import matrices, plots
+from lowmem import default_partition, matrices, plots
 from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
 from lowmem.stats import least
 
@@ -15,14 +16,12 @@ EXHIBIT = {
     "label": "Figure 7",
     "order": 70,
     "kind": "figure",
-    "title": "Hessian blocks of a Transformer",
-    "experiments": ["hessian_transformer", "hessian_deep"],
+    "title": "Hessian blocks of a Transformer, and the default partition",
+    "experiments": ["hessian_transformer", "hessian_deep", "llama_variants"],
     "published": "adam_mini.figure7",
 }
 
 PANELS = ("query", "key", "value", "attn.proj", "mlp.fc", "mlp.proj", "embedding", "output")  # a to h
-# Panel i, training loss under the default partition, belongs to the language-model runs: add their experiment to
-# EXHIBIT, a place "i" to the mosaic of draw(), and drop the deviation that says it is missing.
 COLUMNS = [
     "model",
     "panel",
@@ -37,17 +36,19 @@ COLUMNS = [
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: excess.<module> (mass inside minus the null's upper end, first stage), share.least, excess.deep."""
+    """Values: excess.<module> (mass inside minus the null's upper end, first stage), share.least, excess.deep;
+    default.excess and default.roughness of panel i (default_partition.py)."""
     toy = [run for run in runs if run.experiment == "hessian_transformer"]
     deep = [run for run in runs if run.experiment == "hessian_deep"]
     shown = Shown(
         caption="|H| of each module's weights after about 1 % of training, rows and columns ordered by block (white "
         "lines), averaged over tiles. Below: share of |H| inside the blocks, and the median of 200 random partitions "
-        f"of equal sizes. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}. Intervals: 95 % over seeds.",
+        f"of equal sizes. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}. Intervals: 95 % over seeds. "
+        "i: training loss of Llama with both partitions at the best rate of AdamW, and final loss by rate.",
         columns=COLUMNS,
         rows=[],
         deviations=[
-            "Panel i (a 1B model under the default partition) belongs to the language-model experiments; not drawn.",
+            "Panel i: three seeds on the model of this tier; the paper shows one run of Llama2-1B.",
             "The paper names neither data nor training; ours is prose whose bytes are dealt to 8 groups of equal "
             "frequency, trained by Adam.",
             "Value is cut by output neuron, as the paper's rule says, though its panel is labelled with 4 heads.",
@@ -62,7 +63,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             for letter, module in zip("abcdefgh", PANELS, strict=True):
                 excess[name, stage, module] = add_row(shown, name, letter, module, stage, group)
     summarise(shown, toy, deep, excess)
-    shown.figure = draw(toy)
+    trained = default_partition.methods(runs)
+    default_partition.add(shown, trained)
+    shown.figure = draw(toy, trained)
     return shown
 
 
@@ -110,9 +113,10 @@ def summarise(shown: Shown, toy: list, deep: list, excess: dict) -> None:
     shown.values["excess.deep"] = matrices.value(least(found) if None not in found else None, reason, "of |H|")
 
 
-def draw(runs: list):
-    """Eight panels of the first seed at the first stage."""
-    drawn, panels = plots.figure([list("abcd"), list("efgh")], width=9.6, height=5.4)
+def draw(runs: list, trained: dict):
+    """Eight panels of the first seed at the first stage, and the training loss of panel i."""
+    drawn, panels = plots.figure([list("abcd"), list("efgh"), list("iijj")], width=9.6, height=8.6)
+    default_partition.draw(panels["i"], panels["j"], trained)
     run = next((run for run in runs if run.status == "done"), None)
     arrays = run.arrays() if run else {}
     stage = matrices.stages(runs)[0] if runs else ""
@@ -127,5 +131,5 @@ def draw(runs: list):
         title = f"({letter}) {module}: {blocks} {plural(kind)}"
         matrices.show(panels[letter], picture, blocks, title, note)
     if arrays:
-        matrices.colour_bar(drawn, list(panels.values()))
+        matrices.colour_bar(drawn, [panels[letter] for letter in "abcdefgh"])
     return drawn

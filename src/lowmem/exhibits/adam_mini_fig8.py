@@ -1,20 +1,223 @@
-"""GPT-2 against memory-lean baselines, trajectories, sensitivity: final losses by run, for now without the figure."""
+"""Figure 8 of Adam-mini: GPT-2 against memory-lean baselines, distance of trajectories, sensitivity.
 
-from lowmem import curves
-from lowmem.exhibit import Runs, Shown
+The paper gives every method AdamW's rate. Below the paper tier every method has a grid of its own of equal size, which
+stands in workflow/config/experiments/gpt2_baselines.yaml, and is shown at its best rate.
+"""
+
+import math
+
+from lowmem import plots
+from lowmem.curves import Tuned, lead, mean, missing, smallest, text, tuned, used, value
+from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.loss_plots import by_rate, loss_curves, mean_of
+from lowmem.stats import estimate
 
 EXHIBIT = {
     "id": "adam_mini_fig8",
     "paper": "adam_mini",
     "label": "Figure 8",
     "order": 80,
-    "kind": "table",
+    "kind": "figure",
     "title": "GPT-2 against memory-lean baselines, trajectories, sensitivity",
     "experiments": ["gpt2_baselines", "gpt2_decay"],
     "published": "adam_mini.figure8",
 }
 
+BASELINES = ("adafactor", "adafactor_zhai", "came", "sm3")  # of the camera-ready panel
+METHODS = ("adamw", "adam_mini", *BASELINES)
+
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by variant and seed."""
-    return curves.listed(runs)
+    """Values: lead.<baseline>, lead.least, closer.<baseline>, closer.least, spread.<optimizer>, spread.difference."""
+    methods = {name: one for name, one in tuned(of(runs, "gpt2_baselines")).items() if name in METHODS}
+    shown = Shown(
+        caption="a: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. b: distance of the "
+        "weights from those of AdamW at equal seed, as a share of how far AdamW has moved from its first evaluation on. "
+        "c: final loss by learning rate. d: by weight decay.",
+        columns=[
+            "method",
+            "best rate",
+            "rates tried",
+            "final loss (nat)",
+            "lead of Adam-mini (nat)",
+            "distance from AdamW",
+        ],
+        rows=[],
+        deviations=[
+            "Best rate of an equal grid for every method, three seeds; the paper runs all methods at 6e-4, one seed."
+        ]
+        if tier != "paper"
+        else ["Three seeds; the paper shows one run per curve."],
+        runs_used=used(runs),
+    )
+    if tier in ("laptop", "smoke"):
+        shown.deviations.append("Output layer untied: tied, a GPT-2 this small spends its few steps on a plateau.")
+    shown.deviations.append("Distances are estimated from sketches of the weights, to some percent.")
+    publish(shown, published)
+    gaps = {name: distances(one, methods["adamw"]) for name, one in methods.items() if name != "adamw"}
+    for name, one in methods.items():
+        if name in BASELINES:
+            shown.values[f"lead.{name}"] = lead(one, methods["adam_mini"])
+            shown.values[f"closer.{name}"] = closer(gaps[name], gaps["adam_mini"])
+        far = text(end(gaps[name]), digits=2) if name in gaps else ""
+        ahead = text(shown.values[f"lead.{name}"], True) if name in BASELINES else ""
+        loss = text(one.gone or mean(one.best))
+        shown.rows.append([plots.name(name), one.rate, ", ".join(f"{lr:g}" for lr in one.rates), loss, ahead, far])
+    for key in ("lead", "closer"):
+        found = [shown.values[f"{key}.{name}"] for name in BASELINES if f"{key}.{name}" in shown.values]
+        shown.values[f"{key}.least"] = smallest(found)
+    settings = sensitivity(runs, methods)
+    spread(shown, settings)
+    shown.figure = draw(methods, gaps, of(runs, "gpt2_decay"))
+    return shown
+
+
+def of(runs: Runs, experiment: str) -> list[Run]:
+    return [run for run in runs if run.experiment == experiment]
+
+
+# -- b: distances ----------------------------------------------------------------------------------------------------
+
+
+def distances(method: Tuned, adamw: Tuned) -> dict:
+    """{seed: [(tokens, distance / movement of AdamW)]}, or an entry that says why not.
+
+    Distance: between the weights of both methods, each at its best rate. Movement: of AdamW since its first evaluation
+    after the start, so the first point has none and is left out.
+    """
+    gone = method.gone or adamw.gone
+    if gone:
+        return gone
+    found, theirs = {}, {run.seed: run for run in adamw.best}
+    for run in method.best:
+        ours, base = sketches(run), sketches(theirs[run.seed]) if run.seed in theirs else {}
+        shared = sorted(ours.keys() & base.keys())
+        if len(shared) < 2:
+            return missing("not run: no sketches of the weights")
+        moved = {at: math.dist(base[at], base[shared[0]]) for at in shared[1:]}
+        found[run.seed] = [(at, math.dist(ours[at], base[at]) / moved[at]) for at in shared[1:] if moved[at] > 0]
+    return found
+
+
+def sketches(run: Run) -> dict[int, list[float]]:
+    return {row["tokens"]: row["sketch"] for row in run.curve() if row.get("sketch")}
+
+
+def end(gaps: dict) -> dict:
+    """The last distance, mean over seeds."""
+    return (
+        gaps if "value" in gaps else value(estimate([curve[-1][1] for curve in gaps.values()]), "of AdamW's movement")
+    )
+
+
+def closer(baseline: dict, subject: dict) -> dict:
+    """Distance of a baseline over that of Adam-mini at the end: geometric mean over seeds; above 1 Adam-mini is closer."""
+    for gaps in (baseline, subject):
+        if "value" in gaps:
+            return gaps
+    logs = estimate(
+        [math.log(baseline[s][-1][1] / subject[s][-1][1]) for s in sorted(baseline.keys() & subject.keys())]
+    )
+    ends = [None if x is None else math.exp(x) for x in (logs.value, logs.low, logs.high)]
+    return {**value(logs, "times"), "value": ends[0], "low": ends[1], "high": ends[2]}
+
+
+# -- c and d: sensitivity --------------------------------------------------------------------------------------------
+
+
+def sensitivity(runs: Runs, methods: dict[str, Tuned]) -> dict[str, list[list[Run]]]:
+    """{optimizer: runs by setting}: the rates of the grid and the settings of gpt2_decay."""
+    found = {}
+    for optimizer in ("adamw", "adam_mini"):
+        others: dict[str, list[Run]] = {}
+        for run in of(runs, "gpt2_decay"):
+            name, setting = run.variant.split("-")
+            if name == optimizer:
+                others.setdefault(setting, []).append(run)
+        found[optimizer] = [*methods[optimizer].rates.values(), *others.values()]
+    return found
+
+
+def spread(shown: Shown, settings: dict[str, list[list[Run]]]) -> None:
+    """Largest minus smallest final loss over the settings, by seed; a diverged setting leaves no spread."""
+    by_seed, gone = {}, None
+    for optimizer, groups in settings.items():
+        runs = [run for group in groups for run in group]
+        reason = unfinished(runs)
+        if reason:
+            side = {"adam_mini": "subject", "adamw": "baseline"}[optimizer]
+            gone = gone or missing(reason, side if "diverged" in reason else None)
+            shown.values[f"spread.{optimizer}"] = missing(reason)
+            continue
+        seeds = {run.seed for run in runs}
+        losses = {s: [run.final("val_loss") for run in runs if run.seed == s] for s in sorted(seeds)}
+        by_seed[optimizer] = {seed: max(found) - min(found) for seed, found in losses.items()}
+        entry = shown.values[f"spread.{optimizer}"] = value(estimate(list(by_seed[optimizer].values())))
+        label = f"spread over {len(groups)} settings, {plots.name(optimizer)}"
+        shown.rows.append([label, "", "", text(entry), "", ""])
+    if not gone:
+        ours, theirs = by_seed["adam_mini"], by_seed["adamw"]
+        gone = value(estimate([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]))
+    shown.values["spread.difference"] = gone
+
+
+# -- picture ---------------------------------------------------------------------------------------------------------
+
+
+def publish(shown: Shown, published: dict) -> None:
+    for optimizer in ("AdamW", "Adam-mini", "Adafactor", "SM3", "LAMB"):
+        cell = printed(published, "v1_panel_end_loss_by_eye_25B", optimizer=optimizer)
+        shown.published += mark(f"{optimizer}, validation loss at 25 B tokens, first version, by eye", cell)
+    shown.published += mark("rate of all methods", printed(published, "lr_all_methods"))
+
+
+def draw(methods: dict[str, Tuned], gaps: dict, decay: list[Run]):
+    drawn, panels = plots.figure([["a", "a", "b", "b"], ["c", "c", "d", "d"]], width=9.6, height=6.6)
+    loss_curves(panels["a"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
+    panels["a"].set_title("a  Best rate of each method")
+    draw_distances(panels["b"], gaps)
+    by_rate(panels["c"], methods)
+    panels["c"].set_title("c  Every rate tried")
+    draw_decay(panels["d"], {o: methods[o] for o in ("adamw", "adam_mini")}, decay)
+    return drawn
+
+
+def draw_distances(axes, gaps: dict) -> None:
+    labels = []
+    for name, by_seed in gaps.items():
+        if "value" not in by_seed:
+            x, y = mean_of(list(by_seed.values()))
+            axes.plot(x, y, marker=".", **plots.look(name))
+            labels.append((x[-1], y[-1], plots.name(name), plots.look(name)["color"]))
+    if not labels:
+        plots.empty(axes, "not run: no record")
+        return
+    axes.xaxis.set_major_formatter(lambda at, _: f"{at / 1e3:g}k" if at < 1e6 else f"{at / 1e6:g}M")
+    axes.set(xlabel="training tokens", ylabel="distance / movement of AdamW")
+    axes.set_ylim(0)
+    axes.set_title("b  Distance from AdamW's weights")
+    plots.end_labels(axes, labels)
+
+
+def draw_decay(axes, methods: dict[str, Tuned], decay: list[Run]) -> None:
+    """Final loss by weight decay at one rate; the decay of the grid's own runs is one of the points."""
+    labels = []
+    for name, one in methods.items():
+        found: dict[float, list[Run]] = {}
+        lr = next((run.config["optimizer"]["lr"] for run in decay), None)
+        for run in [*decay, *one.rates.get(lr, [])]:
+            settings = run.config["optimizer"]
+            if settings["name"] == name and settings["lr"] == lr:
+                found.setdefault(settings["weight_decay"], []).append(run)
+        means = sorted((wd, mean(runs)["value"]) for wd, runs in found.items() if mean(runs)["value"] is not None)
+        if means:
+            places = [k for k, _ in enumerate(means)]
+            axes.plot(places, [loss for _, loss in means], marker=".", **plots.look(name))
+            axes.set_xticks(places, [f"{wd:g}" for wd, _ in means])
+            labels.append((places[-1], means[-1][1], plots.name(name), plots.look(name)["color"]))
+    if not labels:
+        plots.empty(axes, "not run: no record")
+        return
+    axes.set(xlabel="weight decay", ylabel="final validation loss (nat per token)")
+    axes.set_title(f"d  Weight decay at rate {lr:g}")
+    plots.end_labels(axes, labels)

@@ -1,20 +1,177 @@
-"""Scaling laws of Llama: final losses by run, for now without the figure."""
+"""Figure 9 of Adam-mini: scaling laws of Llama, loss against operations and final loss against size.
 
-from lowmem import curves
-from lowmem.exhibit import Runs, Shown
+Operations are 6 N D (Kaplan et al., arXiv 2001.08361); the paper's axis ends at 0.58 to 0.79 of that, by a formula that is
+not given.
+"""
+
+import math
+
+from lowmem import plots
+from lowmem.curves import Pair, missing, pairs, text, used, value
+from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.loss_plots import decades, faint, tokens_label
+from lowmem.stats import estimate
 
 EXHIBIT = {
     "id": "adam_mini_fig9",
     "paper": "adam_mini",
     "label": "Figure 9",
     "order": 90,
-    "kind": "table",
+    "kind": "figure",
     "title": "Scaling laws of Llama",
     "experiments": ["llama_scaling"],
     "published": "adam_mini.figure9",
 }
 
+NAMES = {"adamw": "AdamW", "adam_mini": "Adam-mini"}
+PUBLISHED_SIZES = {"39M": 38738304, "67M": 66857472, "102M": 101924480, "162M": 162423552, "271M": 271090688}
+PUBLISHED_SIZES["1B"] = 1055991808
+
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by variant and seed."""
-    return curves.listed(runs)
+    """Rows by size, then the fits. Values: slope.adamw, slope.adam_mini, slope.difference."""
+    sizes = pairs(runs)
+    shown = Shown(
+        caption="Left: validation loss against training operations (6 x parameters x tokens), mean over seeds. Middle: loss at "
+        "the end against parameters with the straight-line fits, bands over the fits of single seeds. Right: the same "
+        "for the published end points (open diamonds and their lines). All axes are logarithmic.",
+        columns=["model", "parameters", "AdamW loss", "Adam-mini loss", "gap"],
+        rows=[],
+        deviations=["Operations are 6 N D; the paper's formula is not given."],
+        runs_used=used(runs),
+    )
+    if tier != "paper":
+        shown.deviations.append(
+            "Sizes and data are those of this tier; tokens per parameter follow the paper's protocol."
+        )
+    for size in sizes:
+        ends = [text(value(size.mean(o, size.tokens[-1]))) if size.complete else size.gap()["reason"] for o in NAMES]
+        shown.rows.append([size.name, f"{size.parameters:,}", *ends, text(size.gap(), True)])
+    fits = summarise(shown, sizes)
+    paper = publish(shown, published)
+    draw(shown, sizes, fits, paper)
+    return shown
+
+
+def fit(parameters: list[int], losses: list[float]) -> tuple[float, float]:
+    """(slope, intercept) of log loss on log parameters by least squares."""
+    x, y = [math.log(n) for n in parameters], [math.log(loss) for loss in losses]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
+    return slope, mean_y - slope * mean_x
+
+
+def summarise(shown: Shown, sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
+    """{optimizer: {seed: (slope, intercept)}}; fits need every size."""
+    gone = [size.gap() for size in sizes if not size.complete]
+    if gone or len(sizes) < 2:
+        reason = "; ".join(dict.fromkeys(entry["reason"] for entry in gone)) or "not run: a fit needs two sizes"
+        for key in ("slope.adamw", "slope.adam_mini", "slope.difference"):
+            shown.values[key] = missing(reason)
+        return {}
+    seeds = sorted(set.intersection(*(set(size.seeds) for size in sizes)))
+    counts = [size.parameters for size in sizes]
+    fits = {o: {s: fit(counts, [size.curves[o][s][size.tokens[-1]] for size in sizes]) for s in seeds} for o in NAMES}
+    for optimizer, by_seed in fits.items():
+        entry = shown.values[f"slope.{optimizer}"] = value(estimate([one[0] for one in by_seed.values()]), "in slope")
+        shown.rows.append([f"slope of {NAMES[optimizer]}", "", text(entry, True), "", ""])
+    entry = value(estimate([fits["adam_mini"][s][0] - fits["adamw"][s][0] for s in seeds]), "in slope")
+    shown.values["slope.difference"] = entry
+    shown.rows.append(["difference of slopes", "", "", "", text(entry, True)])
+    return fits
+
+
+def publish(shown: Shown, published: dict) -> dict[str, list[tuple[int, float]]]:
+    """{optimizer: [(parameters, loss)]} of the paper."""
+    found: dict[str, list] = {o: [] for o in NAMES}
+    for size, count in PUBLISHED_SIZES.items():
+        for optimizer, name in NAMES.items():
+            cell = printed(published, f"end_loss_{name}_oct2024", size=size)
+            shown.published += mark(f"{size}, {name}, loss at the end", cell)
+            if cell:
+                found[optimizer].append((count, cell["value"]))
+    return found
+
+
+def draw(shown: Shown, sizes: list[Pair], fits: dict, paper: dict) -> None:
+    drawn, panels = plots.figure([["flops", "size", "paper"]], height=3.7, width_ratios=[1.2, 1, 1])
+    complete = [size for size in sizes if size.complete]
+    if not complete:
+        for name in ("flops", "size"):
+            plots.empty(panels[name], "not run: no record")
+    else:
+        draw_operations(panels["flops"], complete)
+        draw_sizes(panels["size"], complete, fits)
+    draw_paper(panels["paper"], paper)
+    shown.figure = drawn
+
+
+def draw_operations(axes, sizes: list[Pair]) -> None:
+    heights = []
+    for size in sizes:
+        for optimizer in NAMES:
+            curve = [size.mean(optimizer, tokens).value for tokens in size.tokens]
+            plots.line(
+                axes, [6.0 * size.parameters * tokens for tokens in size.tokens], curve, optimizer, linewidth=1.3
+            )
+            heights += curve[len(curve) // 6 :]
+        place = (6.0 * size.parameters * size.tokens[-1], curve[-1])  # below the end of its curve no other one passes
+        style = {"xytext": (-3, -8), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+        axes.annotate(size.name, place, **style)
+    axes.set_xscale("log")
+    decades(axes, heights)
+    axes.set_ylim(min(heights) * 0.97, max(heights))
+    axes.set(xlabel="operations (6 N D)", ylabel="validation loss (nat per token)")
+    axes.set_title("Loss by operations")
+    starts = [6.0 * size.parameters * size.tokens[len(size.tokens) // 6] for size in sizes]
+    axes.set_xlim(min(starts) / 1.5)
+    for k, optimizer in enumerate(NAMES):
+        style = {"transform": axes.transAxes, "ha": "right", "color": plots.look(optimizer)["color"], "fontsize": 8}
+        axes.text(0.98, 0.93 - 0.07 * k, NAMES[optimizer], **style)
+
+
+def draw_sizes(axes, sizes: list[Pair], fits: dict) -> None:
+    counts = [size.parameters for size in sizes]
+    heights, labels = [], []
+    for optimizer in NAMES:
+        look = plots.look(optimizer)
+        means = [size.mean(optimizer, size.tokens[-1]).value for size in sizes]
+        heights += means
+        axes.plot(counts, means, linestyle="none", marker=plots.MARKERS[optimizer], color=look["color"])
+        lines = [[math.exp(a * math.log(n) + b) for n in counts] for a, b in fits.get(optimizer, {}).values()]
+        if lines:
+            middle = [sum(column) / len(column) for column in zip(*lines)]
+            axes.fill_between(counts, *(list(map(f, zip(*lines))) for f in (min, max)), color=look["color"], alpha=0.15)
+            axes.plot(counts, middle, **look)
+            for line in lines:
+                axes.plot(counts, line, **faint(look["color"]))
+        labels.append((counts[-1], means[-1], NAMES[optimizer], look["color"]))
+    finish(axes, counts, heights, "Final loss by size")
+    plots.end_labels(axes, labels)
+
+
+def draw_paper(axes, paper: dict) -> None:
+    labels, heights = [], []
+    for optimizer, found in paper.items():
+        if len(found) < 2:
+            plots.empty(axes, "no published value")
+            return
+        look, (counts, losses) = plots.look(optimizer), zip(*found, strict=True)
+        plots.published_mark(axes, counts, losses, markeredgecolor=look["color"])
+        slope, intercept = fit(counts, losses)
+        axes.plot(counts, [math.exp(slope * math.log(n) + intercept) for n in counts], **{**look, "linewidth": 1.2})
+        labels.append((counts[-1], losses[-1], NAMES[optimizer], look["color"]))
+        heights += losses
+    finish(axes, counts, heights, "Published")
+    plots.end_labels(axes, labels)
+
+
+def finish(axes, counts, heights: list[float], title: str) -> None:
+    axes.set_xscale("log")
+    decades(axes, heights)
+    axes.set_xlim(min(counts) / 1.2, max(counts) * (max(counts) / min(counts)) ** 0.45)
+    places = counts if max(counts) < 10 * min(counts) else [counts[0], counts[-1]]
+    axes.set_xticks(places, [tokens_label(float(f"{n:.2g}")) for n in places], fontsize=7)
+    axes.minorticks_off()
+    axes.set_xlabel("parameters")
+    axes.set_title(title)

@@ -1,20 +1,70 @@
-"""Adafactor with and without a learning rate that is used: final losses by run, for now without the figure."""
+"""What the published flags do to Adafactor: with relative step and warm-up its learning rate has no effect.
 
-from lowmem import curves
+The Adam-mini paper's baseline runs carry these flags in the released script. Here the same two rates are run with them and
+must agree to the last bit, beside a grid of rates that are used.
+"""
+
+from lowmem import plots
+from lowmem.curves import Tuned, final_loss, lead, mean, missing, models, smallest, text, tuned, used
 from lowmem.exhibit import Runs, Shown
+from lowmem.loss_plots import by_rate
 
 EXHIBIT = {
     "id": "extra_adafactor_lr",
     "paper": "extra",
     "label": "Extra",
     "order": 20,
-    "kind": "table",
+    "kind": "figure",
     "title": "Adafactor with and without a learning rate that is used",
     "experiments": ["llama_variants"],
     "published": None,
 }
 
+VERSIONS = {"adafactor": "adafactor_flags", "adafactor_zhai": "zhai_flags"}
+
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by variant and seed."""
-    return curves.listed(runs)
+    """Values: inert.largest_difference (over rates, seeds and versions), cost.<version>, cost.least."""
+    methods = tuned(runs, models(runs)[0])
+    shown = Shown(
+        caption="Final validation loss of both versions of Adafactor by learning rate: with the rate in use, and with the "
+        "published flags, under which all rates give the same run.",
+        columns=["version", "rate", "final loss, rate used (nat)", "final loss, published flags (nat)"],
+        rows=[],
+        runs_used=used(run for run in runs if run.variant.split("-")[1] in {*VERSIONS, *VERSIONS.values()}),
+    )
+    for name, flags in VERSIONS.items():
+        rates = sorted({*methods[name].rates, *methods[flags].rates})
+        for lr in rates:
+            cells = [
+                text(mean(one.rates[lr]), digits=4) if lr in one.rates else ""
+                for one in (methods[name], methods[flags])
+            ]
+            shown.rows.append([plots.name(name), f"{lr:g}", *cells])
+        shown.values[f"cost.{name}"] = lead(methods[flags], methods[name])
+    shown.values["cost.least"] = smallest(list(shown.values.values()))
+    shown.values["inert.largest_difference"] = inert([methods[flags] for flags in VERSIONS.values()])
+    shown.figure = draw(methods)
+    return shown
+
+
+def inert(methods: list[Tuned]) -> dict:
+    """Largest difference of final losses between rates at equal seed: an exact number, since nothing is estimated."""
+    largest = 0.0
+    for method in methods:
+        if method.gone or len(method.scores) < len(method.rates):
+            return method.gone or missing("not run: a rate diverged")
+        by_seed: dict[int, list[float]] = {}
+        for runs in method.rates.values():
+            for run in runs:
+                by_seed.setdefault(run.seed, []).append(final_loss(run))
+        largest = max([largest, *(max(found) - min(found) for found in by_seed.values())])
+    return {"value": largest, "unit": "nat"}
+
+
+def draw(methods: dict[str, Tuned]):
+    drawn, panels = plots.figure([list(VERSIONS)], height=3.4)
+    for name, flags in VERSIONS.items():
+        by_rate(panels[name], {key: methods[key] for key in (name, flags)})
+        panels[name].set_title(plots.name(name))
+    return drawn

@@ -1,0 +1,96 @@
+"""Panel i of Adam-mini's Figure 7: training with PyTorch's tensors as blocks, and how unsteady it is."""
+
+import itertools
+import math
+
+from lowmem import plots
+from lowmem.curves import Tuned, absent, lead, mean, missing, models, text, train_losses, tuned, used, value
+from lowmem.exhibit import Run, Runs, Shown
+from lowmem.loss_plots import by_rate, faint
+from lowmem.stats import estimate
+
+SHOWN = ("adamw", "adam_mini", "default_partition")
+WINDOW = 0.02  # of the steps: the moving mean whose rises are counted
+
+
+def methods(runs: Runs) -> dict[str, Tuned]:
+    """The three methods on the largest model of llama_variants: 1B in the paper."""
+    own = [run for run in runs if run.experiment == "llama_variants"]
+    found = tuned(own, models(own)[-1])
+    return {name: found[name] for name in SHOWN}
+
+
+def at_adamw_rate(found: dict[str, Tuned]) -> dict[str, list[Run]]:
+    """{method: runs at the rate that is best for AdamW}; all its runs where that is not known."""
+    lr = found["adamw"].lr
+    return {name: one.rates.get(lr, one.best) for name, one in found.items()}
+
+
+def rises(run: Run) -> float:
+    """Sum of all rises of the training loss, moving mean over WINDOW of the steps."""
+    return sum(max(0.0, after - before) for before, after in itertools.pairwise(smooth(run)))
+
+
+def smooth(run: Run) -> list[float]:
+    losses = train_losses(run)
+    width = max(1, round(WINDOW * len(losses)))
+    return [sum(losses[at : at + width]) / width for at in range(len(losses) - width + 1)]
+
+
+def roughness(default: list[Run], proposed: list[Run]) -> dict:
+    """Rises under the default partition over those under the paper's: geometric mean over seeds."""
+    gone = absent(default, proposed)
+    if gone:
+        return gone
+    theirs = {run.seed: rises(run) for run in proposed}
+    ours = {run.seed: rises(run) for run in default}
+    if min(*ours.values(), *theirs.values()) <= 0:
+        return missing("not run: a curve without rises is too short to judge")
+    logs = estimate([math.log(ours[seed] / theirs[seed]) for seed in ours.keys() & theirs.keys()])
+    ends = [None if x is None else math.exp(x) for x in (logs.value, logs.low, logs.high)]
+    return {**value(logs, "times"), "value": ends[0], "low": ends[1], "high": ends[2]}
+
+
+def add(shown: Shown, found: dict[str, Tuned]) -> None:
+    """Rows and values of panel i."""
+    at = at_adamw_rate(found)
+    shown.values["default.excess"] = lead(found["default_partition"], found["adam_mini"])
+    shown.values["default.roughness"] = roughness(at["default_partition"], at["adam_mini"])
+    for name, one in found.items():
+        loss = text(one.gone or mean(one.best))
+        shown.rows.append(
+            ["Llama", "i", plots.name(name), f"best rate {one.rate}", "whole run", loss, "", "", len(one.best)]
+        )
+        shown.runs_used += used(run for runs in one.rates.values() for run in runs)
+    for key, words in (("default.excess", "excess loss (nat)"), ("default.roughness", "rises of the loss, times")):
+        entry = shown.values[key]
+        cells = ["Llama", "i", f"default partition: {words}", "", "whole run", text(entry), "", "", entry.get("n", "")]
+        shown.rows.append(cells)
+
+
+def draw(axes, rates, found: dict[str, Tuned]) -> None:
+    """Left: training loss at AdamW's best rate, seeds thin. Right: final loss by rate."""
+    by_rate(rates, found)
+    rates.set_title("(i) by learning rate")
+    labels, heights = [], []
+    for name, runs in at_adamw_rate(found).items():
+        look = plots.look(name)
+        curves = [smooth(run) for run in runs if train_losses(run)]
+        for run, curve in zip((run for run in runs if train_losses(run)), curves):
+            axes.plot(curve, **faint(look["color"]))
+            if run.status == "diverged":
+                axes.plot(len(curve) - 1, curve[-1], marker="x", color=look["color"], markersize=7)
+        done = [curve for run, curve in zip((run for run in runs if train_losses(run)), curves) if run.status == "done"]
+        if done:
+            middle = [sum(column) / len(column) for column in zip(*done)]
+            axes.plot(middle, **look)
+            labels.append((len(middle) - 1, middle[-1], plots.name(name), look["color"]))
+            heights += middle[len(middle) // 6 :]
+    if not labels:
+        plots.empty(axes, "not run: no record")
+        return
+    axes.set_ylim(min(heights) - 0.05, max(heights) + 0.05)
+    axes.set_xlim(0, labels[0][0])
+    axes.set(xlabel="step", ylabel="training loss (nat per token)")
+    axes.set_title("(i) Llama at AdamW's best rate")
+    plots.end_labels(axes, labels)

@@ -1,0 +1,149 @@
+"""Panels that the language-model figures share: loss curves, paired gaps, losses by rate, losses side by side."""
+
+import math
+
+from lowmem import plots
+from lowmem.curves import MARGIN, Pair, Tuned, losses
+from lowmem.exhibit import Run
+
+
+def tokens_label(value: float, _=None) -> str:
+    """1500000 -> 1.5M."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def faint(colour: str) -> dict:
+    """Line keywords of a single seed."""
+    return {"color": colour, "linewidth": 0.8, "alpha": 0.4}
+
+
+def zero_and_margin(axes) -> None:
+    """No gap as a line, the margin as a dotted one (the caption says so)."""
+    axes.axhline(0, color=plots.INK, linewidth=0.8)
+    axes.axhline(MARGIN, color=plots.INK, linewidth=1.0, linestyle=(0, (1, 2)))
+
+
+def limit_to_values(axes, values: list[float]) -> None:
+    """The axis shows these values, the margin and zero."""
+    low, high = min([0, *values]), max([MARGIN, *values])
+    axes.set_ylim(low - 0.12 * (high - low), high + 0.12 * (high - low))
+
+
+def mean_of(curves: list[list[tuple[float, float]]]) -> tuple[list[float], list[float]]:
+    """(x, mean y) at the x that all curves have."""
+    found = [dict(curve) for curve in curves if curve]
+    x = sorted(set.intersection(*map(set, found))) if found else []
+    return x, [sum(curve[at] for curve in found) / len(found) for at in x]
+
+
+def limits(axes, heights: list[float]) -> float:
+    """Fit the loss axis to these values but for far outliers above, which leave the picture; returns the upper end."""
+    low, middle = min(heights), sorted(heights)[len(heights) // 2]
+    high = min(max(heights), low + 5 * (middle - low) + 0.05)
+    axes.set_ylim(low - 0.06 * (high - low) - 1e-3, high + 0.06 * (high - low) + 1e-3)
+    return high
+
+
+def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=losses, **looks) -> None:
+    """One mean line for each name (a key of plots.look) over its seeds, thin lines for the seeds, labels at the ends.
+
+    start: share of the run from which on the axis is fitted to the curves. A diverged run ends in a cross and its step.
+    """
+    labels, heights, last = [], [], 0.0
+    for name, runs in groups.items():
+        look = {**plots.look(name), **looks.get(name, {})}
+        done = [curve(run) for run in runs if run.status == "done"]
+        for one in done:
+            axes.plot(*zip(*one, strict=True), **faint(look["color"]))
+        x, y = mean_of(done)
+        if x:
+            axes.plot(x, y, **look)
+            labels.append((x[-1], y[-1], plots.name(name), look["color"]))
+            heights += [value for at, value in zip(x, y, strict=True) if at >= start * x[-1]]
+            last = max(last, x[-1])
+        for run in runs:
+            if run.status == "diverged" and curve(run):
+                at, value = curve(run)[-1]
+                axes.plot(at, value, marker="x", color=look["color"], markersize=7)
+                labels.append((at, value, f"{plots.name(name)} {run.reason}", look["color"]))
+    if not labels:
+        plots.empty(axes, "not run: no record")
+        return
+    if heights:
+        limits(axes, heights)
+        axes.set_xlim(0, last)
+    axes.xaxis.set_major_formatter(tokens_label)
+    axes.set(xlabel="training tokens", ylabel="validation loss (nat per token)")
+    plots.end_labels(axes, labels)
+
+
+def gap_curve(axes, pair: Pair, colour: str, label: str) -> tuple[float, float, str, str] | None:
+    """Adam-mini minus AdamW by tokens, mean and seeds; returns the label of its end."""
+    if not pair.complete:
+        return None
+    gaps = [pair.gaps(tokens) for tokens in pair.tokens]
+    for seed in pair.seeds:
+        axes.plot(pair.tokens, [gap[seed] for gap in gaps], **faint(colour))
+    means = [sum(gap.values()) / len(gap) for gap in gaps]
+    axes.plot(pair.tokens, means, color=colour)
+    return pair.tokens[-1], means[-1], label, colour
+
+
+def by_rate(axes, methods: dict[str, Tuned], **looks) -> None:
+    """Final loss by learning rate, one line for each method, its best rate marked; a diverged rate is a cross on top."""
+    labels, heights = [], [score for method in methods.values() for score in method.scores.values()]
+    if not heights:
+        plots.empty(axes, "not run: no record")
+        return
+    top = limits(axes, heights)
+    for name, method in methods.items():
+        look = {**plots.look(name), **looks.get(name, {})}
+        scores = sorted(method.scores.items())
+        if scores:
+            axes.plot(*zip(*scores, strict=True), marker=".", **look)
+            if method.lr:
+                axes.plot(method.lr, method.scores[method.lr], **{**look, "marker": "o", "markersize": 6})
+            off = f" {min(method.scores.values()):.2f} (off the scale)" if min(method.scores.values()) > top else ""
+            labels.append((scores[-1][0], min(scores[-1][1], top), plots.name(name) + off, look["color"]))
+        for lr, runs in method.rates.items():
+            if any(run.status == "diverged" for run in runs):
+                axes.plot(lr, top, marker="x", color=look["color"], markersize=7, clip_on=False)
+    axes.set_xscale("log")
+    axes.set(xlabel="learning rate", ylabel="final validation loss (nat per token)")
+    plots.end_labels(axes, labels)
+
+
+def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str, zero: float | None = 0.0) -> None:
+    """Numbers with their intervals, one line each: (label, entry of Shown.values, colour). Without a number: why."""
+    for place, (_, entry, colour) in enumerate(rows):
+        if entry["value"] is None:
+            reason = "diverged" if "diverged" in entry["reason"] else "not run"
+            axes.annotate(
+                reason, (0.5, place), xycoords=("axes fraction", "data"), ha="center", va="center", fontsize=8
+            )
+            continue
+        bars = None if entry.get("low") is None else [[entry["value"] - entry["low"]], [entry["high"] - entry["value"]]]
+        axes.errorbar([entry["value"]], [place], xerr=bars, fmt="o", color=colour, capsize=3)
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    if zero is not None:
+        axes.axvline(zero, color=plots.INK, linewidth=0.8)
+    axes.set_xlabel(unit)
+
+
+def decades(axes, values: list[float]) -> None:
+    """Loss or size on a logarithmic axis with plain numbers at a few round places."""
+    low, high = min(values), max(values)
+    digits = 10 ** math.floor(math.log10((high - low) / 3)) if high > low else 0.1
+    for factor in (1, 2, 5, 10):
+        if (high - low) / (factor * digits) <= 5:
+            break
+    step = factor * digits
+    ticks = [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    axes.set_yscale("log")
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
