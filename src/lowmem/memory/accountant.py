@@ -4,7 +4,8 @@ The real model, loss, optimizer and sharding run on fake tensors, which have sha
 while tracker.py counts. A layer costs what its neighbour costs, so two shallow models give the deep one: every phase of
 a step (forward of the first layer, backward of the loss, ...) is a line in the number of layers, and the step's peak is
 the largest phase. One and two layers mislead, because the first and the last layer are then the same; two and three
-serve, or four and five under fully_shard, where layers overlap. Not counted: what lies outside PyTorch's allocator (CUDA context, NCCL) and fragmentation, see hardware.py.
+serve, or four and five under fully_shard, where layers overlap. Not counted: what lies outside PyTorch's allocator (CUDA
+context, NCCL), see hardware.py, and fragmentation.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lowmem.memory.work import Work, extrapolated
 from lowmem.optim import kernel, make, parallel
 from lowmem.optim.fused_backward import FusedBackward
 
+IN_C = ("lowmem.optim.adamw", "lowmem.optim.adam_mini")  # rules with a C kernel for fp32 tensors on a CPU
 PRECISIONS = ("fp32", "bf16", "mixed", "master")
 
 
@@ -283,9 +285,9 @@ def update_through(optimizer, model: nn.Module, twin: nn.Module) -> None:
 
 def stand_in(optimizer, cell: Cell) -> None:
     """What fake tensors on a CPU cannot show: the C kernel updates in place; offloaded moments come over to be updated."""
-    if cell.device == "cpu" and optimizer.fast.__func__.__module__ in ("lowmem.optim.adamw", "lowmem.optim.adam_mini"):
-        if kernel.library() is not None:
-            optimizer.fast = lambda ready: [entry for entry in ready if entry[1].dtype != torch.float32]
+    in_c = cell.device == "cpu" and optimizer.fast.__func__.__module__ in IN_C and kernel.library() is not None
+    if in_c:
+        optimizer.fast = lambda ready: [entry for entry in ready if entry[1].dtype != torch.float32]
     if cell.offload:
         apply = optimizer._apply
 

@@ -26,9 +26,9 @@ FILES = ("llama", "gpt2")  # the language models of lowmem/models
 class Target:
     """A model family of one shape.
 
-    build(depth, attention) -> nn.Module on the meta device, of any number of layers. make() -> the real one. loss(model, tokens) -> scalar,
-    tokens (B, T) being both input and target. depth: layers of the real model. period: layers after which their kinds
-    repeat (1 where all are alike). layers(model) -> its layers in order. longest: positions the model knows.
+    build(depth, attention) -> nn.Module on the meta device, of any number of layers. make() -> the real one.
+    loss(model, tokens) -> scalar, tokens (B, T) being both input and target. depth: layers of the real model.
+    period: layers after which their kinds repeat (1 where all are alike). layers(model) -> its layers in order. longest: positions the model knows.
     """
 
     name: str
@@ -60,7 +60,8 @@ def find(model: str | dict) -> Target:
     if "/" in model or Path(model).is_dir():
         return hub(model)
     raise Misuse(
-        f"unknown model {model!r}{nearest(model, sizes)}; a Hugging Face name has a slash, a folder with a config.json works too"
+        f"unknown model {model!r}{nearest(model, sizes)}; a Hugging Face name has a slash, "
+        "and a folder with a config.json works too"
     )
 
 

@@ -29,7 +29,8 @@ class Tracker(TorchDispatchMode):
 
     role and phase are set from outside and hold for what is allocated from then on; mark() gives tensors that exist
     already another role. peaks: {phase: {role: bytes}} at the largest total of that phase. "host" is counted apart and
-    belongs to no total. paused: operations only pass through. Numbers read back from tensors without data are 1, so that step counters and norms work.
+    belongs to no total. paused: operations only pass through. Numbers read back from tensors without data are 1, so
+    that step counters and norms work.
     """
 
     def __init__(self):

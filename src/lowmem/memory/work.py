@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections import Counter
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry

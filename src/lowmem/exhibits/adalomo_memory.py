@@ -1,0 +1,54 @@
+"""Memory and throughput of AdaLomo beside AdamW, Adafactor and LOMO, simulated. The paper's table is only recalled."""
+
+from lowmem import plots
+from lowmem.cells import SIMULATED, gib, missing, shown, use
+from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.memory.hardware import OUTSIDE
+
+EXHIBIT = {
+    "id": "adalomo_memory",
+    "paper": "adalomo",
+    "label": "Table (number unknown)",
+    "order": 20,
+    "kind": "table",
+    "title": "Memory and throughput of AdaLomo",
+    "experiments": ["simulated"],
+    "published": "adalomo.memory_throughput",
+}
+
+OPTIMIZERS = ("adamw", "adafactor", "lomo", "adalomo")
+SETTINGS = {"7b": (4, 8), "13b": (8, 4)}  # GPUs, sequences per GPU
+COLUMNS = ["model", "optimizer", "GPUs", "batch per GPU", "total GiB", "recalled", "tokens/s per GPU", "recalled "]
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Four rows per model size; the recalled numbers decide nothing."""
+    table = Shown(
+        caption=f"LLaMA on A800-80GB, memory over all GPUs. {SIMULATED}",
+        columns=COLUMNS,
+        rows=[],
+        deviations=[
+            "The published numbers are recalled and not confirmed anywhere; they are shown and decide nothing.",
+            "Sequence length 2048 and checkpointing are the official scripts'; GPU counts and batches are recalled too.",
+            "LoRA, 30B and 65B are left out: no settings are known for them.",
+        ],
+    )
+    for size, (gpus, batch) in SETTINGS.items():
+        for optimizer in OPTIMIZERS:
+            run = runs.one(f"al.{size}.{optimizer}")
+            use(table, run)
+            place = {"model": size.upper(), "optimizer": plots.name(optimizer), "gpus": gpus, "micro_batch": batch}
+            memory, speed = printed(published, "memory_gb_total", **place), printed(published, "tgs", **place)
+            table.published += mark(f"{size.upper()}, {plots.name(optimizer)}: GB in all", memory)
+            table.published += mark(f"{size.upper()}, {plots.name(optimizer)}: tokens/s per GPU", speed)
+            theirs = ["" if value is None else f"{value['value']:g}" for value in (memory, speed)]
+            cells = [size.upper(), plots.name(optimizer), gpus, batch]
+            if run.status != "done":
+                table.rows.append([*cells, run.reason, theirs[0], "", theirs[1]])
+                table.values[f"{size}.{optimizer}.tokens_per_s"] = missing(run)
+                continue
+            rate = run.final("tokens_per_s") / gpus
+            table.values[f"{size}.{optimizer}.tokens_per_s"] = {"value": rate, "unit": "token/s per GPU"}
+            total = shown(gpus * (gib(run) + OUTSIDE), 1)
+            table.rows.append([*cells, total, theirs[0], shown(rate, 0), theirs[1]])
+    return table

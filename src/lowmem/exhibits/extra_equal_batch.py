@@ -1,0 +1,88 @@
+"""Measured speed at equal batch and at the largest batch under one memory cap, for every optimizer."""
+
+from lowmem import plots
+from lowmem.cells import shown, use
+from lowmem.exhibit import Runs, Shown
+
+EXHIBIT = {
+    "id": "extra_equal_batch",
+    "paper": "extra",
+    "label": "Equal batch",
+    "order": 10,
+    "kind": "table",
+    "title": "Throughput at equal batch, and at the largest batch under a cap",
+    "experiments": ["equal_batch"],
+    "published": None,
+}
+
+NAMES = {"lomo_two_passes": "LOMO, norm clipping", "adam_mini_backward": "Adam-mini in backward"}
+COLUMNS = [
+    "optimizer",
+    "peak MB",
+    "tokens/s",
+    "x AdamW, 95 %",
+    "largest batch",
+    "peak MB ",
+    "tokens/s ",
+    "x AdamW, 95 % ",
+]
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """A row per optimizer: at equal batch, then at the largest."""
+    run = next(iter(runs))
+    settings = run.config["measure"]
+    use_gpu = settings.get("device") == "cuda"
+    table = Shown(
+        caption=f"Training steps of one model, {settings['seq_len']} tokens per sequence, all optimizers in turn in one "
+        f"process: at batch {settings['batch']}, and at the largest batch whose predicted peak stays under "
+        f"{settings['cap_mb']:g} MB. Measured on {'the GPU' if use_gpu else 'the CPU'}; ratios within rounds.",
+        columns=COLUMNS,
+        rows=[],
+        deviations=["Measured at this tier's model size, not at 7B; adam_mini_table2 simulates the paper's."],
+    )
+    use(table, run)
+    labels = list(settings["optimizers"])
+    for label in labels:
+        if run.status != "done":
+            table.rows.append([NAMES.get(label, plots.name(label)), run.reason, *[""] * (len(COLUMNS) - 2)])
+            for kind in ("equal", "largest"):
+                table.values[f"{kind}.{label}"] = {"value": None, "reason": run.reason}
+            continue
+        cells = []
+        for kind in ("equal", "largest"):
+            found = run.final(kind)[label]
+            table.values[f"{kind}.{label}"] = value(found["ratio"])
+            batch = [] if kind == "equal" else [found["batch"] or "none fits"]
+            peak = None if found["peak_bytes"] is None else found["peak_bytes"] / 1e6
+            cells += [*batch, shown(peak, 1), shown(found["tokens_per_s"], 0), interval(found["ratio"])]
+        table.rows.append([NAMES.get(label, plots.name(label)), *cells])
+    table.values["two_passes"] = slowdown(run)
+    return table
+
+
+def value(ratio: dict | None) -> dict:
+    """A ratio with its interval for the claims."""
+    return (
+        {"value": None, "reason": "out of memory: not one sequence fits"} if ratio is None else {**ratio, "unit": "x"}
+    )
+
+
+def interval(ratio: dict | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio['value']:.2f}" + (f" [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio["low"] is not None else "")
+
+
+def slowdown(run) -> dict:
+    """Step time of LOMO with norm clipping over LOMO without, round by round."""
+    from lowmem import stats
+
+    rounds: dict[str, list[float]] = {}
+    for line in run.curve():
+        if line["kind"] == "equal":
+            rounds.setdefault(line["label"], []).append(line["tokens_per_s"])
+    if run.status != "done" or not {"lomo", "lomo_two_passes"} <= rounds.keys():
+        return {"value": None, "reason": run.reason or "not run: LOMO is not among the optimizers"}
+    found = stats.estimate([one / two for one, two in zip(rounds["lomo"], rounds["lomo_two_passes"])])
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n, "unit": "x one pass"}

@@ -1,0 +1,50 @@
+"""How well the accountant predicts: its peak beside the allocator's, for every training step this machine could run."""
+
+import statistics
+
+from lowmem.cells import shown, use
+from lowmem.exhibit import Runs, Shown, unfinished
+
+EXHIBIT = {
+    "id": "extra_planner_accuracy",
+    "paper": "extra",
+    "label": "Planner accuracy",
+    "order": 20,
+    "kind": "table",
+    "title": "Predicted against measured peak memory",
+    "experiments": ["planner_accuracy"],
+    "published": None,
+}
+
+COLUMNS = ["model", "optimizer", "batch", "measured MB", "predicted MB", "error", "resident MB", "peak at", "layers"]
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """A row per cell; the claims read the median and the worst error."""
+    table = Shown(
+        caption="Peak of PyTorch's allocator during one training step (measured: events of torch.profiler on a CPU, "
+        "torch.cuda's statistics on a GPU) and as predicted from shallow models on fake tensors. Resident: what the "
+        "process grew by, which also holds caches and libraries.",
+        columns=COLUMNS,
+        rows=[],
+    )
+    errors = []
+    for run in runs:
+        use(table, run)
+        model, optimizer, batch = run.variant.split("-")
+        if run.status != "done":
+            table.rows.append([model, optimizer, batch[1:], run.reason, *[""] * 5])
+            continue
+        errors.append(abs(run.final("error_percent")))
+        resident = run.final("resident_bytes")
+        traced = "+".join(map(str, run.final("layers_traced")))
+        numbers = [shown(run.final(key) / 1e6) for key in ("measured_bytes", "predicted_bytes")]
+        error = f"{run.final('error_percent'):+.3f} %"
+        memory = "" if resident is None else shown(resident / 1e6, 0)
+        row = [model, optimizer, batch[1:], *numbers, error, memory, run.final("phase")]
+        table.rows.append([*row, f"{run.final('layers')} from {traced}"])
+    reason = unfinished(runs)
+    for key, pick in (("error.median_percent", statistics.median), ("error.worst_percent", max)):
+        table.values[key] = {"value": None, "reason": reason} if reason else {"value": pick(errors), "unit": "%"}
+    table.values["cells"] = {"value": None, "reason": reason} if reason else {"value": len(errors)}
+    return table

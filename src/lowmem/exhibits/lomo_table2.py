@@ -1,0 +1,113 @@
+"""Table 2 of LOMO: memory and speed per GPU on RTX 3090 cards, simulated; the first row fits the link, no other does."""
+
+from lowmem import plots
+from lowmem.cells import SIMULATED, gib, missing, shown, use
+from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.memory.hardware import OUTSIDE
+
+EXHIBIT = {
+    "id": "lomo_table2",
+    "paper": "lomo",
+    "label": "Table 2",
+    "order": 40,
+    "kind": "table",
+    "title": "Memory and throughput on RTX 3090 cards",
+    "experiments": ["simulated"],
+    "published": "lomo.table2",
+}
+
+ROWS = [  # size, optimizer, GPUs
+    ("7b", "adamw", 8),
+    ("7b", "sgd", 8),
+    ("7b", "lomo", 1),
+    ("13b", "adamw", 8),
+    ("13b", "sgd", 8),
+    ("13b", "lomo", 2),
+    ("30b", "sgd", 8),
+    ("30b", "lomo", 4),
+    ("65b", "lomo", 8),
+]
+COLUMNS = ["model", "optimizer", "GPUs", "memory (GB per GPU)", "printed", "tokens/s per GPU", "printed ", "difference"]
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """A row per printed one, and one for LOMO's two passes, which the paper may have used or not."""
+    table = Shown(
+        caption=f"Per-GPU memory (GiB; the paper's GB are GiB) with {OUTSIDE:g} GiB outside PyTorch's allocator, and "
+        f"tokens per second and GPU. {SIMULATED}",
+        columns=COLUMNS,
+        rows=[],
+        deviations=[
+            "The first row fits the bandwidth between the cards; every other speed, and all memory, is a prediction "
+            "(hardware.py: rtx-3090-x8).",
+            "Whether checkpointing and the norm pass were on is not stated: checkpointing is on here, as in the official "
+            "scripts, and LOMO is shown with one and with two passes.",
+            "The printed memory may be an average over GPUs or over time (the authors' answers differ); ours is the peak.",
+            "11 times compares one GPU that does not communicate with eight that do. Per machine the printed ratio is 1.43.",
+        ],
+    )
+    wrong, reason = 0, None
+    for size, optimizer, gpus in ROWS:
+        run = runs.one(f"l2.{size}.{optimizer}.{gpus}")
+        memory = printed(published, "memory_gb", params=size.upper(), optimizer=plots.name(optimizer), gpus=gpus)
+        speed = printed(published, "tgs", params=size.upper(), optimizer=plots.name(optimizer), gpus=gpus)
+        table.published += mark(f"{size.upper()}, {plots.name(optimizer)}, GPUs {gpus}: memory", memory)
+        table.published += mark(f"{size.upper()}, {plots.name(optimizer)}, GPUs {gpus}: tokens/s per GPU", speed)
+        add(table, run, size, plots.name(optimizer), gpus, memory, speed)
+        if run.status != "done":
+            reason = reason or run.reason
+        elif memory is not None:
+            wrong += run.final("fits") != (memory["value"] != "OOM")
+        if optimizer == "lomo":
+            name = f"l2.{size}.lomo_two_passes.{gpus}"
+            add(table, runs.one(name), size, "LOMO, two passes", gpus, memory, speed)
+    table.values["rows_wrong"] = {"value": None, "reason": reason} if reason else {"value": wrong, "unit": "rows"}
+    ratios(table, runs)
+    return table
+
+
+def add(table: Shown, run: Run, size: str, name: str, gpus: int, memory: dict | None, speed: dict | None) -> None:
+    """One row with its value `<variant>.tgs`."""
+    use(table, run)
+    theirs = "" if memory is None else str(memory["value"])
+    printed_speed = "" if speed is None else f"{speed['value']:g}"
+    cells = [size.upper(), name, gpus]
+    if run.status != "done":
+        table.rows.append([*cells, run.reason, theirs, "", printed_speed, ""])
+        table.values[f"{run.variant}.tgs"] = missing(run)
+        return
+    rate = run.final("tokens_per_s") / gpus
+    table.values[f"{run.variant}.tgs"] = {"value": rate, "unit": "token/s per GPU"}
+    if not run.final("fits"):
+        need = f"out of memory ({gib(run) + OUTSIDE:.1f})"
+        table.rows.append([*cells, need, theirs, "", printed_speed, ""])
+        return
+    difference = "" if speed is None else f"{100 * (rate / speed['value'] - 1):+.0f} %"
+    if run.variant == "l2.7b.adamw.8":
+        difference = "fitted"
+    table.rows.append([*cells, shown(gib(run) + OUTSIDE), theirs, shown(rate), printed_speed, difference])
+
+
+def ratios(table: Shown, runs: Runs) -> None:
+    """The headline ratios; None where a run is missing."""
+    pairs = {
+        "speedup.7b": ("l2.7b.lomo.1", 1, "l2.7b.adamw.8", 8),
+        "speedup.7b_two_passes": ("l2.7b.lomo_two_passes.1", 1, "l2.7b.adamw.8", 8),
+        "speedup.7b_over_sgd": ("l2.7b.lomo.1", 1, "l2.7b.sgd.8", 8),
+        "speedup.13b_over_sgd": ("l2.13b.lomo.2", 2, "l2.13b.sgd.8", 8),
+    }
+    for key, (ours, mine, base, others) in pairs.items():
+        a, b = runs.one(ours), runs.one(base)
+        reason = unfinished([a, b])
+        ratio = None if reason else a.final("tokens_per_s") / mine / (b.final("tokens_per_s") / others)
+        table.values[key] = {"value": None, "reason": reason} if reason else {"value": ratio, "unit": "x"}
+    a, b = runs.one("l2.7b.lomo.1"), runs.one("l2.7b.adamw.8")
+    reason = unfinished([a, b])
+    share = None if reason else 100 * (gib(a) + OUTSIDE) / (8 * (gib(b) + OUTSIDE))
+    table.values["memory_share_percent"] = (
+        {"value": None, "reason": reason} if reason else {"value": share, "unit": "%"}
+    )
+    big = runs.one("l2.65b.lomo.8")
+    table.values["65b.free_gib"] = (
+        missing(big) if big.status != "done" else {"value": gib(big, "usable_bytes") - gib(big), "unit": "GiB"}
+    )
