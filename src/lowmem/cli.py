@@ -81,9 +81,9 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--so-far", action="store_true", help="from whatever is there, saying what is missing")
     with_tier(added)
 
-    added = command("plan", plan, "print runs, downloads and estimated time before anything runs")
-    added.add_argument("--all", action="store_true", help="every tier")
-    added.add_argument("--save-costs", action="store_true", help="keep the times of the records at hand for estimates")
+    about = "memory and speed of training MODEL on GPUs that need not be here; without MODEL, what a tier will run"
+    added = command("plan", plan, about)
+    with_plan(added)
     with_tier(added)
 
     added = command("blocks", blocks, "print the Hessian blocks that Adam-mini uses for a model")
@@ -105,6 +105,33 @@ def with_tier(added: argparse.ArgumentParser) -> None:
         metavar="DATASET=SOURCE",
         help="take a dataset from another source than the tier says; may be repeated",
     )
+
+
+def with_plan(added: argparse.ArgumentParser) -> None:
+    """Arguments of `plan`: of MODEL first, then of a tier."""
+    added.add_argument("model", nargs="?", help="llama2-7b, gpt2:125m, ..., or a Hugging Face folder or name")
+    added.add_argument(
+        "--optimizer",
+        action="append",
+        metavar="NAME",
+        help="compared with adamw; may be repeated; adam_mini+backward updates inside backward",
+    )
+    added.add_argument("--gpu", default="a100-80gb", help="a800-80gb, rtx-3090, h100-80gb, ...")
+    for flag, default, about in (
+        ("--gpus", 1, "how many"),
+        ("--seq-len", None, "tokens per sequence (default 2048, or what the model knows)"),
+        ("--batch", None, "sequences per GPU that must fit (default: find the largest)"),
+        ("--zero", 3, "what data-parallel GPUs split: 0 nothing, 1 state, 2 also gradients, 3 also weights"),
+        ("--tensor-parallel", 1, "GPUs that share each layer"),
+    ):
+        added.add_argument(flag, type=int, default=default, metavar="N", help=about)
+    added.add_argument("--precision", default="mixed", help="fp32, bf16, mixed, or master (memory/accountant.py)")
+    added.add_argument("--attention", default="fused", help="fused or eager")
+    added.add_argument("--checkpointing", action="store_true", help="recompute each layer in backward")
+    added.add_argument("--offload", action="store_true", help="keep moments in host memory")
+    added.add_argument("--json", action="store_true", help="the answer as JSON, in bytes and seconds")
+    added.add_argument("--all", action="store_true", help="every tier; keeps the costs of all runs for later estimates")
+    added.add_argument("--save-costs", action="store_true", help="keep the times of the records at hand for estimates")
 
 
 def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
@@ -181,6 +208,11 @@ def report(root, arguments):
 
 
 def plan(root, arguments):
+    if arguments.model:
+        from lowmem.memory import answer
+
+        print(answer.answer(arguments))
+        return
     from lowmem import estimate
     from lowmem.experiments import tier_names
 

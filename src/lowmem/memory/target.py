@@ -27,8 +27,9 @@ class Target:
     """A model family of one shape.
 
     build(depth, attention) -> nn.Module on the meta device, of any number of layers. make() -> the real one.
-    loss(model, tokens) -> scalar, tokens (B, T) being both input and target. depth: layers of the real model.
-    period: layers after which their kinds repeat (1 where all are alike). layers(model) -> its layers in order. longest: positions the model knows.
+    loss(model, tokens) -> scalar, tokens (B, T) being both input and target. layers(model) -> its layers in order.
+    depth: layers of the real model. period: layers after which their kinds repeat (1 where all are alike).
+    longest: positions the model knows.
     """
 
     name: str

@@ -9,6 +9,7 @@ modelled: allocator retries near full memory, the network between machines, data
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from lowmem.memory.accountant import Account, Cell, account
 from lowmem.memory.hardware import LAUNCH, LINK, MATMUL, STREAM, Gpu
@@ -91,31 +92,27 @@ def plan(target: Target, cell: Cell, gpu: Gpu, usable: float | None = None) -> P
             accounts[batch] = account(target, cells[batch])
         return accounts[batch].peak
 
-    best = largest_batch(peak, usable)
+    best = largest_batch(peak, usable, accounts[1].kept)
     found = {n: speed(accounts[n].work, cells[n], gpu) for n in {1, best} - {None}}
     return Plan(accounts[1], found[1], best, accounts.get(best), found.get(best))
 
 
-def largest_batch(peak, usable: float, most: int = MOST) -> int | None:
-    """The largest batch with peak(batch) <= usable; None if one sequence does not fit.
+def largest_batch(peak: Callable[[int], int], usable: float, slope: float, most: int = MOST) -> int | None:
+    """The largest batch up to `most` with peak(batch) <= usable; None if one sequence does not fit.
 
-    The peak is the largest of several straight lines in the batch, so a line through two batches never overestimates
-    beyond them: what it says does not fit, does not.
+    slope: a first guess of the bytes that a further sequence takes. The peak is the largest of several straight lines in
+    the batch, so a line through two batches lies below it beyond them: what it says does not fit, does not.
     """
     if peak(1) > usable:
         return None
-    low, slope = 1, max(peak(2) - peak(1), 1)
-    if peak(2) <= usable:
-        low = 2
-    high = min(low + int((usable - peak(low)) / slope), most)  # beyond high nothing fits
-    while low < high:
-        if peak(high) <= usable:
-            return high
-        slope = (peak(high) - peak(low)) / (high - low)
-        inside = low + int((usable - peak(low)) / slope)  # the chord lies above the peak: this fits, or is at low
-        if inside > low and peak(inside) <= usable:
-            low = inside
-            high = min(high - 1, low + int((usable - peak(low)) * (low - 1) / max(peak(low) - peak(1), 1)))
+    low, high = 1, most + 1  # low fits, high does not
+    while high - low > 1:
+        guess = low + int((usable - peak(low)) / max(slope, 1))
+        guess = min(max(guess, low + 1), high - 1)
+        slope = (peak(guess) - peak(low)) / (guess - low)
+        if peak(guess) <= usable:
+            low = guess
+            high = min(high, low + int((usable - peak(low)) / max(slope, 1)) + 1)
         else:
-            high -= 1
+            high = guess
     return low

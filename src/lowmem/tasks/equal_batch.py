@@ -8,6 +8,7 @@ measure: {optimizers: {label: settings}, base: label, batch, seq_len, precision,
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 from pathlib import Path
 
@@ -61,10 +62,11 @@ def measure(config: dict, seed: int, root: Path) -> dict:
 
 
 def _largest(model, cell: Cell, settings: dict) -> int | None:
-    def peak(batch: int) -> int:
-        return account(model, dataclasses.replace(cell, batch=batch)).peak
+    @functools.cache
+    def of(batch: int):
+        return account(model, dataclasses.replace(cell, batch=batch))
 
-    return largest_batch(peak, settings["cap_mb"] * 1e6, settings["largest_most"])
+    return largest_batch(lambda batch: of(batch).peak, settings["cap_mb"] * 1e6, of(1).kept, settings["largest_most"])
 
 
 def _row(label: str, base: str, batch: int | None, peaks: dict, speeds: dict) -> dict:
