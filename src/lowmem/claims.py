@@ -34,32 +34,27 @@ def load(root: Path) -> list[dict]:
 
 
 def decide(root: Path, id: str, tier: str, out: Path | None = None) -> dict:
-    """Decide one claim from its exhibit's values and write <out>/claims/<id>.json (default out: reports/<tier>)."""
+    """The row of one claim, from its exhibit's values below `out` (default: reports/<tier>)."""
     claims = {claim["id"]: claim for claim in load(root)}
     if id not in claims:
         raise Misuse(f"unknown claim {id!r}{nearest(id, claims)}")
-    out = out or root / "reports" / tier
-    claim = claims[id]
+    return row(claims[id], exhibit_value(root, claims[id], out or root / "reports" / tier), tier)
+
+
+def exhibit_value(root: Path, claim: dict, out: Path) -> dict:
+    """What a claim's exhibit found: {"value", "low"?, "high"?, "n"?, ...}, or a value of None with its reason."""
     kind = "figures" if plan.exhibits(root)[claim["exhibit"]]["kind"] == "figure" else "tables"
     path = out / kind / f"{claim['exhibit']}.json"
-    if path.is_file():
-        values = read_json(path)["values"]
-        value = values.get(claim["value"], {"value": None, "reason": f"the exhibit has no value {claim['value']!r}"})
-    else:
-        value = {"value": None, "reason": f"not run: exhibit {claim['exhibit']} was not made"}
-    decided = row(claim, value, tier)
-    write_json(out / "claims" / f"{id}.json", decided)
-    return decided
+    if not path.is_file():
+        return {"value": None, "reason": f"not run: exhibit {claim['exhibit']} was not made"}
+    missing = {"value": None, "reason": f"the exhibit has no value {claim['value']!r}"}
+    return read_json(path)["values"].get(claim["value"], missing)
 
 
 def gather(root: Path, tier: str, out: Path | None = None) -> list[dict]:
-    """Collect all decided claims, in file order, into claims.json and claims.md; an undecided one is not_run."""
+    """Decide all claims, in file order, into <out>/claims.json and claims.md (default out: reports/<tier>)."""
     out = out or root / "reports" / tier
-    rows = []
-    for claim in load(root):
-        path = out / "claims" / f"{claim['id']}.json"
-        missing = {"value": None, "reason": "not run: the claim was not decided"}
-        rows.append(read_json(path) if path.is_file() else row(claim, missing, tier))
+    rows = [row(claim, exhibit_value(root, claim, out), tier) for claim in load(root)]
     write_json(out / "claims.json", rows)
     write_text(out / "claims.md", table(rows, tier))
     return rows

@@ -71,11 +71,11 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("id")
     with_tier(added)
 
-    added = command("claim", claim, "decide one claim from its exhibit")
+    added = command("claim", claim, "say how one claim stands, from its exhibit as it was last made")
     added.add_argument("id")
     with_tier(added)
 
-    with_tier(command("claims", claims, "gather all decided claims into claims.json and claims.md"))
+    with_tier(command("claims", claims, "decide all claims, into claims.json and claims.md"))
 
     added = command("report", report, "write reports/<tier>/index.html")
     added.add_argument("--so-far", action="store_true", help="from whatever is there, saying what is missing")
@@ -192,7 +192,8 @@ def exhibit(root, arguments):
 def claim(root, arguments):
     from lowmem import claims
 
-    claims.decide(root, arguments.id, arguments.tier)
+    row = claims.decide(root, arguments.id, arguments.tier)
+    print(f"{row['statement']}\nours: {claims.shown_value(row)}\n{row['verdict'].replace('_', ' ')}: {row['reason']}")
 
 
 def claims(root, arguments):

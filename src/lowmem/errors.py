@@ -12,7 +12,10 @@ class Failed(Exception):
 
 
 def nearest(name: str, choices) -> str:
-    """' (did you mean X?)' when a choice is close to name, else the list of choices: the end of an error line."""
+    """' (did you mean X?)' when a choice is close to name, else the choices, 20 at most: the end of an error line."""
     choices = sorted(str(c) for c in choices)
     close = difflib.get_close_matches(str(name), choices, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f" (choose from: {', '.join(choices)})"
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    more = f" and {len(choices) - 20} more" if len(choices) > 20 else ""
+    return f" (choose from: {', '.join(choices[:20])}{more})"

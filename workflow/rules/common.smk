@@ -14,7 +14,7 @@ try:
     JOBS = plan.jobs(ROOT, TIER, OPTIONS)
     SOURCES = read_yaml(ROOT / "data/sources.yaml")
     DATASETS = plan.datasets(JOBS)
-    CLAIMS = {claim["id"]: claim for claim in claims.load(ROOT)}
+    CLAIMS = claims.load(ROOT)
 except Misuse as error:
     sys.exit(f"lowmem: {error}")
 
