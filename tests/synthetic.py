@@ -51,6 +51,9 @@ def write_all(root: Path, tier: str = "laptop") -> None:
     from synthetic_hessians import write_everything
 
     write_everything(root, tier)
+    from synthetic_memory import write_memory
+
+    write_memory(root, tier)
 
 
 def write_state_memory(root: Path, tier: str) -> None:

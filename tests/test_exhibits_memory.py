@@ -1,0 +1,177 @@
+"""Exhibits of memory and throughput on synthetic records, and the plan of one model."""
+
+import json
+
+import pytest
+from synthetic import ROOT, checkout, record, write_state_memory
+from synthetic_memory import GIB, write_accuracy, write_equal_batch, write_memory, write_simulated
+
+from lowmem import cli, exhibit, experiments
+from lowmem.exhibits import adam_mini_table2
+from lowmem.files import read_yaml
+
+
+@pytest.fixture
+def root(tmp_path):
+    return checkout(tmp_path)
+
+
+def values(root, id, tier="laptop"):
+    return exhibit.make(root, id, tier).values
+
+
+def test_table2_counts_the_lengths_at_which_the_printed_batches_fit(root):
+    write_simulated(root, "laptop")
+    found = values(root, "adam_mini_table2")
+    assert found["lengths_as_printed"]["value"] == 4
+    assert found["gain"]["value"] == found["gain"]["low"] == found["gain"]["high"] == 4.0
+    write_simulated(root, "laptop", {"adamw": 2})
+    found = values(root, "adam_mini_table2")
+    assert found["lengths_as_printed"]["value"] == 0 and found["gain"]["value"] == 2.0
+
+
+def test_table2_shows_where_nothing_fits_and_claims_nothing_from_it(root):
+    write_simulated(root, "laptop", {"adamw": None})
+    shown = exhibit.make(root, "adam_mini_table2", "laptop")
+    assert any("none fits" in map(str, row) for row in shown.rows)
+    assert shown.values["gain"] == {"value": None, "reason": "nothing fits"}
+
+
+def test_the_rerun_is_the_published_one():
+    path = ROOT / "data/published/adam_mini.yaml"
+    entries = read_yaml(path)["items"]["adam_mini.table2"]["values"]
+    text = next(entry["value"] for entry in entries if entry["what"].startswith("independent_rerun"))
+    first, second = text.split(";")[:2]
+    for optimizer, part in (("adamw", first), ("adam_mini", second)):
+        for batch in (1, 2, 3, 4):
+            cell = adam_mini_table2.RERUN.get((optimizer, batch))
+            assert (cell is None) == (f"bs{batch} " not in part)
+            if cell:
+                assert f"bs{batch} {cell[0]}" in part
+                assert (f"bs{batch} {cell[0]} ({cell[1].replace('allocator', 'alloc')})" in part) == bool(cell[1])
+
+
+def test_errors_against_the_rerun_are_signed_in_the_table_and_largest_in_the_value(root):
+    write_simulated(root, "laptop")
+    found = values(root, "adam_mini_table2")
+    assert found["rerun.largest_error_percent"]["value"] == pytest.approx(100 * (1 - 2000 / 5165), abs=7)
+
+
+def test_lomo_table2_counts_rows_that_fit_against_the_print(root):
+    write_simulated(root, "laptop")
+    found = values(root, "lomo_table2")
+    assert found["rows_wrong"]["value"] == 0
+    assert found["65b.free_gib"]["value"] == pytest.approx(7)
+    run = next(r for r in experiments.runs(root, "simulated", "laptop") if r["variant"] == "l2.13b.sgd.8")
+    full = {"fits": False, "peak_bytes": 30 * GIB, "usable_bytes": 22 * GIB, "tokens_per_s": 1.0}
+    record(root, run, full)
+    assert values(root, "lomo_table2")["rows_wrong"]["value"] == 1
+
+
+def test_lomo_table1_compares_activations_with_the_print(root):
+    write_state_memory(root, "laptop")
+    write_simulated(root, "laptop")
+    shown = exhibit.make(root, "lomo_table1", "laptop")
+    assert shown.values["activations.largest_error_percent"]["value"] == pytest.approx(100 * (1 - 45 / 45.61))
+    ours = next(row for row in shown.rows if row[:3] == ["LOMO", "on", "ours"])
+    assert ours[6] == "1.80" and float(ours[7]) == pytest.approx(12.55 + 0.24 + 1.8, abs=0.02)
+
+
+def test_shares_of_figure_2_add_up(root):
+    write_state_memory(root, "laptop")
+    write_simulated(root, "laptop")
+    found = values(root, "lomo_fig2")
+    for optimizer in ("adamw", "sgd", "lomo"):
+        assert sum(v["value"] for key, v in found.items() if key.startswith(optimizer)) == pytest.approx(100)
+
+
+def test_accuracy_reads_the_median_and_the_worst_cell(root):
+    write_accuracy(root, "laptop", error=-2.0)
+    runs = experiments.runs(root, "planner_accuracy", "laptop")
+    worst = {"measured_bytes": 1e8, "predicted_bytes": 1.2e8, "error_percent": 20.0, "phase": "update"}
+    record(root, runs[5], {**worst, "resident_bytes": None, "layers_traced": [2, 3], "layers": 6})
+    found = values(root, "extra_planner_accuracy")
+    assert found["error.median_percent"]["value"] == 2.0 and found["error.worst_percent"]["value"] == 20.0
+    assert found["cells"]["value"] == len(runs) >= 20
+
+
+def test_one_missing_cell_leaves_the_accuracy_open(root):
+    write_accuracy(root, "laptop")
+    run = experiments.runs(root, "planner_accuracy", "laptop")[0]
+    (root / "results/laptop" / run["id"] / "record.json").unlink()
+    assert values(root, "extra_planner_accuracy")["error.median_percent"]["value"] is None
+
+
+def test_equal_batch_shows_ratios_and_what_does_not_fit(root):
+    write_equal_batch(root, "laptop")
+    shown = exhibit.make(root, "extra_equal_batch", "laptop")
+    assert shown.values["largest.adam_mini"]["value"] == 1.5
+    assert "out of memory" in shown.values["largest.sgd"]["reason"]
+    assert shown.values["two_passes"]["value"] == pytest.approx(1 / 0.6, rel=0.01)
+    assert any("none fits" in map(str, row) for row in shown.rows)
+
+
+def test_adafactor_panel_takes_its_gain_from_equal_batches(root):
+    write_memory(root, "laptop")
+    found = values(root, "adam_mini_fig14_throughput")
+    assert found["measured.gain_percent"]["value"] == pytest.approx(100 * (1.05 / 0.8 - 1), abs=0.2)
+
+
+def test_ablation_says_what_each_change_saves(root):
+    write_simulated(root, "laptop")
+    shown = exhibit.make(root, "extra_savings_ablation", "laptop")
+    lomo = next(row for row in shown.rows if row[0] == "LOMO, checkpointing")
+    assert lomo[1] == "40.00" and lomo[2] == "33 %"
+
+
+PLAN = ["plan", "llama:20m", "--gpu", "t4", "--seq-len", "256"]
+
+
+def test_a_plan_names_the_largest_batch_and_json_says_the_same(capsys):
+    assert cli.main([*PLAN, "--optimizer", "adam_mini"]) == 0
+    text = capsys.readouterr().out
+    assert cli.main([*PLAN, "--optimizer", "adam_mini", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["optimizers"]) == {"adamw", "adam_mini"} and found["simulated"] is True
+    for name, row in found["optimizers"].items():
+        assert row["largest"]["peak_bytes"] <= found["gpu"]["usable_bytes"]
+        line = next(line for line in text.splitlines() if line.startswith(f"{name} "))
+        assert f" {row['largest']['batch']} " in line
+    assert "Simulated" in text and "adam_mini needs" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "lama2-7b"], "did you mean 'llama2-7b'"),
+        (["plan", "llama2-7b", "--gpu", "a80"], "unknown GPU"),
+        (["plan", "llama2-7b", "--optimizer", "adamini"], "did you mean 'adam_mini'"),
+        ([*PLAN, "--gpus", "8", "--tensor-parallel", "3"], "nearest that does: 2"),
+        ([*PLAN, "--batch", "999999"], "the largest that fits: --batch"),
+        ([*PLAN, "--seq-len", "4096"], "use --seq-len 512"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line_with_the_nearest_that_can(capsys, arguments, says):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_a_model_that_fits_nowhere_is_told_what_would(capsys):
+    assert cli.main(["plan", "llama-7b", "--gpu", "rtx-3090", "--optimizer", "lomo", "--precision", "bf16"]) == 0
+    text = capsys.readouterr().out
+    assert next(line for line in text.splitlines() if line.startswith("adamw ")).endswith("none")
+
+
+@pytest.mark.parametrize("kind", ["LlamaConfig", "GPT2Config", "Qwen2Config", "OPTConfig"])
+def test_hugging_face_folders_can_be_planned(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    from lowmem.memory import target
+    from lowmem.memory.accountant import Cell, account
+
+    shape = {"num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 128}
+    getattr(transformers, kind)(**shape, intermediate_size=96, ffn_dim=96).save_pretrained(tmp_path)
+    model = target.find(str(tmp_path))
+    cell = Cell(optimizer={"name": "adam_mini"}, seq_len=32)
+    assert model.depth == 6
+    assert account(model, cell).peak == account(model, cell, full_depth=True).peak
