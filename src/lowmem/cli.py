@@ -218,7 +218,9 @@ def plan(root, arguments):
     from lowmem.experiments import tier_names
 
     for tier in tier_names(root) if arguments.all else [arguments.tier]:
-        if arguments.save_costs:
+        if arguments.all:
+            estimate.model_costs(root, tier, options(root, arguments))
+        if arguments.all or arguments.save_costs:
             estimate.save_costs(root, tier)
         estimate.show(root, tier, options(root, arguments))
 

@@ -1,7 +1,8 @@
 """The printed plan: runs, downloads and time of a tier, before anything runs.
 
-Time comes from data/published/costs.json where a run was measured, else from a simple formula (`run_seconds`) with the
-speeds that the tier's file assumes. Both are marked in the text.
+Time comes from data/published/costs.json: measured, where records were at hand, or from the performance model of
+memory/throughput.py for GPU tiers (`lowmem plan --all` writes both). Else a simple formula (`run_seconds`) with the
+speeds that the tier's file assumes. The text says which.
 """
 
 from datetime import datetime
@@ -50,9 +51,32 @@ def run_seconds(run: dict, speeds: dict) -> float:
     )
 
 
-def costs(root: Path) -> dict[str, float]:
-    """{tier/experiment/variant: measured seconds of one run}, empty when nothing was measured."""
-    return read_json(root / COSTS) if (root / COSTS).is_file() else {}
+def costs(root: Path, modelled: bool = False) -> dict[str, float]:
+    """{tier/experiment/variant: seconds of one run}, as measured, or as the performance model says.
+
+    In the file a measured time is a number, a modelled one {"seconds": number, "gpu": kind}.
+    """
+    loaded = read_json(root / COSTS) if (root / COSTS).is_file() else {}
+    if modelled:
+        return {key: value["seconds"] for key, value in loaded.items() if isinstance(value, dict)}
+    return {key: value for key, value in loaded.items() if not isinstance(value, dict)}
+
+
+def model_costs(root: Path, tier: str, options: dict) -> None:
+    """Add to costs.json what the performance model says of a tier's training runs on its GPU. Slow: seconds per model."""
+    from lowmem.memory import costs as model
+
+    gpu = experiments.load_tier(root, tier)["estimate"].get("gpu")
+    found = {}
+    for job in plan.jobs(root, tier, options).values() if gpu else ():
+        for run in job["runs"]:
+            key = f"{tier}/{run['experiment']}/{run['variant']}"
+            if key not in found and (seconds := model.seconds(run, gpu)) is not None:
+                found[key] = {"seconds": round(seconds, 1), "gpu": gpu}
+    loaded = read_json(root / COSTS) if (root / COSTS).is_file() else {}
+    measured = {key: value for key, value in loaded.items() if not isinstance(value, dict)}
+    kept = {key: value for key, value in loaded.items() if not key.startswith(f"{tier}/")}
+    write_json(root / COSTS, dict(sorted({**kept, **found, **measured}.items())))
 
 
 def save_costs(root: Path, tier: str) -> None:
@@ -65,7 +89,8 @@ def save_costs(root: Path, tier: str) -> None:
             key = f"{tier}/{made['experiment']}/{made['variant']}"
             times.setdefault(key, []).append((ended - started).total_seconds())
     medians = {key: round(sorted(values)[len(values) // 2], 1) for key, values in times.items()}
-    write_json(root / COSTS, dict(sorted({**costs(root), **medians}.items())))
+    loaded = read_json(root / COSTS) if (root / COSTS).is_file() else {}
+    write_json(root / COSTS, dict(sorted({**loaded, **medians}.items())))
 
 
 def duration(seconds: float) -> str:
@@ -85,7 +110,7 @@ def show(root: Path, tier: str, options: dict) -> None:
     """Print the plan of a tier: a row per experiment, then downloads, then the time for everything left."""
     jobs = plan.jobs(root, tier, options)
     loaded = experiments.load_tier(root, tier)
-    speeds, measured = loaded["estimate"], costs(root)
+    speeds, measured, modelled = loaded["estimate"], costs(root), costs(root, modelled=True)
     print(f"tier {tier}: {loaded['about']}")
     print(f"{'experiment':<34}{'jobs':>6}{'runs':>6}{'valid':>7}{'gpus':>6}{'left':>10}  from")
     left = longest = 0.0
@@ -100,8 +125,9 @@ def show(root: Path, tier: str, options: dict) -> None:
                 if run["id"] in valid:
                     continue
                 key = f"{tier}/{name}/{run['variant']}"
-                sources.add("measured" if key in measured else "estimate")
-                in_job += measured[key] if key in measured else run_seconds(run, speeds)
+                sources.add("measured" if key in measured else "modelled" if key in modelled else "estimate")
+                known = measured.get(key, modelled.get(key))
+                in_job += run_seconds(run, speeds) if known is None else known
             if in_job:
                 in_job += speeds["seconds_per_job"]
             seconds, longest = seconds + in_job, max(longest, in_job)
@@ -115,6 +141,8 @@ def show(root: Path, tier: str, options: dict) -> None:
     print(f"time for what is left: about {total}, {at_once} job(s) at once; downloads come on top")
     rate = f"{speeds['flops_per_second']:.2g}"
     print(f"'estimate' assumes {rate} operations/s per device (workflow/config/tiers/{tier}.yaml)")
+    if "gpu" in speeds:
+        print(f"'modelled' is a roofline model of the {speeds['gpu']} (src/lowmem/memory), kept by lowmem plan --all")
 
 
 def show_downloads(root: Path, jobs: dict) -> None:
