@@ -95,21 +95,22 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     if names is None:
         names = sorted({name for header in exhibits(root).values() for name in header["experiments"]})
     per_run = experiments.load_tier(root, tier)["job"] == "run"
+    known = read_yaml(root / "data/sources.yaml")
     found = {}
     for experiment in names:
         runs = experiments.runs(root, experiment, tier, options)
         for group in [[run] for run in runs] if per_run else [runs]:
             name = f"{group[0]['id']}" if per_run else experiment
-            found[name] = make_job(root, tier, name, group, options)
+            found[name] = make_job(root, tier, name, group, options, known)
             if per_run:
                 found[name]["arguments"] += f" --variant {group[0]['variant']} --seed {group[0]['seed']}"
     return found
 
 
-def make_job(root: Path, tier: str, name: str, runs: list[dict], options: dict) -> dict:
+def make_job(root: Path, tier: str, name: str, runs: list[dict], options: dict, known: dict) -> dict:
     """One job out of runs that one process does in turn: times add up, the rest is what the largest needs."""
     needed = [run["resources"] for run in runs]
-    data = {folder: data for run in runs for folder, data in prepared(root, run["config"])}
+    data = {folder: data for run in runs for folder, data in prepared(root, run["config"], known)}
     used = {run["config"].get("data", {}).get("dataset") for run in runs}
     own = [f"--option {key}={value}" for key, value in sorted(options.items()) if key in used]
     return {
@@ -127,11 +128,10 @@ def make_job(root: Path, tier: str, name: str, runs: list[dict], options: dict) 
     }
 
 
-def prepared(root: Path, config: dict) -> list[tuple[str, dict]]:
-    """[(prepared folder relative to the root, config["data"])], empty for a task that needs no data."""
+def prepared(root: Path, config: dict, known: dict) -> list[tuple[str, dict]]:
+    """[(prepared folder relative to the root, config["data"])], empty for a task that needs no data; known: sources.yaml."""
     if not config.get("data"):
         return []
-    known = read_yaml(root / "data/sources.yaml")
     if config["data"]["dataset"] not in known:
         raise Misuse(f"unknown dataset {config['data']['dataset']!r}{nearest(config['data']['dataset'], known)}")
     return [(str(prepared_folder(root, config["data"]).relative_to(root)), config["data"])]
@@ -143,12 +143,7 @@ def code_files(*entries: str) -> list[str]:
 
     They are inputs of the rules, since Snakemake does not see which modules a shell command loads.
     """
-    waiting, found = [record.PACKAGE / name for name in entries], set()
-    while waiting:
-        path = waiting.pop()
-        if path not in found and path.is_file():
-            found.add(path)
-            waiting += [] if path.stem in SHARED else record.imported(path)
+    found = record.reach([record.PACKAGE / name for name in entries], SHARED)
     return sorted(str("src" / path.relative_to(record.PACKAGE.parent)) for path in found)
 
 
@@ -162,7 +157,8 @@ def run_code(runs: list[dict]) -> list[str]:
 @functools.cache
 def config_code(task: str, model: str | None, optimizer: str | None) -> list[str]:
     named = {"model": model, "optimizer": optimizer}
-    return list(record.code_files({"task": task, **{key: {"name": name} for key, name in named.items() if name}}))
+    paths = record.code_paths({"task": task, **{key: {"name": name} for key, name in named.items() if name}})
+    return [str("src" / path.relative_to(record.PACKAGE.parent)) for path in paths]
 
 
 def datasets(jobs: dict[str, dict]) -> dict[str, dict]:

@@ -131,26 +131,36 @@ def finite(value):
 
 
 def code_files(config: dict) -> dict[str, str]:
-    """{src/lowmem/...: sha256} of the modules that this run's task, model and optimizer reach by import.
+    """{src/lowmem/...: sha256} of the modules that this run's task, model and optimizer reach by import."""
+    return {str("src" / path.relative_to(PACKAGE.parent)): sha256(path) for path in code_paths(config)}
+
+
+def code_paths(config: dict) -> list[Path]:
+    """Those files. C sources beside a reached module count too.
 
     Read from the source, not from sys.modules, so that a change to one optimizer does not invalidate runs of another
-    that happened to share a process. C sources beside a reached module count too.
+    that happened to share a process.
     """
-    names = ["train"] + [f"tasks.{config['task']}"]
+    names = ["train", f"tasks.{config['task']}"]
     names += [
         f"{kind}.{config[key]['name']}" for key, kind in (("model", "models"), ("optimizer", "optim")) if key in config
     ]
-    waiting, seen = [PACKAGE / f"{name.replace('.', '/')}.py" for name in names], set()
-    if "optimizer" in config:
-        waiting.append(PACKAGE / "optim" / "__init__.py")
+    entries = [PACKAGE / f"{name.replace('.', '/')}.py" for name in names]
+    entries += [PACKAGE / "optim" / "__init__.py"] if "optimizer" in config else []
+    found = {path for path in reach(entries, ROUTING) if path.parent != PACKAGE or path.stem not in ROUTING}
+    beside = {folder for folder in {path.parent for path in found} if folder != PACKAGE}
+    return sorted(found.union(*(folder.glob("*.c") for folder in beside)))
+
+
+def reach(entries: list[Path], leaves: tuple[str, ...]) -> set[Path]:
+    """The existing ones of `entries` and what they import, directly or not; imports of modules in `leaves` do not count."""
+    waiting, found = list(entries), set()
     while waiting:
         path = waiting.pop()
-        if path in seen or not path.is_file() or (path.parent == PACKAGE and path.stem in ROUTING):
-            continue
-        seen.add(path)
-        waiting += imported(path)
-        seen.update(path.parent.glob("*.c") if path.parent != PACKAGE else ())
-    return {str("src" / path.relative_to(PACKAGE.parent)): sha256(path) for path in sorted(seen)}
+        if path not in found and path.is_file():
+            found.add(path)
+            waiting += [] if path.parent == PACKAGE and path.stem in leaves else imported(path)
+    return found
 
 
 @functools.cache

@@ -48,7 +48,7 @@ def test_a_job_is_an_experiment_on_small_tiers_and_a_run_on_large_ones(root):
     job = paper["gpt2_sizes/1.5b-adamw/seed0"]
     assert job["done"] == "results/paper/gpt2_sizes/1.5b-adamw/seed0/done.json"
     assert job["arguments"] == "--experiment gpt2_sizes --tier paper --variant 1.5b-adamw --seed 0"
-    assert job["gpus"] == 8 and len(paper) == 8
+    assert job["gpus"] == 8 and len(paper) == 24
 
 
 def test_a_job_needs_the_sum_of_times_and_the_largest_of_everything_else(root):
@@ -72,9 +72,9 @@ def test_code_of_a_job_is_what_its_task_model_and_optimizer_import(root):
 
 def test_prepared_folders_are_those_that_prepare_writes(root):
     data = {"dataset": "sotu", "source": "url", "tokenizer": "bpe512"}
-    [(folder, same)] = plan.prepared(root, {"data": data})
+    [(folder, same)] = plan.prepared(root, {"data": data}, {"sotu": {}})
     assert root / folder == prepare.folder(root, data) and same == data
-    assert plan.prepared(root, {"task": "quadratic"}) == []
+    assert plan.prepared(root, {"task": "quadratic"}, {}) == []
 
 
 def test_parsing_a_tier_imports_no_torch_and_no_numpy(root):
@@ -114,16 +114,16 @@ def test_settings_separate_the_tier_from_the_sources(root):
 
 
 def test_selecting_narrows_to_variant_and_seed(root):
-    [run] = plan.select(root, "gpt2_sizes", "laptop", {}, "50k-adamw", 2)
-    assert run["id"] == "gpt2_sizes/50k-adamw/seed2"
-    with pytest.raises(Misuse, match="no variant '50k-adam'"):
-        plan.select(root, "gpt2_sizes", "laptop", {}, "50k-adam", None)
+    [run] = plan.select(root, "gpt2_sizes", "laptop", {}, "83k-adamw", 2)
+    assert run["id"] == "gpt2_sizes/83k-adamw/seed2"
+    with pytest.raises(Misuse, match="no variant '83k-adam'"):
+        plan.select(root, "gpt2_sizes", "laptop", {}, "83k-adam", None)
     with pytest.raises(Misuse, match="no seed 7"):
         plan.select(root, "gpt2_sizes", "laptop", {}, None, 7)
 
 
 def test_a_run_file_gets_the_hash_that_the_experiment_would_give(root, tmp_path):
-    wanted = plan.select(root, "gpt2_sizes", "laptop", {}, "50k-adamw", 1)[0]
+    wanted = plan.select(root, "gpt2_sizes", "laptop", {}, "83k-adamw", 1)[0]
     (tmp_path / "run.json").write_text(json.dumps({"config": wanted["config"], "seed": 1}))
     run = plan.read_run(root, tmp_path / "run.json")
     assert run["config_hash"] == wanted["config_hash"] and run["id"] == "run/only/seed1"
@@ -133,8 +133,8 @@ def test_a_run_file_gets_the_hash_that_the_experiment_would_give(root, tmp_path)
 
 
 def test_done_names_every_record_by_its_hash(root, tmp_path):
-    run = plan.select(root, "gpt2_sizes", "laptop", {}, "50k-adamw", 0)[0]
-    record = tmp_path / "results/laptop/gpt2_sizes/50k-adamw/seed0/record.json"
+    run = plan.select(root, "gpt2_sizes", "laptop", {}, "83k-adamw", 0)[0]
+    record = tmp_path / "results/laptop/gpt2_sizes/83k-adamw/seed0/record.json"
     record.parent.mkdir(parents=True)
     record.write_text('{"status": "diverged"}')
     plan.write_done(tmp_path, [run], tmp_path / "done.json")
@@ -153,7 +153,7 @@ def test_printed_plan_names_runs_downloads_and_where_times_come_from(root, capsy
     estimate.show(root, "paper", {})
     text = capsys.readouterr().out
     row = next(line for line in text.splitlines() if line.startswith("gpt2_sizes"))
-    assert row.split()[1:3] == ["8", "8"] and "download openwebtext (hub)" in text and "estimate" in text
+    assert row.split()[1:3] == ["24", "24"] and "download openwebtext (hub)" in text and "estimate" in text
 
 
 def test_measured_costs_replace_the_estimate(project, capsys):
