@@ -343,7 +343,7 @@ def environment():
 def child(root, run):
     """Train one run in a process of its own."""
     file = root / "run.json"
-    file.write_text(json.dumps(run))
+    file.write_text(json.dumps([run]))
     script = Path(__file__).parent / "tiny.py"
     return subprocess.Popen(
         [sys.executable, str(script), str(root), str(file)], env=environment(), stderr=subprocess.PIPE
