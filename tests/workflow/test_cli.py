@@ -57,8 +57,12 @@ def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
     assert answer(capsys, "plan") == (130, "lowmem: interrupted; call again to continue\n")
 
 
-def test_plan_of_all_tiers_prints_each(capsys):
+def test_plan_of_all_tiers_prints_each_and_keeps_their_costs(capsys, monkeypatch):
+    kept = []
+    monkeypatch.setattr("lowmem.estimate.model_costs", lambda root, tier, options: kept.append(("modelled", tier)))
+    monkeypatch.setattr("lowmem.estimate.save_costs", lambda root, tier: kept.append(("measured", tier)))
     assert cli.main(["plan", "--all"]) == 0
+    assert len(kept) == 8 and ("modelled", "paper") in kept and ("measured", "laptop") in kept
     text = capsys.readouterr().out
     assert [line.split(":")[0] for line in text.splitlines() if line.startswith("tier ")] == [
         "tier laptop",

@@ -80,13 +80,13 @@ def throughput_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
                 axes.text(at, 100, reason.split(":")[0], ha="center", va="bottom", rotation=90)
                 continue
             axes.bar(at, rate, 0.38, color=plots.COLOURS[optimizer])
-            axes.text(at, rate + 60, f"{run.final('batch')}", ha="center", fontsize=8)
+            axes.text(at, rate + 120, f"{run.final('batch')}", ha="center", fontsize=8)
         theirs = printed(published, "throughput", optimizer=plots.name(optimizer))
         shown.published += mark(f"{plots.name(optimizer)}, throughput", theirs)
         if theirs is not None:
             at = len(LENGTHS) + (i - 0.5) * 0.4
             axes.bar(at, theirs["value"], 0.38, facecolor="none", edgecolor=plots.COLOURS[optimizer], hatch="///")
-            axes.text(at, theirs["value"] + 60, "1" if optimizer == "adamw" else "4", ha="center", fontsize=8)
+            axes.text(at, theirs["value"] + 120, "1" if optimizer == "adamw" else "4", ha="center", fontsize=8)
     labels = [*(f"{length}" for length in LENGTHS), "printed,\nlength unknown"]
     axes.set_xticks(range(len(labels)), labels)
     axes.set_xlabel("tokens per sequence; number on the bar: sequences per GPU")

@@ -80,7 +80,7 @@ def draw(bars: dict, reason: str | None):
                 axes.barh(at, parts[part], 0.36, left, color=plots.COLOURS[optimizer], alpha=alpha)
                 if parts[part] > 9:
                     text = f"{part} {parts[part]:.0f} %" if parts[part] > 20 else f"{parts[part]:.0f} %"
-                    ink = "white" if alpha == 1.0 else plots.INK if alpha < 0.5 else "black"
+                    ink = "white" if alpha == 1.0 else "black"
                     axes.text(left + parts[part] / 2, at, text, ha="center", va="center", fontsize=7.5, color=ink)
                 left += parts[part]
     axes.set_yticks(ticks, labels)

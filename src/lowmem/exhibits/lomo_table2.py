@@ -42,6 +42,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "(hardware.py: rtx-3090-x8).",
             "Whether checkpointing and the norm pass were on is not stated: checkpointing is on here, as in the official "
             "scripts, and LOMO is shown with one and with two passes.",
+            "Ours is fully_shard, which gathers weights and reduces gradients a layer at a time; the authors' ZeRO-3 does "
+            "so parameter by parameter, which needs less beside the weights, most of all for the large models.",
             "The printed memory may be an average over GPUs or over time (the authors' answers differ); ours is the peak.",
             "11 times compares one GPU that does not communicate with eight that do. Per machine the printed ratio is 1.43.",
         ],

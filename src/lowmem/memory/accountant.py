@@ -63,6 +63,7 @@ class Cell:
 @dataclasses.dataclass(frozen=True)
 class Account:
     """Bytes on one rank. peak and parts: at the worst moment of a step; phase: when that is; phases: the most of each.
+    most: the most of each component, whenever that is; they are never all there at once.
 
     kept: activations alive between forward and backward. host: bytes offloaded to the CPU. depths: layers of the models
     that were traced; more than one means extrapolated. work: what a GPU has to do in the step.
@@ -72,6 +73,7 @@ class Account:
     parts: dict[str, int]
     phase: str
     phases: dict[str, int]
+    most: dict[str, int]
     kept: int
     host: int
     depths: tuple[int, ...]
@@ -101,8 +103,9 @@ def summary(traces: list[tuple[dict, Work]], depths: tuple[int, ...], share: flo
     totals = {phase: sum(parts[role] for role in ROLES if role != "host") for phase, parts in phases.items()}
     worst = max(totals, key=totals.get)
     parts = {role: size for role, size in phases[worst].items() if role != "host"}
+    most = {role: max(of_phase[role] for of_phase in phases.values()) for role in parts}
     host, work = phases[worst]["host"], extrapolated(few, more, share)
-    return Account(totals[worst], parts, worst, totals, kept, host, depths, work)
+    return Account(totals[worst], parts, worst, totals, most, kept, host, depths, work)
 
 
 def check(target: Target, cell: Cell) -> None:
@@ -226,7 +229,10 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
     stand_in(inner, cell)
     ranks.share_heads(model, cell)
     updater = ranks.state_sharded(optimizer, cell)
-    inner.prepare()
+    with tracker.during(
+        "setup", "optimizer_state" if cell.device == "cpu" else "host"
+    ):  # step counters stay on the host
+        inner.prepare()
     tracker.mark(state_tensors(inner), "host" if cell.offload else "optimizer_state")
     sharded = ranks.is_sharded(cell)
     averaging = cell.data_parallel > 1 and cell.zero == 0

@@ -133,7 +133,7 @@ def table(found: dict[str, Plan], cell: Cell, gpu: Gpu) -> list[str]:
     head += f"{'batch':>9}{'GiB':>8}{'tokens/s':>11}{'1 B tokens':>12}{'energy':>10}"
     lines = [left, head]
     for name, plan in found.items():
-        sizes = [sum(plan.single.parts[role] for role in roles) / GIB for roles in PARTS.values()]
+        sizes = [sum(plan.single.most[role] for role in roles) / GIB for roles in PARTS.values()]
         row = f"{name:<{width}}{plan.single.peak / GIB:>8.1f}"
         row += "".join(f"{x:>12.1f}" if part == "activations" else f"{x:>9.1f}" for part, x in zip(PARTS, sizes))
         if plan.batch is None:
@@ -170,8 +170,9 @@ def remarks(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], asked: 
     if first.batch is None:
         lines.append(f"{asked[0]} does not fit: {advice(model, cell, gpu, asked[0])}.")
     lines.append(
-        "Simulated, no GPU was used: peaks by tracing the real step, parts as they are at the peak; speeds by a roofline "
-        f"model, good to tens of percent. {hardware.OUTSIDE:g} GiB is set aside for CUDA; energy is at board power."
+        "Simulated, no GPU was used. Peaks come from tracing the real step; the parts are each at their most, which is "
+        "never all at once. Speeds come from a roofline model and may be off by half, more than ratios are. "
+        f"{hardware.OUTSIDE:g} GiB is set aside for CUDA; energy is at board power."
     )
     if gpu.calibrated:
         lines.append(f"{gpu.name}: {gpu.calibrated}.")
@@ -182,7 +183,7 @@ def as_json(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan]) -> dict
     """Everything as plain values: bytes, seconds, tokens per second."""
 
     def memory(of: Account) -> dict:
-        return {"peak_bytes": of.peak, "parts": of.parts, "phase": of.phase, "host_bytes": of.host}
+        return {"peak_bytes": of.peak, "parts": of.parts, "most": of.most, "phase": of.phase, "host_bytes": of.host}
 
     rows = {}
     for name, plan in found.items():
