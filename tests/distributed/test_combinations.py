@@ -182,7 +182,7 @@ def test_tensor_parallel_training_gives_the_weights_of_one_process():
 
 
 def accumulate(rank: int, world: int) -> dict:
-    """Two micro-batches per step, with gradients sent only after the second."""
+    """Two micro-batches per step, with gradients sent only after the second, then clipped by the global norm."""
     found = {}
     for kind in ("ddp", "zero1", "fsdp"):
         one, many = models.build(), models.build()
@@ -192,6 +192,7 @@ def accumulate(rank: int, world: int) -> dict:
             together = Zero1(together)
         for k in range(STEPS):
             loss_of(one, batch(k)).backward()
+            nn.utils.clip_grad_norm_(one.parameters(), 0.5)
             alone.step()
             alone.zero_grad()
             first, second = share(batch(k), rank, world).chunk(2)
@@ -203,6 +204,7 @@ def accumulate(rank: int, world: int) -> dict:
                 with outside.no_sync():
                     (loss_of(outside, first) / 2).backward()
             (loss_of(outside, second) / 2).backward()
+            nn.utils.clip_grad_norm_(many.parameters(), 0.5)
             together.step()
             together.zero_grad()
         found[kind] = models.worst(models.weights(one), models.weights(many))
@@ -260,7 +262,7 @@ def mixed(rank: int, world: int) -> dict:
     }
 
 
-def test_accumulation_mixed_precision_and_one_sided_gradients():
+def test_accumulation_clipping_mixed_precision_and_one_sided_gradients():
     for found in ranks.launch(mixed, 4):
         assert max(found["accumulated"].values()) <= 5e-5 and len(found["accumulated"]) == 3, found
         assert found["bf16"] == {"lomo": 0.0, "lomo dtype": True, "adam_mini": 0.0, "adam_mini dtype": True}
