@@ -10,7 +10,7 @@ import sys
 import torch
 
 if not torch.cuda.is_available():
-    import lowmem.torchtitan_cpu  # torchtitan itself knows accelerators only
+    import lowmem.torchtitan_cpu  # noqa: F401  (torchtitan itself knows accelerators only)
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torchtitan.hf_datasets import DatasetConfig, text_datasets
