@@ -1,7 +1,13 @@
 """A checkout without results, and records written into it: what exhibits, claims and the report are tested on."""
 
+import atexit
+import functools
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
+from unittest import mock
 
 from lowmem import experiments
 from lowmem.files import write_json, write_text
@@ -44,16 +50,38 @@ def record(root: Path, run: dict, final: dict, curve: list[dict] | None = None, 
 
 
 def write_all(root: Path, tier: str = "laptop") -> None:
-    """Records of every run of all exhibits: counts as arithmetic gives them, losses with a fixed gap."""
-    write_state_memory(root, tier)
-    write_events(root, tier)
-    write_losses(root, tier)
-    from synthetic_hessians import write_everything
+    """Records of every run of all exhibits: counts as arithmetic gives them, losses with a fixed gap.
 
-    write_everything(root, tier)
-    from synthetic_memory import write_memory
+    They are made once and linked into the root, as many tests start from them; writing a record replaces its link.
+    """
 
-    write_memory(root, tier)
+    def link(source, target):
+        try:
+            os.link(source, target)
+        except OSError:  # another file system
+            shutil.copyfile(source, target)
+
+    shutil.copytree(every_record(tier) / "results", root / "results", copy_function=link, dirs_exist_ok=True)
+
+
+@functools.cache
+def every_record(tier: str) -> Path:
+    """A root with the records of every run of a tier."""
+    import synthetic_hessians
+    import synthetic_losses
+    import synthetic_memory
+
+    folder = Path(tempfile.mkdtemp(prefix="lowmem-records-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    root = checkout(folder)
+    with mock.patch("os.fsync"):  # hundreds of records: nothing here has to survive a power cut
+        write_state_memory(root, tier)
+        write_events(root, tier)
+        write_losses(root, tier)
+        synthetic_hessians.write_everything(root, tier)
+        synthetic_losses.write_everything(root, tier)
+        synthetic_memory.write_memory(root, tier)
+    return root
 
 
 def write_state_memory(root: Path, tier: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem import tokenizers
-from lowmem.errors import Misuse
+from lowmem.errors import Failed, Misuse
 
 SYLLABLES = [
     "ba",
@@ -138,3 +138,24 @@ def test_a_size_the_text_cannot_fill_is_misuse_in_one_line():
     with pytest.raises(Misuse, match="choose a smaller size") as failure:
         tokenizers.train_bpe(20000, iter(["too little text"]))
     assert "\n" not in str(failure.value)
+
+
+def test_characters_come_back_and_are_numbered_in_their_order():
+    made = tokenizers.make("char", lambda: iter(["banana\n", "cab"]), None)
+    [ids] = made.encode(["cab\nban"])
+    assert made.vocab_size == 5 and made.end == () and ids.tolist() == [3, 1, 2, 0, 2, 1, 4]
+    assert made.decode(ids) == "cab\nban"
+
+
+def test_a_character_that_training_never_saw_is_an_error():
+    made = tokenizers.make("char", lambda: iter(["abc"]), None)
+    with pytest.raises(Failed, match="'z' does not occur"):
+        made.encode(["abz"])
+
+
+def test_characters_are_loaded_from_the_prepared_folder(tmp_path):
+    made = tokenizers.make("char", lambda: iter(["é ß\r\n"]), None)
+    for name, data in made.files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "meta.json").write_text(json.dumps({"tokenizer": "char"}))
+    assert tokenizers.load(tmp_path).decode(made.encode(["ß\r\né"])[0]) == "ß\r\né"

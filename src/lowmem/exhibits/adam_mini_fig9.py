@@ -109,14 +109,16 @@ def draw(shown: Shown, sizes: list[Pair], fits: dict, paper: dict) -> None:
 def draw_operations(axes, sizes: list[Pair]) -> None:
     heights = []
     for size in sizes:
+        ends = []
         for optimizer in NAMES:
             curve = [size.mean(optimizer, tokens).value for tokens in size.tokens]
             plots.line(
                 axes, [6.0 * size.parameters * tokens for tokens in size.tokens], curve, optimizer, linewidth=1.3
             )
             heights += curve[len(curve) // 6 :]
-        place = (6.0 * size.parameters * size.tokens[-1], curve[-1])  # below the end of its curve no other one passes
-        style = {"xytext": (-3, -8), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+            ends.append(curve[-1])
+        place = (6.0 * size.parameters * size.tokens[-1], min(ends))  # below the end of its curve no other one passes
+        style = {"xytext": (-5, -9), "textcoords": "offset points", "ha": "right", "fontsize": 8}
         axes.annotate(size.name, place, **style)
     axes.set_xscale("log")
     decades(axes, heights)
