@@ -101,6 +101,7 @@ def test_sharding_divides_weights_and_state_by_the_ranks():
     assert four.phases["update"] < 0.3 * one.phases["update"]
 
 
+@pytest.mark.slow
 def test_zero_stages_need_less_and_less_at_the_update():
     model = target.find({**LLAMA, "n_layer": 2, "n_embd": 128, "n_hidden": 512})
     peaks = [account(model, of(THERE, "adamw", gpus=4, batch=1, zero=stage)).peak for stage in (0, 2, 3)]
@@ -237,6 +238,7 @@ def test_each_family_at_full_depth_agrees_with_the_extrapolation(size, changes):
     assert account(model, cell).peak == pytest.approx(account(model, cell, full_depth=True).peak, rel=0.002)
 
 
+@pytest.mark.slow
 def test_the_fitted_link_of_the_3090_server_is_what_the_first_row_gives():
     cell = Cell(optimizer={"name": "adamw"}, seq_len=1024, gpus=8, precision="master", checkpointing=True)
     found = account(target.find("llama-7b"), cell)

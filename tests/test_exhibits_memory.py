@@ -48,7 +48,8 @@ def test_the_rerun_is_the_published_one():
             assert (cell is None) == (f"bs{batch} " not in part)
             if cell:
                 assert f"bs{batch} {cell[0]}" in part
-                assert (f"bs{batch} {cell[0]} ({cell[1].replace('allocator', 'alloc')})" in part) == bool(cell[1])
+                retries = cell[1].split(" ")[0]
+                assert (f"bs{batch} {cell[0]} ({retries} " in part) == bool(retries)
 
 
 def test_errors_against_the_rerun_are_signed_in_the_table_and_largest_in_the_value(root):
@@ -127,17 +128,14 @@ def test_ablation_says_what_each_change_saves(root):
 PLAN = ["plan", "llama:20m", "--gpu", "t4", "--seq-len", "256"]
 
 
-def test_a_plan_names_the_largest_batch_and_json_says_the_same(capsys):
-    assert cli.main([*PLAN, "--optimizer", "adam_mini"]) == 0
-    text = capsys.readouterr().out
+def test_a_plan_in_json_holds_the_largest_batch_that_fits(capsys):
     assert cli.main([*PLAN, "--optimizer", "adam_mini", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["optimizers"]) == {"adamw", "adam_mini"} and found["simulated"] is True
-    for name, row in found["optimizers"].items():
-        assert row["largest"]["peak_bytes"] <= found["gpu"]["usable_bytes"]
-        line = next(line for line in text.splitlines() if line.startswith(f"{name} "))
-        assert f" {row['largest']['batch']} " in line
-    assert "Simulated" in text and "adam_mini needs" in text
+    for row in found["optimizers"].values():
+        assert row["fits"] and row["largest"]["peak_bytes"] <= found["gpu"]["usable_bytes"]
+        assert row["largest"]["tokens_per_s"] > row["one_sequence"]["tokens_per_s"]
+        assert sum(row["one_sequence"]["parts"].values()) == row["one_sequence"]["peak_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -160,10 +158,15 @@ def test_a_plan_that_cannot_be_is_one_line_with_the_nearest_that_can(capsys, arg
 def test_a_model_that_fits_nowhere_is_told_what_would(capsys):
     assert cli.main(["plan", "llama-7b", "--gpu", "rtx-3090", "--optimizer", "lomo", "--precision", "bf16"]) == 0
     text = capsys.readouterr().out
-    assert next(line for line in text.splitlines() if line.startswith("adamw ")).endswith("none")
+    lines = {line.split(" ")[0]: line for line in text.splitlines()}
+    assert lines["adamw"].endswith("none") and not lines["lomo"].endswith("none")
+    assert "fits where AdamW does not" in text and "Simulated" in text
 
 
-@pytest.mark.parametrize("kind", ["LlamaConfig", "GPT2Config", "Qwen2Config", "OPTConfig"])
+@pytest.mark.parametrize(
+    "kind",
+    ["GPT2Config", *(pytest.param(k, marks=pytest.mark.slow) for k in ("LlamaConfig", "Qwen2Config", "OPTConfig"))],
+)
 def test_hugging_face_folders_can_be_planned(tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     from lowmem.memory import target
