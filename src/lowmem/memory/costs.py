@@ -5,7 +5,6 @@ Only training runs of language models can be modelled; everything else keeps the
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 
@@ -14,36 +13,35 @@ from lowmem.memory import hardware, target
 from lowmem.memory.accountant import Cell, account
 from lowmem.memory.throughput import speed
 
+NUMBERS = ("lr", "betas", "eps", "weight_decay", "no_decay")  # settings that change no time
+
 
 def seconds(run: dict, gpu: str) -> float | None:
-    """Modelled seconds of one training run on one or more GPUs of a kind; None where the model says nothing."""
+    """Modelled seconds of one training run on one or more GPUs of a kind; None where the model says nothing.
+
+    Several GPUs share each batch; what they tell each other is taken to hide behind backward.
+    """
     config = run["config"]
     if "train" not in config or config.get("model", {}).get("name") not in target.FILES or not run["resources"]["gpus"]:
         return None
     train, devices = config["train"], max(run["resources"]["gpus"], config["train"].get("devices") or 1)
-    micro = min(train.get("micro_batch_size") or train["batch_size"], -(-train["batch_size"] // devices))
-    cell = {
-        "batch": max(micro, 1),
-        "seq_len": train.get("seq_len", 1024),
-        "precision": "mixed" if train.get("precision") == "bf16" else "fp32",
-        "gpus": devices,
-    }
+    batch = min(train.get("micro_batch_size") or train["batch_size"], -(-train["batch_size"] // devices))
+    optimizer = {name: value for name, value in config["optimizer"].items() if name not in NUMBERS}
+    precision = "mixed" if train.get("precision") == "bf16" else "fp32"
+    cell = {"optimizer": optimizer, "batch": batch, "seq_len": train.get("seq_len", 1024), "precision": precision}
     try:
-        stages = _stages(json.dumps([config["model"], config["optimizer"], cell], sort_keys=True), gpu)
-    except (Misuse, RuntimeError, NotImplementedError):
+        stages = _stages(json.dumps([config["model"], cell], sort_keys=True), gpu)
+    except Misuse:
         return None
-    passes = -(-train["batch_size"] // (cell["batch"] * devices))
+    passes = -(-train["batch_size"] // (batch * devices))
     evaluations = train["steps"] // train["eval_every"] + 1 if train.get("eval_every") else 0
-    forward = stages.get("forward", 0.0)
-    step = passes * (forward + stages.get("backward", 0.0)) + stages.get("update", 0.0)
-    return train["steps"] * step + evaluations * train.get("eval_batches", 1) * forward
+    step = passes * (stages["forward"] + stages["backward"]) + stages.get("update", 0.0)
+    return train["steps"] * step + evaluations * train.get("eval_batches", 1) * stages["forward"]
 
 
 @functools.cache
 def _stages(key: str, gpu: str) -> dict[str, float]:
     """Seconds of forward, backward and update; runs that differ in rate or length share one account."""
-    model, optimizer, settings = json.loads(key)
-    optimizer = {name: value for name, value in optimizer.items() if name not in ("lr",)}
-    cell = Cell(optimizer={**optimizer, "lr": 1e-4}, **settings)
-    found = account(target.find(model), dataclasses.replace(cell, zero=3))
-    return speed(found.work, cell, hardware.find(gpu)).stages
+    model, settings = json.loads(key)
+    cell = Cell(**settings)
+    return speed(account(target.find(model), cell).work, cell, hardware.find(gpu)).stages
