@@ -525,3 +525,27 @@ def test_dirty_looks_at_code_only(tmp_path):
     assert record.commit(tmp_path)["dirty"] is False
     (tmp_path / "src" / "x.py").write_text("3")
     assert record.commit(tmp_path)["dirty"] is True
+
+
+# -- what exhibits read off a run -----------------------------------------------------------------------------------------
+
+
+def test_sketches_are_written_at_evaluations_and_change_nothing_else(root, tmp_path):
+    other = twin(root, tmp_path)
+    plain, sketched = make_run(), make_run()
+    sketched["config"]["train"]["sketch"] = 8
+    train.run_job(root, [plain])
+    train.run_job(other, [sketched])
+    rows, sketches = curve(root, plain), curve(other, sketched)
+    assert [len(row["sketch"]) for row in sketches if "sketch" in row] == [8] * sum(
+        "val_loss" in row for row in rows[1:]
+    )
+    assert [row.get("val_loss") for row in rows] == [row.get("val_loss") for row in sketches]
+
+
+def test_the_share_of_time_in_training_steps_is_recorded_and_said(root, capsys):
+    run = make_run()
+    train.run_job(root, [run])
+    speed = json.loads((record.folder(root, run) / "record.json").read_text())["throughput"]
+    assert 0 < speed["steps_s"] < speed["run_s"]
+    assert "of it in training steps" in capsys.readouterr().err

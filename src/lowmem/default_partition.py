@@ -6,7 +6,7 @@ import math
 from lowmem import plots
 from lowmem.curves import Tuned, absent, lead, mean, missing, models, text, train_losses, tuned, used, value
 from lowmem.exhibit import Run, Runs, Shown
-from lowmem.loss_plots import by_rate, faint
+from lowmem.loss_plots import by_rate, corner, faint
 from lowmem.stats import estimate
 
 SHOWN = ("adamw", "adam_mini", "default_partition")
@@ -70,9 +70,9 @@ def add(shown: Shown, found: dict[str, Tuned]) -> None:
 
 def draw(axes, rates, found: dict[str, Tuned]) -> None:
     """Left: training loss at AdamW's best rate, seeds thin. Right: final loss by rate."""
-    by_rate(rates, found)
+    by_rate(rates, found, inside=True)
     rates.set_title("(i) by learning rate")
-    labels, heights = [], []
+    heights = []
     for name, runs in at_adamw_rate(found).items():
         look = plots.look(name)
         curves = [smooth(run) for run in runs if train_losses(run)]
@@ -84,13 +84,12 @@ def draw(axes, rates, found: dict[str, Tuned]) -> None:
         if done:
             middle = [sum(column) / len(column) for column in zip(*done)]
             axes.plot(middle, **look)
-            labels.append((len(middle) - 1, middle[-1], plots.name(name), look["color"]))
             heights += middle[len(middle) // 6 :]
-    if not labels:
+    if not heights:
         plots.empty(axes, "not run: no record")
         return
     axes.set_ylim(min(heights) - 0.05, max(heights) + 0.05)
-    axes.set_xlim(0, labels[0][0])
+    axes.set_xlim(0)
     axes.set(xlabel="step", ylabel="training loss (nat per token)")
     axes.set_title("(i) Llama at AdamW's best rate")
-    plots.end_labels(axes, labels)
+    corner(axes, list(found))

@@ -39,12 +39,18 @@ def mean_of(curves: list[list[tuple[float, float]]]) -> tuple[list[float], list[
     return x, [sum(curve[at] for curve in found) / len(found) for at in x]
 
 
-def limits(axes, heights: list[float]) -> float:
-    """Fit the loss axis to these values but for far outliers above, which leave the picture; returns the upper end."""
+def limits(axes, heights: list[float], cut: bool = True) -> float:
+    """Fit the loss axis to these values but for far outliers above (unless cut is off); returns the upper end."""
     low, middle = min(heights), sorted(heights)[len(heights) // 2]
-    high = min(max(heights), low + 5 * (middle - low) + 0.05)
+    high = min(max(heights), low + 5 * (middle - low) + 0.05) if cut else max(heights)
     axes.set_ylim(low - 0.06 * (high - low) - 1e-3, high + 0.06 * (high - low) + 1e-3)
     return high
+
+
+def above(label: tuple, top: float) -> tuple:
+    """A label whose line ends above the picture stands at its upper edge, with the value and an arrow."""
+    x, y, text, colour = label
+    return label if y <= top else (x, top, f"{text} {y:.2f} ↑", colour)
 
 
 def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=losses, **looks) -> None:
@@ -73,8 +79,9 @@ def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=lo
         plots.empty(axes, "not run: no record")
         return
     if heights:
-        limits(axes, heights)
+        top = limits(axes, heights)
         axes.set_xlim(0, last)
+        labels = [above(label, top) for label in labels]
     axes.xaxis.set_major_formatter(tokens_label)
     axes.set(xlabel="training tokens", ylabel="validation loss (nat per token)")
     plots.end_labels(axes, labels)
@@ -92,13 +99,23 @@ def gap_curve(axes, pair: Pair, colour: str, label: str) -> tuple[float, float, 
     return pair.tokens[-1], means[-1], label, colour
 
 
-def by_rate(axes, methods: dict[str, Tuned], **looks) -> None:
-    """Final loss by learning rate, one line for each method, its best rate marked; a diverged rate is a cross on top."""
+def corner(axes, names: list[str]) -> None:
+    """Names in their colours in the upper right corner, where labels at the lines would take a neighbour's place."""
+    for k, name in enumerate(names):
+        style = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8}
+        axes.text(0.98, 0.97 - 0.08 * k, plots.name(name), color=plots.look(name)["color"], **style)
+
+
+def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = False, **looks) -> None:
+    """Final loss by learning rate, one line for each method, its best rate marked; a diverged rate is a cross on top.
+
+    cut: leave far outliers above the picture. inside: names in the corner instead of at the lines.
+    """
     labels, heights = [], [score for method in methods.values() for score in method.scores.values()]
     if not heights:
         plots.empty(axes, "not run: no record")
         return
-    top = limits(axes, heights)
+    top = limits(axes, heights, cut)
     for name, method in methods.items():
         look = {**plots.look(name), **looks.get(name, {})}
         scores = sorted(method.scores.items())
@@ -106,14 +123,19 @@ def by_rate(axes, methods: dict[str, Tuned], **looks) -> None:
             axes.plot(*zip(*scores, strict=True), marker=".", **look)
             if method.lr:
                 axes.plot(method.lr, method.scores[method.lr], **{**look, "marker": "o", "markersize": 6})
-            off = f" {min(method.scores.values()):.2f} (off the scale)" if min(method.scores.values()) > top else ""
-            labels.append((scores[-1][0], min(scores[-1][1], top), plots.name(name) + off, look["color"]))
+            labels.append(above((*scores[-1], plots.name(name), look["color"]), top))
         for lr, runs in method.rates.items():
             if any(run.status == "diverged" for run in runs):
                 axes.plot(lr, top, marker="x", color=look["color"], markersize=7, clip_on=False)
     axes.set_xscale("log")
+    rates = sorted({lr for method in methods.values() for lr in method.rates})
+    axes.set_xticks(rates, [f"{lr:g}" if k % 2 == 0 or len(rates) < 5 else "" for k, lr in enumerate(rates)])
+    axes.minorticks_off()
     axes.set(xlabel="learning rate", ylabel="final validation loss (nat per token)")
-    plots.end_labels(axes, labels)
+    if inside:
+        corner(axes, list(methods))
+    else:
+        plots.end_labels(axes, labels)
 
 
 def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str, zero: float | None = 0.0) -> None:

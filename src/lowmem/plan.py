@@ -86,6 +86,14 @@ def published_files(header: dict) -> list[str]:
     return [f"data/published/{'adam_mini' if name.startswith('adam_mini.') else 'lomo'}.yaml"]
 
 
+def archived_files(root: Path, header: dict) -> list[str]:
+    """Kept records that an exhibit shows beside its own runs (header key `archived`: ["tier/experiment"])."""
+    found = [
+        path for name in header.get("archived", []) for path in (root / "data/records" / name).rglob("record.json")
+    ]
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
 def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -> dict[str, dict]:
     """{job name: job} of the experiments `names` (default: those that an exhibit shows).
 

@@ -23,6 +23,18 @@ def progress(label: str, steps: int):
     return show
 
 
+def share(speeds: list[dict | None]) -> None:
+    """Say how much of the time of the runs just made went into training steps; the rest is set-up and evaluation."""
+    known = [speed for speed in speeds if speed and "steps_s" in speed]
+    if known:
+        steps, total = (sum(speed[key] for speed in known) for key in ("steps_s", "run_s"))
+        print(
+            f"{len(known)} runs, {total:.0f} s, {steps / total:.0%} of it in training steps",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def clock(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"

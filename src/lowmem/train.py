@@ -32,7 +32,7 @@ def run_job(root: Path, runs: list[dict]) -> int:
 
 def run_all(root: Path, runs: list[dict]) -> int:
     """The runs of a job, one after the other; runs of one device are left to rank 0."""
-    failed = 0
+    failed, speeds = 0, []
     for number, run in enumerate(runs, 1):
         if distributed.rank() and distributed.devices(run) == 1:
             continue
@@ -49,7 +49,9 @@ def run_all(root: Path, runs: list[dict]) -> int:
         except Failed as error:  # not even the record could be written
             made = {"status": "failed", "reason": str(error)}
         failed += made["status"] == "failed"
+        speeds.append(made.get("throughput"))
         say(f"{label}: {made['status']}" + (f": {made['reason']}" if made["reason"] else f" {ticker.summary(made)}"))
+    ticker.share(speeds)
     return int(failed > 0)
 
 

@@ -45,6 +45,7 @@ def exhibit_inputs(wildcards):
         "jobs": [job["done"] for job in JOBS.values() if job["experiment"] in header["experiments"]],
         "code": plan.code_files("exhibit.py", f"exhibits/{wildcards.id}.py"),
         "published": plan.published_files(header),
+        "archived": plan.archived_files(ROOT, header),
     }
 
 

@@ -9,7 +9,7 @@ import itertools
 from lowmem import plots
 from lowmem.curves import MARGIN, Pair, as_estimate, largest, missing, pairs, smallest, text, value
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import faint, gap_curve, limit_to_values, tokens_label, zero_and_margin
+from lowmem.loss_plots import faint, gap_curve, limit_to_values, limits, tokens_label, zero_and_margin
 
 EXHIBIT = {
     "id": "adam_mini_fig10",
@@ -131,7 +131,7 @@ def draw(sizes: list[Pair], printed_gaps: dict[str, float]):
 
 def draw_loss(axes, sizes: list[Pair]) -> None:
     """Mean over seeds, thin lines for the seeds themselves: with three seeds an interval hides what they do."""
-    labels = []
+    labels, heights = [], []
     for size in sizes:
         for optimizer in ("adamw", "adam_mini"):
             for seed in size.seeds:
@@ -141,11 +141,13 @@ def draw_loss(axes, sizes: list[Pair]) -> None:
                 )
             curve = [size.mean(optimizer, tokens).value for tokens in size.tokens]
             plots.line(axes, size.tokens, curve, optimizer)
+            heights += curve[len(curve) // 4 :]
         labels.append((size.tokens[-1], curve[-1], size.name, plots.INK))
     axes.set(xlabel="training tokens", ylabel="validation loss (nat per token)")
     axes.set_title("Loss by size")
     axes.xaxis.set_major_formatter(tokens_label)
     axes.set_xlim(0, max(size.tokens[-1] for size in sizes) * 1.16)
+    limits(axes, heights)
     for k, optimizer in enumerate(("adamw", "adam_mini")):  # which colour is which, once, above the curves
         axes.plot([0.60, 0.68], [0.95 - 0.08 * k] * 2, transform=axes.transAxes, **plots.look(optimizer))
         style = {"transform": axes.transAxes, "color": plots.look(optimizer)["color"], "va": "center", "fontsize": 8}
@@ -160,7 +162,7 @@ def draw_gap(axes, sizes: list[Pair]) -> None:
     labels, shown = [], []
     for size, colour in zip(sizes, itertools.cycle(plots.SERIES)):
         labels.append(gap_curve(axes, size, colour, size.name))
-        for tokens in size.tokens[len(size.tokens) // 4 :]:
+        for tokens in size.tokens[len(size.tokens) // 3 :]:
             shown += size.gaps(tokens).values()
     zero_and_margin(axes)
     axes.set(xlabel="training tokens", ylabel="Adam-mini − AdamW (nat)")

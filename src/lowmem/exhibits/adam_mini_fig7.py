@@ -115,7 +115,7 @@ def summarise(shown: Shown, toy: list, deep: list, excess: dict) -> None:
 
 def draw(runs: list, trained: dict):
     """Eight panels of the first seed at the first stage, and the training loss of panel i."""
-    drawn, panels = plots.figure([list("abcd"), list("efgh"), list("iijj")], width=9.6, height=8.6)
+    drawn, panels = plots.figure([list("abcd"), list("efgh"), list("iijj")], width=10.6, height=8.8)
     default_partition.draw(panels["i"], panels["j"], trained)
     run = next((run for run in runs if run.status == "done"), None)
     arrays = run.arrays() if run else {}

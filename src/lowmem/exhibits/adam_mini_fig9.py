@@ -9,7 +9,7 @@ import math
 from lowmem import plots
 from lowmem.curves import Pair, missing, pairs, text, used, value
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import decades, faint, tokens_label
+from lowmem.loss_plots import corner, decades, faint, tokens_label
 from lowmem.stats import estimate
 
 EXHIBIT = {
@@ -127,9 +127,7 @@ def draw_operations(axes, sizes: list[Pair]) -> None:
     axes.set_title("Loss by operations")
     starts = [6.0 * size.parameters * size.tokens[len(size.tokens) // 6] for size in sizes]
     axes.set_xlim(min(starts) / 1.5)
-    for k, optimizer in enumerate(NAMES):
-        style = {"transform": axes.transAxes, "ha": "right", "color": plots.look(optimizer)["color"], "fontsize": 8}
-        axes.text(0.98, 0.93 - 0.07 * k, NAMES[optimizer], **style)
+    corner(axes, list(NAMES))
 
 
 def draw_sizes(axes, sizes: list[Pair], fits: dict) -> None:

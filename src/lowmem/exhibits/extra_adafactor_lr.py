@@ -65,6 +65,6 @@ def inert(methods: list[Tuned]) -> dict:
 def draw(methods: dict[str, Tuned]):
     drawn, panels = plots.figure([list(VERSIONS)], height=3.4)
     for name, flags in VERSIONS.items():
-        by_rate(panels[name], {key: methods[key] for key in (name, flags)})
+        by_rate(panels[name], {key: methods[key] for key in (name, flags)}, cut=False)
         panels[name].set_title(plots.name(name))
     return drawn
