@@ -281,3 +281,10 @@ def test_every_dataset_with_a_script_is_listed():
     for path in (ROOT / "data").glob("*/prepare.py"):
         assert path.parent.name in listed
         prepare.load_script(ROOT, path.parent.name)
+
+
+def test_tinyshakespeare_is_cut_by_characters_as_nanogpt_cuts_it(tmp_path):
+    text = "é" * 905 + "b" * 100
+    (tmp_path / "input.txt").write_text(text, encoding="utf-8")
+    documents = dict(prepare.load_script(ROOT, "tinyshakespeare").documents(tmp_path))
+    assert documents == {"train": text[:904], "val": text[904:]}
