@@ -14,3 +14,5 @@ collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
 for folder, package in (("frameworks", "deepspeed"), ("titan", "torchtitan")):  # examples/environment.sh
     if importlib.util.find_spec(package) is None:
         collect_ignore.append(folder)
+if "LOWMEM_SLURM" not in os.environ:  # starts a SLURM on this machine
+    collect_ignore.append("cluster")

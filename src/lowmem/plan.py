@@ -14,6 +14,7 @@ from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.files import read_json, read_yaml, sha256, write_json
 
+GPUS_PER_NODE = 8
 SHARED = (*record.ROUTING, "plan")  # used by everything: their own text counts, what they import does not
 
 
@@ -97,7 +98,7 @@ def archived_files(root: Path, header: dict) -> list[str]:
 def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -> dict[str, dict]:
     """{job name: job} of the experiments `names` (default: those that an exhibit shows).
 
-    A job is {experiment, done, arguments, hashes, runs, data, code, threads, mem_mb, gpus, minutes}; its name is the
+    A job is {experiment, done, arguments, hashes, runs, data, code, launcher, nodes, threads, mem_mb, gpus, minutes}; its name is the
     folder of its done.json below results/<tier>.
     """
     if names is None:
@@ -121,6 +122,13 @@ def make_job(root: Path, tier: str, name: str, runs: list[dict], options: dict, 
     data = {folder: data for run in runs for folder, data in prepared(root, run["config"], known)}
     used = {run["config"].get("data", {}).get("dataset") for run in runs}
     own = [f"--option {key}={value}" for key, value in sorted(options.items()) if key in used]
+    devices = max(run["config"].get("train", {}).get("devices", 1) for run in runs)
+    for run in runs:
+        idle = run["resources"]["gpus"] - run["config"].get("train", {}).get("devices", 1)
+        if idle > 0 and run["config"].get("train", {}).get("steps"):
+            raise Misuse(
+                f"{run['id']} (tier {tier}): {idle} of its GPUs would idle; set train.devices to resources.gpus"
+            )
     return {
         "experiment": runs[0]["experiment"],
         "done": f"results/{tier}/{name}/done.json",
@@ -129,11 +137,30 @@ def make_job(root: Path, tier: str, name: str, runs: list[dict], options: dict, 
         "runs": runs,
         "data": data,
         "code": run_code(runs),
+        "launcher": launcher(devices),
+        "nodes": -(-devices // GPUS_PER_NODE),
         "threads": max(r["threads"] for r in needed),
         "mem_mb": max(r["mem_mb"] for r in needed),
         "gpus": max(r["gpus"] for r in needed),
         "minutes": sum(r["minutes"] for r in needed),
     }
+
+
+def launcher(devices: int) -> str:
+    """What starts a job's processes: python, torchrun on one node, or one torchrun on each node of a SLURM allocation."""
+    torchrun = "python -m torch.distributed.run"
+    if devices == 1:
+        return "python"
+    if devices <= GPUS_PER_NODE:
+        return f"{torchrun} --standalone --nproc-per-node {devices}"
+    nodes, rest = divmod(devices, GPUS_PER_NODE)
+    if rest:
+        raise Misuse(f"train.devices: {devices} does not fill nodes of {GPUS_PER_NODE}; take a multiple of that")
+    first = "$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1):29500"
+    return (
+        f"srun --nodes {nodes} --ntasks {nodes} --ntasks-per-node 1 {torchrun} --nnodes {nodes} "
+        f"--nproc-per-node {GPUS_PER_NODE} --rdzv-backend c10d --rdzv-endpoint {first}"
+    )
 
 
 def prepared(root: Path, config: dict, known: dict) -> list[tuple[str, dict]]:

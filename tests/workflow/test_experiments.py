@@ -1,7 +1,7 @@
 """From experiment files to runs: merging, hashes, and one-line answers to mistakes."""
 
 import pytest
-from conftest import edit
+from checkout import edit
 
 from lowmem import estimate, experiments, plan
 from lowmem.errors import Misuse

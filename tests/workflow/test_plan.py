@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import edit
+from checkout import edit
 
 from lowmem import estimate, experiments, plan, prepare
 from lowmem.errors import Misuse
@@ -182,5 +182,5 @@ def test_a_new_tier_is_one_file_and_one_schema_line(project):
         "      smoke:",
         "      tiny: {$ref: '#/$defs/overlay'}\n      smoke:",
     )
-    edit(project / "workflow/config/experiments/gpt2_sizes.yaml", "  smoke:\n", "  tiny:\n")
+    edit(project / "workflow/config/experiments/gpt2_sizes.yaml", "  smoke:\n", "  smoke: null\n  tiny:\n")
     assert len(experiments.runs(project, "gpt2_sizes", "tiny")) == 4

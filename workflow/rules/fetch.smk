@@ -6,6 +6,7 @@ rule fetch:
     log:
         "logs/fetch/{raw}.log",
     retries: config["fetch_retries"]
+    localrule: True
     conda:
         "../../environment.yml"
     resources:

@@ -15,6 +15,7 @@ rule figure:
         f"logs/{TIER}/figure/{{id}}.log",
     wildcard_constraints:
         id="|".join(i for i, header in EXHIBITS.items() if header["kind"] == "figure"),
+    localrule: True
     conda:
         "../../environment.yml"
     resources:

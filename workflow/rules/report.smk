@@ -9,6 +9,7 @@ rule report:
         report(f"reports/{TIER}/index.html", caption="../report/index.rst", category="Report"),
     log:
         f"logs/{TIER}/report.log",
+    localrule: True
     conda:
         "../../environment.yml"
     resources:

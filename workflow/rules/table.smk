@@ -15,6 +15,7 @@ rule table:
         f"logs/{TIER}/table/{{id}}.log",
     wildcard_constraints:
         id="|".join(i for i, header in EXHIBITS.items() if header["kind"] == "table"),
+    localrule: True
     conda:
         "../../environment.yml"
     resources:

@@ -17,8 +17,10 @@ rule train:
         mem_mb=lambda w: JOBS[w.job]["mem_mb"],
         runtime=lambda w: JOBS[w.job]["minutes"],
         gpu=lambda w: JOBS[w.job]["gpus"],
+        nodes=lambda w: JOBS[w.job]["nodes"],
     params:
         arguments=lambda w: JOBS[w.job]["arguments"],
         hashes=lambda w: JOBS[w.job]["hashes"],
+        launcher=lambda w: JOBS[w.job]["launcher"],
     shell:
-        "PYTHONPATH=src python -m lowmem train {params.arguments} --done {output} > {log} 2>&1"
+        "PYTHONPATH=src {params.launcher} -m lowmem train {params.arguments} --done {output} > {log} 2>&1"

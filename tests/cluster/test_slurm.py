@@ -1,0 +1,119 @@
+"""The pipeline on a real SLURM of one node (slurm.sh, as root); run by .ci/run, which installs slurm-wlm and the plugin.
+
+LOWMEM_SLURM=1 python -m pytest -m slow -n 0 tests/cluster
+"""
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import checkout
+import pytest
+from checkout import SMOKE_TRAIN, edit, start, wait_for
+
+from lowmem import record
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SCRIPT = Path(__file__).with_name("slurm.sh")
+# No accounting database here, and no waiting for a busy controller.
+HERE = "--slurm-no-account --slurm-status-command squeue --slurm-init-seconds-before-status-checks 1 --latency-wait 5"
+PROFILE = ("--workflow-profile", "profiles/slurm", *HERE.split())
+SMOKE = ("--config", "tier=smoke")
+GPT2 = "results/smoke/gpt2_sizes"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slurm():
+    subprocess.run([SCRIPT, "start"], check=True)
+    yield
+    subprocess.run([SCRIPT, "stop"], check=True)
+
+
+@pytest.fixture
+def longer(tmp_path):
+    """A project whose runs last long enough to be disturbed, and the records of the same runs without a cluster."""
+    project = checkout.with_toy_text(checkout.copy(tmp_path / "project"))
+    steps = "train: {steps: 1500, eval_every: 500, eval_batches: 2, checkpoint_every: 25}"
+    edit(project / "workflow/config/experiments/gpt2_sizes.yaml", SMOKE_TRAIN, steps)
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(project, undisturbed)
+    checkout.snakemake(undisturbed, f"{GPT2}/done.json", *SMOKE)
+    return project, undisturbed
+
+
+def slurm_says(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def running(rule: str) -> list[str]:
+    """Ids of running jobs of a rule; the plugin writes the rule into the job's comment."""
+    lines = slurm_says("squeue", "-h", "-t", "RUNNING", "-o", "%i %k").splitlines()
+    return [line.split()[0] for line in lines if rule in line]
+
+
+def finished(process: subprocess.Popen, project: Path) -> None:
+    """The pipeline ends well; what SLURM and Snakemake said is shown otherwise."""
+    code = process.wait(timeout=400)
+    logs = [path.read_text() for path in sorted((project / ".snakemake/log").glob("*.log"))]
+    assert code == 0, "\n".join(logs)[-6000:]
+
+
+def trained(project: Path):
+    return lambda: running("train") and list((project / GPT2).rglob("checkpoint-*/[!.]*"))
+
+
+def test_a_cancelled_job_is_submitted_again_and_continues(longer):
+    project, undisturbed = longer
+    process = start(project, f"{GPT2}/done.json", *SMOKE, *PROFILE)
+    wait_for(process, trained(project), seconds=200)
+    [job] = running("train")
+    subprocess.run(["scancel", job], check=True)
+    finished(process, project)
+    records = [json.loads(path.read_text()) for path in (project / GPT2).rglob("record.json")]
+    assert len(records) == 4 and any(made["resumed_from"] for made in records)
+    assert record.equal(undisturbed / GPT2, project / GPT2) == []
+
+
+def test_a_drained_node_and_a_restarted_controller_only_delay_the_run(longer):
+    project, undisturbed = longer
+    node = slurm_says("sinfo", "-h", "-o", "%n")
+    process = start(project, f"{GPT2}/done.json", *SMOKE, *PROFILE)
+    wait_for(process, trained(project), seconds=200)
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=drain", "reason=test"], check=True)
+    subprocess.run(["pkill", "-x", "slurmctld"], check=True)
+    time.sleep(5)  # nobody answers squeue now
+    subprocess.run([SCRIPT, "controller"], check=True)
+    assert "drain" in slurm_says("sinfo", "-h", "-o", "%T")  # the restarted controller remembers
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
+    finished(process, project)
+    assert record.equal(undisturbed / GPT2, project / GPT2) == []
+
+
+def test_the_smoke_tier_on_slurm_gives_the_records_of_this_machine(tmp_path):
+    here = checkout.ROOT / "results/smoke"
+    assert (checkout.ROOT / "reports/smoke/index.html").is_file(), "first: snakemake --cores 2 --config tier=smoke"
+    project = checkout.copy(tmp_path / "project")
+    shutil.copytree(checkout.ROOT / "data/raw", project / "data/raw")
+    finished(start(project, *SMOKE, *PROFILE), project)
+    assert (project / "reports/smoke/index.html").is_file()
+    compared = 0
+    for path in sorted((project / "results/smoke").glob("*/*/seed*")):
+        name = path.relative_to(project / "results/smoke")
+        made = json.loads((path / "record.json").read_text())
+        if not made.get("throughput") and made["config"].get("measure"):
+            continue  # measurements of time differ
+        assert record.equal(here / name, path) == [], name
+        compared += 1
+    assert compared > 20
+
+
+def test_slurm_of_somebody_else_is_left_alone(tmp_path):
+    copy = tmp_path / "slurm.sh"
+    conf = tmp_path / "slurm.conf"
+    conf.write_text("ClusterName=theirs\n")
+    copy.write_text(SCRIPT.read_text().replace("conf=/etc/slurm/slurm.conf", f"conf={conf}"))
+    done = subprocess.run(["bash", copy, "start"], capture_output=True, text=True)
+    assert done.returncode == 1 and "belongs to somebody else" in done.stderr
+    assert conf.read_text() == "ClusterName=theirs\n"
