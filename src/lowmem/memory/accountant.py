@@ -229,9 +229,8 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
     stand_in(inner, cell)
     ranks.share_heads(model, cell)
     updater = ranks.state_sharded(optimizer, cell)
-    with tracker.during(
-        "setup", "optimizer_state" if cell.device == "cpu" else "host"
-    ):  # step counters stay on the host
+    counters = "optimizer_state" if cell.device == "cpu" else "host"  # steps are counted on the host
+    with tracker.during("setup", counters):
         inner.prepare()
     tracker.mark(state_tensors(inner), "host" if cell.offload else "optimizer_state")
     sharded = ranks.is_sharded(cell)

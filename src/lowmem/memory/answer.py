@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
 
 from lowmem.errors import Misuse, nearest
 from lowmem.memory import hardware, target, throughput
@@ -24,6 +28,7 @@ PARTS = {
     "activations": ("activations",),
     "other": ("communication", "temporaries"),
 }
+WIDTHS = {"gradients": 11, "activations": 13}  # of columns; others 9
 PRECISIONS = {
     "fp32": "fp32 throughout",
     "bf16": "bf16 weights, gradients and moments",
@@ -49,10 +54,19 @@ def optimizer_settings(name: str) -> dict:
     return {"name": plain, **({"backward": {}} if name.endswith(BACKWARD) else {})}
 
 
-def plans(model: Target, cell: Cell, gpu: Gpu, optimizers: list[str]) -> dict[str, Plan]:
-    """{optimizer: plan} in order, AdamW first where it can run under these settings."""
-    cells = {name: dataclasses.replace(cell, optimizer=optimizer_settings(name)) for name in optimizers}
-    return {name: throughput.plan(model, of_name, gpu) for name, of_name in cells.items()}
+def plans(name: str, cell: Cell, gpu: Gpu, optimizers: list[str]) -> dict[str, Plan]:
+    """{optimizer: plan} in order; on Linux each in a process of its own, as many at once as there are cores."""
+    cells = [dataclasses.replace(cell, optimizer=optimizer_settings(optimizer)) for optimizer in optimizers]
+    arguments = ([name] * len(cells), cells, [gpu] * len(cells))
+    at_once = min(len(cells), os.cpu_count() or 1)
+    if at_once == 1 or sys.platform != "linux":
+        return dict(zip(optimizers, map(one_plan, *arguments)))
+    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("fork")) as pool:
+        return dict(zip(optimizers, pool.map(one_plan, *arguments)))
+
+
+def one_plan(name: str, cell: Cell, gpu: Gpu) -> Plan:
+    return throughput.plan(target.find(name), cell, gpu)
 
 
 def answer(arguments) -> str:
@@ -73,7 +87,7 @@ def answer(arguments) -> str:
     )
     if arguments.precision == "master" and set(asked) & {"lomo", "adalomo"}:
         raise Misuse("precision master: LOMO keeps no fp32 copy; use --precision bf16 or mixed")
-    found = plans(model, cell, gpu, chosen)
+    found = plans(arguments.model, cell, gpu, chosen)
     if arguments.batch:
         check_batch(model, cell, gpu, found, asked[0], arguments.batch)
     if arguments.json:
@@ -126,16 +140,14 @@ def heading(model: Target, cell: Cell, gpu: Gpu) -> list[str]:
 def table(found: dict[str, Plan], cell: Cell, gpu: Gpu) -> list[str]:
     """Memory at one sequence per GPU, then the largest batch with its speed, time and energy."""
     width = max(12, *(len(name) + 1 for name in found))
-    left = f"{'':<{width}}{'at 1 sequence per GPU, GiB':^54}  largest batch that fits"
-    head = f"{'optimizer':<{width}}{'peak':>8}" + "".join(
-        f"{part:>12}" if part == "activations" else f"{part:>9}" for part in PARTS
-    )
+    left = f"{'':<{width}}{'at 1 sequence per GPU, GiB':^59}  largest batch that fits"
+    head = f"{'optimizer':<{width}}{'peak':>8}" + "".join(f"{part:>{WIDTHS.get(part, 9)}}" for part in PARTS)
     head += f"{'batch':>9}{'GiB':>8}{'tokens/s':>11}{'1 B tokens':>12}{'energy':>10}"
     lines = [left, head]
     for name, plan in found.items():
         sizes = [sum(plan.single.most[role] for role in roles) / GIB for roles in PARTS.values()]
         row = f"{name:<{width}}{plan.single.peak / GIB:>8.1f}"
-        row += "".join(f"{x:>12.1f}" if part == "activations" else f"{x:>9.1f}" for part, x in zip(PARTS, sizes))
+        row += "".join(f"{x:>{WIDTHS.get(part, 9)}.1f}" for part, x in zip(PARTS, sizes))
         if plan.batch is None:
             lines.append(f"{row}{'none':>9}")
             continue
@@ -170,9 +182,10 @@ def remarks(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], asked: 
     if first.batch is None:
         lines.append(f"{asked[0]} does not fit: {advice(model, cell, gpu, asked[0])}.")
     lines.append(
-        "Simulated, no GPU was used. Peaks come from tracing the real step; the parts are each at their most, which is "
-        "never all at once. Speeds come from a roofline model and may be off by half, more than ratios are. "
-        f"{hardware.OUTSIDE:g} GiB is set aside for CUDA; energy is at board power."
+        "Simulated, no GPU was used. Peaks come from tracing the real step; the parts are each at their most, which is\n"
+        "never all at once. Speeds come from a roofline model without the delays of Python and allocator, and tend to be\n"
+        f"too high (see Table 2 of Adam-mini in the report). {hardware.OUTSIDE:g} GiB is set aside for CUDA; energy is at "
+        "board power."
     )
     if gpu.calibrated:
         lines.append(f"{gpu.name}: {gpu.calibrated}.")
