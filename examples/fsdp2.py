@@ -14,13 +14,13 @@ from lowmem.models import llama
 from lowmem.optim import AdamMini, Lomo
 
 dist.init_process_group("gloo")  # "nccl" on GPUs
-name, folder = (sys.argv[1:] + ["adam_mini", ""][len(sys.argv) - 1 :])[:2]
+name = sys.argv[1] if len(sys.argv) > 1 else "adam_mini"
+folder = sys.argv[2] if len(sys.argv) > 2 else None
 policy = CPUOffloadPolicy() if torch.cuda.is_available() else OffloadPolicy()  # weights, gradients, state in CPU memory
 torch.manual_seed(0)
 model = llama.build(n_layer=2, n_head=2, n_embd=32, n_hidden=64, vocab_size=16, block_size=16)
-for block in model.blocks:
-    fully_shard(block, offload_policy=policy)
-fully_shard(model, offload_policy=policy)  # first shard, then build the optimizer
+for part in (*model.blocks, model):  # first shard, then build the optimizer
+    fully_shard(part, offload_policy=policy)
 optimizer = AdamMini(model, lr=3e-3) if name == "adam_mini" else Lomo(model, lr=0.3, max_grad_norm=1.0)
 done = (sharded_checkpoint.load(folder, model, optimizer) if folder else None) or {"step": 0}
 for step in range(done["step"], done["step"] + 10):

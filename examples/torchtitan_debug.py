@@ -34,7 +34,7 @@ config.dump_folder, config.hf_assets_path, config.dataloader.dataset = str(folde
 config.training.steps = int(sys.argv[2]) if len(sys.argv) > 2 else 4
 config.training.seq_len, config.training.local_batch_size = 64, 4
 config.checkpoint.enable, config.checkpoint.interval = True, 2
-config.validator.enable = False
+config.validator.enable, config.parallelism.spmd_backend = False, "partial_dtensor"  # plain fully_shard
 trainer = config.build()
 trainer.train()
 trainer.close()

@@ -16,6 +16,7 @@ def losses(script: str, *arguments: str, processes: int = 1) -> list[float]:
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(ROOT / "src")
     done = subprocess.run(
         [*command, str(ROOT / "examples" / script), *arguments],
         env=environment,

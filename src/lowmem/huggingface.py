@@ -8,6 +8,7 @@ Tried with transformers 5.23 and accelerate 1.15.
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import Trainer
 
 from lowmem.optim.fused_backward import FusedBackward
@@ -17,6 +18,7 @@ from lowmem.optim.sharding import is_dtensor
 class FusedTrainer(Trainer):
     """A Trainer whose training_step is opt.backward: for Lomo, AdaLomo and FusedBackward(...).
 
+    On several processes give the optimizer process_group=torch.distributed.group.WORLD.
     Raises ValueError, when training starts, for settings of TrainingArguments that cannot work.
     """
 
@@ -26,6 +28,8 @@ class FusedTrainer(Trainer):
             self.optimizer, "optimizer", self.optimizer
         )  # accelerate's wrapper, or the optimizer itself
         check_settings(optimizer, self.args)
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module  # the optimizer averages by itself, see its process_group
         model.train()
         inputs = self._prepare_inputs(inputs)
 

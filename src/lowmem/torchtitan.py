@@ -34,7 +34,7 @@ class Optimizers(OptimizersContainer):
         self.model_parts = model_parts
         self.optimizers = []
         for part in model_parts:
-            known = {"overrides": fused_blocks(part)} if find(config.name).uses_blocks else {}
+            known = {"overrides": fused_blocks(part)} if getattr(find(config.name), "uses_blocks", False) else {}
             self.optimizers.append(make(part, config.name, **{**known, **config.settings}))
         for optimizer in self.optimizers:
             if isinstance(optimizer, FusedBackward):

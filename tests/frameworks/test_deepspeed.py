@@ -29,8 +29,9 @@ def as_launched(rank: int, world: int) -> None:
     deepspeed.utils.logger.setLevel("ERROR")
 
 
-def settings(stage: int, **zero) -> dict:
+def settings(stage: int, bf16: bool = False, **zero) -> dict:
     return {
+        "bf16": {"enabled": bf16},
         "train_micro_batch_size_per_gpu": ROWS // 2,
         "gradient_clipping": 0.5,
         "zero_allow_untested_optimizer": True,
@@ -120,10 +121,13 @@ def test_every_zero_stage_gives_the_weights_of_one_process():
                 assert worst <= 5e-5, (rule, case, worst)
 
 
+KINDS = {"2": dict(stage=2), "3": dict(stage=3, sub_group_size=500), "1 in bf16": dict(stage=1, bf16=True)}
+
+
 def save_and_load(rank: int, world: int, folder: str) -> dict:
     as_launched(rank, world)
     found = {}
-    for name, zero in (("2", dict(stage=2)), ("3", dict(stage=3, sub_group_size=500))):
+    for name, zero in KINDS.items():
         engine, _ = start("adam_mini", **zero)
         train(engine, rank, world, 0, 2)
         engine.save_checkpoint(f"{folder}/{name}")
@@ -145,8 +149,8 @@ def save_and_load(rank: int, world: int, folder: str) -> dict:
 
 def test_a_checkpoint_continues_with_the_same_losses(tmp_path):
     for found in ranks.launch(save_and_load, 2, str(tmp_path), timeout=240):
-        for stage in ("2", "3"):
-            resumed, uninterrupted = found[stage]
+        for kind in KINDS:
+            resumed, uninterrupted = found[kind]
             assert resumed == uninterrupted
         assert "the saved state is of another part of it" in found["other part"]
 
@@ -188,6 +192,7 @@ def refuse(rank: int, world: int) -> dict[str, str]:
     attempt("lomo", lambda: ForDeepSpeed(Lomo(zoo.language_model(), lr=0.1, process_group=False)))
     attempt("cut before", cut_before)
     attempt("no stage", no_stage)
+    attempt("half offloaded", lambda: start("adam_mini", 3, offload_optimizer={"device": "cpu", "ratio": 0.5}))
     return found
 
 
@@ -197,6 +202,7 @@ REFUSED = {
     "unwrapped 3": "RuntimeError: .*lowmem.deepspeed.ForDeepSpeed",
     "lomo": "TypeError: Lomo works inside backward, where DeepSpeed keeps the gradients.*use fully_shard",
     "cut before": "ValueError: .*deepspeed.zero.Init has cut it up already.*build the model and the optimizer outside",
+    "half offloaded": "TypeError: .*only partly on the CPU, is not supported; offload all of it to cpu",
     "no stage": "TypeError: .*is not ZeRO stage 1, 2 or 3; without ZeRO, pass the inner optimizer",
 }
 

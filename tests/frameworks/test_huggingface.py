@@ -1,9 +1,12 @@
 """Hugging Face Trainer, Accelerate and PEFT with the real packages: equal to a loop written by hand, saved, resumed."""
 
+import os
 import types
 
 import pytest
+import ranks
 import torch
+import torch.distributed as dist
 import zoo
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
@@ -99,6 +102,32 @@ def test_trainer_with_updates_inside_backward_gives_the_weights_of_a_plain_loop(
     trainer.train()
     assert close(zoo.snapshot(model), expected, 1e-6)
     assert all(p.grad is None for p in model.parameters())
+
+
+def train_together(rank: int, world: int, folder: str) -> dict:
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world))
+    found = {}
+    for name in ("lomo", "nobody averages"):
+        model = llama()
+        group = {"process_group": dist.group.WORLD} if name == "lomo" else {}
+        optimizer = Lomo(model, lr=0.1, max_grad_norm=0.5, **group)
+        args = arguments(
+            f"{folder}/{name}", max_grad_norm=0, per_device_train_batch_size=BATCH // world, ddp_backend="gloo"
+        )
+        try:
+            in_order(FusedTrainer)(model, args, train_dataset=DATA, optimizers=(optimizer, None)).train()
+            found[name] = zoo.snapshot(model)
+        except RuntimeError as error:
+            found[name] = str(error)
+    return found
+
+
+def test_lomo_in_trainers_on_two_processes_gives_the_weights_of_one(tmp_path):
+    alone = llama()
+    expected = by_hand(alone, SGD(alone, lr=0.1), clip=0.5)
+    for found in ranks.launch(train_together, 2, str(tmp_path)):
+        assert close(found["lomo"], expected, 1e-5)
+        assert "pass process_group=torch.distributed.group.WORLD" in found["nobody averages"]
 
 
 BUILDS = {
