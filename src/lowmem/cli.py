@@ -89,8 +89,10 @@ def parser() -> argparse.ArgumentParser:
     added = command("blocks", blocks, "print the Hessian blocks that Adam-mini uses for a model")
     added.add_argument("model", help="NAME or NAME:SIZE of lowmem/models, or a Hugging Face folder or name")
 
-    added = command("records", records, "show one record, or compare two folders of records")
-    added.add_argument("action", choices=("show", "diff"))
+    added = command(
+        "records", records, "show a record, compare two folders of records, or keep an experiment's (TIER/NAME)"
+    )
+    added.add_argument("action", choices=("show", "diff", "keep"))
     added.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     return top
 
@@ -241,4 +243,7 @@ def records(root, arguments):
         print("\n".join(differences) or "equal")
         return 1 if differences else 0
     for folder in arguments.folders:
-        record.show(folder)
+        if arguments.action == "keep":
+            print(f"{record.keep(root, str(folder))} records kept in data/records/{folder}")
+        else:
+            record.show(folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import lowmem
 from lowmem.errors import Misuse
-from lowmem.files import atomic_path, read_json, sha256, write_json
+from lowmem.files import atomic_path, read_json, sha256, write_json, write_text
 
 SCHEMA = 1
 ARRAYS = "arrays.npz"
@@ -240,6 +240,23 @@ def losses(path: Path) -> list[dict]:
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [{key: row.get(key) for key in ("step", *LOSS_COLUMNS)} for row in rows]
+
+
+def keep(root: Path, name: str) -> int:
+    """Copy the finished records of "tier/experiment" into data/records, curves cut to their evaluations; how many."""
+    source, count = Path(root) / "results" / name, 0
+    for path in sorted(source.rglob("record.json")):
+        record, target = read_json(path), Path(root) / "data/records" / name / path.parent.relative_to(source)
+        if record["status"] not in FINAL:
+            continue
+        curve = path.parent / "curve.jsonl"
+        lines = curve.read_text(encoding="utf-8").splitlines(keepends=True) if curve.is_file() else []
+        write_text(target / "curve.jsonl", "".join(line for line in lines if "val_loss" in json.loads(line)))
+        write_json(target / "record.json", record)
+        count += 1
+    if not count:
+        raise Misuse(f"no finished record in {source}; name them as tier/experiment, e.g. workstation/char_shakespeare")
+    return count
 
 
 def show(folder: Path) -> None:
