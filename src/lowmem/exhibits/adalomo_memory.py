@@ -18,7 +18,8 @@ EXHIBIT = {
 
 OPTIMIZERS = ("adamw", "adafactor", "lomo", "adalomo")
 SETTINGS = {"7b": (4, 8), "13b": (8, 4)}  # GPUs, sequences per GPU
-COLUMNS = ["model", "optimizer", "GPUs", "batch per GPU", "total GiB", "recalled", "tokens/s per GPU", "recalled "]
+COLUMNS = ["model", "optimizer", "GPUs", "batch per GPU", "total GiB", "recalled GB", "tokens/s per GPU"]
+COLUMNS += ["recalled tokens/s"]
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:

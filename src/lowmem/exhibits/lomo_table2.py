@@ -27,7 +27,8 @@ ROWS = [  # size, optimizer, GPUs
     ("30b", "lomo", 4),
     ("65b", "lomo", 8),
 ]
-COLUMNS = ["model", "optimizer", "GPUs", "memory (GB per GPU)", "printed", "tokens/s per GPU", "printed ", "difference"]
+COLUMNS = ["model", "optimizer", "GPUs", "memory (GB per GPU)", "printed memory", "tokens/s per GPU"]
+COLUMNS += ["printed tokens/s", "difference"]
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
