@@ -2,6 +2,7 @@
 # Environments for the examples, on top of the package's own (`make test` makes that), so that PyTorch is not installed
 # again:   sh examples/environment.sh frameworks   makes .venv/frameworks   (DeepSpeed, Accelerate, PEFT)
 #          sh examples/environment.sh torchtitan   makes .venv/torchtitan   (it needs older `datasets`)
+#          sh examples/environment.sh cluster      makes .venv/cluster      (the SLURM plugin)
 set -eu
 cd "$(dirname "$0")/.."
 name=$1

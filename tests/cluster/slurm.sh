@@ -71,7 +71,7 @@ stop() {
   scancel --state=RUNNING --state=PENDING -u root 2>/dev/null || true
   pkill -x slurmd || true
   pkill -x slurmctld || true
-  for _ in $(seq 20); do pgrep -x 'slurmd|slurmctld' >/dev/null || break; sleep 0.5; done
+  for _ in $(seq 20); do { pgrep -x slurmd || pgrep -x slurmctld; } >/dev/null || break; sleep 0.5; done
   rm -rf "$conf" "$state"
 }
 

@@ -35,7 +35,7 @@ def slurm():
 def longer(tmp_path):
     """A project whose runs last long enough to be disturbed, and the records of the same runs without a cluster."""
     project = checkout.with_toy_text(checkout.copy(tmp_path / "project"))
-    steps = "train: {steps: 1500, eval_every: 500, eval_batches: 2, checkpoint_every: 25}"
+    steps = "train: {steps: 600, eval_every: 300, eval_batches: 2, checkpoint_every: 25}"
     edit(project / "workflow/config/experiments/gpt2_sizes.yaml", SMOKE_TRAIN, steps)
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(project, undisturbed)
@@ -86,7 +86,7 @@ def test_a_drained_node_and_a_restarted_controller_only_delay_the_run(longer):
     time.sleep(5)  # nobody answers squeue now
     subprocess.run([SCRIPT, "controller"], check=True)
     assert "drain" in slurm_says("sinfo", "-h", "-o", "%T")  # the restarted controller remembers
-    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=undrain"], check=True)
     finished(process, project)
     assert record.equal(undisturbed / GPT2, project / GPT2) == []
 
