@@ -1,7 +1,7 @@
 """torchtitan's debug model with Adam-mini: the optimizer builder is all that changes.
 
 sh examples/environment.sh torchtitan
-.venv/torchtitan/bin/python -m torch.distributed.run --nproc-per-node 2 examples/torchtitan_debug.py [FOLDER] [STEPS]
+.venv/torchtitan/bin/python -m torch.distributed.run --nproc-per-node 1 examples/torchtitan_debug.py [FOLDER] [STEPS]
 """
 
 import pathlib

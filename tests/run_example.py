@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 
 
-def losses(script: str, *arguments: str, processes: int = 1) -> list[float]:
-    """Losses in order; AssertionError with everything it printed when it fails."""
+def losses(script: str, *arguments: str, processes: int | None = None) -> list[float]:
+    """Losses in order; AssertionError with what it printed last when it fails. processes: under torchrun, if not None."""
     command = [sys.executable]
-    if processes > 1:
+    if processes is not None:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = str(ROOT / "src")
