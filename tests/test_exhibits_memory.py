@@ -155,12 +155,23 @@ def test_a_plan_that_cannot_be_is_one_line_with_the_nearest_that_can(capsys, arg
     assert says in error and error.count("\n") == 1
 
 
-def test_a_model_that_fits_nowhere_is_told_what_would(capsys):
-    assert cli.main(["plan", "llama-7b", "--gpu", "rtx-3090", "--optimizer", "lomo", "--precision", "bf16"]) == 0
+LOMO_ON_3090 = ["plan", "llama-7b", "--gpu", "rtx-3090", "--optimizer", "lomo", "--precision", "bf16"]
+
+
+@pytest.mark.parametrize(
+    ("length", "ends", "says"),
+    [
+        ("512", "kWh", "fits where AdamW does not"),
+        ("2048", "none", "lomo does not fit: one sequence fits with --checkpoint"),
+    ],
+)
+def test_a_plan_says_what_fits_where_adamw_does_not_and_what_would_make_it_fit(capsys, length, ends, says):
+    assert cli.main([*LOMO_ON_3090, "--seq-len", length]) == 0
     text = capsys.readouterr().out
-    lines = {line.split(" ")[0]: line for line in text.splitlines()}
-    assert lines["adamw"].endswith("none") and not lines["lomo"].endswith("none")
-    assert "fits where AdamW does not" in text and "Simulated" in text
+    adamw, lomo = text.splitlines()[6:8]
+    assert adamw.startswith("adamw ") and adamw.endswith("none")
+    assert lomo.startswith("lomo ") and lomo.endswith(ends)
+    assert says in text and "Simulated" in text
 
 
 @pytest.mark.parametrize(
