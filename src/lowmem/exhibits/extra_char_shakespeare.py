@@ -8,7 +8,6 @@ from lowmem import plots
 from lowmem.curves import difference, mean, missing, text, used
 from lowmem.exhibit import Run, Runs, Shown
 from lowmem.loss_plots import loss_curves
-from lowmem.report import describe
 
 EXHIBIT = {
     "id": "extra_char_shakespeare",
@@ -73,9 +72,10 @@ def add_row(shown: Shown, name: str, group: list[Run], archive: bool = False) ->
     if run is None:
         shown.rows.append([plots.name(name), "", "", "", "not run: no record", "", 0, ""])
         return
-    data, tier = run.config["data"], (run.record or {}).get("tier", "")
+    data, tier = run.config["data"], (run.record or {}).get("tier", REAL[0] if archive else "")
     words = data["dataset"] if data["dataset"] == "tinyshakespeare" else f"{data['dataset']} (for tinyshakespeare)"
-    machine = describe(run.record["device"]) if run.record else ""
+    device = (run.record or {}).get("device") or {}
+    machine = f"{device['name']}, one of {device['cores']} cores" if device else ""
     seconds = slowest(group)
     cells = [words, f"{tier}, archived" if archive else tier, run.config["train"]["steps"], text(mean(group), digits=4)]
     time = f"{seconds['value']:.0f}" if seconds["value"] is not None else ""
