@@ -13,6 +13,7 @@ from lowmem.deepspeed import ForDeepSpeed
 from lowmem.models import gpt2
 from lowmem.optim import AdamMini
 
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # on CPUs: it would compile for a minute; gloo will do
 stage = int(sys.argv[1]) if len(sys.argv) > 1 else 2
 config = {
     "train_micro_batch_size_per_gpu": 8,
