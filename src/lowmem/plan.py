@@ -98,8 +98,8 @@ def archived_files(root: Path, header: dict) -> list[str]:
 def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -> dict[str, dict]:
     """{job name: job} of the experiments `names` (default: those that an exhibit shows).
 
-    A job is {experiment, done, arguments, hashes, runs, data, code, launcher, nodes, threads, mem_mb, gpus, minutes}; its name is the
-    folder of its done.json below results/<tier>.
+    A job is {experiment, done, arguments, hashes, runs, data, code, launcher, nodes, threads, mem_mb, gpus, minutes};
+    its name is the folder of its done.json below results/<tier>.
     """
     if names is None:
         names = sorted({name for header in exhibits(root).values() for name in header["experiments"]})
@@ -231,13 +231,21 @@ def read_run(root: Path, path: Path) -> dict:
     given = read_json(path)
     if not isinstance(given, dict) or "config" not in given:
         raise Misuse(f"{path}: a run needs the key 'config'")
+    known = {"experiment", "variant", "seed", "tier", "config", "resources", "id", "config_hash"}
+    unknown = [] if "status" in given else sorted(given.keys() - known)  # what has a status is a record
+    if unknown:
+        raise Misuse(f"{path}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
+    seed = given.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise Misuse(f"{path}: seed: {seed!r} is not a whole number of 0 or more")
     config = {key: value for key, value in given["config"].items() if key != "resources"}
     experiments.check(root, config, "run", path)
     experiments.check_files_exist(config, path)
+    prepared(root, config, read_yaml(root / "data/sources.yaml"))
     run = {
         "experiment": given.get("experiment") or path.stem,
         "variant": given.get("variant") or "only",
-        "seed": given.get("seed", 0),
+        "seed": seed,
         "tier": given.get("tier") or "own",
         "config": config,
         "resources": {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **(given.get("resources") or {})},

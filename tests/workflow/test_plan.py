@@ -1,6 +1,7 @@
 """Jobs, exhibits, code files and the printed plan."""
 
 import json
+import re
 
 import pytest
 from checkout import edit
@@ -127,9 +128,31 @@ def test_a_run_file_gets_the_hash_that_the_experiment_would_give(root, tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"config": wanted["config"], "seed": 1}))
     run = plan.read_run(root, tmp_path / "run.json")
     assert run["config_hash"] == wanted["config_hash"] and run["id"] == "run/only/seed1"
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(Misuse, match="needs the key 'config'"):
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": None}, "needs the key 'config'"),
+        ({"seeds": [1]}, "unknown key 'seeds' (did you mean 'seed'?)"),
+        ({"seed": -1}, "seed: -1 is not a whole number of 0 or more"),
+        ({"seed": "1"}, "seed: '1' is not a whole number"),
+        ({"data": {"dataset": "sotuu", "source": "package", "tokenizer": "byte"}}, "unknown dataset 'sotuu'"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_a_run_file_is_named(root, tmp_path, change, words):
+    config = plan.select(root, "gpt2_sizes", "laptop", {}, "83k-adamw", 1)[0]["config"]
+    given = {"config": {**config, **({"data": change.pop("data")} if "data" in change else {})}, **change}
+    (tmp_path / "run.json").write_text(json.dumps({key: value for key, value in given.items() if value is not None}))
+    with pytest.raises(Misuse, match=re.escape(words)):
         plan.read_run(root, tmp_path / "run.json")
+
+
+def test_a_record_is_a_run_file(root, tmp_path):
+    run = plan.select(root, "gpt2_sizes", "laptop", {}, "83k-adamw", 1)[0]
+    (tmp_path / "record.json").write_text(json.dumps({**run, "schema": 1, "status": "done", "metrics": {}}))
+    assert plan.read_run(root, tmp_path / "record.json")["config_hash"] == run["config_hash"]
 
 
 def test_done_names_every_record_by_its_hash(root, tmp_path):
