@@ -19,7 +19,7 @@ import dataclasses
 import fnmatch
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -167,6 +167,7 @@ def partition(
     biases: str | None = None,
     neurons: bool | None = None,
     overrides: dict[str, object] | None = None,
+    also: Iterable[nn.Parameter] = (),
 ) -> Partition:
     """Find the Hessian blocks of a model's trainable parameters.
 
@@ -178,6 +179,7 @@ def partition(
     linear layers and attention one block per tensor.
     overrides: {parameter name or pattern: "row" | "column" | "tensor" | "coordinate" | number of equal contiguous
     blocks}, for what the modules do not tell. A name beats a pattern, and a later pattern an earlier one.
+    also: parameters that are frozen now and will train later.
 
     In a projection that interleaves heads (GPT-NeoX), value="tensor" still makes one value block per head.
 
@@ -195,7 +197,8 @@ def partition(
         if setting is not None and setting not in allowed:
             raise ValueError(f"{key}={setting!r}: choose from {', '.join(allowed)}")
         switches[key] = setting or switches[key]
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    thawing = set(also)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad or p in thawing}
     first = {id(p): name for name, p in named.items()}
     aliases = {name: first.get(id(p)) for name, p in model.named_parameters(remove_duplicate=False)}
     by_hand = _matched(overrides or {}, {name: alias for name, alias in aliases.items() if alias})
@@ -217,7 +220,8 @@ def partition(
             blocks = _by_role(name, tuple(parameter.shape), roles[id(parameter)], switches)
         entries[name] = (blocks, parameter)
     settings = {"scheme": scheme, **{k: switches[k] for k in ("value", "embedding", "output", "biases")}}
-    return Partition(entries, {**settings, "neurons": neurons}, model)
+    settings |= {"neurons": neurons, **({"overrides": dict(overrides)} if overrides else {})}
+    return Partition(entries, settings, model)
 
 
 def _refuse_unknown(roles: dict) -> None:

@@ -12,7 +12,18 @@ every = pytest.mark.parametrize("case", zoo.ALL, ids=lambda case: case.name)
 
 @every
 @pytest.mark.parametrize(
-    "wrong", [dict(lr=-1.0), dict(lr=float("nan")), dict(lr=float("inf")), dict(weight_decay=-0.1)], ids=str
+    "wrong",
+    [
+        dict(lr=-1.0),
+        dict(lr=float("nan")),
+        dict(lr=float("inf")),
+        dict(lr="1e-3"),  # what YAML makes of 1e-3
+        dict(lr=None),
+        dict(weight_decay=-0.1),
+        dict(weight_decay="0.1"),
+        dict(weight_decay=None),
+    ],
+    ids=str,
 )
 def test_settings_out_of_range_are_refused_by_name(case, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -31,7 +42,11 @@ OTHER_SETTINGS = [
     ("adamw", dict(betas=(1.0, 0.9))),
     ("adamw", dict(betas=(0.9, -0.1))),
     ("adamw", dict(betas=(0.9,))),
+    ("adamw", dict(betas=0.9)),
+    ("adamw", dict(betas=("0.9", "0.99"))),
     ("adamw", dict(eps=-1e-8)),
+    ("adamw", dict(eps=None)),
+    ("adamw", dict(eps="1e-8")),
     ("adamw", dict(eps=float("nan"))),
     ("adam_mini", dict(betas=(0.9, 1.0))),
     ("adam_mini", dict(reduce="median")),
@@ -41,6 +56,7 @@ OTHER_SETTINGS = [
     ("came", dict(betas=(0.9, 0.99))),
     ("came", dict(betas=(0.9, 0.99, 1.0))),
     ("came", dict(clip_threshold=0.0)),
+    ("came", dict(clip_threshold=None)),
     ("sm3", dict(beta=1.0)),
     ("sm3", dict(momentum=-0.5)),
     ("sgd", dict(momentum=1.5)),

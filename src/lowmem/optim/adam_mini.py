@@ -86,7 +86,7 @@ class AdamMini(RuleOptimizer):
             overrides=overrides,
         )
         settings = {key: setting for key, setting in settings.items() if setting is not None}
-        defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, reduce=reduce)
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, reduce=reduce)
         super().__init__(params, defaults, partition_settings=settings, **common)
 
     @staticmethod

@@ -64,9 +64,7 @@ class CAME(RuleOptimizer):
         weight_decay=0.0,
         **common,
     ):
-        defaults = dict(
-            lr=lr, betas=tuple(betas), eps=tuple(eps), clip_threshold=clip_threshold, weight_decay=weight_decay
-        )
+        defaults = dict(lr=lr, betas=betas, eps=tuple(eps), clip_threshold=clip_threshold, weight_decay=weight_decay)
         super().__init__(params, defaults, **common)
 
     @staticmethod

@@ -30,7 +30,7 @@ def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
                 f"{optimizer.name(p)}: shape is {tuple(p.shape)} but was {shape} when the optimizer was built; build a "
                 "new optimizer after changing the model"
             )
-    model = optimizer._model() if optimizer._model is not None else None
+    model = optimizer.model()
     optimizer._since_check -= 1
     if model is None or optimizer._since_check > 0:
         return

@@ -15,7 +15,6 @@ Nothing is updated before every check of the step has passed.
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -24,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partition
-from lowmem.optim.checks import NO_SPARSE, SHARD_FIRST, check_any_gradient, check_finite, check_model, check_wrapping
-from lowmem.optim.exchange import Job, rounds
+from lowmem.optim.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_wrapping
+from lowmem.optim.exchange import Job, local_gradient, rounds
 from lowmem.optim.rounding import round_into
-from lowmem.optim.settings import check_settings, one_of
+from lowmem.optim.settings import as_numbers, check_settings, is_picked, one_of
 from lowmem.optim.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.stages import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
 from lowmem.optim.state import check_loadable, complete, pack, placed, unpack
@@ -82,11 +81,12 @@ class RuleOptimizer(Optimizer):
         if isinstance(params, Partition):
             if settings:
                 raise ValueError(f"{', '.join(settings)}: the partition is already made; pass these to partition()")
-            known, model, params = params, params.model, None
+            known, model, params, settings = params, params.model, None, params.settings
         elif model is not None and self.uses_blocks:
             known = partition(model, **settings)
         else:
             known = None
+        self._partition_settings = settings
         if model is not None:
             self._model = weakref.ref(model)
             self._names = {p: name for name, p in model.named_parameters()}
@@ -113,6 +113,8 @@ class RuleOptimizer(Optimizer):
     def add_param_group(self, group: dict) -> None:
         """As in torch; also checks settings, finds blocks, and splits off what no_decay names into a second group."""
         group = dict(group)
+        if (model := self.model()) is not None:
+            self._names = {**{p: name for name, p in model.named_parameters()}, **self._names}
         members = group["params"]
         members = [members] if isinstance(members, Tensor) else list(members)
         named = [m if isinstance(m, tuple) else (self._names.get(m), m) for m in members]
@@ -125,7 +127,7 @@ class RuleOptimizer(Optimizer):
         check_settings({**self.defaults, **group}, self.beta_count)
         keep, rest = named, []
         if self._no_decay is not None and {**self.defaults, **group}.get("weight_decay", 0) != 0:
-            rest = [(name, p) for name, p in named if self._excluded(name, p)]
+            rest = [(name, p) for name, p in named if is_picked(self._no_decay, name, p)]
             excluded = {id(p) for _, p in rest}
             keep = [(name, p) for name, p in named if id(p) not in excluded]
         for chosen, extra in ((keep, {}), (rest, {"weight_decay": 0.0})):
@@ -134,24 +136,38 @@ class RuleOptimizer(Optimizer):
 
     def _add(self, group: dict) -> None:
         named = group["params"]
-        if any(name is None for name, _ in named) or (self.param_groups and "param_names" not in self.param_groups[0]):
-            group["params"] = [p for _, p in named]
-        super().add_param_group(group)
-        for name, p in named:
-            if name is not None:
+        self._find_blocks(named)
+        first = self.param_groups[0] if self.param_groups else None  # torch wants names in all groups or in none
+        if first is not None and "param_names" in first:
+            named = [(name or self._blocks[p].name, p) for name, p in named]
+        elif first is not None or any(name is None for name, _ in named):
+            named = [p for _, p in named]
+        super().add_param_group({**group, "params": named})
+        for name, p in group["params"]:
+            if name is not None and self._model is None:
                 self._names[p] = name
-            if p not in self._blocks:
-                shape, label = tuple(p.shape), name or f"parameter {len(self._blocks)}"
-                self._blocks[p] = one_block(label, shape) if self.uses_blocks else coordinates(label, shape)
             if is_dtensor(p):
                 self._shards[p], self._agreed = shard_of(p), False
 
-    def _excluded(self, name: str | None, p: nn.Parameter) -> bool:
-        if callable(self._no_decay):
-            return bool(self._no_decay(name, p))
-        if name is None:
-            raise ValueError("no_decay by name needs names: pass the model, or (name, parameter) pairs")
-        return any(fnmatch.fnmatch(name, pattern) for pattern in self._no_decay)
+    def _find_blocks(self, named: list[tuple[str | None, nn.Parameter]]) -> None:
+        """Blocks of parameters that were frozen, or not there, when the model was looked at; warns of guesses."""
+        model = self.model() if self.uses_blocks else None
+        missing = {p: name for name, p in named if isinstance(p, Tensor) and p not in self._blocks}
+        if missing and model is not None:
+            found = partition(model, **self._partition_settings, also=missing)
+            self._blocks |= {p: found[name] for name, p in found.named_parameters() if p in missing}
+        for p, name in missing.items():
+            if p in self._blocks:
+                continue
+            shape, label = tuple(p.shape), name or f"parameter {len(self._blocks)}"
+            self._blocks[p] = one_block(label, shape) if self.uses_blocks else coordinates(label, shape)
+            if model is not None and p.numel() > max(shape, default=1):
+                words = "is not in the model that the optimizer was built from, so it is one block"
+                warnings.warn(f"{label} {words}", stacklevel=5)
+
+    def model(self) -> nn.Module | None:
+        """The model the optimizer was built from, if there was one and it is still alive."""
+        return None if self._model is None else self._model()
 
     def name(self, p: nn.Parameter) -> str:
         """The parameter's name for messages: as registered in the model, else its place in the groups."""
@@ -263,7 +279,7 @@ class RuleOptimizer(Optimizer):
             step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
             key = (id(group), step)
             if key not in scalars:
-                scalars[key] = self.scalars(_plain(group), step)
+                scalars[key] = self.scalars(as_numbers(group), step)
             h = scalars[key]
             if self._shards and p in self._shards:
                 g, state = local_gradient(self.name(p), p, g), {name: local(value) for name, value in state.items()}
@@ -381,21 +397,3 @@ class RuleOptimizer(Optimizer):
         """Bytes of all state tensors, step counters left out."""
         tensors = [v for s in self.state.values() for k, v in s.items() if isinstance(v, Tensor) and k != "step"]
         return sum(v.numel() * v.element_size() for v in tensors)
-
-
-def _plain(group: dict) -> dict:
-    """The group with tensor-valued settings (lr) as numbers; kept as they are while torch.compile traces."""
-    if torch.compiler.is_compiling():
-        return group
-    return {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in group.items() if k != "params"}
-
-
-def local_gradient(name: str, p: Tensor, g: Tensor) -> Tensor:
-    """The part of a gradient that belongs to the part of a parameter held here."""
-    if is_dtensor(p) and not is_dtensor(g):
-        if g.shape == p.to_local().shape:
-            return g
-        raise RuntimeError(f"{name}: the parameter is sharded but its gradient is a plain tensor; {SHARD_FIRST}")
-    if is_dtensor(g) and g.placements != p.placements:
-        g = g.redistribute(p.device_mesh, p.placements)
-    return local(g)

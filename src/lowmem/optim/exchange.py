@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lowmem.optim.checks import SHARD_FIRST
 from lowmem.optim.rounding import round_into
-from lowmem.optim.sharding import REDUCTIONS, Shard
+from lowmem.optim.sharding import REDUCTIONS, Shard, is_dtensor, local
 from lowmem.optim.stages import Layout, Stage, Work, framed, take, works
 
 
@@ -97,3 +98,14 @@ def rounds(stages: tuple[Stage, ...], jobs: list[Job]) -> Iterator[list[tuple[Sh
             job.settle(stage)
     for job in jobs:
         job.close(write=True)
+
+
+def local_gradient(name: str, p: Tensor, g: Tensor) -> Tensor:
+    """The part of a gradient that belongs to the part of a parameter held here."""
+    if is_dtensor(p) and not is_dtensor(g):
+        if g.shape == p.to_local().shape:
+            return g
+        raise RuntimeError(f"{name}: the parameter is sharded but its gradient is a plain tensor; {SHARD_FIRST}")
+    if is_dtensor(g) and g.placements != p.placements:
+        g = g.redistribute(p.device_mesh, p.placements)
+    return local(g)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from lowmem.optim import parallel
 from lowmem.optim.checks import NO_SPARSE, check_model, is_rehearsal
-from lowmem.optim.driver import RuleOptimizer, local_gradient
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.exchange import local_gradient
 from lowmem.optim.graph import Graph, evaluate, random_states, restore, survey
 from lowmem.optim.sharding import reduce_all
 from lowmem.optim.without_compiler import Optimizer
@@ -114,7 +115,7 @@ class FusedBackward(Optimizer):
     def _share(self) -> None:
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
         self._group_of = {p: group for group in self.param_groups for p in group["params"]}
-        model = self.inner._model() if self.inner._model is not None else None
+        model = self.inner.model()
         self._bundle_of = parallel.bundles(model, self._group_of)
         numbers = list(self._bundle_of.values())
         self._bundle_size = {number: numbers.count(number) for number in set(numbers)}
@@ -189,7 +190,7 @@ class FusedBackward(Optimizer):
 
     def _others(self, graph: Graph) -> list[Tensor]:
         """Leaves that are not ours: those seen in the graph, and the model's, which a checkpoint may hide."""
-        model = self.inner._model() if self.inner._model is not None and graph.segments else None
+        model = self.inner.model() if graph.segments else None
         hidden = model.parameters() if model is not None else ()
         return list(dict.fromkeys(p for p in (*graph.leaves, *hidden) if p not in self._group_of))
 

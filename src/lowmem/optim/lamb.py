@@ -40,7 +40,7 @@ class Lamb(RuleOptimizer):
     stages = (Stage(norms, sums=lambda ndim: ((), ())), Stage(update))
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, **common):
-        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay), **common)
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
 
     @staticmethod
     def init(p, group, blocks, dtype):

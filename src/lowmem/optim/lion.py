@@ -25,7 +25,7 @@ class Lion(RuleOptimizer):
     stages = (Stage(update),)
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common):
-        super().__init__(params, dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay), **common)
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay), **common)
 
     @staticmethod
     def init(p, group, blocks, dtype):

@@ -25,7 +25,7 @@ def is_distributed() -> bool:
 
 def check_setting(optimizer, process_group) -> None:
     """Raises for a DDP-wrapped model, and for a process group where gradients are averaged already."""
-    model = optimizer._model() if optimizer._model is not None else None
+    model = optimizer.model()
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise RuntimeError(NO_DDP)
     if process_group and not is_distributed():
@@ -51,7 +51,7 @@ def check_averaging(optimizer, process_group) -> None:
 
 def watch_ddp(optimizer):
     """A handle of a hook that raises when the model runs inside DistributedDataParallel; None where none can."""
-    model = optimizer._model() if optimizer._model is not None else None
+    model = optimizer.model()
     return model.register_forward_pre_hook(_refuse_ddp) if model is not None and is_distributed() else None
 
 
@@ -113,7 +113,7 @@ def reshard(fused) -> None:
     if fused._bundle_of:
         from torch.distributed.fsdp import FSDPModule
 
-        for module in fused.inner._model().modules():
+        for module in fused.inner.model().modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 

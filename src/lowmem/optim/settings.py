@@ -1,14 +1,28 @@
-"""Range checks of the settings that several rules share; every message names the setting and its range."""
+"""Checks of the settings that several rules share; every message names the setting and what it may be."""
 
+import fnmatch
 import math
+import numbers
+from collections.abc import Callable, Iterable
 
 import torch
+
+NUMBERS = {
+    "lr", "betas", "eps", "weight_decay", "momentum", "beta", "beta1", "dampening", "decay_rate", "clip_threshold",
+}  # fmt: skip
 
 
 def one_of(key: str, value, allowed: tuple) -> None:
     """ValueError unless value is allowed."""
     if value not in allowed:
         raise ValueError(f"{key}={value!r}: choose from {', '.join(map(repr, allowed))}")
+
+
+def is_number(value) -> bool:
+    """Whether value is a real number, or a tensor that holds one."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_settings(group: dict, beta_count: int = 2) -> None:
@@ -18,25 +32,46 @@ def check_settings(group: dict, beta_count: int = 2) -> None:
         if not fits:
             raise ValueError(f"{key}={group[key]!r}: {want}")
 
-    if group.get("lr") is not None:
+    def values(key: str) -> tuple:
+        return tuple(group[key]) if isinstance(group[key], (tuple, list)) else (group[key],)
+
+    unused = {"beta1"} | ({"lr"} if group.get("relative_step") is True else set())  # None means: without it
+    given = {key for key in NUMBERS & group.keys() if not (group[key] is None and key in unused)}
+    for key in given:
+        hint = " (YAML reads 1e-3 as text, 1.0e-3 as a number)" if any(isinstance(v, str) for v in values(key)) else ""
+        check(key, all(map(is_number, values(key))), "must be a number" + hint)
+    if "lr" in given:
         check("lr", 0 <= float(group["lr"]) < math.inf, "a learning rate is 0 or more, and finite")
-    if group.get("betas") is not None:
-        check("betas", len(group["betas"]) == beta_count, f"{beta_count} numbers")
+    if "betas" in given:
+        check("betas", len(values("betas")) == beta_count, f"{beta_count} numbers")
         check("betas", all(0 <= beta < 1 for beta in group["betas"]), "each beta lies in [0, 1)")
-    for key in ("momentum", "beta", "beta1"):
-        if group.get(key) is not None:
-            check(key, 0 <= group[key] < 1, "lies in [0, 1)")
-    if group.get("eps") is not None:
-        values = group["eps"] if isinstance(group["eps"], (tuple, list)) else (group["eps"],)
-        check("eps", all(0 <= value < math.inf for value in values), "0 or more, and finite")
-    if group.get("weight_decay") is not None:
-        check("weight_decay", 0 <= group["weight_decay"] < math.inf, "0 or more, and finite")
-    if group.get("dampening") is not None:
+    for key in given & {"momentum", "beta", "beta1"}:
+        check(key, 0 <= group[key] < 1, "lies in [0, 1)")
+    for key in given & {"eps", "weight_decay"}:
+        check(key, all(0 <= value < math.inf for value in values(key)), "0 or more, and finite")
+    if "dampening" in given:
         check("dampening", math.isfinite(group["dampening"]), "a finite number")
-    if group.get("decay_rate") is not None:
+    if "decay_rate" in given:
         check("decay_rate", -math.inf < group["decay_rate"] <= 0, "0 or less: beta2 is 1 - step ** decay_rate")
-    if group.get("clip_threshold") is not None:
+    if "clip_threshold" in given:
         check("clip_threshold", group["clip_threshold"] > 0, "more than 0")
     dtype = group.get("state_dtype")
     if dtype is not None:
         check("state_dtype", isinstance(dtype, torch.dtype) and dtype.is_floating_point, "a floating-point torch.dtype")
+
+
+def is_picked(by: Iterable[str] | Callable, name: str | None, p: torch.Tensor) -> bool:
+    """Whether name patterns, or a predicate(name, parameter), pick a parameter. ValueError where patterns lack a name."""
+    if callable(by):
+        return bool(by(name, p))
+    if name is None:
+        raise ValueError("no_decay by name needs names: pass the model, or (name, parameter) pairs")
+    return any(fnmatch.fnmatch(name, pattern) for pattern in by)
+
+
+def as_numbers(group: dict) -> dict:
+    """The settings of a group, tensor-valued ones (lr) as numbers; the group as it is while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return group
+    scalar = {k: v.item() for k, v in group.items() if isinstance(v, torch.Tensor) and v.ndim == 0}
+    return {k: scalar.get(k, v) for k, v in group.items() if k != "params"}
