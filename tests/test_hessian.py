@@ -1,5 +1,7 @@
 """Hessians against finite differences and torch, masses against their definition, and refusal of what does not fit."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,16 @@ def test_pictures_keep_block_edges_and_the_total():
     small = hessian.picture(magnitude, groups, 11)  # ten tiles, five for each block
     assert small.shape == (10, 10) and small.dtype == np.float32
     np.testing.assert_array_equal(small, np.kron(np.eye(2), np.ones((5, 5))))
+
+
+def test_a_picture_takes_little_memory_beside_its_matrix():
+    groups = np.random.default_rng(0).integers(0, 5, 1500)
+    magnitude = np.random.default_rng(1).random((1500, 1500))
+    tracemalloc.start()
+    hessian.picture(magnitude, groups)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.3 * magnitude.nbytes
 
 
 def test_modules_that_do_not_exist_are_refused_with_a_near_name(network):

@@ -178,5 +178,6 @@ def picture(magnitude: np.ndarray, groups: np.ndarray, pixels: int = 128) -> np.
         side -= side % count
     edges = np.linspace(0, len(groups), side + 1).round().astype(int)[:-1]
     sizes = np.diff(np.append(edges, len(groups)))
-    summed = np.add.reduceat(magnitude[order], edges, axis=0)[:, order]
+    tiles = np.split(order, edges[1:])  # one after the other: a sorted copy would take the matrix's memory again
+    summed = np.stack([magnitude[tile].sum(axis=0) for tile in tiles])[:, order]
     return (np.add.reduceat(summed, edges, axis=1) / np.outer(sizes, sizes)).astype(np.float32)
