@@ -1,8 +1,9 @@
 """Which role each parameter plays, read off the module that owns it.
 
 Roles: embedding, output (token tables), head (query and key), value, neuron (any other linear layer of a Transformer),
-fused (several projections in one tensor), position (a table with one row per position), filter (convolutions and
-recurrent layers), bias, other (norms, gains, scalars: one block per tensor in the paper's Algorithm 3), unknown.
+fused (several projections in one tensor), position (a bare table with one row per position or learned token), filter
+(convolutions and recurrent layers), bias, other (norms, gains, scalars: one block per tensor in the paper's Algorithm
+3), unknown.
 
 Attention is recognised by its children: one query, one key and one value projection, or one fused projection, under the
 attribute names that PyTorch, Hugging Face, timm, diffusers and this package use. Head sizes come from the attention
@@ -58,7 +59,8 @@ GROUPED = (
 JOINED = re.compile(r"w?(qkv|kqv|qk|kv).?")  # other words for several projections in one
 POSITION_TABLES = (
     "pos_embed", "pos_embedding", "pos_emb", "position_embedding", "position_embeddings", "positional_embedding",
-    "decoder_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w",
+    "decoder_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w", "time_embeddings", "level_embed",
+    "register_tokens", "reg_token", "query_tokens", "mask_tokens",  # learned tokens: a row of their own too
 )  # fmt: skip
 OUTPUTS = (
     "lm_head", "output", "head", "embed_out", "proj_out", "to_logits", "output_layer", "output_projection", "unembed",

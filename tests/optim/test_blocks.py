@@ -369,6 +369,15 @@ def test_attention_beside_convolutions_is_cut_by_head_and_filters_stay_whole():
     assert counts(model, neurons=True)["patches.weight"] == 16
 
 
+@pytest.mark.parametrize("name", ["register_tokens", "reg_token", "query_tokens", "mask_tokens", "level_embed"])
+def test_learned_tokens_have_a_block_each(name):
+    model = nn.Module()
+    model.attention = nn.MultiheadAttention(16, 4)
+    model.register_parameter(name, nn.Parameter(torch.randn(1, 3, 16)))
+    assert (partition(model)[name].kind, partition(model)[name].count) == ("token", 3)
+    assert partition(model, embedding="tensor")[name].count == 1
+
+
 def test_attention_made_of_convolutions_is_cut_by_head_when_separate_and_refused_when_fused():
     separate = named("AttnBlock", **{name: nn.Conv2d(8, 8, 1) for name in ("q", "k", "v", "proj_out")})
     separate.num_heads = 2
