@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import synthetic_losses
 from synthetic import checkout
 from synthetic_hessians import hessians, write, write_everything
 
@@ -66,6 +67,7 @@ def test_lost_arrays_cost_the_picture_only(root, id):
 
 def test_figures_with_all_records_are_small_hold_pictures_and_name_no_host(root):
     write_everything(root)
+    synthetic_losses.write(root, "llama_variants")  # panel i of Figure 7
     for id in ("adam_mini_fig2", "adam_mini_fig3", "adam_mini_fig4", "adam_mini_fig5", "adam_mini_fig7"):
         shown = exhibit.make(root, id, "laptop")
         text = (root / f"reports/laptop/figures/{id}.svg").read_text()
