@@ -30,6 +30,16 @@ def test_excess_is_the_share_minus_the_upper_end_of_the_null(root):
     assert values["share.least"]["value"] == pytest.approx(0.61)
 
 
+def test_every_picture_carries_its_share_and_the_interval_of_the_null(root, monkeypatch):
+    notes = []
+    monkeypatch.setattr(matrices, "show", lambda axes, picture, blocks, title, note: notes.append(note))
+    for experiment in ("hessian_transformer", "hessian_mlp"):
+        write(root, experiment, "laptop", hessians)
+    for id in ("adam_mini_fig7", "adam_mini_fig3"):
+        exhibit.make(root, id, "laptop")
+    assert notes == ["inside 60 %\nrandom 10.0 to 20.0 %"] * (8 + 3)
+
+
 def test_the_worst_module_decides(root):
     def measured(run):
         final, arrays = hessians(run)

@@ -68,6 +68,11 @@ def numbers(runs: list[Run], stage: str, module: str, *keys: str) -> list[tuple]
     return found
 
 
+def inside(share: float, low: float, high: float) -> str:
+    """What stands under a picture: the share of |H| inside the blocks, and the interval of random partitions."""
+    return f"inside {100 * share:.0f} %\nrandom {100 * low:.1f} to {100 * high:.1f} %"
+
+
 def dig(entry: dict, key: str):
     for part in key.split("."):
         entry = entry.get(part) if isinstance(entry, dict) else None

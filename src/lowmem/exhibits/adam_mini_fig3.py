@@ -35,7 +35,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     data = next(iter(runs)).config["data"]["dataset"]
     shown = Shown(
         caption="|H| of the hidden layer's weights, ordered by the neuron they enter (white lines) and averaged over "
-        f"tiles; data: {data}. Right: share of |H| inside the blocks by number of classes, a dot for each seed; "
+        f"tiles; data: {data}. Below: share of |H| inside the blocks, and the middle 95 % of 200 random partitions. "
+        "Right: that share by number of classes, a dot for each seed; "
         f"dotted: random partitions. Intervals in the rows: 95 % over seeds. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}.",
         columns=COLUMNS,
         rows=[],
@@ -113,9 +114,8 @@ def draw(groups: dict[int, list[Run]]):
         if picture is None:
             plots.empty(panels[stage], unfinished(runs) or "not run: its arrays are lost")
             continue
-        share, null, blocks = matrices.numbers([run], stage, "hidden", "share", "null", "blocks")[0]
-        note = f"inside {100 * share:.0f} %, random {100 * null:.0f} %"
-        matrices.show(panels[stage], picture, blocks, matrices.at(stage), note)
+        *shares, blocks = matrices.numbers([run], stage, "hidden", "share", "null_low", "null_high", "blocks")[0]
+        matrices.show(panels[stage], picture, blocks, matrices.at(stage), matrices.inside(*shares))
     if arrays:
         matrices.colour_bar(drawn, [panels[stage] for stage in named])
     draw_classes(panels["classes"], groups, named)

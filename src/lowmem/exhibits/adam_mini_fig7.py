@@ -42,8 +42,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     deep = [run for run in runs if run.experiment == "hessian_deep"]
     shown = Shown(
         caption="|H| of each module's weights after about 1 % of training, rows and columns ordered by block (white "
-        "lines), averaged over tiles. Below: share of |H| inside the blocks, and the median of 200 random partitions "
-        f"of equal sizes. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}. Intervals: 95 % over seeds. "
+        "lines), averaged over tiles. Below: share of |H| inside the blocks, and the middle 95 % of 200 random "
+        f"partitions of equal sizes. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}. Intervals: 95 % over seeds. "
         "i: training loss of Llama with both partitions at the best rate of AdamW, and final loss by rate.",
         columns=COLUMNS,
         rows=[],
@@ -122,14 +122,15 @@ def draw(runs: list, trained: dict):
     stage = matrices.stages(runs)[0] if runs else ""
     for letter, module in zip("abcdefgh", PANELS, strict=True):
         picture = arrays.get(f"{module}@{stage}")
-        found = matrices.numbers([run], stage, module, "share", "null", "blocks", "kind") if run else []
+        found = (
+            matrices.numbers([run], stage, module, "share", "null_low", "null_high", "blocks", "kind") if run else []
+        )
         if picture is None or not found:
             plots.empty(panels[letter], unfinished(runs) or "not run: its arrays are lost")
             continue
-        share, null, blocks, kind = found[0]
-        note = f"inside {100 * share:.0f} %, random {100 * null:.0f} %"
+        *shares, blocks, kind = found[0]
         title = f"({letter}) {module}: {blocks} {plural(kind)}"
-        matrices.show(panels[letter], picture, blocks, title, note)
+        matrices.show(panels[letter], picture, blocks, title, matrices.inside(*shares))
     if arrays:
         matrices.colour_bar(drawn, [panels[letter] for letter in "abcdefgh"])
     return drawn
