@@ -204,8 +204,8 @@ def test_a_failed_run_does_not_stop_the_job_and_exits_1(root, capsys):
     small = make_run("small", model={"vocab_size": 10})
     good = make_run("good", steps=2)
     assert train.run_job(root, [missing, small, good]) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    *lines, summary = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and summary.startswith("1 runs, ")
     assert "lowmem prepare nowhere" in lines[0] and "vocab_size 10" in lines[1] and "done" in lines[2]
     statuses = [record.read_json(record.folder(root, run) / "record.json")["status"] for run in (missing, small, good)]
     assert statuses == ["failed", "failed", "done"]
