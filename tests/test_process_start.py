@@ -1,7 +1,9 @@
 """What a process must not load: each import below costs every run seconds."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,8 @@ PLAN = "from lowmem import claims, plan"
 @pytest.mark.parametrize(("does", "unwanted"), [(OPTIMIZE, "torch._dynamo"), (PLAN, "torch"), (PLAN, "numpy")])
 def test_a_process_does_not_load_what_it_does_not_need(does, unwanted):
     seen = f"{does}\nimport sys\nprint(sorted(m for m in sys.modules if m == {unwanted!r}))"
-    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    call = [sys.executable, "-c", seen]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"

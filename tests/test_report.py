@@ -111,7 +111,7 @@ def test_pictures_take_the_text_colour_of_the_page(full):
 def test_source_tags_that_the_page_uses_are_explained(full):
     words = "".join(Elements(full[2]).words)
     assert "readme-image-vector: curve coordinates" in words and "memory: recalled" in words
-    assert "readme-image: " in words and "own-check: " not in words
+    assert "readme-image: " in words and "ar5iv: " not in words
 
 
 def test_numbers_on_the_page_are_those_of_the_csv(full):
@@ -122,6 +122,7 @@ def test_numbers_on_the_page_are_those_of_the_csv(full):
             assert all(cell in words for cell in row)
 
 
+@pytest.mark.slow  # draws everything
 def test_text_from_records_and_rules_is_escaped(tmp_path, monkeypatch):
     root, bad = checkout(tmp_path), "</td><script>alert(1)</script>\"'<img src=http://x.example/y>"
     write_all(root)
@@ -146,6 +147,7 @@ def test_without_any_record_the_page_stands_and_says_not_run(tmp_path):
     assert "decides nothing" in page
 
 
+@pytest.mark.slow  # draws everything
 def test_a_broken_exhibit_is_said_and_the_others_stand(tmp_path, monkeypatch):
     root = checkout(tmp_path)
     write_state_memory(root, "laptop")
@@ -193,6 +195,7 @@ def test_summary_is_three_sentences_counted_from_the_verdicts():
     assert "may decide every claim" in report.summary(rows("reproduced"), runs, "paper")[2]
 
 
+@pytest.mark.slow  # draws everything
 def test_a_contradiction_reaches_the_summary_of_the_page(tmp_path):
     root = checkout(tmp_path)
     write_losses(root, "laptop", gap=0.5, early=0.6)
