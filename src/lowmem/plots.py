@@ -142,7 +142,7 @@ def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]], gap: flo
         axes.annotate(
             text,
             (x, y),
-            xytext=(6, wanted - height),
+            xytext=(6, round(wanted - height, 1)),
             textcoords="offset points",
             color=colour,
             va="center",
@@ -163,11 +163,21 @@ def empty(axes: Axes, reason: str) -> None:
     axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, wrap=True)
 
 
+def settle(drawn: Figure) -> None:
+    """Fix panels where the layout put them, rounded: its solver's last digits differ from process to process."""
+    drawn.canvas.draw()
+    places = {axes: axes.get_position().bounds for axes in drawn.axes}
+    drawn.set_layout_engine("none")
+    for axes, bounds in places.items():
+        axes.set_position([round(number, 3) for number in bounds])
+
+
 def svg(drawn: Figure) -> str:
     """The figure as svg text: no date, no creator, ids from a fixed salt; equal figures give equal bytes."""
     buffer = io.StringIO()
     with style():
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        settle(drawn)
         drawn.savefig(buffer, format="svg", metadata=metadata)
     text = buffer.getvalue()
     text = re.sub(r"<!DOCTYPE[^>]*>\s*", "", text)  # it names a host that nothing needs
