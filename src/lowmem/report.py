@@ -180,8 +180,7 @@ def summary(rows: list[dict], runs: list[dict], tier: str) -> list[str]:
             side = sum(row["verdict"] == "direction_only" for row in own)
             direction = f" and {side} in direction" if side else ""
             parts.append(f"{paper['name']}: {held} of {len(own)} hold as printed{direction}")
-    against = [row["statement"].rstrip(".") for row in rows if row["verdict"] == "contradicted"]
-    second = "; ".join(parts) + (f"; contradicted: “{'”, “'.join(against)}”." if against else "; none is contradicted.")
+    second = "; ".join(parts) + f"; {contradictions([r for r in rows if r['verdict'] == 'contradicted'], tier)}."
     done = sum(run["status"] == "done" for run in runs)
     third = f"This rests on {done} finished runs of {len(runs)} planned"
     if tier == "smoke":
@@ -204,6 +203,19 @@ def sources(root: Path, shown: list[dict], rows: list[dict]) -> dict[str, str]:
         for tag, meaning in read_yaml(root / f"data/published/{name}.yaml")["sources"].items():
             known.setdefault(tag, meaning)
     return {tag: meaning for tag, meaning in known.items() if re.search(rf"(?<![\w-]){re.escape(tag)}(?![\w-])", used)}
+
+
+def contradictions(rows: list[dict], tier: str) -> str:
+    """The contradicted claims in words, by name while they are few; those that this tier may decide stand apart."""
+    if not rows:
+        return "none is contradicted"
+    if len(rows) <= 3:
+        statements = "”, “".join(row["statement"].rstrip(".") for row in rows)
+        return f"contradicted: “{statements}”"
+    here = sum(tier in row["decides"] for row in rows)
+    return (
+        f"of the {len(rows)} contradicted, {here} can be decided at this scale and {len(rows) - here} need a larger one"
+    )
 
 
 def provenance(runs: list[dict]) -> dict:
