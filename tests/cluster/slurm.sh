@@ -70,6 +70,7 @@ stop() {
   grep -qxF "$mark" "$conf" || return 0
   scancel --state=RUNNING --state=PENDING -u root 2>/dev/null || true
   pkill -x slurmd || true
+  pkill -x slurmstepd || true
   pkill -x slurmctld || true
   for _ in $(seq 20); do { pgrep -x slurmd || pgrep -x slurmctld; } >/dev/null || break; sleep 0.5; done
   rm -rf "$conf" "$state"

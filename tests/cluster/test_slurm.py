@@ -1,4 +1,4 @@
-"""The pipeline on a real SLURM of one node (slurm.sh, as root); run by .ci/run, which installs slurm-wlm and the plugin.
+"""The pipeline on a real SLURM of one node (slurm.sh, as root); not yet part of .ci/run.
 
 LOWMEM_SLURM=1 python -m pytest -m slow -n 0 tests/cluster
 """
@@ -86,7 +86,8 @@ def test_a_drained_node_and_a_restarted_controller_only_delay_the_run(longer):
     time.sleep(5)  # nobody answers squeue now
     subprocess.run([SCRIPT, "controller"], check=True)
     assert "drain" in slurm_says("sinfo", "-h", "-o", "%T")  # the restarted controller remembers
-    subprocess.run(["scontrol", "update", f"nodename={node}", "state=undrain"], check=True)
+    resume = ["scontrol", "update", f"nodename={node}", "state=resume"]
+    wait_for(process, lambda: subprocess.run(resume).returncode == 0, seconds=60)  # refused until the node has answered
     finished(process, project)
     assert record.equal(undisturbed / GPT2, project / GPT2) == []
 
