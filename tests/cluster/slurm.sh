@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A real SLURM of one node on this machine, for the tests beside this file. Needs root and Debian's slurm-wlm and munge.
-#     slurm.sh start | stop | controller (only the controller, after it was killed)
+#     slurm.sh start | stop
 # It writes /etc/slurm/slurm.conf, and refuses to touch one that it has not written.
 set -euo pipefail
 conf=/etc/slurm/slurm.conf
@@ -50,7 +50,7 @@ CONF
   chown -R munge:munge /etc/munge /var/log/munge /var/lib/munge /run/munge
   [ -f /etc/munge/munge.key ] || /usr/sbin/mungekey
   pgrep -x munged >/dev/null || su munge -s /bin/sh -c /usr/sbin/munged
-  controller
+  pgrep -x slurmctld >/dev/null || /usr/sbin/slurmctld
   pgrep -x slurmd >/dev/null || /usr/sbin/slurmd
   for _ in $(seq 30); do
     if sinfo -h -o %t 2>/dev/null | grep -q idle; then return; fi
@@ -59,10 +59,6 @@ CONF
   sinfo >&2
   tail -n 20 "$state/ctld.log" "$state/d.log" >&2
   exit 1
-}
-
-controller() {
-  pgrep -x slurmctld >/dev/null || /usr/sbin/slurmctld
 }
 
 stop() {
@@ -77,6 +73,6 @@ stop() {
 }
 
 case "${1-}" in
-  start | stop | controller) "$1" ;;
+  start | stop) "$1" ;;
   *) sed -n 2,4p "$0" >&2; exit 2 ;;
 esac

@@ -6,7 +6,6 @@ LOWMEM_SLURM=1 python -m pytest -m slow -n 0 tests/cluster
 import json
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import checkout
@@ -73,22 +72,6 @@ def test_a_cancelled_job_is_submitted_again_and_continues(longer):
     finished(process, project)
     records = [json.loads(path.read_text()) for path in (project / GPT2).rglob("record.json")]
     assert len(records) == 4 and any(made["resumed_from"] for made in records)
-    assert record.equal(undisturbed / GPT2, project / GPT2) == []
-
-
-def test_a_drained_node_and_a_restarted_controller_only_delay_the_run(longer):
-    project, undisturbed = longer
-    node = slurm_says("sinfo", "-h", "-o", "%n")
-    process = start(project, f"{GPT2}/done.json", *SMOKE, *PROFILE)
-    wait_for(process, trained(project), seconds=200)
-    subprocess.run(["scontrol", "update", f"nodename={node}", "state=drain", "reason=test"], check=True)
-    subprocess.run(["pkill", "-x", "slurmctld"], check=True)
-    time.sleep(5)  # nobody answers squeue now
-    subprocess.run([SCRIPT, "controller"], check=True)
-    assert "drain" in slurm_says("sinfo", "-h", "-o", "%T")  # the restarted controller remembers
-    resume = ["scontrol", "update", f"nodename={node}", "state=resume"]
-    wait_for(process, lambda: subprocess.run(resume).returncode == 0, seconds=60)  # refused until the node has answered
-    finished(process, project)
     assert record.equal(undisturbed / GPT2, project / GPT2) == []
 
 
