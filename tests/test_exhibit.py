@@ -223,9 +223,32 @@ def test_end_labels_keep_their_distance():
         drawn, panels = plots.figure([["a"]])
         panels["a"].plot([0, 1], [0, 1])
         plots.end_labels(panels["a"], [(1, 0.5, "one", "k"), (1, 0.501, "two", "k"), (1, 0.502, "three", "k")])
-        drawn.canvas.draw()
+        drawn.draw_without_rendering()
         boxes = sorted((t.get_window_extent() for t in panels["a"].texts), key=lambda box: box.y0)
     assert all(below.y1 <= above.y0 + 1 for below, above in itertools.pairwise(boxes))
+
+
+def test_end_labels_at_the_top_stay_beside_their_panel():
+    with plots.style():
+        drawn, panels = plots.figure([["a"]])
+        panels["a"].plot([0, 1], [0, 1])
+        plots.end_labels(panels["a"], [(1, 1.0, name, "k") for name in ("one", "two", "three")])
+        drawn.draw_without_rendering()
+        tops = [t.get_window_extent().y1 for t in panels["a"].texts]
+    assert max(tops) < panels["a"].bbox.y1 + 12
+
+
+def test_saved_panels_leave_room_for_what_stands_beside_them():
+    with plots.style():
+        drawn, panels = plots.figure([["a", "b"]])
+        for axes in panels.values():
+            axes.plot([0, 1], [1000, 2000])
+            axes.set_ylabel("a quantity (unit)")
+            plots.end_labels(axes, [(1, 2000, "a rather long name", "k")])
+        plots.svg(drawn)
+        drawn.draw_without_rendering()
+        left, right = (axes.get_tightbbox() for axes in panels.values())
+    assert left.x1 < right.x0 and left.x0 >= 0 and right.x1 <= drawn.bbox.x1
 
 
 def test_every_optimizer_file_has_its_colour_and_name():

@@ -132,13 +132,18 @@ def line(axes: Axes, x, y, optimizer: str, low=None, high=None, **options) -> No
 def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]], gap: float = 11.0) -> None:
     """Write (x, y, text, colour) beside the end of each line, at least `gap` points apart; draw it after the limits."""
     figure = axes.figure
-    figure.canvas.draw()  # places depend on the final layout
+    figure.draw_without_rendering()  # places depend on the final layout; a closed figure has no canvas that would draw
     points = 72 / figure.dpi
-    placed: list[tuple[float, float]] = []
-    for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
-        height = axes.transData.transform((x, y))[1] * points
-        wanted = height if not placed else max(height, placed[-1][0] + gap)
-        placed.append((wanted, height))
+    labels = sorted(labels, key=lambda label: label[1])
+    heights = [axes.transData.transform((x, y))[1] * points for x, y, _, _ in labels]
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    ceiling = max([axes.bbox.y1 * points, *heights])  # a stack that grew over the panel is pushed back into it
+    for k in reversed(range(len(placed))):
+        placed[k] = min(placed[k], ceiling)
+        ceiling = placed[k] - gap
+    for (x, y, text, colour), wanted, height in zip(labels, placed, heights, strict=True):
         axes.annotate(
             text,
             (x, y),
@@ -165,7 +170,7 @@ def empty(axes: Axes, reason: str) -> None:
 
 def settle(drawn: Figure) -> None:
     """Fix panels where the layout put them, rounded: its solver's last digits differ from process to process."""
-    drawn.canvas.draw()
+    drawn.draw_without_rendering()
     places = {axes: axes.get_position().bounds for axes in drawn.axes}
     drawn.set_layout_engine("none")
     for axes, bounds in places.items():
