@@ -13,9 +13,10 @@ import time
 import warnings
 
 import torch
-from timing import machine, ratios, rounds, table
+from timing import machine, ratios, table
 
 from lowmem import optim
+from lowmem.memory.measured import in_turn
 from lowmem.models import gpt2, llama
 
 warnings.filterwarnings("ignore")
@@ -52,7 +53,7 @@ def steps(count: int, device: str) -> str:
     first = time.perf_counter()
     optimizers["lowmem AdamMini"].step()
     first = time.perf_counter() - first
-    seconds = rounds({name: optimizer.step for name, optimizer in optimizers.items()}, count)
+    seconds = in_turn({name: optimizer.step for name, optimizer in optimizers.items()}, count)
     rows = [row(seconds, name, base) for name in optimizers]
     if official:
         low = ratios(seconds, "lowmem AdamMini", "adam-mini (official)")
@@ -79,7 +80,7 @@ def rules(count: int, device: str) -> str:
         model = with_gradients(gpt2.build(n_layer=6, n_head=8, n_embd=512, vocab_size=4096, block_size=512).to(device))
         ours, theirs = getattr(optim, name)(model, lr=1e-6), public(model.parameters(), lr=1e-6, **settings)
         label = f"{public.__module__.split('.')[0]} {public_name}"
-        seconds = rounds({name: ours.step, label: theirs.step}, count)
+        seconds = in_turn({name: ours.step, label: theirs.step}, count)
         rows.append(row(seconds, f"{name}", label)[:2] + (label, show(ratios(seconds, name, label))))
     return table(rows, ("rule, 21 M fp32", "median ms", "against", "ratio (lowest to highest)"))
 
@@ -124,7 +125,7 @@ def lomo(count: int, device: str) -> str:
     functions["Lomo, two-pass norm clipping (graph kept)"] = fused(max_grad_norm=1.0)
     if official := package("lomo_optim", "Lomo"):
         functions["lomo-optim (official), no clipping"] = official_lomo(official, shape, loss_of, device)
-    seconds = rounds(functions, count)
+    seconds = in_turn(functions, count)
     rows = [row(seconds, name, base) for name in functions]
     return table(
         rows, ("training step, 110 M Llama, fp32, 2 x 128 tokens", "median ms", "ratio to plain (lowest to highest)")

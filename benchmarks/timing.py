@@ -1,26 +1,10 @@
-"""Paired timings: several functions in turn, round after round, in one process; medians and ratios round by round."""
+"""What the benchmarks print of paired timings (lowmem.memory.measured.in_turn): medians and ratios round by round."""
 
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
-
-
-def rounds(functions: dict[str, Callable[[], None]], count: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of every call, {name: [one per round]}; all functions run once per round, in the same order."""
-    seconds = {name: [] for name in functions}
-    for i in range(warmup + count):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if i >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def ratios(seconds: dict[str, list[float]], name: str, base: str) -> tuple[float, float, float]:
