@@ -74,9 +74,8 @@ def model_costs(root: Path, tier: str, options: dict) -> None:
             if key not in found and (seconds := model.seconds(run, gpu)) is not None:
                 found[key] = {"seconds": round(seconds, 1), "gpu": gpu}
     loaded = read_json(root / COSTS) if (root / COSTS).is_file() else {}
-    measured = {key: value for key, value in loaded.items() if not isinstance(value, dict)}
     kept = {key: value for key, value in loaded.items() if not key.startswith(f"{tier}/")}
-    write_json(root / COSTS, dict(sorted({**kept, **found, **measured}.items())))
+    write_json(root / COSTS, dict(sorted({**kept, **found, **costs(root)}.items())))
 
 
 def save_costs(root: Path, tier: str) -> None:

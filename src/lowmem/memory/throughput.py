@@ -80,9 +80,8 @@ class Plan:
     largest_speed: Speed | None
 
 
-def plan(target: Target, cell: Cell, gpu: Gpu, usable: float | None = None) -> Plan:
-    """Account for one sequence, then find the largest batch that fits into `usable` bytes (default: the GPU's)."""
-    usable = gpu.usable if usable is None else usable
+def plan(target: Target, cell: Cell, gpu: Gpu) -> Plan:
+    """Account for one sequence, then find the largest batch that fits the GPU. Raises Misuse as account does."""
     cells = {1: dataclasses.replace(cell, batch=1)}
     accounts = {1: account(target, cells[1])}
 
@@ -92,7 +91,7 @@ def plan(target: Target, cell: Cell, gpu: Gpu, usable: float | None = None) -> P
             accounts[batch] = account(target, cells[batch])
         return accounts[batch].peak
 
-    best = largest_batch(peak, usable, accounts[1].kept)
+    best = largest_batch(peak, gpu.usable, accounts[1].kept)
     found = {n: speed(accounts[n].work, cells[n], gpu) for n in {1, best} - {None}}
     return Plan(accounts[1], found[1], best, accounts.get(best), found.get(best))
 
