@@ -38,13 +38,13 @@ def decide(root: Path, id: str, tier: str, out: Path | None = None) -> dict:
     claims = {claim["id"]: claim for claim in load(root)}
     if id not in claims:
         raise Misuse(f"unknown claim {id!r}{nearest(id, claims)}")
-    return row(claims[id], exhibit_value(root, claims[id], out or root / "reports" / tier), tier)
+    claim, header = claims[id], plan.exhibits(root)[claims[id]["exhibit"]]
+    return row(claim, exhibit_value(claim, header, out or root / "reports" / tier), tier)
 
 
-def exhibit_value(root: Path, claim: dict, out: Path) -> dict:
+def exhibit_value(claim: dict, header: dict, out: Path) -> dict:
     """What a claim's exhibit found: {"value", "low"?, "high"?, "n"?, ...}, or a value of None with its reason."""
-    kind = "figures" if plan.exhibits(root)[claim["exhibit"]]["kind"] == "figure" else "tables"
-    path = out / kind / f"{claim['exhibit']}.json"
+    path = out / ("figures" if header["kind"] == "figure" else "tables") / f"{claim['exhibit']}.json"
     if not path.is_file():
         return {"value": None, "reason": f"not run: exhibit {claim['exhibit']} was not made"}
     missing = {"value": None, "reason": f"the exhibit has no value {claim['value']!r}"}
@@ -54,7 +54,8 @@ def exhibit_value(root: Path, claim: dict, out: Path) -> dict:
 def gather(root: Path, tier: str, out: Path | None = None) -> list[dict]:
     """Decide all claims, in file order, into <out>/claims.json and claims.md (default out: reports/<tier>)."""
     out = out or root / "reports" / tier
-    rows = [row(claim, exhibit_value(root, claim, out), tier) for claim in load(root)]
+    headers = plan.exhibits(root)
+    rows = [row(claim, exhibit_value(claim, headers[claim["exhibit"]], out), tier) for claim in load(root)]
     write_json(out / "claims.json", rows)
     write_text(out / "claims.md", table(rows, tier))
     return rows
