@@ -420,7 +420,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_earlier_one_still_loads
     run = make_run(checkpoint_every=5)
 
     def full(state, file):
-        if state["kept"]["step"] > 5:
+        if state["notes"]["step"] > 5:
             file.write(b"half")
             raise OSError(28, "No space left on device")
         return real(state, file)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
+from lowmem.distributed import rank, world
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, write_json
 
@@ -35,16 +36,16 @@ def save(
     folder = Path(folder)
     target, partial = folder / f"step{step}", folder / f".step{step}.partial"
     tensors, layout = _content(model, optimizer)
-    layout |= {"step": step, "extra": extra or {}, "world_size": _world()}
+    layout |= {"step": step, "extra": extra or {}, "world_size": world()}
     try:
-        if _rank() == 0:
+        if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         _barrier()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one process without a group is as good as any
             dcp.save(tensors, checkpoint_id=partial)
-        if _rank() == 0:
+        if rank() == 0:
             write_json(partial / "layout.json", layout)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(partial, target)
@@ -53,7 +54,7 @@ def save(
         raise Failed(
             f"checkpoint {target} was not written ({_line(error)}); the last one is untouched, start again from it"
         ) from error
-    if _rank() == 0:
+    if rank() == 0:
         for old in folder.glob("step*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
@@ -82,7 +83,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     tensors, here = _content(model, optimizer)
     saved = read_json(path / "layout.json")
     _compare(path, saved, here)
-    if saved["world_size"] != _world():
+    if saved["world_size"] != world():
         tensors.pop("rng")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -97,7 +98,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         state["fused"] = saved["fused"]
     optimizer.load_state_dict(state)
     if "rng" in tensors:
-        torch.set_rng_state(tensors["rng"][str(_rank())])
+        torch.set_rng_state(tensors["rng"][str(rank())])
     return {"step": saved["step"], **saved["extra"]}
 
 
@@ -110,7 +111,7 @@ def _content(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, 
     tensors = {
         "model": model.state_dict(),
         "optimizer": {name: state["state"][i] for i, name in names.items() if i in state["state"]},
-        "rng": {str(_rank()): torch.get_rng_state()},
+        "rng": {str(rank()): torch.get_rng_state()},
     }
     live = [p for group in inner.param_groups for p in group["params"]]
     layout = {
@@ -153,8 +154,8 @@ def _compare(path: Path, saved: dict, here: dict) -> None:
 
 def _agreed(folder: Path) -> Path | None:
     """The newest checkpoint as rank 0 sees it, on every rank."""
-    found = [_newest(folder) if _rank() == 0 else None]
-    if _world() > 1:
+    found = [_newest(folder) if rank() == 0 else None]
+    if world() > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]
 
@@ -180,14 +181,6 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _world() > 1 else 0
-
-
 def _barrier() -> None:
-    if _world() > 1:
+    if world() > 1:
         dist.barrier()

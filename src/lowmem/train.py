@@ -257,77 +257,59 @@ class Loop:
 
     def save(self, curve) -> None:
         """Checkpoint after the current step; the curve goes to disk first, as the checkpoint names its length."""
+        length = 0
+        if distributed.rank() == 0:  # the others write no curve
+            os.fsync(curve.fileno())
+            length = os.fstat(curve.fileno()).st_size
+        notes = {key: getattr(self, key) for key in KEPT}
+        notes |= {"curve_bytes": length, "files": self.made["code"]["files"], "resumed_from": self.made["resumed_from"]}
         if self.many:
-            self.save_parts(curve)
+            from lowmem import sharded_checkpoint
+
+            sharded_checkpoint.save(self.path, self.step, self.model, self.optimizer, notes)
             return
-        os.fsync(curve.fileno())
-        kept = {key: getattr(self, key) for key in KEPT}
         state = {
-            "kept": kept,
+            "notes": notes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.device == "cuda" else None,
-            "curve_bytes": os.fstat(curve.fileno()).st_size,
-            "files": self.made["code"]["files"],
-            "resumed_from": self.made["resumed_from"],
         }
         checkpoint.save(self.path, self.step, state)
-
-    def save_parts(self, curve) -> None:
-        """The same on several devices; every rank writes its part."""
-        from lowmem import sharded_checkpoint
-
-        length = 0
-        if distributed.rank() == 0:
-            os.fsync(curve.fileno())
-            length = os.fstat(curve.fileno()).st_size
-        extra = {key: getattr(self, key) for key in KEPT}
-        extra |= {"curve_bytes": length, "files": self.made["code"]["files"], "resumed": self.made["resumed_from"]}
-        sharded_checkpoint.save(self.path, self.step, self.model, self.optimizer, extra)
-
-    def resume_parts(self) -> None:
-        from lowmem import sharded_checkpoint
-
-        curve = self.folder / "curve.jsonl"
-        extra = sharded_checkpoint.peek(self.path)
-        length = curve.stat().st_size if curve.is_file() else 0
-        usable = extra and extra["files"] == self.made["code"]["files"] and length >= extra["curve_bytes"]
-        if distributed.anywhere(not usable):
-            if distributed.rank() == 0:
-                curve.unlink(missing_ok=True)
-            return
-        sharded_checkpoint.load(self.path, self.model, self.optimizer)
-        for key in KEPT:
-            setattr(self, key, extra[key])
-        if distributed.rank() == 0:
-            os.truncate(curve, extra["curve_bytes"])
-        self.made["resumed_from"] = [*extra["resumed"], self.step]
-        say(f"{self.label}: continuing from step {self.step} on {distributed.world()} devices")
 
     def resume(self) -> None:
         """Continue from the checkpoint if there is one of this code and data; cut the curve to its length."""
         if self.many:
-            self.resume_parts()
-            return
+            from lowmem import sharded_checkpoint
+
+            notes = sharded_checkpoint.peek(self.path)
+        else:
+            state = checkpoint.load(self.path)
+            notes = (state or {}).get("notes")
         curve = self.folder / "curve.jsonl"
-        state = checkpoint.load(self.path)
         length = curve.stat().st_size if curve.is_file() else 0
-        if state is None or state["files"] != self.made["code"]["files"] or length < state["curve_bytes"]:
-            if state is not None:
-                say(f"{self.label}: code, data or curve changed since the checkpoint; starting over")
-            curve.unlink(missing_ok=True)
+        stale = not notes or notes["files"] != self.made["code"]["files"] or length < notes["curve_bytes"]
+        if distributed.anywhere(stale) if self.many else stale:
+            if distributed.rank() == 0:
+                if notes:
+                    say(f"{self.label}: code, data or curve changed since the checkpoint; starting over")
+                curve.unlink(missing_ok=True)
             return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        if self.device == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"])
-        for key, value in state["kept"].items():
-            setattr(self, key, value)
-        os.truncate(curve, state["curve_bytes"])
-        self.made["resumed_from"] = [*state["resumed_from"], self.step]
-        say(f"{self.label}: continuing from step {self.step}")
+        if self.many:
+            sharded_checkpoint.load(self.path, self.model, self.optimizer)
+        else:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["rng"])
+            if self.device == "cuda":
+                torch.cuda.set_rng_state(state["cuda_rng"])
+        for key in KEPT:
+            setattr(self, key, notes[key])
+        if distributed.rank() == 0:
+            os.truncate(curve, notes["curve_bytes"])
+        self.made["resumed_from"] = [*notes["resumed_from"], self.step]
+        on = f" on {distributed.world()} devices" if self.many else ""
+        say(f"{self.label}: continuing from step {self.step}{on}")
 
     def finish(self) -> None:
         if self.many:
