@@ -14,7 +14,6 @@ from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.files import read_json, read_yaml, sha256, write_json
 
-GPUS_PER_NODE = 8
 SHARED = (*record.ROUTING, "plan")  # used by everything: their own text counts, what they import does not
 
 
@@ -103,29 +102,32 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     """
     if names is None:
         names = sorted({name for header in exhibits(root).values() for name in header["experiments"]})
-    per_run = experiments.load_tier(root, tier)["job"] == "run"
+    of_tier = experiments.load_tier(root, tier)
+    per_run, per_node = of_tier["job"] == "run", of_tier.get("gpus_per_node")
     known = read_yaml(root / "data/sources.yaml")
     found = {}
     for experiment in names:
         runs = experiments.runs(root, experiment, tier, options)
         for group in [[run] for run in runs] if per_run else [runs]:
             name = f"{group[0]['id']}" if per_run else experiment
-            found[name] = make_job(root, tier, name, group, options, known)
+            found[name] = make_job(root, tier, name, group, options, known, per_node)
             if per_run:
                 found[name]["arguments"] += f" --variant {group[0]['variant']} --seed {group[0]['seed']}"
     return found
 
 
-def make_job(root: Path, tier: str, name: str, runs: list[dict], options: dict, known: dict) -> dict:
+def make_job(
+    root: Path, tier: str, name: str, runs: list[dict], options: dict, known: dict, per_node: int | None
+) -> dict:
     """One job out of runs that one process does in turn: times add up, the rest is what the largest needs."""
     needed = [run["resources"] for run in runs]
     data = {folder: data for run in runs for folder, data in prepared(root, run["config"], known)}
     used = {run["config"].get("data", {}).get("dataset") for run in runs}
     own = [f"--option {key}={value}" for key, value in sorted(options.items()) if key in used]
-    devices = max(run["config"].get("train", {}).get("devices", 1) for run in runs)
-    for run in runs:
-        idle = run["resources"]["gpus"] - run["config"].get("train", {}).get("devices", 1)
-        if idle > 0 and run["config"].get("train", {}).get("steps"):
+    devices = [run["config"].get("train", {}).get("devices", 1) for run in runs]
+    for run, used_gpus in zip(runs, devices):
+        idle = run["resources"]["gpus"] - used_gpus
+        if idle > 0 and run["config"].get("train", {}).get("steps"):  # a task that only measures takes what it wants
             raise Misuse(
                 f"{run['id']} (tier {tier}): {idle} of its GPUs would idle; set train.devices to resources.gpus"
             )
@@ -137,8 +139,8 @@ def make_job(root: Path, tier: str, name: str, runs: list[dict], options: dict, 
         "runs": runs,
         "data": data,
         "code": run_code(runs),
-        "launcher": launcher(devices),
-        "nodes": -(-devices // GPUS_PER_NODE),
+        "launcher": launcher(max(devices), per_node),
+        "nodes": -(-max(devices) // per_node) if per_node else 1,
         "threads": max(r["threads"] for r in needed),
         "mem_mb": max(r["mem_mb"] for r in needed),
         "gpus": max(r["gpus"] for r in needed),
@@ -146,20 +148,23 @@ def make_job(root: Path, tier: str, name: str, runs: list[dict], options: dict, 
     }
 
 
-def launcher(devices: int) -> str:
-    """What starts a job's processes: python, torchrun on one node, or one torchrun on each node of a SLURM allocation."""
+def launcher(devices: int, per_node: int | None) -> str:
+    """What starts a job's processes: python, torchrun on one node, or one torchrun on each node of a SLURM allocation.
+
+    per_node: GPUs of a node; None keeps everything on one.
+    """
     torchrun = "python -m torch.distributed.run"
     if devices == 1:
         return "python"
-    if devices <= GPUS_PER_NODE:
+    if per_node is None or devices <= per_node:
         return f"{torchrun} --standalone --nproc-per-node {devices}"
-    nodes, rest = divmod(devices, GPUS_PER_NODE)
+    nodes, rest = divmod(devices, per_node)
     if rest:
-        raise Misuse(f"train.devices: {devices} does not fill nodes of {GPUS_PER_NODE}; take a multiple of that")
+        raise Misuse(f"train.devices: {devices} does not fill nodes of {per_node} GPUs (gpus_per_node of the tier)")
     first = "$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1):29500"
     return (
         f"srun --nodes {nodes} --ntasks {nodes} --ntasks-per-node 1 {torchrun} --nnodes {nodes} "
-        f"--nproc-per-node {GPUS_PER_NODE} --rdzv-backend c10d --rdzv-endpoint {first}"
+        f"--nproc-per-node {per_node} --rdzv-backend c10d --rdzv-endpoint {first}"
     )
 
 

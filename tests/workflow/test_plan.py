@@ -52,6 +52,23 @@ def test_a_job_is_an_experiment_on_small_tiers_and_a_run_on_large_ones(root):
     assert job["gpus"] == 8 and len(paper) == 24
 
 
+def test_a_job_on_several_devices_is_started_by_torchrun_and_spread_over_full_nodes(root):
+    assert plan.jobs(root, "laptop", {}, ["gpt2_sizes"])["gpt2_sizes"]["launcher"] == "python"
+    job = plan.jobs(root, "paper", {}, ["gpt2_sizes"])["gpt2_sizes/1.5b-adamw/seed0"]
+    assert job["launcher"].endswith("--standalone --nproc-per-node 8") and job["nodes"] == 1
+    assert "--standalone --nproc-per-node 16" in plan.launcher(16, None)
+    two = plan.launcher(16, 8)
+    assert two.startswith("srun --nodes 2 --ntasks 2 ") and "--nnodes 2 --nproc-per-node 8 --rdzv-backend" in two
+    with pytest.raises(Misuse, match="12 does not fill nodes of 8"):
+        plan.launcher(12, 8)
+
+
+def test_gpus_that_nothing_would_use_are_refused(project):
+    edit(project / "workflow/config/experiments/gpt2_sizes.yaml", "train: {devices: 8}", "train: {devices: 4}")
+    with pytest.raises(Misuse, match=r"tier paper\): 4 of its GPUs would idle"):
+        plan.jobs(project, "paper", {}, ["gpt2_sizes"])
+
+
 def test_a_job_needs_the_sum_of_times_and_the_largest_of_everything_else(root):
     job = plan.jobs(root, "laptop", {}, ["gpt2_sizes"])["gpt2_sizes"]
     assert job["minutes"] == sum(run["resources"]["minutes"] for run in job["runs"])
