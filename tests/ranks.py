@@ -2,6 +2,7 @@
 
 import datetime
 import multiprocessing
+import re
 import tempfile
 import time
 import traceback
@@ -64,6 +65,17 @@ def launch(function, world: int, *arguments, **limits) -> list:
     for rank, (kind, value) in enumerate(found):
         assert kind == "ok", f"rank {rank} of {world}: {kind}: {value}\n(all: {[k for k, _ in found]})"
     return [value for _, value in found]
+
+
+def refusals(function, messages: dict[str, str], *arguments) -> None:
+    """Assert on both of two ranks that function(rank, world, *arguments, case) returns text matching messages[case]."""
+    for found in launch(_each, 2, function, list(messages), *arguments):
+        for case, message in messages.items():
+            assert re.search(message, found[case], re.DOTALL), (case, found[case])
+
+
+def _each(rank: int, world: int, function, cases: list[str], *arguments) -> dict[str, str]:
+    return {case: function(rank, world, *arguments, case) for case in cases}
 
 
 def _enter(function, rank: int, world: int, store: str, patience: float, pipe, arguments) -> None:

@@ -102,7 +102,7 @@ def test_a_claim_whose_value_is_only_recalled_is_never_decided():
     recalled = [one for one in claims.load(ROOT) if claims.recalled(one["published"])]
     for one, found in itertools.product(recalled, (value(-1e9), value(0), value(1e9))):
         assert claims.verdict(one, found, "paper")[0] == "inconclusive", one["id"]
-    assert len(recalled) < len(claims.load(ROOT)) / 10
+    assert {one["id"] for one in recalled} == {"adam_mini_mean_best"}  # a further one needs a reason
 
 
 @pytest.mark.slow

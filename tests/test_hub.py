@@ -18,7 +18,6 @@ TEXTS = [f"page {i}: " + "all work and no play " * (i % 7) for i in range(2503)]
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A root whose openwebtext and c4 come from folders with the hub's file layouts (parquet is read the same way)."""
-    pytest.importorskip("datasets", reason="the hub extra is not installed")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "SHARD", 1000)

@@ -75,24 +75,6 @@ def test_a_cancelled_job_is_submitted_again_and_continues(longer):
     assert record.equal(undisturbed / GPT2, project / GPT2) == []
 
 
-def test_the_smoke_tier_on_slurm_gives_the_records_of_this_machine(tmp_path):
-    here = checkout.ROOT / "results/smoke"
-    assert (checkout.ROOT / "reports/smoke/index.html").is_file(), "first: snakemake --cores 2 --config tier=smoke"
-    project = checkout.copy(tmp_path / "project")
-    shutil.copytree(checkout.ROOT / "data/raw", project / "data/raw")
-    finished(start(project, *SMOKE, *PROFILE), project)
-    assert (project / "reports/smoke/index.html").is_file()
-    compared = 0
-    for path in sorted((project / "results/smoke").glob("*/*/seed*")):
-        name = path.relative_to(project / "results/smoke")
-        made = json.loads((path / "record.json").read_text())
-        if not made.get("throughput") and made["config"].get("measure"):
-            continue  # measurements of time differ
-        assert record.equal(here / name, path) == [], name
-        compared += 1
-    assert compared > 20
-
-
 def test_slurm_of_somebody_else_is_left_alone(tmp_path):
     copy = tmp_path / "slurm.sh"
     conf = tmp_path / "slurm.conf"

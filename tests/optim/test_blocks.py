@@ -286,7 +286,8 @@ def test_adapters_on_a_fused_projection_follow_its_parts():
 
 
 def test_adapters_on_a_transposed_projection_lie_along_rows():
-    conv1d = pytest.importorskip("transformers").pytorch_utils.Conv1D
+    from transformers.pytorch_utils import Conv1D as conv1d
+
     attention = named("Attention", c_attn=Lora(conv1d(48, 16), 2), c_proj=conv1d(16, 16))
     attention.num_heads = 4
     blocks = partition(nn.ModuleList([attention]))

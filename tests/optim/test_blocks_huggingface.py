@@ -9,12 +9,12 @@ import re
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from lowmem.blocks import Misfit, partition
 from lowmem.roles import find_attention
 
-transformers = pytest.importorskip("transformers")
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 TOKENS, WIDTH, HEADS, HIDDEN, LENGTH = 20, 16, 4, 24, 6

@@ -215,7 +215,8 @@ def test_a_tensor_that_is_no_matrix_under_a_row_name_crashes_there_and_works_in_
 
 
 def transformers_model(kind):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
     torch.manual_seed(0)
     if kind == "bert":
