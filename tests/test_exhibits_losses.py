@@ -187,12 +187,10 @@ def test_a_method_that_diverges_at_every_rate_decides_by_its_side(root):
     exhibit.make(root, "adam_mini_fig13", "laptop")
     lost = claims.decide(root, "adam_mini_beats_adafactor_20m", "laptop")
     assert lost["verdict"] == "contradicted" and "step 4" in lost["reason"]
-    write_all_again = [
-        run for run in experiments.runs(root, "llama_variants", "laptop") if "14k-adam_mini-" in run["variant"]
-    ]
-    for run in write_all_again:
-        lines = curve(run, 0, 40)
-        record(root, run, {"val_loss": lines[-1]["val_loss"]}, lines)
+    for run in experiments.runs(root, "llama_variants", "laptop"):
+        if "14k-adam_mini-" in run["variant"]:
+            lines = curve(run, 0, 40)
+            record(root, run, {"val_loss": lines[-1]["val_loss"]}, lines)
     diverge(root, "llama_variants", "14k-adafactor-")
     exhibit.make(root, "adam_mini_fig13", "laptop")
     open_ = claims.decide(root, "adam_mini_beats_adafactor_20m", "laptop")
@@ -240,16 +238,19 @@ def test_updates_inside_backward_are_told_by_loss_and_bytes(root):
 # -- the published CPU result ------------------------------------------------------------------------------------------
 
 
-def test_archived_records_stand_in_for_the_long_run_and_say_so(root, tmp_path):
-    from synthetic import checkout
-
-    kept = checkout(tmp_path / "kept")
-    write(kept, "char_shakespeare", "workstation", offset=lambda run: -1.0)
+def forget_archived_records(root):
+    """A data folder with everything of the real one but the kept records."""
     (root / "data").unlink()
     (root / "data").mkdir()
     for path in (ROOT / "data").iterdir():
         if path.name != "records":
             (root / "data" / path.name).symlink_to(path)
+
+
+def test_archived_records_stand_in_for_the_long_run_and_say_so(root, tmp_path):
+    kept = checkout(tmp_path / "kept")
+    write(kept, "char_shakespeare", "workstation", offset=lambda run: -1.0)
+    forget_archived_records(root)
     (root / "data/records").mkdir()
     (kept / "results/workstation").rename(root / "data/records/workstation")
     write(root, "char_shakespeare", "laptop")
@@ -261,11 +262,7 @@ def test_archived_records_stand_in_for_the_long_run_and_say_so(root, tmp_path):
 
 
 def test_without_archived_records_the_published_result_is_not_run(root):
-    (root / "data").unlink()
-    (root / "data").mkdir()
-    for path in (ROOT / "data").iterdir():
-        if path.name != "records":
-            (root / "data" / path.name).symlink_to(path)
+    forget_archived_records(root)
     write(root, "char_shakespeare", "laptop")
     assert values(root, "extra_char_shakespeare")["adamw.val_loss"]["reason"].startswith("not run")
 

@@ -4,6 +4,7 @@ Differences are paired by seed: runs of one seed share first weights and data or
 diverged has no number but a reason; averaging what is left would favour whoever lost runs.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -102,6 +103,13 @@ def difference(subject: list[Run], baseline: list[Run], measure: Callable = fina
     return value(estimate(list(paired(ours, theirs).values())), unit)
 
 
+def ratio(ours: dict[int, float], theirs: dict[int, float]) -> dict:
+    """Geometric mean of ours / theirs at equal seed, with its interval, as an entry. Both: {seed: number above 0}."""
+    logs = estimate([math.log(ours[seed] / theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
+    middle, low, high = (None if end is None else math.exp(end) for end in (logs.value, logs.low, logs.high))
+    return {**value(logs, "times"), "value": middle, "low": low, "high": high}
+
+
 def extreme(entries: Iterable[dict], how: Callable) -> dict:
     """The worst or least (stats.py) of several entries, end by end; missing if one of them is, since it could be that."""
     entries = list(entries)
@@ -170,26 +178,25 @@ class Pair:
         at = {o: {seed: self.curves[o][seed][tokens] for seed in self.seeds} for o in self.curves}
         return paired(at["adam_mini"], at["adamw"])
 
-    def gap(self, start: float = 1.0, end: float = 1.0) -> dict:
-        """Mean gap over the evaluations in this part of the run (default: the last one), as an entry."""
-        if not self.complete:
-            return self.gone or missing("not run: no common evaluation")
+    def part(self, start: float, end: float) -> dict[int, float]:
+        """{seed: mean gap over the evaluations in this part of the run, or at the one nearest to its end}."""
         last = self.tokens[-1]
         inside = [t for t in self.tokens if start * last <= t <= end * last]
         inside = inside or [min(self.tokens, key=lambda tokens: abs(tokens - end * last))]
-        by_seed = [self.gaps(tokens) for tokens in inside]
-        return value(estimate([sum(gaps[seed] for gaps in by_seed) / len(by_seed) for seed in self.seeds]))
+        gaps = [self.gaps(tokens) for tokens in inside]
+        return {seed: sum(gap[seed] for gap in gaps) / len(gaps) for seed in self.seeds}
+
+    def gap(self, start: float = 1.0, end: float = 1.0) -> dict:
+        """Mean gap over this part of the run (default: at its last evaluation), as an entry."""
+        if not self.complete:
+            return self.gone or missing("not run: no common evaluation")
+        return value(estimate(list(self.part(start, end).values())))
 
     def change(self, early: tuple[float, float], late: tuple[float, float]) -> dict:
         """Gap in the late part minus gap in the early part, paired by seed."""
         if not self.complete:
             return self.gap()
-        last, parts = self.tokens[-1], []
-        for start, end in (early, late):
-            inside = [t for t in self.tokens if start * last <= t <= end * last]
-            inside = inside or [min(self.tokens, key=lambda tokens: abs(tokens - end * last))]
-            parts.append({s: sum(self.gaps(t)[s] for t in inside) / len(inside) for s in self.seeds})
-        return value(estimate([parts[1][seed] - parts[0][seed] for seed in self.seeds]))
+        return value(estimate(list(paired(self.part(*late), self.part(*early)).values())))
 
 
 def pairs(runs: Iterable[Run]) -> list[Pair]:
@@ -236,6 +243,11 @@ class Tuned:
         return self.rates[self.lr] if self.lr else [run for group in self.rates.values() for run in group]
 
     @property
+    def tried(self) -> str:
+        """All rates as a cell: '0.001, 0.003, 0.01'."""
+        return ", ".join(f"{lr:g}" for lr in self.rates)
+
+    @property
     def rate(self) -> str:
         """'0.003', with a mark where it is the first or last of several: a better one may lie outside."""
         if self.lr is None:
@@ -265,8 +277,7 @@ def lead(method: Tuned, subject: Tuned) -> dict:
         if side.gone:
             diverged = side.gone["reason"].startswith("every rate")
             return {**side.gone, **({"failed": failed} if diverged else {})}
-    entry = difference(method.best, subject.best)
-    return entry
+    return difference(method.best, subject.best)
 
 
 def used(runs: Iterable[Run]) -> list[str]:

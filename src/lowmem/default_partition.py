@@ -1,13 +1,11 @@
 """Panel i of Adam-mini's Figure 7: training with PyTorch's tensors as blocks, and how unsteady it is."""
 
 import itertools
-import math
 
 from lowmem import plots
-from lowmem.curves import Tuned, absent, lead, mean, missing, models, text, train_losses, tuned, used, value
+from lowmem.curves import Tuned, absent, lead, mean, missing, models, ratio, text, train_losses, tuned, used
 from lowmem.exhibit import Run, Runs, Shown
 from lowmem.loss_plots import by_rate, corner, faint
-from lowmem.stats import estimate
 
 SHOWN = ("adamw", "adam_mini", "default_partition")
 WINDOW = 0.02  # of the steps: the moving mean whose rises are counted
@@ -46,9 +44,7 @@ def roughness(default: list[Run], proposed: list[Run]) -> dict:
     ours = {run.seed: rises(run) for run in default}
     if min(*ours.values(), *theirs.values()) <= 0:
         return missing("not run: a curve without rises is too short to judge")
-    logs = estimate([math.log(ours[seed] / theirs[seed]) for seed in ours.keys() & theirs.keys()])
-    ends = [None if x is None else math.exp(x) for x in (logs.value, logs.low, logs.high)]
-    return {**value(logs, "times"), "value": ends[0], "low": ends[1], "high": ends[2]}
+    return ratio(ours, theirs)
 
 
 def add(shown: Shown, found: dict[str, Tuned]) -> None:
@@ -69,18 +65,18 @@ def add(shown: Shown, found: dict[str, Tuned]) -> None:
 
 
 def draw(axes, rates, found: dict[str, Tuned]) -> None:
-    """Left: training loss at AdamW's best rate, seeds thin. Right: final loss by rate."""
+    """Left (axes): training loss at AdamW's best rate, seeds thin. Right (rates): final loss by rate."""
     by_rate(rates, found, inside=True)
     rates.set_title("(i) by learning rate")
     heights = []
     for name, runs in at_adamw_rate(found).items():
         look = plots.look(name)
-        curves = [smooth(run) for run in runs if train_losses(run)]
-        for run, curve in zip((run for run in runs if train_losses(run)), curves):
+        curves = [(run, smooth(run)) for run in runs if train_losses(run)]
+        for run, curve in curves:
             axes.plot(curve, **faint(look["color"]))
             if run.status == "diverged":
                 axes.plot(len(curve) - 1, curve[-1], marker="x", color=look["color"], markersize=7)
-        done = [curve for run, curve in zip((run for run in runs if train_losses(run)), curves) if run.status == "done"]
+        done = [curve for run, curve in curves if run.status == "done"]
         if done:
             middle = [sum(column) / len(column) for column in zip(*done)]
             axes.plot(middle, **look)

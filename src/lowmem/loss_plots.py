@@ -53,14 +53,14 @@ def above(label: tuple, top: float) -> tuple:
     return label if y <= top else (x, top, f"{text} {y:.2f} ↑", colour)
 
 
-def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=losses, **looks) -> None:
+def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=losses) -> None:
     """One mean line for each name (a key of plots.look) over its seeds, thin lines for the seeds, labels at the ends.
 
     start: share of the run from which on the axis is fitted to the curves. A diverged run ends in a cross and its step.
     """
     labels, heights, last = [], [], 0.0
     for name, runs in groups.items():
-        look = {**plots.look(name), **looks.get(name, {})}
+        look = plots.look(name)
         done = [curve(run) for run in runs if run.status == "done"]
         for one in done:
             axes.plot(*zip(*one, strict=True), **faint(look["color"]))
@@ -106,7 +106,7 @@ def corner(axes, names: list[str]) -> None:
         axes.text(0.98, 0.97 - 0.08 * k, plots.name(name), color=plots.look(name)["color"], **style)
 
 
-def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = False, **looks) -> None:
+def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = False) -> None:
     """Final loss by learning rate, one line for each method, its best rate marked; a diverged rate is a cross on top.
 
     cut: leave far outliers above the picture. inside: names in the corner instead of at the lines.
@@ -117,7 +117,7 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = Fa
         return
     top = limits(axes, heights, cut)
     for name, method in methods.items():
-        look = {**plots.look(name), **looks.get(name, {})}
+        look = plots.look(name)
         scores = sorted(method.scores.items())
         if scores:
             axes.plot(*zip(*scores, strict=True), marker=".", **look)
@@ -138,7 +138,7 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = Fa
         plots.end_labels(axes, labels)
 
 
-def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str, zero: float | None = 0.0) -> None:
+def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str) -> None:
     """Numbers with their intervals, one line each: (label, entry of Shown.values, colour). Without a number: why."""
     for place, (_, entry, colour) in enumerate(rows):
         if entry["value"] is None:
@@ -152,8 +152,7 @@ def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str, zero: float
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    if zero is not None:
-        axes.axvline(zero, color=plots.INK, linewidth=0.8)
+    axes.axvline(0, color=plots.INK, linewidth=0.8)
     axes.set_xlabel(unit)
 
 

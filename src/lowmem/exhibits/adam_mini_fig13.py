@@ -45,10 +45,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for size, methods in by_size.items():
         for name, one in methods.items():
             ahead = lead(one, methods["adam_mini"]) if name != "adam_mini" else None
-            rates = ", ".join(f"{lr:g}" for lr in one.rates)
             loss = text(one.gone or mean(one.best))
             rate = "no effect" if name in FLAGS else one.rate
-            shown.rows.append([size, plots.name(name), rate, rates, loss, text(ahead, True) if ahead else ""])
+            shown.rows.append([size, plots.name(name), rate, one.tried, loss, text(ahead, True) if ahead else ""])
             if ahead and size == sizes[0]:
                 shown.values[f"{'lead_flags' if name in FLAGS else 'lead'}.{name}"] = ahead
     for key, names in (("lead", VERSIONS), ("lead_flags", FLAGS)):

@@ -30,8 +30,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     sweeps = swept(runs, size)
     shown = Shown(
         caption="Final validation loss of both versions of Adafactor, mean over seeds: by learning rate, and with the "
-        "largest beta2, epsilon or warm-up changed at one rate (dotted line: the unchanged setting). Adam-mini stands at its "
-        "best rate for comparison.",
+        "largest beta2, epsilon or warm-up changed at one rate (lines as on the left; dotted: the unchanged setting). "
+        "Adam-mini stands at its best rate for comparison.",
         columns=["version", "setting", "rate", "final loss (nat)", "lead of Adam-mini (nat)"],
         rows=[],
         deviations=["Which settings the paper swept is known, their values are not."],
@@ -107,16 +107,6 @@ def draw_knob(axes, knob: str, methods: dict[str, Tuned], sweeps: dict) -> None:
         unchanged = mean(methods[version].rates.get(lr, []))["value"]
         if unchanged is not None:
             axes.axhline(unchanged, color=look["color"], linewidth=1, linestyle=(0, (1, 2)))
-        at = places.index(list(known)[-1])
-        axes.annotate(
-            plots.name(version),
-            (at, known[places[at]]),
-            xytext=(0, 6),
-            textcoords="offset points",
-            fontsize=7,
-            ha="right",
-            color=look["color"],
-        )
     if not places:
         plots.empty(axes, "not run: no record")
         return

@@ -42,8 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         if name in BASELINES:
             shown.values[f"lead.{name}"] = lead(one, methods["adam_mini"])
         ahead = text(shown.values[f"lead.{name}"], True) if name in BASELINES else ""
-        rates = ", ".join(f"{lr:g}" for lr in one.rates)
-        shown.rows.append([plots.name(name), one.rate, rates, text(one.gone or mean(one.best)), ahead])
+        shown.rows.append([plots.name(name), one.rate, one.tried, text(one.gone or mean(one.best)), ahead])
     shown.values["lead.least"] = smallest(list(shown.values.values()))
     shown.figure = draw(methods, shown.values)
     return shown

@@ -47,9 +47,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         if one is None:
             continue
         behind = lead(one, methods["adam_mini"]) if name != "adam_mini" else None
-        rates = ", ".join(f"{lr:g}" for lr in one.rates)
         cells = [text(one.gone or mean(one.best)), text(behind, True) if behind else ""]
-        shown.rows.append([plots.name(name), one.rate, rates, *cells])
+        shown.rows.append([plots.name(name), one.rate, one.tried, *cells])
     shown.values = {
         "value.gap": lead(methods["value_whole"], methods["adam_mini"]),
         "mean.lead": smallest(lead(methods[name], methods["adam_mini"]) for name in STATISTICS),

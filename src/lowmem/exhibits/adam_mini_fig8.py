@@ -7,9 +7,9 @@ stands in workflow/config/experiments/gpt2_baselines.yaml, and is shown at its b
 import math
 
 from lowmem import plots
-from lowmem.curves import Tuned, lead, mean, missing, smallest, text, tuned, used, value
+from lowmem.curves import Tuned, lead, mean, missing, ratio, smallest, text, tuned, used, value
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.loss_plots import by_rate, loss_curves, mean_of
+from lowmem.loss_plots import by_rate, loss_curves, mean_of, tokens_label
 from lowmem.stats import estimate
 
 EXHIBIT = {
@@ -62,7 +62,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         far = text(end(gaps[name]), digits=2) if name in gaps else ""
         ahead = text(shown.values[f"lead.{name}"], True) if name in BASELINES else ""
         loss = text(one.gone or mean(one.best))
-        shown.rows.append([plots.name(name), one.rate, ", ".join(f"{lr:g}" for lr in one.rates), loss, ahead, far])
+        shown.rows.append([plots.name(name), one.rate, one.tried, loss, ahead, far])
     for key in ("lead", "closer"):
         found = [shown.values[f"{key}.{name}"] for name in BASELINES if f"{key}.{name}" in shown.values]
         shown.values[f"{key}.least"] = smallest(found)
@@ -115,11 +115,8 @@ def closer(baseline: dict, subject: dict) -> dict:
     for gaps in (baseline, subject):
         if "value" in gaps:
             return gaps
-    logs = estimate(
-        [math.log(baseline[s][-1][1] / subject[s][-1][1]) for s in sorted(baseline.keys() & subject.keys())]
-    )
-    ends = [None if x is None else math.exp(x) for x in (logs.value, logs.low, logs.high)]
-    return {**value(logs, "times"), "value": ends[0], "low": ends[1], "high": ends[2]}
+    theirs, ours = ({seed: curve[-1][1] for seed, curve in gaps.items()} for gaps in (baseline, subject))
+    return ratio(theirs, ours)
 
 
 # -- c and d: sensitivity --------------------------------------------------------------------------------------------
@@ -192,7 +189,7 @@ def draw_distances(axes, gaps: dict) -> None:
     if not labels:
         plots.empty(axes, "not run: no record")
         return
-    axes.xaxis.set_major_formatter(lambda at, _: f"{at / 1e3:g}k" if at < 1e6 else f"{at / 1e6:g}M")
+    axes.xaxis.set_major_formatter(tokens_label)
     axes.set(xlabel="training tokens", ylabel="distance / movement of AdamW")
     axes.set_ylim(0)
     axes.set_title("b  Distance from AdamW's weights")
@@ -211,7 +208,7 @@ def draw_decay(axes, methods: dict[str, Tuned], decay: list[Run]) -> None:
                 found.setdefault(settings["weight_decay"], []).append(run)
         means = sorted((wd, mean(runs)["value"]) for wd, runs in found.items() if mean(runs)["value"] is not None)
         if means:
-            places = [k for k, _ in enumerate(means)]
+            places = list(range(len(means)))
             axes.plot(places, [loss for _, loss in means], marker=".", **plots.look(name))
             axes.set_xticks(places, [f"{wd:g}" for wd, _ in means])
             labels.append((places[-1], means[-1][1], plots.name(name), plots.look(name)["color"]))
