@@ -15,14 +15,29 @@ def gib(run: Run, key: str = "peak_bytes") -> float | None:
     return None if value is None else value / GIB
 
 
-def shown(value: float | None, digits: int = 2, otherwise: str = "") -> str:
-    """A number with fixed digits, or what stands in its place."""
-    return otherwise if value is None else f"{value:,.{digits}f}"
+def rate(run: Run) -> tuple[float | None, str | None]:
+    """(simulated tokens/s over all GPUs, None), or (None, why not): no record, or one that needs more memory than there is.
+
+    A record without a batch that fits holds the speed of one sequence all the same, which no GPU would reach.
+    """
+    if run.status != "done":
+        return None, run.reason
+    return (run.final("tokens_per_s"), None) if run.final("fits") else (None, "out of memory (simulated)")
+
+
+def shown(value: float | None, digits: int = 2) -> str:
+    """A number with fixed digits; nothing where it is unknown."""
+    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def missing(run: Run) -> dict:
     """A value for the claims that could not be had."""
     return {"value": None, "reason": run.reason}
+
+
+def value_or_reason(value: float | None, unit: str, reason: str | None) -> dict:
+    """A value for the claims (Shown.values): null where there is a reason for it."""
+    return {"value": None, "reason": reason} if reason else {"value": value, "unit": unit}
 
 
 def use(shown_: Shown, *runs: Run) -> None:

@@ -1,7 +1,7 @@
 """Memory and throughput of AdaLomo beside AdamW, Adafactor and LOMO, simulated. The paper's table is only recalled."""
 
 from lowmem import plots
-from lowmem.cells import SIMULATED, gib, missing, shown, use
+from lowmem.cells import SIMULATED, gib, rate, shown, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.memory.hardware import OUTSIDE
 
@@ -39,17 +39,18 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             run = runs.one(f"al.{size}.{optimizer}")
             use(table, run)
             place = {"model": size.upper(), "optimizer": plots.name(optimizer), "gpus": gpus, "micro_batch": batch}
-            memory, speed = printed(published, "memory_gb_total", **place), printed(published, "tgs", **place)
+            memory, theirs_speed = printed(published, "memory_gb_total", **place), printed(published, "tgs", **place)
             table.published += mark(f"{size.upper()}, {plots.name(optimizer)}: GB in all", memory)
-            table.published += mark(f"{size.upper()}, {plots.name(optimizer)}: tokens/s per GPU", speed)
-            theirs = ["" if value is None else f"{value['value']:g}" for value in (memory, speed)]
+            table.published += mark(f"{size.upper()}, {plots.name(optimizer)}: tokens/s per GPU", theirs_speed)
+            theirs = ["" if value is None else f"{value['value']:g}" for value in (memory, theirs_speed)]
             cells = [size.upper(), plots.name(optimizer), gpus, batch]
+            speed, reason = rate(run)
+            per_gpu = speed and speed / gpus
+            key = f"{size}.{optimizer}.tokens_per_s"
+            table.values[key] = value_or_reason(per_gpu, "token/s per GPU", reason)
             if run.status != "done":
                 table.rows.append([*cells, run.reason, theirs[0], "", theirs[1]])
-                table.values[f"{size}.{optimizer}.tokens_per_s"] = missing(run)
                 continue
-            rate = run.final("tokens_per_s") / gpus
-            table.values[f"{size}.{optimizer}.tokens_per_s"] = {"value": rate, "unit": "token/s per GPU"}
             total = shown(gpus * (gib(run) + OUTSIDE), 1)
-            table.rows.append([*cells, total, theirs[0], shown(rate, 0), theirs[1]])
+            table.rows.append([*cells, total, theirs[0], reason or shown(per_gpu, 0), theirs[1]])
     return table

@@ -1,8 +1,8 @@
 """Adam-mini against Adafactor: speed measured at equal batch here, and simulated for Llama2-7B. Sweeps: adam_mini_fig14."""
 
 from lowmem import plots
-from lowmem.cells import SIMULATED, use
-from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
+from lowmem.cells import SIMULATED, rate, use, value_or_reason
+from lowmem.exhibit import Runs, Shown, mark, printed
 
 EXHIBIT = {
     "id": "adam_mini_fig14_throughput",
@@ -33,45 +33,43 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     shown.published += mark("gain over Adafactor", printed(published, "gain_over_adafactor_pct"))
     measured = next(run for run in runs if run.experiment == "equal_batch")
     use(shown, measured)
-    rates = {"measured": {}, "simulated": {}}
-    reasons = {"measured": measured.reason, "simulated": None}
+    speeds = {"measured": {}, "simulated": {}}  # panel: {optimizer: (tokens/s, why there is none)}
     for optimizer in OPTIMIZERS:
         found = (measured.final("equal") or {}).get(optimizer)
-        rates["measured"][optimizer] = found and found["tokens_per_s"]
+        absent = measured.reason or "not run: not among the optimizers"
+        speeds["measured"][optimizer] = (found["tokens_per_s"], None) if found else (None, absent)
         run = runs.one(f"t2.{optimizer}.2048")
         use(shown, run)
-        rates["simulated"][optimizer] = run.final("tokens_per_s")
-    reasons["simulated"] = unfinished(runs.one(f"t2.{optimizer}.2048") for optimizer in OPTIMIZERS)
+        speeds["simulated"][optimizer] = rate(run)
     drawn, panels = plots.figure([["measured", "simulated"]], height=3.0)
-    for panel, found in rates.items():
-        rows(shown, panel, found, reasons[panel])
-        draw(panels[panel], found, panel, reasons[panel])
+    for panel, of_panel in speeds.items():
+        rows(shown, panel, of_panel)
+        draw(panels[panel], of_panel, panel)
     shown.figure = drawn
     return shown
 
 
-def rows(shown: Shown, panel: str, rates: dict, reason: str | None) -> None:
+def rows(shown: Shown, panel: str, speeds: dict) -> None:
     """Numbers of one panel, and its gain in percent."""
-    base = rates["adafactor"]
-    for optimizer, rate in rates.items():
-        if rate is None:
-            shown.rows.append([panel, plots.name(optimizer), reason or "not run: no record", ""])
-        else:
-            shown.rows.append([panel, plots.name(optimizer), f"{rate:.0f}", f"{rate / base:.2f}" if base else ""])
-    known = base and rates["adam_mini"]
-    gain = {"value": 100 * (rates["adam_mini"] / base - 1), "unit": "%"} if known else None
-    shown.values[f"{panel}.gain_percent"] = gain or {"value": None, "reason": reason or "not run: no record"}
+    (base, no_base), (ours, no_ours) = speeds["adafactor"], speeds["adam_mini"]
+    for optimizer, (speed, reason) in speeds.items():
+        ratio = f"{speed / base:.2f}" if speed and base else ""
+        shown.rows.append([panel, plots.name(optimizer), reason or f"{speed:.0f}", ratio])
+    reason = no_base or no_ours
+    gain = None if reason else 100 * (ours / base - 1)
+    shown.values[f"{panel}.gain_percent"] = value_or_reason(gain, "%", reason)
 
 
-def draw(axes, rates: dict, panel: str, reason: str | None) -> None:
-    for i, (optimizer, rate) in enumerate(rates.items()):
-        if rate is None:
-            axes.text(0, i, " not run", va="center")
+def draw(axes, speeds: dict, panel: str) -> None:
+    """A bar for each optimizer, or in its place why there is none, in two words."""
+    for i, (optimizer, (speed, reason)) in enumerate(speeds.items()):
+        if reason:
+            axes.text(0, i, f" {reason.partition(':')[0].partition(' (')[0]}", va="center")
             continue
-        axes.barh(i, rate, 0.6, color=plots.COLOURS[optimizer])
-        axes.text(rate, i, f" {rate:,.0f}", va="center")
-    axes.set_yticks(range(len(rates)), [plots.name(optimizer) for optimizer in rates])
-    axes.set_ylim(-0.6, len(rates) - 0.4)
+        axes.barh(i, speed, 0.6, color=plots.COLOURS[optimizer])
+        axes.text(speed, i, f" {speed:,.0f}", va="center")
+    axes.set_yticks(range(len(speeds)), [plots.name(optimizer) for optimizer in speeds])
+    axes.set_ylim(-0.6, len(speeds) - 0.4)
     axes.set_xlabel("tokens per second")
     axes.set_title({"measured": "Measured, equal batch", "simulated": "Simulated, Llama2-7B, largest batch"}[panel])
     axes.grid(axis="y", visible=False)

@@ -1,7 +1,7 @@
 """Figure 1 of Adam-mini, its panels of memory and throughput. The loss panels are adam_mini_fig1."""
 
 from lowmem import plots
-from lowmem.cells import SIMULATED, use
+from lowmem.cells import SIMULATED, rate, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed
 
 EXHIBIT = {
@@ -44,10 +44,7 @@ def memory_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
         shown.published += mark(f"{plots.name(optimizer)}, optimizer state", theirs)
         value = "" if state is None else f"{state / 1e9:.2f}"
         shown.rows.append(["memory", plots.name(optimizer), "", "", value or run.reason, "GB"])
-        key = f"memory.{optimizer}"
-        shown.values[key] = (
-            {"value": None, "reason": run.reason} if state is None else {"value": state / 1e9, "unit": "GB"}
-        )
+        shown.values[f"memory.{optimizer}"] = value_or_reason(state and state / 1e9, "GB", run.reason)
         if state is None:
             axes.text(i, 1, "not run", ha="center", rotation=90, va="bottom")
             continue
@@ -68,19 +65,16 @@ def throughput_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
         for j, length in enumerate(LENGTHS):
             run = runs.one(f"t2.{optimizer}.{length}")
             use(shown, run)
-            rate = run.final("tokens_per_s") if run.final("batch") else None
-            reason = run.reason or ("none fits" if rate is None else None)
+            speed, reason = rate(run)
             cells = ["throughput", plots.name(optimizer), length, run.final("batch") or ""]
-            shown.rows.append([*cells, reason if rate is None else f"{rate:.0f}", "token/s"])
-            shown.values[f"throughput.{optimizer}.{length}"] = (
-                {"value": None, "reason": reason} if rate is None else {"value": rate, "unit": "token/s"}
-            )
+            shown.rows.append([*cells, reason or f"{speed:.0f}", "token/s"])
+            shown.values[f"throughput.{optimizer}.{length}"] = value_or_reason(speed, "token/s", reason)
             at = j + (i - 0.5) * 0.4
-            if rate is None:
+            if reason:
                 axes.text(at, 100, reason.split(":")[0], ha="center", va="bottom", rotation=90)
                 continue
-            axes.bar(at, rate, 0.38, color=plots.COLOURS[optimizer])
-            axes.text(at, rate + 120, f"{run.final('batch')}", ha="center", fontsize=8)
+            axes.bar(at, speed, 0.38, color=plots.COLOURS[optimizer])
+            axes.text(at, speed + 120, f"{run.final('batch')}", ha="center", fontsize=8)
         theirs = printed(published, "throughput", optimizer=plots.name(optimizer))
         shown.published += mark(f"{plots.name(optimizer)}, throughput", theirs)
         if theirs is not None:

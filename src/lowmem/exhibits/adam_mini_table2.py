@@ -4,7 +4,7 @@ Below it, the independent rerun of the same table on other cards, which the perf
 """
 
 from lowmem import plots
-from lowmem.cells import SIMULATED, gib, missing, shown, use
+from lowmem.cells import SIMULATED, gib, missing, shown, use, value_or_reason
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {
@@ -132,7 +132,7 @@ def add_rerun(table: Shown, runs: Runs, published: dict) -> None:
             hours = shown(1e9 / rate / 3600, 1) if fits else ""
             table.rows.append([*cells, shown(gib(run)), speed, hours, f"{theirs} {note}".strip(), difference])
     for name, value in (("rerun.largest_error_percent", worst), ("rerun.largest_error_without_retries", worst_plain)):
-        table.values[name] = {"value": None, "reason": reason} if reason else {"value": value, "unit": "%"}
+        table.values[name] = value_or_reason(value, "%", reason)
     equal = [runs.one(f"rerun.{optimizer}.1") for optimizer in OPTIMIZERS]
     table.values["rerun.equal_batch"] = (
         missing(next(run for run in equal if run.status != "done"))

@@ -1,6 +1,6 @@
 """Measured speed at equal batch and at the largest batch under one memory cap, for every optimizer."""
 
-from lowmem import plots
+from lowmem import plots, stats
 from lowmem.cells import shown, use
 from lowmem.exhibit import Runs, Shown
 
@@ -68,8 +68,6 @@ def interval(ratio: dict | None) -> str:
 
 def slowdown(run) -> dict:
     """Step time of LOMO with norm clipping over LOMO without, round by round."""
-    from lowmem import stats
-
     rounds: dict[str, list[float]] = {}
     for line in run.curve():
         if line["kind"] == "equal":

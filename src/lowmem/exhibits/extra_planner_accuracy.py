@@ -2,7 +2,7 @@
 
 import statistics
 
-from lowmem.cells import shown, use
+from lowmem.cells import shown, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, unfinished
 
 EXHIBIT = {
@@ -45,6 +45,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         table.rows.append([*row, f"{run.final('layers')} from {traced}"])
     reason = unfinished(runs)
     for key, pick in (("error.median_percent", statistics.median), ("error.worst_percent", max)):
-        table.values[key] = {"value": None, "reason": reason} if reason else {"value": pick(errors), "unit": "%"}
+        table.values[key] = value_or_reason(None if reason else pick(errors), "%", reason)
     table.values["cells"] = {"value": None, "reason": reason} if reason else {"value": len(errors)}
     return table

@@ -1,7 +1,7 @@
 """Figure 2 of LOMO: shares of the training memory of LLaMA-7B, from the same runs as Table 1."""
 
 from lowmem import plots
-from lowmem.cells import SIMULATED, gib, use
+from lowmem.cells import SIMULATED, gib, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
 from lowmem.exhibits.lomo_table1 import components
 
@@ -48,9 +48,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             theirs[part] = None if value is None else value["value"]
             row = [plots.name(optimizer), part, missing or f"{ours[part]:.1f}"]
             shown.rows.append([*row, "" if value is None else f"{value['value']:.1f}"])
-            shown.values[f"{optimizer}.{part.replace(' ', '_')}"] = (
-                {"value": None, "reason": missing} if missing else {"value": ours[part], "unit": "%"}
-            )
+            key = f"{optimizer}.{part.replace(' ', '_')}"
+            shown.values[key] = value_or_reason(ours and ours[part], "%", missing)
         bars[optimizer] = (ours, theirs)
     shown.figure = draw(bars, reason)
     return shown

@@ -4,7 +4,7 @@ The paper's GB are GiB. The first three columns are counted, activations are sim
 backward, as the authors measured (issue 80 of their repository).
 """
 
-from lowmem.cells import gib, use
+from lowmem.cells import gib, use, value_or_reason
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {
@@ -76,13 +76,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
                 if ours is not None:
                     worst = max(worst, abs(ours[part] - theirs[part]["value"]))
         for part in PARTS:
-            value = {"value": None, "reason": run.reason} if ours is None else {"value": ours[part], "unit": "GiB"}
-            shown.values[f"{optimizer}.{part}"] = value
-    reason = unfinished(counted)
-    state = {"value": None, "reason": reason} if reason else {"value": worst, "unit": "GiB"}
-    shown.values["largest_difference"] = state
-    value = {"value": None, "reason": missing} if missing else {"value": worst_activations, "unit": "%"}
-    shown.values["activations.largest_error_percent"] = value
+            shown.values[f"{optimizer}.{part}"] = value_or_reason(ours and ours[part], "GiB", run.reason)
+    shown.values["largest_difference"] = value_or_reason(worst, "GiB", unfinished(counted))
+    shown.values["activations.largest_error_percent"] = value_or_reason(worst_activations, "%", missing)
     return shown
 
 

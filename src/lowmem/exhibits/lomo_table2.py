@@ -1,7 +1,7 @@
 """Table 2 of LOMO: memory and speed per GPU on RTX 3090 cards, simulated; the first row fits the link, no other does."""
 
 from lowmem import plots
-from lowmem.cells import SIMULATED, gib, missing, shown, use
+from lowmem.cells import SIMULATED, gib, rate, shown, use, value_or_reason
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.memory.hardware import OUTSIDE
 
@@ -64,7 +64,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         if optimizer == "lomo":
             name = f"l2.{size}.lomo_two_passes.{gpus}"
             add(table, runs.one(name), size, "LOMO, two passes", gpus, memory, speed)
-    table.values["rows_wrong"] = {"value": None, "reason": reason} if reason else {"value": wrong, "unit": "rows"}
+    table.values["rows_wrong"] = value_or_reason(wrong, "rows", reason)
     ratios(table, runs)
     return table
 
@@ -75,24 +75,29 @@ def add(table: Shown, run: Run, size: str, name: str, gpus: int, memory: dict | 
     theirs = "" if memory is None else str(memory["value"])
     printed_speed = "" if speed is None else f"{speed['value']:g}"
     cells = [size.upper(), name, gpus]
+    per_gpu, reason = rate_per_gpu(run, gpus)
+    table.values[f"{run.variant}.tgs"] = value_or_reason(per_gpu, "token/s per GPU", reason)
     if run.status != "done":
         table.rows.append([*cells, run.reason, theirs, "", printed_speed, ""])
-        table.values[f"{run.variant}.tgs"] = missing(run)
         return
-    rate = run.final("tokens_per_s") / gpus
-    table.values[f"{run.variant}.tgs"] = {"value": rate, "unit": "token/s per GPU"}
     if not run.final("fits"):
         need = f"out of memory ({gib(run) + OUTSIDE:.1f})"
         table.rows.append([*cells, need, theirs, "", printed_speed, ""])
         return
-    difference = "" if speed is None else f"{100 * (rate / speed['value'] - 1):+.0f} %"
+    difference = "" if speed is None else f"{100 * (per_gpu / speed['value'] - 1):+.0f} %"
     if run.variant == "l2.7b.adamw.8":
         difference = "fitted"
-    table.rows.append([*cells, shown(gib(run) + OUTSIDE), theirs, shown(rate), printed_speed, difference])
+    table.rows.append([*cells, shown(gib(run) + OUTSIDE), theirs, shown(per_gpu), printed_speed, difference])
+
+
+def rate_per_gpu(run: Run, gpus: int) -> tuple[float | None, str | None]:
+    """cells.rate, divided by the GPUs."""
+    found, reason = rate(run)
+    return (None if found is None else found / gpus), reason
 
 
 def ratios(table: Shown, runs: Runs) -> None:
-    """The headline ratios; None where a run is missing."""
+    """The headline ratios; None where a run is missing or does not fit."""
     pairs = {
         "speedup.7b": ("l2.7b.lomo.1", 1, "l2.7b.adamw.8", 8),
         "speedup.7b_two_passes": ("l2.7b.lomo_two_passes.1", 1, "l2.7b.adamw.8", 8),
@@ -100,17 +105,13 @@ def ratios(table: Shown, runs: Runs) -> None:
         "speedup.13b_over_sgd": ("l2.13b.lomo.2", 2, "l2.13b.sgd.8", 8),
     }
     for key, (ours, mine, base, others) in pairs.items():
-        a, b = runs.one(ours), runs.one(base)
-        reason = unfinished([a, b])
-        ratio = None if reason else a.final("tokens_per_s") / mine / (b.final("tokens_per_s") / others)
-        table.values[key] = {"value": None, "reason": reason} if reason else {"value": ratio, "unit": "x"}
+        (a, why_not), (b, why_not_b) = rate_per_gpu(runs.one(ours), mine), rate_per_gpu(runs.one(base), others)
+        reason = unfinished([runs.one(ours), runs.one(base)]) or why_not or why_not_b
+        table.values[key] = value_or_reason(None if reason else a / b, "x", reason)
     a, b = runs.one("l2.7b.lomo.1"), runs.one("l2.7b.adamw.8")
     reason = unfinished([a, b])
     share = None if reason else 100 * (gib(a) + OUTSIDE) / (8 * (gib(b) + OUTSIDE))
-    table.values["memory_share_percent"] = (
-        {"value": None, "reason": reason} if reason else {"value": share, "unit": "%"}
-    )
+    table.values["memory_share_percent"] = value_or_reason(share, "%", reason)
     big = runs.one("l2.65b.lomo.8")
-    table.values["65b.free_gib"] = (
-        missing(big) if big.status != "done" else {"value": gib(big, "usable_bytes") - gib(big), "unit": "GiB"}
-    )
+    free = None if big.status != "done" else gib(big, "usable_bytes") - gib(big)
+    table.values["65b.free_gib"] = value_or_reason(free, "GiB", big.reason)
