@@ -72,8 +72,6 @@ def one_plan(name: str, cell: Cell, gpu: Gpu) -> Plan:
 def answer(arguments) -> str:
     """Text or JSON for the parsed arguments of `lowmem plan MODEL`."""
     model, gpu = target.find(arguments.model), hardware.find(arguments.gpu)
-    asked = arguments.optimizer or list(USUAL)
-    chosen = list(dict.fromkeys([BASE, *asked]))
     cell = Cell(
         optimizer={},
         seq_len=arguments.seq_len or min(2048, model.longest),
@@ -85,9 +83,10 @@ def answer(arguments) -> str:
         tensor_parallel=arguments.tensor_parallel,
         offload=arguments.offload,
     )
+    asked = arguments.optimizer or usual(cell)
     if arguments.precision == "master" and set(asked) & {"lomo", "adalomo"}:
         raise Misuse("precision master: LOMO keeps no fp32 copy; use --precision bf16 or mixed")
-    found = plans(arguments.model, cell, gpu, chosen)
+    found = plans(arguments.model, cell, gpu, list(dict.fromkeys([BASE, *asked])))
     if arguments.batch:
         check_batch(model, cell, gpu, found, asked[0], arguments.batch)
     if arguments.json:
@@ -95,6 +94,12 @@ def answer(arguments) -> str:
     return "\n".join(
         [*heading(model, cell, gpu), "", *table(found, cell, gpu), "", *remarks(model, cell, gpu, found, asked)]
     )
+
+
+def usual(cell: Cell) -> list[str]:
+    """Optimizers compared where none is named: without LOMO where an update inside backward is refused (accountant.py)."""
+    refused = cell.precision == "master" or (cell.zero == 1 and cell.data_parallel > 1)
+    return [name for name in USUAL if not (refused and name == "lomo")]
 
 
 def check_batch(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], name: str, batch: int) -> None:
