@@ -27,7 +27,7 @@ def write_simulated(root, tier: str, batches: dict | None = None) -> None:
         final = {
             "parameters": 6_738_415_616,
             "batch": batch,
-            "fits": peak <= usable,
+            "fits": batch is not None and peak <= usable,
             "peak_bytes": peak,
             "phase": "update",
             "kept_activation_bytes": int((1.8 if settings.get("checkpointing") else 45) * GIB),
