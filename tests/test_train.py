@@ -1,51 +1,25 @@
-"""The training loop: determinism, accumulation, interruption, divergence, failures, records."""
+"""The training loop: data, determinism, accumulation, divergence, failures, reuse."""
 
 import copy
 import json
 import math
-import os
-import random
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import make_root, make_run
+from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
-from lowmem import checkpoint, experiments, record, train
-from lowmem.errors import Failed, Misuse
+from lowmem import experiments, record, train
+from lowmem.errors import Misuse
 from lowmem.tasks import pretrain
-
-ADAM_MINI = {"name": "adam_mini", "lr": 0.01, "betas": [0.9, 0.95]}
-LOMO = {"name": "lomo", "lr": 0.1, "max_grad_norm": 1.0}
 
 
 @pytest.fixture
 def root(tmp_path):
     return make_root(tmp_path / "root")
-
-
-def curve(root, run):
-    return [json.loads(line) for line in (record.folder(root, run) / "curve.jsonl").read_text().splitlines()]
-
-
-def twin(root, tmp_path):
-    """A second root with the same data and no results."""
-    other = tmp_path / "twin"
-    shutil.copytree(root / "data", other / "data")
-    return other
-
-
-def differences(root, other, run):
-    return record.equal(record.folder(root, run), record.folder(other, run))
-
-
-# -- data -----------------------------------------------------------------------------------------------------------------
 
 
 def test_batches_are_a_pure_function_of_seed_and_index(root):
@@ -94,9 +68,6 @@ def test_data_order_is_equal_across_optimizers(root, monkeypatch):
     for current, optimizer in (("adamw", None), ("adam_mini", ADAM_MINI), ("lomo", LOMO)):
         assert train.run_job(root, [make_run(current, optimizer=optimizer)]) == 0
     assert len(seen["adamw"]) == 20 and seen["adamw"] == seen["adam_mini"] == seen["lomo"]
-
-
-# -- one run --------------------------------------------------------------------------------------------------------------
 
 
 def test_training_lowers_the_loss_and_fills_the_record(root):
@@ -179,9 +150,6 @@ def test_bf16_changes_little(root):
     plain = train.train_run(root, make_run("plain"))
     low = train.train_run(root, make_run("low", precision="bf16"))
     assert low["metrics"]["final"]["val_loss"] == pytest.approx(plain["metrics"]["final"]["val_loss"], rel=0.02)
-
-
-# -- divergence, failure, reuse -------------------------------------------------------------------------------------------
 
 
 def test_divergence_is_a_result_with_its_step_and_nulls(root):
@@ -330,235 +298,3 @@ def test_recorded_code_holds_every_module_that_decides_the_result(root):
     loaded = {name for name in json.loads(done.stdout) if not name.startswith("src/lowmem/sources/")}
     assert loaded - routing <= set(files)
     assert "src/lowmem/optim/adam_mini.py" in files and "src/lowmem/optim/lomo.py" not in files
-
-
-# -- interruption ---------------------------------------------------------------------------------------------------------
-
-
-def environment():
-    here = Path(__file__).parent
-    return {**os.environ, "PYTHONPATH": f"{here.parent / 'src'}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
-
-
-def child(root, run):
-    """Train one run in a process of its own."""
-    file = root / "run.json"
-    file.write_text(json.dumps([run]))
-    script = Path(__file__).parent / "tiny.py"
-    return subprocess.Popen(
-        [sys.executable, str(script), str(root), str(file)], env=environment(), stderr=subprocess.PIPE
-    )
-
-
-def wait_for_line(root, run, number, process):
-    path = record.folder(root, run) / "curve.jsonl"
-    for _ in range(12000):
-        if path.is_file() and path.read_bytes().count(b"\n") >= number:
-            return
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.01)
-    raise AssertionError("the child did not get there in two minutes")
-
-
-@pytest.mark.parametrize(
-    "how, optimizer", [(signal.SIGKILL, ADAM_MINI), (signal.SIGTERM, None), (signal.SIGKILL, LOMO)]
-)
-def test_an_interrupted_and_resumed_run_gives_an_equal_record(root, tmp_path, how, optimizer):
-    run = make_run(steps=120, checkpoint_every=7, optimizer=optimizer, model={"dropout": 0.1}, eval_every=30)
-    at = random.randrange(9, 80)
-    print("interrupting near step", at)
-    process = child(root, run)
-    try:
-        wait_for_line(root, run, at, process)
-        process.send_signal(how)
-        code = process.wait(timeout=60)
-    finally:
-        process.kill()
-        process.stderr.close()
-    assert code == (143 if how == signal.SIGTERM else -signal.SIGKILL)
-    assert not (record.folder(root, run) / "record.json").exists()
-    made = train.train_run(root, run)
-    assert made["status"] == "done" and len(made["resumed_from"]) == 1
-    resumed = made["resumed_from"][0]  # step at - 1 was written, its checkpoint perhaps not yet
-    assert resumed >= at - 8 and (how == signal.SIGTERM or resumed % 7 == 0)
-    other = twin(root, tmp_path)
-    assert train.train_run(other, run)["resumed_from"] == []
-    assert differences(root, other, run) == []
-
-
-def stop_at(step, monkeypatch):
-    """Make the next run end as if killed after a step, right after its line is written."""
-    original = train.Loop.write
-
-    def write(self, curve, number, **columns):
-        original(self, curve, number, **columns)
-        if number == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.Loop, "write", write)
-
-
-def interrupted(root, run, step, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_at(step, patch)
-        with pytest.raises(KeyboardInterrupt):
-            train.train_run(root, run)
-
-
-def test_two_interruptions_are_both_recorded_and_change_nothing(root, tmp_path, monkeypatch):
-    run = make_run(checkpoint_every=3, model={"dropout": 0.1})
-    interrupted(root, run, 8, monkeypatch)
-    interrupted(root, run, 17, monkeypatch)
-    made = train.train_run(root, run)
-    assert made["resumed_from"] == [6, 15]
-    other = twin(root, tmp_path)
-    train.train_run(other, run)
-    assert differences(root, other, run) == []
-
-
-def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_earlier_one_still_loads(root, tmp_path, monkeypatch):
-    run = make_run(checkpoint_every=5)
-
-    def full(state, file):
-        if state["notes"]["step"] > 5:
-            file.write(b"half")
-            raise OSError(28, "No space left on device")
-        return real(state, file)
-
-    real = torch.save
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
-        made = train.train_run(root, run)
-    assert made["status"] == "failed" and "No space left" in made["reason"] and "\n" not in made["reason"]
-    path = checkpoint.place(record.folder(root, run), run["config_hash"])
-    assert [file.name for file in path.iterdir()] == ["step5.pt"]
-    assert train.train_run(root, run)["resumed_from"] == [5]
-    other = twin(root, tmp_path)
-    train.train_run(other, run)
-    assert differences(root, other, run) == []
-
-
-def test_torch_write_errors_become_one_line(tmp_path, monkeypatch):
-    def broken(state, file):
-        raise RuntimeError("PytorchStreamWriter failed writing file\nmore lines")
-
-    monkeypatch.setattr(torch, "save", broken)
-    with pytest.raises(Failed, match="failed writing file; free space") as caught:
-        checkpoint.save(tmp_path / "c", 1, {})
-    assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path):
-    checkpoint.save(tmp_path, 1, {"kept": {"step": 1}})
-    (tmp_path / "step2.pt").write_bytes((tmp_path / "step1.pt").read_bytes()[:100])
-    (tmp_path / ".step3.pt.x.tmp").write_bytes(b"")
-    assert checkpoint.load(tmp_path) == {"kept": {"step": 1}}
-    checkpoint.save(tmp_path, 4, {"kept": {"step": 4}})
-    assert [file.name for file in tmp_path.iterdir()] == ["step4.pt"]
-
-
-def test_a_checkpoint_runs_no_code_when_loaded(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "ran"),))
-
-    torch.save({"kept": Evil()}, tmp_path / "step1.pt")
-    assert checkpoint.load(tmp_path) is None and not (tmp_path / "ran").exists()
-
-
-def test_a_checkpoint_of_other_code_is_not_continued(root, monkeypatch):
-    run = make_run(checkpoint_every=3)
-    interrupted(root, run, 8, monkeypatch)
-    real = record.sha256
-    monkeypatch.setattr(record, "sha256", lambda path: "0" * 64 if Path(path).name == "gpt2.py" else real(path))
-    assert train.train_run(root, run)["resumed_from"] == []
-
-
-def test_a_curve_shorter_than_its_checkpoint_says_starts_over(root, monkeypatch):
-    run = make_run(checkpoint_every=3)
-    interrupted(root, run, 8, monkeypatch)
-    (record.folder(root, run) / "curve.jsonl").write_text("")
-    made = train.train_run(root, run)
-    assert made["resumed_from"] == [] and [row["step"] for row in curve(root, run)] == list(range(21))
-
-
-# -- records --------------------------------------------------------------------------------------------------------------
-
-
-def test_equal_names_each_difference_and_accepts_trees(root, tmp_path):
-    run = make_run(steps=3)
-    train.train_run(root, run)
-    other = tmp_path / "copy"
-    shutil.copytree(root / "results", other)
-    assert record.equal(root / "results", other) == []
-    folder = other / "smoke" / run["id"]
-    rows = (folder / "curve.jsonl").read_text().splitlines()
-    row = json.loads(rows[2])
-    row["train_loss"] = math.nextafter(row["train_loss"], 9.0)
-    (folder / "curve.jsonl").write_text("\n".join([*rows[:2], json.dumps(row), *rows[3:]]) + "\n")
-    assert (
-        len(record.equal(root / "results", other)) == 1 and "curve line 3" in record.equal(root / "results", other)[0]
-    )
-    loaded = record.read_json(folder / "record.json")
-    (folder / "record.json").write_text(
-        json.dumps({**loaded, "status": "diverged", "started": "other", "memory": None})
-    )
-    assert any("status" in line for line in record.equal(root / "results", other))
-    (folder / "record.json").unlink()
-    assert any("only in" in line for line in record.equal(root / "results", other))
-    with pytest.raises(Misuse, match=r"no.* record"):
-        record.equal(tmp_path / "a", tmp_path / "b")
-
-
-def test_dirty_looks_at_code_only(tmp_path):
-    def git(*arguments):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
-
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "x.py").write_text("1")
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "-m", "one")
-    assert record.commit(tmp_path)["dirty"] is False and len(record.commit(tmp_path)["commit"]) == 40
-    (tmp_path / "notes.md").write_text("2")
-    assert record.commit(tmp_path)["dirty"] is False
-    (tmp_path / "src" / "x.py").write_text("3")
-    assert record.commit(tmp_path)["dirty"] is True
-
-
-# -- what exhibits read off a run -----------------------------------------------------------------------------------------
-
-
-def test_sketches_are_written_at_evaluations_and_change_nothing_else(root, tmp_path):
-    other = twin(root, tmp_path)
-    plain, sketched = make_run(), make_run()
-    sketched["config"]["train"]["sketch"] = 8
-    train.run_job(root, [plain])
-    train.run_job(other, [sketched])
-    rows, sketches = curve(root, plain), curve(other, sketched)
-    assert [len(row["sketch"]) for row in sketches if "sketch" in row] == [8] * sum(
-        "val_loss" in row for row in rows[1:]
-    )
-    assert [row.get("val_loss") for row in rows] == [row.get("val_loss") for row in sketches]
-
-
-def test_the_share_of_time_in_training_steps_is_recorded_and_said(root, capsys):
-    run = make_run()
-    train.run_job(root, [run])
-    speed = json.loads((record.folder(root, run) / "record.json").read_text())["throughput"]
-    assert 0 < speed["steps_s"] < speed["run_s"]
-    assert "of it in training steps" in capsys.readouterr().err
-
-
-def test_kept_records_hold_the_result_and_the_evaluations(root):
-    run = make_run()
-    train.run_job(root, [run])
-    name = f"{run['tier']}/{run['experiment']}"
-    assert record.keep(root, name) == 1
-    kept = root / "data/records" / run["tier"] / run["id"]
-    assert (kept / "record.json").read_text() == (record.folder(root, run) / "record.json").read_text()
-    rows = [json.loads(line) for line in (kept / "curve.jsonl").read_text().splitlines()]
-    assert rows == [row for row in curve(root, run) if "val_loss" in row] and len(rows) > 1
-    with pytest.raises(Misuse, match="no finished record"):
-        record.keep(root, "laptop/nothing")

@@ -4,14 +4,18 @@ As a script, `python tiny.py ROOT RUN.json` trains one run, for tests that kill 
 """
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from lowmem import experiments
+from lowmem import experiments, record
 from lowmem.files import sha256
 
+ADAM_MINI = {"name": "adam_mini", "lr": 0.01, "betas": [0.9, 0.95]}
+LOMO = {"name": "lomo", "lr": 0.1, "max_grad_norm": 1.0}
 MODEL = {"name": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 64, "block_size": 32}
 
 
@@ -51,6 +55,29 @@ def make_run(
         "config_hash": experiments.config_hash({**config, "seed": seed}),
         "resources": {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30},
     }
+
+
+def curve(root, run):
+    """Lines of the run's curve."""
+    return [json.loads(line) for line in (record.folder(root, run) / "curve.jsonl").read_text().splitlines()]
+
+
+def twin(root, tmp_path):
+    """A second root with the same data and no results."""
+    other = tmp_path / "twin"
+    shutil.copytree(root / "data", other / "data")
+    return other
+
+
+def differences(root, other, run):
+    """What differs between the records of a run in two roots."""
+    return record.equal(record.folder(root, run), record.folder(other, run))
+
+
+def environment() -> dict[str, str]:
+    """For a child process: this package and these helpers, one thread."""
+    here = Path(__file__).parent
+    return {**os.environ, "PYTHONPATH": f"{here.parent / 'src'}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
 
 
 if __name__ == "__main__":
