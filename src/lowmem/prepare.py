@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import fetch, progress, tokenizers
+from lowmem import fetch, progress, record, tokenizers
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, sha256, write_json
 
@@ -70,6 +70,16 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
     return target
 
 
+def ready(root: Path, data: dict) -> Path:
+    """The prepared folder of config["data"]; Failed, with the command that makes it, where it is not there."""
+    found = folder(root, data)
+    if not (found / "meta.json").is_file():
+        tokenizer = f" --tokenizer {data['tokenizer']}" if data.get("tokenizer") else ""
+        command = f"lowmem prepare {data['dataset']} --source {data['source']}{tokenizer}"
+        raise Failed(f"{found} is not there; run: {command}")
+    return found
+
+
 def load_tokens(folder: Path, split: str) -> np.ndarray:
     """The tokens of "train" or "val", 1-D uint8 or uint16, mapped into memory read-only."""
     meta = read_json(Path(folder) / "meta.json")
@@ -95,8 +105,7 @@ def load_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 def load_script(root: Path, dataset: str):
     """data/<dataset>/prepare.py as a module."""
-    fetch.dataset_entry(root, dataset)  # an unknown name is refused with the nearest known one
-    path = Path(root) / "data" / dataset / "prepare.py"
+    path = Path(root) / fetch.script(root, dataset)  # an unknown name is refused with the nearest known one
     if not path.is_file():
         raise Misuse(f"{dataset} needs no preparing (there is no {path}); fetch it instead")
     spec = importlib.util.spec_from_file_location(f"lowmem_data_{dataset}", path)
@@ -110,7 +119,8 @@ def load_script(root: Path, dataset: str):
 def code_hash(script: Path) -> str:
     """sha256 over the code that decides what is written."""
     here = Path(__file__).parent
-    parts = [here / name for name in ("prepare.py", "tokenizers.py", "archives.py", "sources/hub.py")]
+    parts = {here / name for name in ("prepare.py", "tokenizers.py", "archives.py", "sources/hub.py")}
+    parts = sorted(parts | record.reach([script], record.ROUTING) - {script})  # what the script imports, too
     return hashlib.sha256("".join(sha256(path) for path in [*parts, script]).encode()).hexdigest()
 
 

@@ -14,6 +14,7 @@ class Task:
     optimizer and no interruption changes the data order. loss(model, batch): scalar, the mean over the micro-batch.
     evaluate(model): named numbers on a fixed validation set, at least val_loss. units: tokens (or what `unit` says)
     in one micro-batch. inputs: files whose content decides the result (their hashes enter the record).
+    finish(trained model): further final numbers, and arrays to keep beside the record.
     """
 
     model: nn.Module
@@ -23,3 +24,4 @@ class Task:
     units: int
     unit: str = "token"
     inputs: tuple[Path, ...] = ()
+    finish: Callable[[nn.Module], tuple[dict, dict]] | None = None

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lowmem import prepare
-from lowmem.errors import Failed, Misuse
-from lowmem.tasks.pretrain import prepare_arguments, train_windows
+from lowmem.errors import Misuse
+from lowmem.tasks.pretrain import train_windows
 
 SAMPLE = 1_000_000_000  # number of the batch that the Hessian is taken on: far behind every training batch
 
@@ -30,9 +30,7 @@ class ToyData:
 
 def load(config: dict, seed: int, root: Path) -> ToyData:
     """Data of config["data"]: text where it names a tokenizer, else images. measure: {examples, classes?, pool?}."""
-    folder = prepare.folder(root, config["data"])
-    if not (folder / "meta.json").is_file():
-        raise Failed(f"{folder} is not there; run: lowmem prepare {prepare_arguments(config['data'])}")
+    folder = prepare.ready(root, config["data"])
     return (text if config["data"].get("tokenizer") else images)(config, seed, folder)
 
 

@@ -151,7 +151,7 @@ class Loop:
         curve_file = self.folder / "curve.jsonl" if distributed.rank() == 0 else os.devnull
         with open(curve_file, "a", encoding="utf-8") as curve, machine.on_sigterm() as arrived:
             stopped = (lambda: distributed.anywhere(arrived())) if self.many else arrived
-            if self.step == 0:
+            if self.step == 0 and (self.settings.get("eval_first", True) or self.steps == 0):
                 self.write(curve, 0, **self.evaluate())
             while self.step < self.steps and not self.made["status"]:
                 self.one_step(curve)
@@ -315,7 +315,14 @@ class Loop:
         if self.many:
             self.model.reshard()  # evaluation leaves the last weights gathered
         self.made["status"] = self.made["status"] or "done"
-        self.made["metrics"] = {"final": self.metrics(), "best": self.best or {}}
+        final, arrays = self.metrics(), None
+        if self.task.finish and self.made["status"] == "done":
+            self.model.eval()
+            with torch.no_grad(), self.autocast():
+                found, arrays = self.task.finish(self.model)
+            final |= found
+        self.made["metrics"] = {"final": final, "best": self.best or {}}
+        self.made["arrays"] = record.write_arrays(self.folder, arrays) if distributed.rank() == 0 else None
         self.made["throughput"] = usage.throughput(self.times, self.parts * self.task.units, self.task.unit)
         if self.made["throughput"]:
             self.made["throughput"]["steps_s"] = round(sum(self.times), 3)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lowmem import images
 from lowmem.errors import Failed
 from lowmem.files import read_json, sha256, write_json
 
@@ -19,14 +20,17 @@ SHARD = 50_000  # documents
 
 def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> list[str]:
     """Keys: hub (repository, or a local folder of the same layout), config, revision, text (column, or a list),
-    splits: {train: {split, max_documents?}, val: ...}. The revision is resolved to a commit at the first fetch.
+    splits: {train: {split, max_documents?}, val: ...}, image_size (pictures are cut to that many pixels per side; default:
+    kept as they are). The revision is resolved to a commit at the first fetch.
     """
     try:
         import datasets
     except ImportError as error:
         raise Failed("the datasets package is missing; pip install 'lowmem[hub]'") from error
     note = into / ".hub.json"
-    asked = {key: source.get(key) for key in ("hub", "config", "revision", "text", "splits")}
+    asked = {
+        key: source.get(key) for key in ("hub", "config", "revision", "text", "splits", "image_size") if key in source
+    }
     progress = read_json(note) if note.is_file() else {}
     if progress.get("asked") != asked or not all((into / name).is_file() for name in finished_shards(progress)):
         progress = {"asked": asked, "commit": None, "splits": {}}
@@ -47,7 +51,8 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
             place = progress["splits"].setdefault(ours, {"documents": 0, "shards": [], "state": None, "done": False})
             limit = wanted.get("max_documents")
             while not place["done"]:
-                next_shard(stream, source["text"], limit, place, into / shard_name(ours, len(place["shards"])), show)
+                path = into / shard_name(ours, len(place["shards"]))
+                next_shard(stream, source["text"], limit, place, path, show, source.get("image_size"))
                 write_json(note, progress)
     except (OSError, Failed):
         raise
@@ -71,7 +76,13 @@ def shard_name(split: str, index: int) -> str:
 
 
 def next_shard(
-    stream, column: str | list[str], limit: int | None, place: dict, path: Path, show: Callable[[int], None]
+    stream,
+    column: str | list[str],
+    limit: int | None,
+    place: dict,
+    path: Path,
+    show: Callable[[int], None],
+    size: int | None = None,
 ) -> None:
     """Write the next SHARD documents and move `place` on; `place["done"]` says that the split or limit has ended."""
     if place["state"] is not None:
@@ -80,7 +91,7 @@ def next_shard(
     count, part = 0, path.with_name(f".{path.name}.part")
     with part.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
         for row in stream:
-            file.write(json.dumps(kept(row, column)).encode() + b"\n")
+            file.write(json.dumps(kept(row, column, size)).encode() + b"\n")
             count += 1
             if count % 1000 == 0:
                 show(raw.tell())
@@ -97,15 +108,16 @@ def next_shard(
     place["done"] = count < SHARD or place["documents"] == limit
 
 
-def kept(row: dict, column: str | list[str]):
+def kept(row: dict, column: str | list[str], size: int | None = None):
     """What is kept of a row: one column as it is, or several as {column: value}, an image as its shape and pixels."""
-    return row[column] if isinstance(column, str) else {name: plain(row[name]) for name in column}
+    return row[column] if isinstance(column, str) else {name: plain(row[name], size) for name in column}
 
 
-def plain(value):
+def plain(value, size: int | None = None):
     """An image (anything with `tobytes` and `getbands`) as {shape, pixels in base64}; other values unchanged."""
     if not hasattr(value, "getbands"):
         return value
+    value = images.fitted(value.convert("RGB"), size) if size else value
     shape = [value.height, value.width, len(value.getbands())]
     return {"shape": shape, "pixels": base64.b64encode(value.tobytes()).decode("ascii")}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowmem import prepare
-from lowmem.errors import Failed, Misuse
+from lowmem.errors import Misuse
 from lowmem.files import read_json
 from lowmem.task import Task
 
@@ -19,9 +19,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     if "seq_len" not in train or "data" not in config or "model" not in config:
         raise Misuse("task pretrain needs data, model and train.seq_len in its configuration")
     length, micro = train["seq_len"], train.get("micro_batch_size") or train["batch_size"]
-    folder = prepare.folder(root, config["data"])
-    if not (folder / "meta.json").is_file():
-        raise Failed(f"{folder} is not there; run: lowmem prepare {prepare_arguments(config['data'])}")
+    folder = prepare.ready(root, config["data"])
     train_tokens, val_tokens = (prepare.load_tokens(folder, split) for split in ("train", "val"))
     settings = {key: value for key, value in config["model"].items() if key != "name"}
     with torch.device(device):
@@ -41,11 +39,6 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         return {"val_loss": total / len(parts)}  # all batches are equally large, so the mean of means is the mean
 
     return Task(model, batch, loss, evaluate, units=micro * length, inputs=(folder / "train.bin", folder / "val.bin"))
-
-
-def prepare_arguments(data: dict) -> str:
-    tokenizer = f" --tokenizer {data['tokenizer']}" if data.get("tokenizer") else ""
-    return f"{data['dataset']} --source {data['source']}{tokenizer}"
 
 
 def check_fit(model: torch.nn.Module, folder: Path, tokens: np.ndarray, length: int) -> None:

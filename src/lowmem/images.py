@@ -1,0 +1,83 @@
+"""Picture files as arrays: what data/<pictures>/prepare.py reads them with.
+
+Prepared are {train,test}_images (N, S, S[, C]) uint8 and {train,test}_labels (N,) of a whole-number type.
+"""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lowmem.errors import Failed
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
+
+
+def decoded(content: bytes, name: str):
+    """A picture file as PIL's image in red, green and blue; Failed, with its name, when it is damaged."""
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
+        what = " ".join(str(error).split())
+        raise Failed(f"{name} is no picture that can be read ({what}); replace or remove it") from error
+
+
+def fitted(picture, size: int):
+    """PIL's image with its shorter side scaled to `size` and its middle cut out, (size, size)."""
+    scale = size / min(picture.size)
+    scaled = picture.resize([max(size, round(length * scale)) for length in picture.size])
+    left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
+    return scaled.crop((left, top, left + size, top + size))
+
+
+def from_hub(rows: Iterator[dict], image: str, label: str | None, raw: Path) -> Iterator[tuple[np.ndarray, int]]:
+    """(picture (H, W, C) uint8, label) of rows as sources/hub.py keeps them; label 0 where there is no such column."""
+    for number, row in enumerate(rows):
+        kept = row[image]
+        pixels = np.frombuffer(base64.b64decode(kept["pixels"]), np.uint8)
+        if pixels.size != np.prod(kept["shape"]):
+            raise Failed(f"picture {number} of {raw} has {pixels.size} values, not {kept['shape']}; fetch it again")
+        yield pixels.reshape(kept["shape"]), int(row[label]) if label else 0
+
+
+def from_folders(raw: Path, split: str) -> Iterator[tuple[Path, int]]:
+    """(file, label) of <split>/<class>/<picture>; classes are numbered by alphabet. Failed when there are none."""
+    folder = Path(raw) / split
+    classes = sorted(path for path in folder.glob("*") if path.is_dir())
+    count = 0
+    for label, place in enumerate(classes):
+        for path in sorted(place.rglob("*")):
+            if path.suffix.lower() in ENDINGS:
+                count += 1
+                yield path, label
+    if not count:
+        raise Failed(f"no pictures in {folder}; it needs a folder of them for each class")
+
+
+class Stacked(io.RawIOBase):
+    """Arrays of equal shape as the bytes of one .npy file, made while it is read: they need not fit into memory."""
+
+    def __init__(self, rows: Iterator[np.ndarray], count: int, shape: tuple[int, ...], dtype: str = "u1"):
+        self.rows, self.left, self.shape, self.dtype = iter(rows), count, tuple(shape), np.dtype(dtype)
+        header = io.BytesIO()
+        described = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(header, {**described, "shape": (count, *self.shape)})
+        self.waiting = header.getvalue()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        if not self.waiting and self.left:
+            row = np.ascontiguousarray(next(self.rows), dtype=self.dtype)
+            if row.shape != self.shape:
+                raise Failed(f"a picture has shape {list(row.shape)}, not {list(self.shape)}; prepare it again")
+            self.left -= 1
+            self.waiting = row.tobytes()
+        part, self.waiting = self.waiting[: len(buffer)], self.waiting[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)

@@ -1,0 +1,55 @@
+"""Classify pictures: which class a picture belongs to, tested on the dataset's own test part."""
+
+import importlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lowmem import pictures
+from lowmem.errors import Misuse, nearest
+from lowmem.task import Task
+
+KEYS = {"augment", "pool", "pad", "crop"}
+
+
+def build(config: dict, seed: int, root: Path, device: str) -> Task:
+    """Task from config keys data, model, train and measure (what is done to the pictures, see pictures.py).
+
+    train.eval_batches: how many batches of the test part are looked at (default: all of it). val_accuracy is a share.
+    """
+    if "data" not in config or "model" not in config:
+        raise Misuse("task classify needs data and model in its configuration")
+    changes = config.get("measure", {})
+    for key in changes.keys() - KEYS:
+        raise Misuse(f"measure: task classify has no key {key!r}{nearest(key, KEYS)}")
+    train = config["train"]
+    micro = train.get("micro_batch_size") or train["batch_size"]
+    data = pictures.load(root, config["data"], device, changes)
+    module = importlib.import_module(f"lowmem.models.{config['model']['name']}")
+    shape = {key: value for key, value in data.shape.items() if key in module.Config.__dataclass_fields__}
+    settings = {key: value for key, value in config["model"].items() if key != "name"}
+    with torch.device(device):
+        model = module.build(**{**shape, "n_output": data.classes, **settings})
+    layout = torch.channels_last if train.get("precision") == "bf16" else torch.contiguous_format
+    model = model.to(memory_format=layout)  # bf16 convolutions are several times faster this way, on CPUs and GPUs
+
+    def batch(index: int) -> tuple[Tensor, Tensor]:
+        images, labels = data.train(seed, index, micro)
+        return images.contiguous(memory_format=layout), labels
+
+    def loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return model(*batch)
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        total, right, seen, known = 0.0, 0, 0, len(data.arrays["test_labels"])
+        for first in range(0, min(known, train.get("eval_batches", known) * micro), micro):
+            images, labels = data.test(first, micro)
+            logits = model(images.contiguous(memory_format=layout)).float()
+            total += F.cross_entropy(logits, labels, reduction="sum").item()
+            right += (logits.argmax(1) == labels).sum().item()
+            seen += len(labels)
+        return {"val_loss": total / seen, "val_accuracy": right / seen}
+
+    return Task(model, batch, loss, evaluate, units=micro, unit="image", inputs=data.inputs)
