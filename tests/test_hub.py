@@ -61,11 +61,11 @@ def test_an_interrupted_stream_goes_on_at_the_last_whole_shard(root, monkeypatch
     fetch.clear(whole)
     real, begun = hub.next_shard, []
 
-    def breaks(stream, column, limit, place, path, show):
+    def breaks(stream, column, limit, place, path, *others):
         begun.append(path.name)
         if len(begun) == 3:
             raise ConnectionError("the line went dead")
-        real(stream, column, limit, place, path, show)
+        real(stream, column, limit, place, path, *others)
 
     monkeypatch.setattr(hub, "next_shard", breaks)
     with pytest.raises(Failed, match="the line went dead"):
@@ -80,9 +80,9 @@ def test_a_deleted_note_costs_no_download_but_a_damaged_shard_does(root, monkeyp
     raw = fetch.fetch(root, "openwebtext", "hub")
     real, begun = hub.next_shard, []
 
-    def counted(stream, column, limit, place, path, show):
+    def counted(stream, column, limit, place, path, *others):
         begun.append(path.name)
-        real(stream, column, limit, place, path, show)
+        real(stream, column, limit, place, path, *others)
 
     monkeypatch.setattr(hub, "next_shard", counted)
     (raw / "fetched.json").unlink()
