@@ -13,22 +13,29 @@ from torch.nn import functional as F
 EXPLICIT_UP_TO = 512  # positions
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """q (B, H, T, D), k and v (B, K, T, D) with K dividing H -> (B, H, T, D); position t sees positions <= t."""
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask: Tensor | None = None) -> Tensor:
+    """q (B, H, T, D), k and v (B, K, S, D) with K dividing H -> (B, H, T, D).
+
+    mask (B or 1, 1, T, S): True where query t may see key s; default, with S = T: position t sees positions <= t.
+    """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= EXPLICIT_UP_TO and dropout == 0.0:
-        return explicit(q, k, v)
+        return explicit(q, k, v, mask)
     return F.scaled_dot_product_attention(
-        q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=k.shape[1] != q.shape[1]
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1]
     )
 
 
-def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same by two batched matrix products and a softmax, keeping the (B, H, T, T) probabilities for backward."""
+def explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The same by two batched matrix products and a softmax, keeping the (B, H, T, S) probabilities for backward."""
     batch, heads, length, size = q.shape
     if k.shape[1] != heads:
         k = k.repeat_interleave(heads // k.shape[1], dim=1)
         v = v.repeat_interleave(heads // v.shape[1], dim=1)
-    mask = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, T)
-    q, k, v = (x.reshape(batch * heads, length, size) for x in (q, k, v))
-    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=size**-0.5)  # (B H, T, T)
+    if mask is None:
+        hidden = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, T)
+    else:
+        hidden = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
+        hidden = hidden.expand(batch, heads, -1, -1).flatten(0, 1)  # (B H, T, S)
+    q, k, v = (x.reshape(batch * heads, -1, size) for x in (q, k, v))
+    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=size**-0.5)  # (B H, T, S)
     return torch.bmm(F.softmax(scores, dim=-1), v).view(batch, heads, length, size)

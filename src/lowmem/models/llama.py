@@ -87,13 +87,13 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=False)
         self.wo = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
         batch, length, _ = x.shape
         q = self.wq(x).view(batch, length, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.wk(x).view(batch, length, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         v = self.wv(x).view(batch, length, self.n_kv_head, self.head_dim).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = causal_attention(q, k, v)  # (B, H, T, D)
+        y = causal_attention(q, k, v, mask=mask)  # (B, H, T, D)
         return self.wo(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -120,8 +120,8 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), cos, sin, mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -156,13 +156,33 @@ class Llama(nn.Module):
         std = 0.02 if self.config.tied else self.config.n_embd**-0.5
         nn.init.trunc_normal_(self.head.weight, std=std, a=-3 * std, b=3 * std)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, ignore_index: int = -1) -> Tensor:
-        length = tokens.shape[1]
-        cos, sin = self.cos[:length], self.sin[:length]
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> what the head turns into logits, (B, T, C), for those who need few of the logits.
+
+        positions (B, T): place of each token in its text, default 0 ... T - 1. mask (B, 1, T, T): True where a query
+        (third axis) may see a key (fourth), default the causal one. Both together let texts branch.
+        """
+        if positions is None:
+            cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]  # (T, D)
+        else:
+            cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # (B, 1, T, D)
         x = self.tokens(tokens)  # (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin)
-        logits = self.head(self.norm(x))  # (B, T, V)
+            x = block(x, cos, sin, mask)
+        return self.norm(x)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        ignore_index: int = -1,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """at = (rows (N,), columns (N,)): only the logits of these places, (N, V). positions, mask: see hidden()."""
+        x = self.hidden(tokens, positions, mask)  # (B, T, C)
+        logits = self.head(x if at is None else x[at])  # (B, T, V) or (N, V)
         if targets is None:
             return logits
         # fp32, since a 16-bit log-softmax loses the digits in which optimizers differ
