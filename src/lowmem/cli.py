@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--experiment")
     added.add_argument("--variant")
     added.add_argument("--seed", type=int)
+    added.add_argument("--dataset", help="only the runs that read this dataset")
     added.add_argument("--done", type=Path, help="write this summary once no run has failed")
     with_tier(added)
 
@@ -171,9 +172,8 @@ def train(root, arguments):
     if arguments.file:
         selected = [plan.read_run(root, arguments.file)]
     else:
-        selected = plan.select(
-            root, arguments.experiment, arguments.tier, options(root, arguments), arguments.variant, arguments.seed
-        )
+        narrowed = (arguments.variant, arguments.seed, arguments.dataset)
+        selected = plan.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
     from lowmem import fetch, record, train  # after the arguments are known to be good: this imports PyTorch
 
     with contextlib.ExitStack() as stack:

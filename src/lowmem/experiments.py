@@ -100,10 +100,14 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
         for axis, name in zip(axes, names):
             config = merge(config, axes[axis][name] or {})
         config = use_tier_data(config, of_tier, options or {})
+        if "unavailable" in (config.get("data") or {}):
+            continue  # the exhibit says why, see unavailable()
         check(root, config, "run", path, place=f" (tier {tier}, variant {variant})")
         check_files_exist(config, path)
         resources = {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **config.pop("resources", {})}
         for seed in seeds:
+            if any(fnmatch.fnmatch(f"{variant}/seed{seed}", pattern) for pattern in excluded):
+                continue  # where nothing is random, one seed says it all
             found.append(
                 {
                     "id": f"{experiment}/{variant}/seed{seed}",
@@ -137,6 +141,12 @@ def use_tier_data(config: dict, tier: dict, options: dict) -> dict:
     return {**config, "data": {**data, **chosen}}
 
 
+def unavailable(root: Path, dataset: str, tier: str, options: dict | None = None) -> str | None:
+    """What a dataset would need where a tier has nothing to stand in for it; None where it has, or an option names a source."""
+    stand_in = load_tier(root, tier).get("data", {}).get(dataset, {})
+    return None if dataset in (options or {}) else stand_in.get("unavailable")
+
+
 def check_files_exist(config: dict, path: Path) -> None:
     """Task, model, optimizer and dataset are named after the file that holds them; an unknown name is refused."""
     package = Path(__file__).parent
@@ -149,7 +159,14 @@ def check_files_exist(config: dict, path: Path) -> None:
         if name not in known:
             raise Misuse(f"{path}: unknown {key} {name!r}{nearest(name, known)}")
     if config.get("model"):
-        known = {"name", "size", *model_keys(package / "models" / f"{config['model']['name']}.py")}
+        known = {
+            "name",
+            "size",
+            "pretrained",
+            "dtype",
+            "adapter",
+            *model_keys(package / "models" / f"{config['model']['name']}.py"),
+        }
         for key in config["model"]:
             if key not in known:
                 raise Misuse(f"{path}: model: unknown key {key!r}{nearest(key, known)}")

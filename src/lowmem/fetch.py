@@ -69,6 +69,11 @@ def dataset_entry(root: Path, dataset: str) -> dict:
     return {**entry, "sources": [shaped(source, f"{path}: {dataset}") for source in entry["sources"]]}
 
 
+def script(root: Path, dataset: str) -> str:
+    """The file that prepares a dataset, relative to the root; several datasets of one form may name the same (`prepare`)."""
+    return f"data/{dataset_entry(root, dataset).get('prepare', dataset)}/prepare.py"
+
+
 def shaped(source: dict, place: str) -> dict:
     """A source with `kind`, `spec` and `files` filled in; Misuse when it is not exactly one kind of source."""
     kinds = [kind for kind in KINDS if kind in source]

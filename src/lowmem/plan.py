@@ -12,6 +12,7 @@ from pathlib import Path
 from lowmem import experiments, record
 from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
+from lowmem.fetch import script as fetch_script
 from lowmem.files import read_json, read_yaml, sha256, write_json
 
 SHARED = (*record.ROUTING, "plan")  # used by everything: their own text counts, what they import does not
@@ -97,6 +98,7 @@ def archived_files(root: Path, header: dict) -> list[str]:
 def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -> dict[str, dict]:
     """{job name: job} of the experiments `names` (default: those that an exhibit shows).
 
+    An experiment on several datasets is one job for each of them where the tier says `job: experiment`.
     A job is {experiment, done, arguments, hashes, runs, data, code, launcher, nodes, threads, mem_mb, gpus, minutes};
     its name is the folder of its done.json below results/<tier>.
     """
@@ -108,12 +110,28 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     found = {}
     for experiment in names:
         runs = experiments.runs(root, experiment, tier, options)
-        for group in [[run] for run in runs] if per_run else [runs]:
-            name = f"{group[0]['id']}" if per_run else experiment
+        groups = by_dataset(runs)
+        for group in [[run] for run in runs] if per_run else groups.values():
+            part = dataset_of(group[0]) if len(groups) > 1 else None
+            name = f"{group[0]['id']}" if per_run else f"{experiment}/{part}" if part else experiment
             found[name] = make_job(root, tier, name, group, options, known, per_node)
             if per_run:
                 found[name]["arguments"] += f" --variant {group[0]['variant']} --seed {group[0]['seed']}"
+            elif part:
+                found[name]["arguments"] += f" --dataset {part}"
     return found
+
+
+def dataset_of(run: dict) -> str | None:
+    return (run["config"].get("data") or {}).get("dataset")
+
+
+def by_dataset(runs: list[dict]) -> dict[str | None, list[dict]]:
+    """Runs that read the same dataset go into one job: where one cannot be had, the others still run."""
+    groups: dict[str | None, list[dict]] = {}
+    for run in runs:
+        groups.setdefault(dataset_of(run), []).append(run)
+    return groups
 
 
 def make_job(
@@ -170,11 +188,13 @@ def launcher(devices: int, per_node: int | None) -> str:
 
 def prepared(root: Path, config: dict, known: dict) -> list[tuple[str, dict]]:
     """[(prepared folder relative to the root, config["data"])], empty for a task that needs no data; known: sources.yaml."""
-    if not config.get("data"):
-        return []
-    if config["data"]["dataset"] not in known:
-        raise Misuse(f"unknown dataset {config['data']['dataset']!r}{nearest(config['data']['dataset'], known)}")
-    return [(str(prepared_folder(root, config["data"]).relative_to(root)), config["data"])]
+    needed = [config["data"]] if config.get("data") else []
+    if needed and needed[0]["dataset"] not in known:
+        raise Misuse(f"unknown dataset {needed[0]['dataset']!r}{nearest(needed[0]['dataset'], known)}")
+    weights = (config.get("model") or {}).get("pretrained")
+    if weights in known:  # else a folder or a name of the hub, which the run itself reads
+        needed.append({"dataset": weights, "source": "package"})
+    return [(str(prepared_folder(root, data).relative_to(root)), data) for data in needed]
 
 
 @functools.cache
@@ -209,7 +229,7 @@ def datasets(jobs: dict[str, dict]) -> dict[str, dict]:
 def prepare_inputs(root: Path, data: dict) -> dict[str, list[str]]:
     """What a prepared folder is made from: the fetched raw files, and the code that reads them."""
     raw = raw_folder(root, data["dataset"], data["source"]).relative_to(root)
-    script = f"data/{data['dataset']}/prepare.py"
+    script = fetch_script(root, data["dataset"])
     code = code_files("prepare.py", "tokenizers.py")
     return {"raw": [f"{raw}/fetched.json"], "code": [*code, *([script] if (root / script).is_file() else [])]}
 
@@ -220,15 +240,27 @@ def prepare_arguments(data: dict) -> str:
     return f"{data['dataset']} --source {data['source']}{tokenizer}"
 
 
-def select(root: Path, experiment: str, tier: str, options: dict, variant: str | None, seed: int | None) -> list[dict]:
-    """Runs of an experiment, narrowed to one variant and one seed when these are given."""
+def select(
+    root: Path,
+    experiment: str,
+    tier: str,
+    options: dict,
+    variant: str | None = None,
+    seed: int | None = None,
+    dataset: str | None = None,
+) -> list[dict]:
+    """Runs of an experiment, narrowed to one variant, seed and dataset when these are given."""
     runs = experiments.runs(root, experiment, tier, options)
     variants, seeds = {run["variant"] for run in runs}, {run["seed"] for run in runs}
     if variant is not None and variant not in variants:
         raise Misuse(f"{experiment} has no variant {variant!r}{nearest(variant, variants)}")
     if seed is not None and seed not in seeds:
         raise Misuse(f"{experiment} has no seed {seed}{nearest(str(seed), seeds)}")
-    return [run for run in runs if variant in (None, run["variant"]) and seed in (None, run["seed"])]
+    known = {name for name in map(dataset_of, runs) if name}
+    if dataset is not None and dataset not in known:
+        raise Misuse(f"{experiment} reads no dataset {dataset!r}{nearest(dataset, known)}")
+    chosen = [run for run in runs if variant in (None, run["variant"]) and seed in (None, run["seed"])]
+    return [run for run in chosen if dataset in (None, dataset_of(run))]
 
 
 def read_run(root: Path, path: Path) -> dict:

@@ -56,18 +56,35 @@ def build(target: Target, cell: Cell, device: str) -> Callable[[], None]:
     return step
 
 
-def peak_bytes(target: Target, cell: Cell, device: str = "cpu") -> tuple[int, int | None]:
-    """(peak of the allocator, growth of the process's resident memory or None) over one step after the first."""
-    return _peak_of_gpu(target, cell) if device == "cuda" else _peak_of_cpu(target, cell)
+def inference(target: Target, cell: Cell, device: str) -> Callable[[], None]:
+    """A function that runs the model forward on random tokens without gradients, loss included."""
+    torch.manual_seed(0)
+    model = target.make().to(device, torch.bfloat16 if cell.precision in ("bf16", "master") else torch.float32).eval()
+    tokens = torch.randint(target.vocab_size, (cell.batch, cell.seq_len), device=device)
+
+    @torch.no_grad()
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=cell.precision == "mixed"):
+            target.loss(model, tokens)
+
+    return step
 
 
-def _peak_of_cpu(target: Target, cell: Cell) -> tuple[int, int | None]:
+def peak_bytes(target: Target, cell: Cell, device: str = "cpu", make_step: Callable = build) -> tuple[int, int | None]:
+    """(peak of the allocator, growth of the process's resident memory or None) over one step after the first.
+
+    make_step: build, or inference.
+    """
+    return (_peak_of_gpu if device == "cuda" else _peak_of_cpu)(functools.partial(make_step, target, cell))
+
+
+def _peak_of_cpu(make_step: Callable) -> tuple[int, int | None]:
     from torch.profiler import ProfilerActivity, profile, record_function
 
     usage.reset_peak("cpu")
     before = resident()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step = build(target, cell, "cpu")
+        step = make_step("cpu")
         step()
         with record_function(COUNTED):
             step()
@@ -84,10 +101,10 @@ def _peak_of_cpu(target: Target, cell: Cell) -> tuple[int, int | None]:
     return peak, None if before is None else usage.peak_rss() - before
 
 
-def _peak_of_gpu(target: Target, cell: Cell) -> tuple[int, None]:
+def _peak_of_gpu(make_step: Callable) -> tuple[int, None]:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    step = build(target, cell, "cuda")
+    step = make_step("cuda")
     step()
     torch.cuda.reset_peak_memory_stats()
     step()

@@ -34,7 +34,7 @@ def __getattr__(name: str):
 # fmt: off
 INFRASTRUCTURE = (
     "checks", "driver", "exchange", "factored", "fused_backward", "graph", "kernel", "parallel", "rounding", "settings",
-    "sharding", "stages", "state", "without_compiler", "zero1",
+    "sharding", "stages", "state", "together", "without_compiler", "zero1",
 )
 # fmt: on
 
@@ -57,18 +57,32 @@ def find(name: str) -> type:
     return [c for c in own if issubclass(c, Optimizer)][-1]
 
 
-def make(model, name: str, backward: dict | None = None, groups: dict | None = None, **settings):
+def make(
+    model,
+    name: str,
+    backward: dict | None = None,
+    groups: dict | None = None,
+    beside: dict | None = None,
+    only: list | None = None,
+    **settings,
+):
     """Build an optimizer by the name of its file, as experiment files do.
 
     settings: the class's keywords. backward: run it inside backward with these FusedBackward keywords ({} for none).
     groups: {parameter name or pattern: settings of a group of its own}, for parameters with another rate.
+    beside: {parameters: pattern, name, settings..., max_grad_norm?}: another optimizer for these parameters, after backward.
+    only: [(name, parameter)], where it is not for all of them.
     Raises Misuse with one line for an unknown name, keyword or value.
     """
     from lowmem.errors import Misuse, nearest
 
+    if beside is not None:
+        return make_beside(model, {"name": name, "backward": backward, **settings}, dict(beside))
+
     optimizer = find(name)
     try:
-        built = optimizer(split(model, groups), model=model, **settings) if groups else optimizer(model, **settings)
+        chosen = split(model, groups) if groups else [{"params": only}] if only else None
+        built = optimizer(chosen, model=model, **settings) if chosen else optimizer(model, **settings)
         if backward is not None:
             from lowmem.optim.fused_backward import FusedBackward
 
@@ -87,6 +101,27 @@ def make(model, name: str, backward: dict | None = None, groups: dict | None = N
     except ValueError as error:
         raise Misuse(f"optimizer {name}: {error}") from error
     return built
+
+
+def make_beside(model, first: dict, second: dict):
+    """Two optimizers that share a model's parameters (together.py)."""
+    from lowmem.errors import Misuse
+    from lowmem.optim.together import Together
+
+    pattern, limit = second.pop("parameters", None), second.pop("max_grad_norm", None)
+    if not pattern:
+        raise Misuse("optimizer beside: say which parameters it takes, as in parameters: '*lora_*'")
+    own, *rest = split(model, {pattern: {}})
+    if not rest:
+        raise Misuse(f"optimizer beside: {pattern!r} takes every parameter; nothing is left for {first['name']}")
+    built = []
+    for group, settings in ((rest[0], first), (own, second)):
+        trained = [(name, p) for name, p in group["params"] if p.requires_grad]
+        built.append(make(model, **settings, only=trained))
+    try:
+        return Together(*built, limit)
+    except TypeError as error:
+        raise Misuse(f"optimizer beside: {error}") from error
 
 
 def split(model, groups: dict) -> list[dict]:

@@ -1,0 +1,37 @@
+"""Peak memory of a fine-tuning step, measured on this machine, beside that of inference alone (LOMO's headline).
+
+The same model, batch and precision, once without gradients and once trained by an optimizer. Bytes come from the
+allocator's own events on a CPU, from torch.cuda on a GPU; components from the accountant's trace at full depth.
+"""
+
+from pathlib import Path
+
+import torch
+
+from lowmem.errors import Misuse
+from lowmem.memory import measured, target
+from lowmem.memory.accountant import Cell, account
+
+
+def measure(config: dict, seed: int, root: Path) -> dict:
+    """measure: {batch, seq_len, precision, checkpointing?, device: cpu | cuda}; a configuration without optimizer is inference.
+
+    metrics.final: {measured_bytes, weights_bytes, resident_bytes (growth of the process, None on a GPU)}. memory: bytes by
+    component at the peak as traced (none for inference), and the measured peak.
+    """
+    settings = dict(config["measure"])
+    device = settings.pop("device", "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Misuse("measure.device is cuda and PyTorch sees no GPU here; use a tier for this machine")
+    model = target.find(config["model"])
+    trains = "optimizer" in config
+    cell = Cell(optimizer=config.get("optimizer", {}), device="gpu" if device == "cuda" else "cpu", **settings)
+    peak, resident = measured.peak_bytes(model, cell, device, measured.build if trains else measured.inference)
+    parts = account(model, cell, full_depth=True).parts if trains else {}
+    final = {
+        "measured_bytes": peak,
+        "weights_bytes": model.parameters() * (2 if cell.precision in ("bf16", "master") else 4),
+        "resident_bytes": resident,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+    return {"metrics": {"final": final}, "memory": {**parts, "peak": peak}}
