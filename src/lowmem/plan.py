@@ -9,7 +9,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from lowmem import experiments, record
+from lowmem import experiments, record, superglue
 from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.fetch import script as fetch_script
@@ -25,7 +25,8 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
     """
     schema = read_yaml(root / "workflow/schemas/config.schema.yaml")
     switches = {key: value for key, value in config.items() if key in schema["properties"]}
-    options = {key: value for key, value in config.items() if key not in switches}
+    named = {key: value for key, value in config.items() if key not in switches}
+    options = {**superglue.options(switches.get("superglue"), switches.get("superglue_dir")), **named}
     datasets = dataset_names(root)
     for name, source in options.items():
         if name not in datasets:

@@ -8,8 +8,9 @@ NAMES = ("constant", "cosine", "linear")
 def lr_at(step: int, peak: float, schedule: dict, train_steps: int) -> float:
     """Rate of update `step`, counted from 1.
 
-    Update k of the warm-up has rate peak * k / warmup_steps; warmup_ratio gives these steps as a share of all. After it the rate falls to min_lr, reached at update
-    `steps` (default train_steps) and kept from there on. No schedule: constant.
+    Update k of the warm-up has rate peak * k / warmup_steps; warmup_ratio gives these steps as a share of all. After it
+    the rate falls to min_lr, reached at update `steps` (default train_steps) and kept from there on. No schedule:
+    constant.
     """
     name = schedule.get("name", "constant")
     warmup = schedule.get("warmup_steps", int(schedule.get("warmup_ratio", 0) * train_steps))

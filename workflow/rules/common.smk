@@ -1,8 +1,9 @@
 # What this call is about: tier, options, exhibits, jobs, claims. A mistake in the configuration ends here, in one line.
 import re
+import shlex
 from pathlib import Path
 
-from lowmem import claims, plan
+from lowmem import claims, plan, superglue
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
 
@@ -23,7 +24,9 @@ OPTION_ARGUMENTS = " ".join(f"--option {name}={source}" for name, source in sort
 
 def fetch_arguments(wildcards):
     dataset, _, source = wildcards.raw.partition("@")
-    return f"{dataset} --source {source or 'package'}"
+    folder = superglue.folder_of(config["superglue_dir"], dataset) if config.get("superglue_dir") else None
+    place = f" --folder {shlex.quote(str(folder))}" if source == "folder" and folder else ""
+    return f"{dataset} --source {source or 'package'}{place}"
 
 
 def fetch_sources(wildcards):

@@ -1,0 +1,48 @@
+"""Which source each task of SuperGLUE comes from: `--config superglue=hub` for all, superglue_dir=DIR for what DIR holds."""
+
+from pathlib import Path
+
+from lowmem.errors import Misuse, nearest
+from lowmem.progress import say
+
+OFFICIAL = {
+    "rte": "RTE",
+    "boolq": "BoolQ",
+    "wsc": "WSC",
+    "wic": "WiC",
+    "multirc": "MultiRC",
+    "copa": "COPA",
+}  # folder names
+SOURCES = ("package", "hub", "url")
+
+
+def options(everything: str | None, folder: str | None) -> dict[str, str]:
+    """{superglue_<task>: source} from the two switches; "package" and tasks that the folder lacks keep the tier's source."""
+    if everything is not None and everything not in SOURCES:
+        advice = "; for files you have: superglue_dir=DIR" if everything == "folder" else nearest(everything, SOURCES)
+        raise Misuse(f"--config superglue={everything}: unknown source{advice}")
+    found = {f"superglue_{task}": everything for task in OFFICIAL} if everything not in (None, "package") else {}
+    if folder is None:
+        return found
+    there = [task for task in OFFICIAL if missing(folder, task) is None]
+    if not there:
+        raise Misuse(
+            f"superglue_dir={folder}: {missing(folder, 'boolq')}; it holds one folder for each task, as published"
+        )
+    for task in OFFICIAL:
+        if task not in there:
+            say(f"superglue_dir: {missing(folder, task)}; {OFFICIAL[task]} comes from where it else would")
+    return found | {f"superglue_{task}": "folder" for task in there}
+
+
+def missing(folder: str, task: str) -> str | None:
+    """What a task lacks in the folder; None when both its files are there."""
+    files = [Path(folder).expanduser() / OFFICIAL[task] / f"{split}.jsonl" for split in ("train", "val")]
+    return next((f"{path} is not there" for path in files if not path.is_file()), None)
+
+
+def folder_of(folder: str, dataset: str) -> Path | None:
+    """Where a dataset's files lie in the folder; None for a dataset that is no task of SuperGLUE."""
+    task = dataset.removeprefix("superglue_")
+    known = dataset != task and task in OFFICIAL
+    return Path(folder).expanduser() / OFFICIAL[task] if known else None
