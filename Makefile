@@ -27,7 +27,7 @@ test: $(STAMP)
 	@$(RUN) python -m pytest
 
 slow: $(STAMP)
-	@$(RUN) python -m pytest -m slow -n 0
+	@$(RUN) python -m pytest -m slow
 
 lint: $(STAMP)
 	@$(RUN) sh -c 'ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && snakemake --lint'

@@ -26,7 +26,7 @@ include: "workflow/rules/plan.smk"
 rule all:
     default_target: True
     input:
-        rules.report.output,
+        rules.redraw.output if config.get("redraw") else rules.report.output,
 
 
 rule figures:
@@ -46,4 +46,4 @@ for exhibit_id, header in EXHIBITS.items():
         name:
             exhibit_id
         input:
-            plan.exhibit_files(TIER, header),
+            rules.redraw.output if config.get("redraw") else plan.exhibit_files(TIER, header),

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-from lowmem import experiments
+from lowmem import claims, experiments, plan, report
 from lowmem.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +81,33 @@ def every_record(tier: str) -> Path:
         synthetic_hessians.write_everything(root, tier)
         synthetic_losses.write_everything(root, tier)
         synthetic_memory.write_memory(root, tier)
+    return root
+
+
+def only(monkeypatch, *ids: str) -> list[str]:
+    """Let there be no exhibits but these, and their claims, so that a test draws little."""
+    every, known = plan.exhibits, claims.load
+    monkeypatch.setattr(plan, "exhibits", lambda root: {id: h for id, h in every(root).items() if id in ids})
+
+    def load(root):
+        with mock.patch.object(plan, "exhibits", every):
+            return [claim for claim in known(root) if claim["exhibit"] in ids]
+
+    monkeypatch.setattr(claims, "load", load)
+    return list(ids)
+
+
+@functools.cache
+def drawn() -> Path:
+    """A root with all records of the laptop tier and, in reports/laptop/so_far, everything drawn from them.
+
+    Tests that only read share it, since drawing everything takes long.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="lowmem-drawn-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    root = checkout(folder)
+    write_all(root)
+    report.make(root, "laptop", {}, "so_far")
     return root
 
 

@@ -4,12 +4,13 @@ import functools
 import json
 import math
 import re
+import shutil
 
 import pytest
 from synthetic import ROOT, checkout, record, write_all
 from synthetic_losses import OFFSETS, curve, method, off_rate, write
 
-from lowmem import claims, curves, exhibit, experiments
+from lowmem import claims, curves, exhibit, experiments, kept
 from lowmem.exhibits import adam_mini_fig8, adam_mini_fig9
 from lowmem.files import read_yaml
 from lowmem.models import gpt2, llama
@@ -247,12 +248,11 @@ def forget_archived_records(root):
             (root / "data" / path.name).symlink_to(path)
 
 
-def test_archived_records_stand_in_for_the_long_run_and_say_so(root, tmp_path):
-    kept = checkout(tmp_path / "kept")
-    write(kept, "char_shakespeare", "workstation", offset=lambda run: -1.0)
+def test_archived_records_stand_in_for_the_long_run_and_say_so(root):
     forget_archived_records(root)
-    (root / "data/records").mkdir()
-    (kept / "results/workstation").rename(root / "data/records/workstation")
+    write(root, "char_shakespeare", "workstation", offset=lambda run: -1.0)
+    assert kept.keep(root, "workstation/char_shakespeare") == 6
+    shutil.rmtree(root / "results/workstation")
     write(root, "char_shakespeare", "laptop")
     shown = exhibit.make(root, "extra_char_shakespeare", "laptop")
     tiers = [row[2] for row in shown.rows]

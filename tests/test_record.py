@@ -78,16 +78,3 @@ def test_the_share_of_time_in_training_steps_is_recorded_and_said(root, capsys):
     speed = json.loads((record.folder(root, run) / "record.json").read_text())["throughput"]
     assert 0 < speed["steps_s"] < speed["run_s"]
     assert "of it in training steps" in capsys.readouterr().err
-
-
-def test_kept_records_hold_the_result_and_the_evaluations(root):
-    run = make_run()
-    train.run_job(root, [run])
-    name = f"{run['tier']}/{run['experiment']}"
-    assert record.keep(root, name) == 1
-    kept = root / "data/records" / run["tier"] / run["id"]
-    assert (kept / "record.json").read_text() == (record.folder(root, run) / "record.json").read_text()
-    rows = [json.loads(line) for line in (kept / "curve.jsonl").read_text().splitlines()]
-    assert rows == [row for row in curve(root, run) if "val_loss" in row] and len(rows) > 1
-    with pytest.raises(Misuse, match="no finished record"):
-        record.keep(root, "laptop/nothing")

@@ -6,7 +6,7 @@ import subprocess
 from urllib.parse import unquote
 
 import pytest
-from synthetic import ROOT, checkout, record, write_all, write_losses, write_state_memory
+from synthetic import ROOT, checkout, drawn, only, record, write_losses, write_state_memory
 
 from lowmem import claims, exhibit, experiments, plan, report
 from lowmem.errors import Failed
@@ -17,12 +17,19 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory):
+def full():
     """A checkout with all records and the page made from them."""
-    root = checkout(tmp_path_factory.mktemp("full") / "root")
-    write_all(root)
-    path = report.make(root, "laptop", {}, so_far=True)
+    root = drawn()
+    path = root / "reports/laptop/so_far/index.html"
     return root, path, path.read_text(encoding="utf-8")
+
+
+def page_of(root, *ids):
+    """The page after making these exhibits alone, and the claims."""
+    for id in ids:
+        exhibit.make(root, id, "laptop")
+    claims.gather(root, "laptop")
+    return report.make(root, "laptop", {}).read_text(encoding="utf-8")
 
 
 class Elements(html.parser.HTMLParser):
@@ -122,17 +129,17 @@ def test_numbers_on_the_page_are_those_of_the_csv(full):
             assert all(cell in words for cell in row)
 
 
-@pytest.mark.slow  # draws everything
 def test_text_from_records_and_rules_is_escaped(tmp_path, monkeypatch):
     root, bad = checkout(tmp_path), "</td><script>alert(1)</script>\"'<img src=http://x.example/y>"
-    write_all(root)
+    write_state_memory(root, "laptop")
+    write_losses(root, "laptop")
     run = experiments.runs(root, "gpt2_sizes", "laptop")[0]
     record(root, run, {}, status="failed", reason=bad, device=bad, packages={bad: bad})
     monkeypatch.setitem(adam_mini_table1.MODELS, "llama2_7b", (bad, "Llama2-7B"))
     loaded = claims.load(root)
     loaded[0]["statement"] = loaded[0]["reason"] = loaded[0]["published"]["source"] = bad
     monkeypatch.setattr(claims, "load", lambda root: loaded)
-    page = report.make(root, "laptop", {}, so_far=True).read_text(encoding="utf-8")
+    page = page_of(root, "adam_mini_table1", "adam_mini_fig10", loaded[0]["exhibit"])
     elements = Elements(page)
     assert len(elements.all("script")) == 1 and not elements.all("img")
     assert "".join(elements.words).count("alert(1)") >= 4
@@ -141,19 +148,19 @@ def test_text_from_records_and_rules_is_escaped(tmp_path, monkeypatch):
 
 def test_without_any_record_the_page_stands_and_says_not_run(tmp_path):
     root = checkout(tmp_path)
-    page = report.make(root, "smoke", {}, so_far=True).read_text(encoding="utf-8")
+    page = report.make(root, "smoke", {}, "so_far").read_text(encoding="utf-8")
     assert {a["data-verdict"] for a in Elements(page).all("tr") if "data-verdict" in a} == {"not_run"}
     assert "not run: no record" in page and "no run yet" in page
     assert "decides nothing" in page
 
 
-@pytest.mark.slow  # draws everything
 def test_a_broken_exhibit_is_said_and_the_others_stand(tmp_path, monkeypatch):
     root = checkout(tmp_path)
     write_state_memory(root, "laptop")
-    report.make(root, "laptop", {}, so_far=True)
+    only(monkeypatch, "adam_mini_table1", "lomo_table1")
+    report.make(root, "laptop", {}, "so_far")
     monkeypatch.setattr(adam_mini_table1, "render", lambda *_: [][0])
-    path = report.make(root, "laptop", {}, so_far=True)
+    path = report.make(root, "laptop", {}, "so_far")
     page = path.read_text(encoding="utf-8")
     assert "IndexError" in page and "12.55" in page
     assert not (path.parent / "tables/adam_mini_table1.json").exists()
@@ -195,11 +202,10 @@ def test_summary_is_three_sentences_counted_from_the_verdicts():
     assert "may decide every claim" in report.summary(rows("reproduced"), runs, "paper")[2]
 
 
-@pytest.mark.slow  # draws everything
 def test_a_contradiction_reaches_the_summary_of_the_page(tmp_path):
     root = checkout(tmp_path)
     write_losses(root, "laptop", gap=0.5, early=0.6)
-    page = report.make(root, "laptop", {}, so_far=True).read_text(encoding="utf-8")
+    page = page_of(root, "adam_mini_fig10")
     summary = re.search(r'id="summary">(.*?)</p>', page, flags=re.DOTALL)[1]
     assert "contradicted: “At the same settings" in summary
 

@@ -19,6 +19,7 @@ import dataclasses
 import fnmatch
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 
 from torch import nn
@@ -203,6 +204,12 @@ def partition(
     aliases = {name: first.get(id(p)) for name, p in model.named_parameters(remove_duplicate=False)}
     by_hand = _matched(overrides or {}, {name: alias for name, alias in aliases.items() if alias})
     roles, is_transformer = find_roles(model)
+    if not is_transformer and neurons is None and scheme != "tensor" and _reads_tokens(model):
+        warnings.warn(
+            f"no attention was recognised in {type(model).__name__}, so each of its tensors is one block, as the paper does "
+            "outside Transformers; if it is one, pass neurons=True and overrides={name of queries or keys: number of heads}",
+            stacklevel=2,
+        )
     switches["filter"] = "row" if neurons else "tensor"
     if scheme != "tensor":
         if neurons is False or (neurons is None and not is_transformer):
@@ -222,6 +229,15 @@ def partition(
     settings = {"scheme": scheme, **{k: switches[k] for k in ("value", "embedding", "output", "biases")}}
     settings |= {"neurons": neurons, **({"overrides": dict(overrides)} if overrides else {})}
     return Partition(entries, settings, model)
+
+
+def _reads_tokens(model: nn.Module) -> bool:
+    """Whether a model has token tables and norms but no recurrent layer: it may be a Transformer of unusual words."""
+    from lowmem.roles import NORMS, is_embedding
+
+    kinds = [(is_embedding(m), isinstance(m, NORMS), isinstance(m, nn.RNNBase)) for m in model.modules()]
+    table, norm, recurrent = map(any, zip(*kinds))
+    return table and norm and not recurrent
 
 
 def _refuse_unknown(roles: dict) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+from lowmem import __version__
 from lowmem.errors import Failed, Misuse
 from lowmem.experiments import find_root
 
@@ -41,6 +42,7 @@ class OneLineParser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """All sub-commands; `run(root, arguments) -> int | None` of each does the work."""
     top = OneLineParser(prog="lowmem", description="Train large models with little memory; reproduce the papers.")
+    top.add_argument("--version", action="version", version=f"lowmem {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run, about: str) -> argparse.ArgumentParser:
@@ -80,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
     added = command("report", report, "write reports/<tier>/index.html")
     added.add_argument("--so-far", action="store_true", help="from whatever is there, saying what is missing")
+    added.add_argument("--archived", action="store_true", help="redraw everything from the records in data/records")
     with_tier(added)
 
     about = "memory and speed of training MODEL on GPUs that need not be here; without MODEL, what a tier will run"
@@ -90,11 +93,14 @@ def parser() -> argparse.ArgumentParser:
     added = command("blocks", blocks, "print the Hessian blocks that Adam-mini uses for a model")
     added.add_argument("model", help="NAME or NAME:SIZE of lowmem/models, or a Hugging Face folder or name")
 
-    added = command(
-        "records", records, "show a record, compare two folders of records, or keep an experiment's (TIER/NAME)"
+    about = "show records, compare two folders of them, keep an experiment's (TIER/NAME), or verify what is there"
+    added = command("records", records, about)
+    added.add_argument("action", choices=("show", "diff", "keep", "verify"))
+    added.add_argument(
+        "folders", nargs="*", type=Path, metavar="FOLDER", help="for keep: TIER/NAME, e.g. laptop/gpt2_sizes"
     )
-    added.add_argument("action", choices=("show", "diff", "keep"))
-    added.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    added.add_argument("--rerun", type=int, default=0, metavar="N", help="verify: run N cheap ones again and compare")
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="verify: which ones are run again")
     return top
 
 
@@ -207,7 +213,10 @@ def claims(root, arguments):
 def report(root, arguments):
     from lowmem import report
 
-    report.make(root, arguments.tier, options(root, arguments), so_far=arguments.so_far)
+    if arguments.so_far and arguments.archived:
+        raise Misuse("--so-far draws from results/, --archived from data/records; choose one")
+    kind = "so_far" if arguments.so_far else "archived" if arguments.archived else None
+    print(report.make(root, arguments.tier, options(root, arguments), kind))
 
 
 def plan(root, arguments):
@@ -234,16 +243,22 @@ def blocks(root, arguments):
 
 
 def records(root, arguments):
-    from lowmem import record
+    from lowmem import kept, record
 
+    if arguments.action == "verify":
+        from lowmem import verify
+
+        return verify.verify(root, arguments.folders, arguments.rerun, arguments.seed)
     if arguments.action == "diff":
         if len(arguments.folders) != 2:
             raise Misuse("records diff needs two folders")
         differences = record.equal(*arguments.folders)
         print("\n".join(differences) or "equal")
         return 1 if differences else 0
+    if not arguments.folders:
+        raise Misuse(f"records {arguments.action} needs a folder of records, or TIER/NAME for keep")
     for folder in arguments.folders:
         if arguments.action == "keep":
-            print(f"{record.keep(root, str(folder))} records kept in data/records/{folder}")
+            print(f"{kept.keep(root, str(folder))} records kept in {kept.archive(root, str(folder)).relative_to(root)}")
         else:
             record.show(folder)

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem import experiments, plan
+from lowmem import experiments, kept, plan
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_json, read_yaml, write_json, write_text
-from lowmem.record import read_arrays
+from lowmem.record import damage, read_arrays
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,23 @@ class Shown:
     points: dict | None = None
 
 
-def make(root: Path, id: str, tier: str, options: dict | None = None, out: Path | None = None) -> Shown:
-    """Render one exhibit and write its files below `out` (default reports/<tier>). Returns what is shown."""
+def make(
+    root: Path, id: str, tier: str, options: dict | None = None, out: Path | None = None, archived: bool = False
+) -> Shown:
+    """Render one exhibit and write its files below `out` (default reports/<tier>). Returns what is shown.
+
+    archived: from the records kept in data/records alone, not from results/.
+    """
     headers = plan.exhibits(root)
     if id not in headers:
         raise Misuse(f"unknown exhibit {id!r}{nearest(id, headers)}")
     header = headers[id]
-    kept = [run for name in header.get("archived", []) for run in archive(root, name)]
-    runs = Runs(load(root, header["experiments"], tier, options or {}).all, kept)
+    beside = [run for name in header.get("archived", []) for run in archive(root, name)]
+    if archived:
+        own = [run for name in header["experiments"] for run in archive(root, f"{tier}/{name}")]
+    else:
+        own = load(root, header["experiments"], tier, options or {}).all
+    runs = Runs(own, beside)
     module = importlib.import_module(f"lowmem.exhibits.{id}")
     with style() if header["kind"] == "figure" else contextlib.nullcontext():
         shown = module.render(runs, published(root, header), tier)
@@ -136,9 +145,9 @@ def archive(root: Path, name: str) -> list[Run]:
     They belong to the present settings but for where the data came from: the same file may come from a folder or https.
     """
     tier, experiment = name.split("/")
-    found = []
+    found, place = [], kept.folder(root, name)
     for run in experiments.runs(root, experiment, tier):
-        folder = root / "data/records" / tier / run["id"]
+        folder = place.parent / run["id"]
         with contextlib.suppress(Failed):
             record = read_json(folder / "record.json")
             if without_source(record["config"]) == without_source(run["config"]):
@@ -166,6 +175,8 @@ def look_up(root: Path, run: dict, folder: Path | None = None) -> Run:
         return Run(**known, status="missing", reason=f"not run: the record is damaged ({error})")
     if record["config_hash"] != run["config_hash"]:
         return Run(**known, status="missing", reason="not run: the record belongs to another configuration")
+    if problem := damage(folder, record):
+        return Run(**known, status="missing", reason=f"not run: the record is damaged ({problem})")
     return Run(**known, status=record["status"], reason=why(record), record=record, folder=folder)
 
 

@@ -90,10 +90,8 @@ def published_files(header: dict) -> list[str]:
 
 def archived_files(root: Path, header: dict) -> list[str]:
     """Kept records that an exhibit shows beside its own runs (header key `archived`: ["tier/experiment"])."""
-    found = [
-        path for name in header.get("archived", []) for path in (root / "data/records" / name).rglob("record.json")
-    ]
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    found = [f"data/records/{name}.zip" for name in header.get("archived", [])]
+    return [path for path in found if (root / path).is_file()]
 
 
 def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -> dict[str, dict]:

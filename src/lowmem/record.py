@@ -7,6 +7,7 @@ machine and memory may differ. A missing number is null, never 0 and never NaN.
 import ast
 import datetime
 import functools
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -17,10 +18,10 @@ from pathlib import Path
 
 import lowmem
 from lowmem.errors import Misuse
-from lowmem.files import atomic_path, read_json, sha256, write_json, write_text
+from lowmem.files import atomic_path, read_json, sha256, write_json
 
 SCHEMA = 1
-ARRAYS = "arrays.npz"
+ARRAYS, CURVE = "arrays.npz", "curve.jsonl"
 FINAL = ("done", "diverged", "oom")  # a failed run is tried again
 PACKAGE = Path(lowmem.__file__).parent
 # Modules that route runs, files and messages; what they decide stands in the configuration or in the data's hashes.
@@ -58,10 +59,37 @@ def start(root: Path, run: dict) -> dict:
 
 
 def write(path: Path, record: dict) -> dict:
-    """Write record.json atomically with NaN and infinity turned into null; returns what was written."""
-    clean = finite({**record, "ended": now()})
+    """Write record.json atomically with NaN and infinity turned into null; returns what was written.
+
+    With the hash of its curve and, last, its own: what is altered later is noticed.
+    """
+    curve = path / CURVE
+    known = {"sha256": sha256(curve), "bytes": curve.stat().st_size} if curve.is_file() else None
+    clean = finite({**record, "ended": now(), "curve": known})
+    clean["digest"] = digest(clean)
     write_json(path / "record.json", clean)
     return clean
+
+
+def digest(record: dict) -> str:
+    """sha256 of the record as canonical JSON, without its own digest."""
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def damage(path: Path, record: dict) -> str | None:
+    """What is altered in a record, or lost or altered beside it; None when all is as it was written."""
+    if record.get("digest") not in (None, digest(record)):
+        return "record.json was altered"
+    for key, name in (("curve", CURVE), ("arrays", ARRAYS)):
+        if record.get(key) and not whole(path / name, record[key]):
+            return f"{name} was altered or lost"
+    return None
+
+
+def whole(path: Path, known: dict) -> bool:
+    """Whether a file beside a record is the one that the record speaks of."""
+    return path.is_file() and path.stat().st_size == known["bytes"] and sha256(path) == known["sha256"]
 
 
 def reusable(root: Path, run: dict) -> dict | None:
@@ -73,7 +101,7 @@ def reusable(root: Path, run: dict) -> dict | None:
         record = read_json(path)
         files = record["code"]["files"]
         same = record["schema"] == SCHEMA and record["status"] in FINAL and record["config_hash"] == run["config_hash"]
-        same = same and (not record.get("arrays") or arrays_whole(path.parent, record))
+        same = same and damage(path.parent, record) is None
     except Exception:  # a damaged or foreign file is no record
         return None
     return record if same and all(hash_of(root, name) == value for name, value in files.items()) else None
@@ -92,14 +120,9 @@ def write_arrays(path: Path, arrays: dict | None) -> dict | None:
     return {"sha256": sha256(target), "bytes": target.stat().st_size}
 
 
-def arrays_whole(path: Path, record: dict) -> bool:
-    """Whether arrays.npz is the one that the record speaks of."""
-    return (path / ARRAYS).is_file() and sha256(path / ARRAYS) == record["arrays"]["sha256"]
-
-
 def read_arrays(path: Path, record: dict) -> dict:
     """{name: numpy array} of a record's arrays.npz; empty when the record has none, or the file is lost or damaged."""
-    if not record.get("arrays") or not arrays_whole(path, record):
+    if not record.get("arrays") or not whole(path / ARRAYS, record["arrays"]):
         return {}
     import numpy as np
 
@@ -240,23 +263,6 @@ def losses(path: Path) -> list[dict]:
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [{key: row.get(key) for key in ("step", *LOSS_COLUMNS)} for row in rows]
-
-
-def keep(root: Path, name: str) -> int:
-    """Copy the finished records of "tier/experiment" into data/records, curves cut to their evaluations; how many."""
-    source, count = Path(root) / "results" / name, 0
-    for path in sorted(source.rglob("record.json")):
-        record, target = read_json(path), Path(root) / "data/records" / name / path.parent.relative_to(source)
-        if record["status"] not in FINAL:
-            continue
-        curve = path.parent / "curve.jsonl"
-        lines = curve.read_text(encoding="utf-8").splitlines(keepends=True) if curve.is_file() else []
-        write_text(target / "curve.jsonl", "".join(line for line in lines if "val_loss" in json.loads(line)))
-        write_json(target / "record.json", record)
-        count += 1
-    if not count:
-        raise Misuse(f"no finished record in {source}; name them as tier/experiment, e.g. workstation/char_shakespeare")
-    return count
 
 
 def show(folder: Path) -> None:

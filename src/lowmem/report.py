@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from lowmem import claims, exhibit, plan
+from lowmem import claims, exhibit, kept, plan
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml, write_text
 
@@ -29,30 +29,34 @@ WORDS = {
 SIGNS = {"reproduced": "✓", "direction_only": "→", "contradicted": "✗", "inconclusive": "?", "not_run": "–"}
 
 
-def make(root: Path, tier: str, options: dict | None = None, so_far: bool = False) -> Path:
+def make(root: Path, tier: str, options: dict | None = None, kind: str | None = None) -> Path:
     """Write index.html and return its path.
 
-    Reads the exhibits' and claims' files of reports/<tier>. so_far first renders every exhibit and claim from whatever
-    records exist into reports/<tier>/so_far, so that a half-finished pipeline can be looked at.
+    Reads the exhibits' and claims' files of reports/<tier>. kind "so_far" first renders every exhibit and claim from
+    whatever records exist into reports/<tier>/so_far, so that a half-finished pipeline can be looked at; "archived" does
+    so from the records kept in data/records, into reports/<tier>/archived.
     """
-    out = root / "reports" / tier / ("so_far" if so_far else "")
-    problems = render_all(root, tier, options or {}, out) if so_far else {}
+    if kind == "archived" and not kept.names(root, tier):
+        there = ", ".join(sorted({name.split("/")[0] for name in kept.names(root)})) or "none"
+        raise Misuse(f"no records of tier {tier} are kept in data/records (there: {there}); run the tier instead")
+    out = root / "reports" / tier / (kind or "")
+    problems = render_all(root, tier, options or {}, out, kind == "archived") if kind else {}
     headers = plan.exhibits(root)
     shown = [load(out, header, problems.get(id)) for id, header in headers.items()]
     path = out / "claims.json"
-    if not so_far and not path.is_file():
+    if not kind and not path.is_file():
         raise Failed(f"no {path}; run `snakemake --cores all`, or `lowmem report --tier {tier} --so-far`")
     rows = read_json(path)
-    write_text(out / "index.html", page(root, tier, shown, rows, so_far))
+    write_text(out / "index.html", page(root, tier, shown, rows, kind))
     return out / "index.html"
 
 
-def render_all(root: Path, tier: str, options: dict, out: Path) -> dict[str, str]:
+def render_all(root: Path, tier: str, options: dict, out: Path, archived: bool = False) -> dict[str, str]:
     """Every exhibit and claim from the records at hand; an exhibit that fails is reported, not fatal: {id: reason}."""
     problems = {}
     for id, header in plan.exhibits(root).items():
         try:
-            exhibit.make(root, id, tier, options, out=out)
+            exhibit.make(root, id, tier, options, out=out, archived=archived)
         except (Failed, Misuse, ArithmeticError, LookupError, TypeError, ValueError) as error:
             problems[id] = f"{type(error).__name__}: {error}"
             print(f"lowmem: exhibit {id}: {problems[id]}", file=sys.stderr)
@@ -127,7 +131,7 @@ def inline(svg: str, id: str, label: str) -> str:
     return f'{head} role="img" aria-label="{escape(label)}">{rest}'
 
 
-def page(root: Path, tier: str, shown: list[dict], rows: list[dict], so_far: bool) -> str:
+def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str | None) -> str:
     """The page's html."""
     import jinja2
     from markupsafe import Markup
@@ -148,7 +152,7 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], so_far: boo
         by_exhibit.setdefault(row["exhibit"], []).append(row)
     return environment.get_template("index.html.j2").render(
         tier=tier,
-        so_far=so_far,
+        kind=kind,
         summary=summary(rows, runs, tier),
         counts={verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS},
         rows=rows,

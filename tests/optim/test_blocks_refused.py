@@ -1,5 +1,7 @@
 """What the partition must refuse, with the name and a fix that works."""
 
+import warnings
+
 import pytest
 import torch
 from block_nets import Attention, Fused, check_suggestion, counts, named
@@ -76,3 +78,14 @@ def test_a_fused_projection_of_other_rows_is_refused():
     model = nn.ModuleList([Fused("qkv")])
     model[0].num_heads = model[0].num_kv_heads = 5
     check_suggestion(model, "0.qkv.weight")
+
+
+def test_a_token_model_without_known_attention_is_said_to_be_cut_by_tensors():
+    mixer = named("Net", table=nn.Embedding(10, 8), norm=nn.LayerNorm(8), mix=nn.Linear(8, 8))
+    with pytest.warns(UserWarning, match="no attention was recognised in Net"):
+        assert partition(mixer)["mix.weight"].count == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert partition(mixer, neurons=True)["mix.weight"].count == 8
+        partition(named("Recurrent", table=nn.Embedding(10, 8), norm=nn.LayerNorm(8), rnn=nn.LSTM(8, 8)))
+        partition(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))

@@ -38,6 +38,12 @@ def test_groups_out_of_range_are_refused_by_name(case, wrong):
         case.build([{"params": list(model.parameters()), **wrong}], model=model)
 
 
+@every
+def test_an_unknown_setting_is_refused_with_the_optimizers_name_and_the_nearest_setting(case):
+    with pytest.raises(TypeError, match=r"has no setting 'weight_decai' \(did you mean 'weight_decay'\?\)"):
+        case.build(zoo.net(), weight_decai=0.1)
+
+
 OTHER_SETTINGS = [
     ("adamw", dict(betas=(1.0, 0.9))),
     ("adamw", dict(betas=(0.9, -0.1))),

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lowmem import cli
+from lowmem import __version__, cli
 from lowmem.errors import Failed
 
 
@@ -12,6 +12,12 @@ def answer(capsys, *arguments: str) -> tuple[int, str]:
     """Exit code and stderr of one call."""
     code = cli.main(list(arguments))
     return code, capsys.readouterr().err
+
+
+def test_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"lowmem {__version__}\n"
 
 
 @pytest.mark.parametrize(

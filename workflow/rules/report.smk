@@ -22,6 +22,29 @@ rule report:
         "PYTHONPATH=src python -m lowmem report --tier {params.tier} {params.options} > {log} 2>&1"
 
 
+# The same from the records kept in data/records, all in one process: nothing is downloaded or trained (redraw=true).
+rule redraw:
+    input:
+        archived=[f"data/records/{name}.zip" for name in kept.names(ROOT, TIER)],
+        code=plan.code_files("report.py", *(f"exhibits/{id}.py" for id in EXHIBITS)),
+        claims="workflow/config/claims.yaml",
+        templates=REPORT_TEMPLATES,
+    output:
+        f"reports/{TIER}/archived/index.html",
+    log:
+        f"logs/{TIER}/redraw.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1500,
+        runtime=30,
+    params:
+        tier=TIER,
+    shell:
+        "PYTHONPATH=src python -m lowmem report --archived --tier {params.tier} 2>&1 | tee {log}"
+
+
 # The same page from whatever is there, for when something failed or is still running. No output: it always runs when asked.
 rule report_so_far:
     log:

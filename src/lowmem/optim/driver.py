@@ -26,7 +26,7 @@ from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partit
 from lowmem.optim.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_wrapping
 from lowmem.optim.exchange import Job, local_gradient, rounds
 from lowmem.optim.rounding import round_into
-from lowmem.optim.settings import as_numbers, check_settings, is_picked, one_of
+from lowmem.optim.settings import as_numbers, check_settings, is_picked, one_of, refuse_unknown
 from lowmem.optim.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.stages import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
 from lowmem.optim.state import check_loadable, complete, pack, placed, unpack
@@ -65,7 +65,9 @@ class RuleOptimizer(Optimizer):
         compile: bool = False,
         offload: bool = False,
         partition_settings: dict | None = None,
+        **unknown,
     ):
+        refuse_unknown(type(self), unknown)
         one_of("rounding", rounding, ("nearest", "stochastic"))
         one_of("nonfinite", nonfinite, ("ignore", "raise", "skip"))
         self._blocks: dict[nn.Parameter, ParamBlocks] = {}
@@ -115,8 +117,7 @@ class RuleOptimizer(Optimizer):
         group = dict(group)
         if (model := self.model()) is not None:
             self._names = {**{p: name for name, p in model.named_parameters()}, **self._names}
-        members = group["params"]
-        members = [members] if isinstance(members, Tensor) else list(members)
+        members = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         named = [m if isinstance(m, tuple) else (self._names.get(m), m) for m in members]
         named = [(name if name is not None else self._names.get(p), p) for name, p in named]
         for name, p in named:

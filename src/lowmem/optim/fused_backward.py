@@ -22,7 +22,7 @@ from lowmem.optim import parallel
 from lowmem.optim.checks import NO_SPARSE, check_model, is_rehearsal
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.exchange import local_gradient
-from lowmem.optim.graph import Graph, evaluate, random_states, restore, survey
+from lowmem.optim.graph import Graph, describe, evaluate, random_states, restore, survey
 from lowmem.optim.sharding import reduce_all
 from lowmem.optim.without_compiler import Optimizer
 
@@ -131,9 +131,8 @@ class FusedBackward(Optimizer):
             )
         if self._closed or self._mode is not None:
             closed = "after opt.close(), or after another optimizer took over its parameters; build a new one"
-            raise RuntimeError(
-                f"opt.backward was called {closed if self._closed else 'inside opt.paused(); leave it first'}"
-            )
+            where = closed if self._closed else "inside opt.paused(); leave it first"
+            raise RuntimeError(f"opt.backward was called {where}")
         closure = loss if callable(loss) else None
         left = next((p for p in self._group_of if p.grad is not None), None)
         if left is not None:
@@ -174,7 +173,9 @@ class FusedBackward(Optimizer):
 
     def _survey(self, loss: Tensor) -> Graph:
         """Look at the graph before anything runs; refuse what could not be carried through."""
-        if not isinstance(loss, Tensor) or loss.grad_fn is None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TypeError(f"backward takes the loss, a tensor of one number, or a closure; got {describe(loss)}")
+        if loss.grad_fn is None:
             raise RuntimeError("the loss has no graph: it depends on no parameter, or the graph was freed")
         graph = survey(loss)
         for p in graph.sparse:

@@ -41,6 +41,11 @@ def evaluate(closure: Callable[[], Tensor]) -> Tensor:
     return loss
 
 
+def describe(value) -> str:
+    """What was passed as a loss, for a message."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def survey(loss: Tensor) -> Graph:
     """Walk the graph of loss once (about a microsecond per node)."""
     seen, stack = set(), [loss.grad_fn]

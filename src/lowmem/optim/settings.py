@@ -1,11 +1,14 @@
 """Checks of the settings that several rules share; every message names the setting and what it may be."""
 
 import fnmatch
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable
 
 import torch
+
+from lowmem.errors import nearest
 
 NUMBERS = {
     "lr", "betas", "eps", "weight_decay", "momentum", "beta", "beta1", "dampening", "decay_rate", "clip_threshold",
@@ -16,6 +19,20 @@ def one_of(key: str, value, allowed: tuple) -> None:
     """ValueError unless value is allowed."""
     if value not in allowed:
         raise ValueError(f"{key}={value!r}: choose from {', '.join(map(repr, allowed))}")
+
+
+def refuse_unknown(kind: type, unknown: dict) -> None:
+    """TypeError for keywords that no constructor of this optimizer takes, with the nearest one that it does."""
+    if not unknown:
+        return
+    levels = [
+        inspect.signature(level.__init__).parameters.values() for level in kind.__mro__ if "__init__" in vars(level)
+    ]
+    known = {p.name for level in levels for p in level if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    name = next(iter(unknown))
+    raise TypeError(
+        f"{kind.__name__} has no setting {name!r}{nearest(name, known - {'self', 'defaults', 'partition_settings'})}"
+    )
 
 
 def is_number(value) -> bool:
