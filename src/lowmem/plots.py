@@ -35,8 +35,10 @@ COLOURS |= {"adafactor_zhai": COLOURS["adafactor"], "adafactor_flags": COLOURS["
 COLOURS |= {"zhai_flags": COLOURS["adafactor"], "adam_mini_backward": COLOURS["lomo"]}
 COLOURS |= {"default_partition": "#7d8b1f", "value_whole": "#8a6fb3", "embedding_whole": "#7d8b1f"}  # of Adam-mini
 COLOURS |= {"embedding_adam": "#3d8fa8", "max": "#8a6fb3", "min": "#7d8b1f", "l1": "#c05c94", "l2": "#3d8fa8"}
+COLOURS |= {"adam_mini_neuron": COLOURS["lomo"]}
 SERIES = ["#6f7bd0", "#7d8b1f", "#c05c94", "#3d8fa8", "#a6761d"]  # for what is no optimizer, e.g. model sizes
 DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 1.2)), "adafactor_zhai": (0, (3, 1.2))}
+DASHES |= {"adam_mini_neuron": (0, (2, 1.2))}
 DASHES |= {"adafactor_flags": (0, (1, 1)), "zhai_flags": (0, (3, 1, 1, 1)), "adam_mini_backward": (0, (2, 1.2))}
 MARKERS = {"adamw": "o", "adam_mini": "s", "lomo": "s", "sgd": "o", "adalomo": "^", "adafactor": "D"}
 NAMES = {
@@ -54,6 +56,7 @@ NAMES = {
     "adafactor_flags": "Adafactor, flags",
     "zhai_flags": "Zhai, flags",
     "adam_mini_backward": "Adam-mini in backward",
+    "adam_mini_neuron": "Adam-mini, by neuron",
     "default_partition": "default partition",
     "value_whole": "value as one block",
     "embedding_whole": "embedding as one block",

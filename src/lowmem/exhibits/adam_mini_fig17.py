@@ -1,0 +1,69 @@
+"""Figure 17 of Adam-mini: Swin, DiT and a diffusion model on the latents of a deep-compression autoencoder.
+
+Transformers, so Adam-mini takes its usual blocks: heads, output neurons, tokens. ViT runs beside Swin as a row of ours.
+"""
+
+from lowmem import plots
+from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, curves, data_of, grid, of
+
+EXHIBIT = {
+    "id": "adam_mini_fig17",
+    "paper": "adam_mini",
+    "label": "Figure 17",
+    "order": 170,
+    "kind": "figure",
+    "title": "Swin, DiT and diffusion on deep-compression latents",
+    "experiments": ["vision_transformers", "dit"],
+    "published": "adam_mini.figure17",
+}
+
+MODELS = {
+    "swin": ("Swin", ACCURACY),
+    "vit": ("ViT (ours)", ACCURACY),
+    "dit": ("DiT", LOSS),
+    "dcae": ("DiT on DC-AE latents", LOSS),
+}
+PANELS = {"Swin-Transformer": "accuracy", "DiT-XL-2 (675M)": "training loss", "DC-AE-Diffusion": "training loss"}
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: <model>.behind for swin, vit, dit, dcae."""
+    shown = Shown(
+        caption=f"Data: {data_of(runs)}. Mean over seeds, thin lines the seeds. Samples: the same starting noise and classes "
+        f"for both optimizers. {BEHIND}",
+        columns=COLUMNS,
+        rows=[],
+        deviations=[
+            "Losses are those on held-out pictures with fixed noise; the paper shows training losses.",
+            "DC-AE: our own small autoencoder, trained on the same data with AdamW and then frozen, the same for both "
+            "optimizers; it keeps the residual shortcuts of DC-AE and leaves out attention and the adversarial loss.",
+            "DiT predicts noise with a fixed variance; weights are not averaged over time.",
+        ],
+    )
+    if tier != "paper":
+        shown.deviations.append("Models, data and length are those of this tier: see the run list.")
+    for panel, what in PANELS.items():
+        for optimizer in ("AdamW", "Adam-mini"):
+            value = printed(published, "end_by_eye", panel=panel, optimizer=optimizer)
+            shown.published += mark(f"{panel}, {optimizer}, {what} at the end, by eye", value)
+    groups = {name: of(runs, name) for name in MODELS}
+    for name, (label, metric) in MODELS.items():
+        add_rows(shown, label, groups[name], metric)
+        shown.values[f"{name}.behind"] = behind(groups[name], metric)
+    shown.figure = draw(groups)
+    return shown
+
+
+def draw(groups: dict):
+    cells = [f"{model} {name}" for model in ("dit", "dcae") for name in ("adamw", "adam_mini")]
+    top = [name for name in ("swin", "dit", "dcae") for _ in range(4)]
+    drawn, panels = plots.figure([top, [cell for cell in cells for _ in range(3)]], height=6.2, height_ratios=[1.3, 1])
+    for letter, name in zip("abc", ("swin", "dit", "dcae"), strict=True):
+        label, metric = MODELS[name]
+        curves(panels[name], groups[name], metric, "images", "training images", f"{letter}  {label}")
+    for model in ("dit", "dcae"):
+        for name in ("adamw", "adam_mini"):
+            title = f"{'DiT' if model == 'dit' else 'DC-AE latents'}, {plots.name(name)}"
+            grid(panels[f"{model} {name}"], groups[model].get(name, []), title)
+    return drawn

@@ -1,0 +1,76 @@
+"""Figure 18 of Adam-mini: ResNet-18 and a DDPM, models without (much) attention, with one block for each tensor.
+
+Beside the paper's blocks a third line: one block for each filter and output neuron, which is what the paper's theory of
+Hessian blocks asks for and its rule for such models does not do.
+"""
+
+from collections.abc import Iterable
+
+from lowmem import plots
+from lowmem.curves import missing, value
+from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, OPTIMIZERS, add_rows, behind, curves, data_of, grid, of
+from lowmem.stats import estimate
+
+EXHIBIT = {
+    "id": "adam_mini_fig18",
+    "paper": "adam_mini",
+    "label": "Figure 18",
+    "order": 180,
+    "kind": "figure",
+    "title": "ResNet-18 and DDPM",
+    "experiments": ["resnet", "ddpm"],
+    "archived": ["workstation/resnet"],
+    "published": "adam_mini.figure18",
+}
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: resnet18.behind, ddpm.behind, full.accuracy (AdamW, full ResNet-18 on Fashion-MNIST)."""
+    shown = Shown(
+        caption=f"Data: {data_of(runs)}. Mean over seeds, thin lines the seeds. Samples: the same starting noise for all "
+        f"optimizers. {BEHIND}",
+        columns=COLUMNS,
+        rows=[],
+        deviations=[
+            "The loss of the DDPM is that on held-out pictures with fixed noise, which is steadier than the training loss "
+            "that the paper shows; weights are not averaged over time.",
+            "Third line, not in the paper: one block for each filter and output neuron.",
+        ],
+    )
+    if tier != "paper":
+        shown.deviations.append("Models, data and length are those of this tier: see the run list.")
+    for panel, what in (("ResNet-18 ImageNet", "accuracy"), ("DDPM", "training loss")):
+        for optimizer in ("AdamW", "Adam-mini"):
+            end = printed(published, "end_by_eye", panel=panel, optimizer=optimizer)
+            shown.published += mark(f"{panel}, {optimizer}, {what} at the end, by eye", end)
+    resnet, ddpm = of(runs, "resnet18"), of(runs, "ddpm")
+    add_rows(shown, "ResNet-18", resnet, ACCURACY)
+    add_rows(shown, "DDPM", ddpm, LOSS)
+    shown.values = {"resnet18.behind": behind(resnet, ACCURACY), "ddpm.behind": behind(ddpm, LOSS)}
+    add_full(shown, runs if tier == "workstation" else runs.archived, tier)
+    shown.figure = draw(resnet, ddpm)
+    return shown
+
+
+def add_full(shown: Shown, runs: Iterable[Run], tier: str) -> None:
+    """Accuracy of AdamW on the full ResNet-18: runs of the workstation tier, kept ones in the report of another tier."""
+    done = [run for run in runs if run.status == "done" and run.experiment == "resnet"]
+    for run in done if tier != "workstation" else ():
+        label = f"ResNet-18, full width (workstation tier, seed {run.seed}, {run.record['device']['name']})"
+        add_rows(shown, label, of([run], "resnet18"), ACCURACY)
+    found = [100 * run.final("val_accuracy") for run in done if run.variant.endswith("-adamw")]
+    absent = missing("not run: no record of the workstation tier")
+    shown.values["full.accuracy"] = value(estimate(found), "%") if found else absent
+
+
+def draw(resnet: dict, ddpm: dict):
+    grids = [f"{name} samples" for name in OPTIMIZERS]
+    drawn, panels = plots.figure(
+        [["a"] * 3 + ["b"] * 3, [g for g in grids for _ in (0, 1)]], height=6.2, height_ratios=[1.3, 1]
+    )
+    curves(panels["a"], resnet, ACCURACY, "images", "training images", "a  ResNet-18")
+    curves(panels["b"], ddpm, LOSS, "images", "training images", "b  DDPM, error of the predicted noise")
+    for name, key in zip(OPTIMIZERS, grids, strict=True):
+        grid(panels[key], ddpm.get(name, []), f"DDPM samples, {plots.name(name)}")
+    return drawn

@@ -1,0 +1,60 @@
+"""GCN and GAT on a citation graph (Figure 19 in our count; the paper's number is unknown).
+
+The third optimizer is ours: one block for each output neuron of a layer, and for each head of the attention vectors.
+"""
+
+from lowmem import plots
+from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.loss_plots import side_by_side
+from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, curves, data_of, of
+
+EXHIBIT = {
+    "id": "adam_mini_fig19",
+    "paper": "adam_mini",
+    "label": "Figure (number unknown)",
+    "order": 190,
+    "kind": "figure",
+    "title": "GCN and GAT",
+    "experiments": ["graphs"],
+    "published": "adam_mini.figure_gnn",
+}
+
+MODELS = {"gcn": "GCN", "gat": "GAT"}
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: <model>.behind (validation), <model>.behind_test, for gcn and gat."""
+    found = {run.final("isolated_nodes") for run in runs if run.status == "done"}
+    lonely = ", ".join(map(str, sorted(found))) or "not known"
+    shown = Shown(
+        caption=f"Data: {data_of(runs)}; nodes without an edge: {lonely} (they keep their "
+        "own features). Validation accuracy by epoch, mean over seeds, thin lines the seeds; right: test accuracy at "
+        f"the end, how far Adam-mini is behind. {BEHIND}",
+        columns=COLUMNS,
+        rows=[],
+        deviations=["Rates and sizes of the published runs are unknown.", "Five seeds; the paper shows one run."],
+    )
+    if tier in ("laptop", "smoke"):
+        shown.deviations.append("A graph of WordNet's nouns, our own construction, in place of ogbn-arxiv.")
+    shown.published = mark("numbers", printed(published, "numbers"))
+    groups = {name: of(runs, name) for name in MODELS}
+    bars = []
+    for name, label in MODELS.items():
+        add_rows(shown, label, groups[name], ACCURACY)
+        add_rows(shown, label, groups[name], TEST)
+        shown.values[f"{name}.behind"] = behind(groups[name], ACCURACY)
+        for optimizer in ("adam_mini", "adam_mini_neuron"):
+            entry = behind(groups[name], TEST, optimizer)
+            shown.values[f"{name}.behind_test" if optimizer == "adam_mini" else f"{name}.neuron_behind_test"] = entry
+            bars.append((f"{label}, {'per tensor' if optimizer == 'adam_mini' else 'by neuron'}", entry, optimizer))
+    drawn, panels = plots.figure([["gcn", "gat", "test"]], height=3.6, width_ratios=[1.1, 1.1, 1])
+    for name, letter in zip(MODELS, "ab", strict=True):
+        curves(panels[name], groups[name], ACCURACY, "epochs", "epochs", f"{letter}  {MODELS[name]}")
+    side_by_side(
+        panels["test"],
+        [(label, entry, plots.look(optimizer)["color"]) for label, entry, optimizer in bars],
+        "points behind AdamW (below 0: ahead)",
+    )
+    panels["test"].set_title("c  Test accuracy")
+    shown.figure = drawn
+    return shown

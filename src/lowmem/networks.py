@@ -1,0 +1,70 @@
+"""Networks that a task needs ready-made: a classifier whose features measure samples, an autoencoder for latents.
+
+Each is trained once with AdamW on the run's own data, whichever optimizer the run is about, and kept under
+data/prepared/networks by a hash of everything that decides it.
+"""
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lowmem import fetch, record
+from lowmem.files import atomic_path
+from lowmem.optim.adamw import AdamW
+from lowmem.pictures import Pictures
+from lowmem.schedule import lr_at
+
+SEED = 0  # one network for all seeds and optimizers, so that they are measured alike
+
+
+def ready(root: Path, data: Pictures, settings: dict) -> nn.Module:
+    """The network, trained, in evaluation mode, its parameters frozen.
+
+    settings: {model: {name, ...}, steps, batch_size, lr}. A model with encode() learns to repeat pictures (mean squared
+    error), any other one to classify them. The run's random numbers stay untouched.
+    """
+    name = settings["model"]["name"]
+    inputs = {path.name: record.hash_of(root, path.relative_to(root).as_posix()) for path in data.inputs}
+    code = [Path(__file__), record.PACKAGE / f"models/{name}.py", record.PACKAGE / "pictures.py"]
+    shape = {"pool": data.pool, "pad": data.pad, "crop": data.crop, "mean": data.mean, "deviation": data.deviation}
+    known = json.dumps([settings, shape, inputs, [record.sha256(path) for path in code], data.device], sort_keys=True)
+    place = root / "data/prepared/networks" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.pt"
+    module = importlib.import_module(f"lowmem.models.{name}")
+    given = {**data.shape, "n_output": data.classes}
+    fields = {key: value for key, value in given.items() if key in module.Config.__dataclass_fields__}
+    own = {key: value for key, value in settings["model"].items() if key != "name"}
+    with torch.random.fork_rng(), fetch.locked(place):
+        torch.manual_seed(SEED)
+        with torch.device(data.device):
+            model = module.build(**{**fields, **own})
+        if place.is_file():
+            model.load_state_dict(torch.load(place, map_location=data.device, weights_only=True))
+        else:
+            train(model, data, settings)
+            with atomic_path(place) as temporary:
+                torch.save(model.state_dict(), temporary)
+    return model.eval().requires_grad_(False)
+
+
+def train(model: nn.Module, data: Pictures, settings: dict) -> None:
+    """settings["steps"] updates, warm-up over the first twentieth and a cosine to 0."""
+    steps = settings["steps"]
+    optimizer = AdamW(model, lr=settings["lr"])
+    schedule = {"name": "cosine", "warmup_steps": max(1, steps // 20)}
+    with torch.enable_grad():
+        for step in range(steps):
+            pictures, labels = data.train(SEED, step, settings["batch_size"])
+            if hasattr(model, "encode"):
+                loss = F.mse_loss(model(pictures), pictures)
+            else:
+                loss = F.cross_entropy(model(pictures), labels)
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step + 1, settings["lr"], schedule, steps)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()

@@ -1,0 +1,164 @@
+"""Learn to remove noise from pictures (DDPM), or from their latents; samples and their distance from real pictures."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lowmem import diffusion, networks, pictures
+from lowmem.errors import Misuse, nearest
+from lowmem.task import Task
+
+KEYS = {
+    "augment",
+    "pool",
+    "pad",
+    "crop",
+    "noise_steps",
+    "samples",
+    "sample_steps",
+    "classifier",
+    "latent",
+    "drop_labels",
+}
+PICTURE_KEYS = {"augment", "pool", "pad", "crop"}
+SHOWN = 16  # samples that are kept as pictures
+CHUNK = 128  # samples at once
+
+
+def build(config: dict, seed: int, root: Path, device: str) -> Task:
+    """Task from config keys data, model, train and measure.
+
+    measure: augment, pool, pad, crop (see pictures.py); noise_steps; samples and sample_steps (how many pictures are made
+    at the end, and in how many steps); classifier and latent (networks.py: whose features measure the samples; the
+    autoencoder whose latents are diffused, absent: pixels); drop_labels: share of training labels that is hidden.
+
+    The loss is the mean squared error of the predicted noise. train.eval_batches batches of the test part, with noise and
+    times fixed once, make val_loss.
+    """
+    settings = {
+        "noise_steps": 1000,
+        "samples": 256,
+        "sample_steps": 25,
+        "drop_labels": 0.1,
+        **config.get("measure", {}),
+    }
+    check(config, settings)
+    train = config["train"]
+    micro = train.get("micro_batch_size") or train["batch_size"]
+    changes = {key: value for key, value in settings.items() if key in PICTURE_KEYS}
+    data = pictures.load(root, config["data"], device, changes, scale="signed")
+    latents = Latents(root, data, settings.get("latent"), micro)
+    module = importlib.import_module(f"lowmem.models.{config['model']['name']}")
+    shape = {**latents.shape, "n_class": data.classes}
+    shape = {key: value for key, value in shape.items() if key in module.Config.__dataclass_fields__}
+    own = {key: value for key, value in config["model"].items() if key != "name"}
+    with torch.device(device):
+        model = module.build(**{**shape, **own})
+    kept = diffusion.kept_share(settings["noise_steps"], device)
+
+    def with_noise(images: Tensor, labels: Tensor, generator: np.random.Generator, times=None) -> tuple[Tensor, ...]:
+        """(noisy, times, labels, noise): drawn on the CPU, so that every device sees the same."""
+        x = latents.encode(images)
+        noise = torch.from_numpy(generator.standard_normal(x.shape, dtype=np.float32)).to(device)
+        drawn = generator.integers(0, len(kept), len(x)) if times is None else times
+        times = torch.from_numpy(drawn).to(device)
+        return diffusion.noisy(x, noise, times, kept), times, labels, noise
+
+    def batch(index: int) -> tuple[Tensor, ...]:
+        generator = np.random.default_rng([seed, 2, index])
+        found = with_noise(*data.train(seed, index, micro), generator)
+        hidden = torch.from_numpy(generator.random(micro) < settings["drop_labels"]).to(device)
+        return found[0], found[1], torch.where(hidden, data.classes, found[2]), found[3]
+
+    def loss(model: torch.nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        *given, noise = batch
+        return F.mse_loss(model(*given).float(), noise)
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        total, count = 0.0, train.get("eval_batches", 1)
+        for number in range(count):
+            times = (np.arange(micro) + (number + 0.5) / count) * len(kept) / micro  # evenly over all times
+            generator = np.random.default_rng([3, number])
+            total += loss(
+                model, with_noise(*data.test(number * micro, micro), generator, times.astype(np.int64))
+            ).item()
+        return {"val_loss": total / count}
+
+    def finish(model: torch.nn.Module) -> tuple[dict, dict]:
+        made = samples(model, data, latents, kept, settings, np.random.default_rng([seed, 4]))
+        found = {**quality(root, data, settings, made), **latents.numbers()}
+        shown = ((made[:SHOWN].permute(0, 2, 3, 1) * data.deviation + data.mean) * 255).round().clamp(0, 255)
+        return found, {"samples": shown.to(torch.uint8).cpu().numpy()}
+
+    return Task(model, batch, loss, evaluate, units=micro, unit="image", inputs=data.inputs, finish=finish)
+
+
+def check(config: dict, settings: dict) -> None:
+    """Misuse for what a configuration lacks or misspells."""
+    if "data" not in config or "model" not in config:
+        raise Misuse("task diffuse needs data and model in its configuration")
+    for key in settings.keys() - KEYS:
+        raise Misuse(f"measure: task diffuse has no key {key!r}{nearest(key, KEYS)}")
+    if not 1 <= settings["sample_steps"] <= settings["noise_steps"] or settings["samples"] < SHOWN:
+        raise Misuse(f"measure: sample_steps lies between 1 and noise_steps, and samples is at least {SHOWN}")
+
+
+class Latents:
+    """What is diffused: the pictures themselves, or an autoencoder's latents of them divided by their deviation."""
+
+    def __init__(self, root: Path, data: pictures.Pictures, settings: dict | None, batch: int):
+        self.data, self.network = data, networks.ready(root, data, settings) if settings else None
+        self.shape, self.scale, self.bound = data.shape, 1.0, 1.0
+        if self.network:
+            with torch.no_grad():
+                x = self.network.encode(data.test(0, 256)[0])
+            self.scale, self.shape = x.std().item(), {"n_channel": x.shape[1], "image_size": x.shape[2]}
+            self.bound = (x / self.scale).abs().max().item()
+
+    def encode(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.network.encode(images).float() / self.scale if self.network else images
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.network.decode(x * self.scale).float().clamp(-1, 1) if self.network else x
+
+    def numbers(self) -> dict[str, float]:
+        """How well the autoencoder repeats test pictures; nothing without one."""
+        images = self.data.test(0, 256)[0]
+        return {"autoencoder_mse": F.mse_loss(self.network(images), images).item()} if self.network else {}
+
+
+def samples(model, data, latents: Latents, kept: Tensor, settings: dict, generator: np.random.Generator) -> Tensor:
+    """(samples, C, S, S): the same starting noise and labels for every optimizer of a seed."""
+    made, shape = [], (latents.shape["n_channel"], latents.shape["image_size"], latents.shape["image_size"])
+    for first in range(0, settings["samples"], CHUNK):
+        count = min(CHUNK, settings["samples"] - first)
+        start = torch.from_numpy(generator.standard_normal((count, *shape), dtype=np.float32)).to(data.device)
+        labels = (torch.arange(first, first + count) % data.classes).to(data.device)
+        predict = lambda x, times, labels=labels: model(x, times, labels)  # noqa: E731
+        made.append(latents.decode(diffusion.sample(predict, start, kept, settings["sample_steps"], latents.bound)))
+    return torch.cat(made)
+
+
+def quality(root: Path, data: pictures.Pictures, settings: dict, made: Tensor) -> dict[str, float]:
+    """Distance of the samples from test pictures in our classifier's features, and its score; floor: of training pictures.
+
+    Empty without measure.classifier.
+    """
+    if not settings.get("classifier"):
+        return {}
+    network, count = networks.ready(root, data, settings["classifier"]), len(made)
+
+    def features(images: Tensor) -> np.ndarray:
+        parts = [network.features(part) for part in images.split(CHUNK)]
+        return torch.cat(parts).double().cpu().numpy()
+
+    real = features(data.test(0, 4 * count)[0])
+    other = features(data.take("train", np.arange(count))[0])
+    logits = torch.cat([network(part) for part in made.split(CHUNK)]).double().cpu().numpy()
+    distances = {"frechet": diffusion.frechet(features(made), real), "frechet_floor": diffusion.frechet(other, real)}
+    return {**distances, "class_score": diffusion.class_score(logits)}
