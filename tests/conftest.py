@@ -14,5 +14,7 @@ collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
 for folder, package in (("frameworks", "deepspeed"), ("titan", "torchtitan")):  # examples/environment.sh
     if importlib.util.find_spec(package) is None:
         collect_ignore.append(folder)
+if "LOWMEM_EXTRA_DATA" not in os.environ:  # a folder with original files of public data sets
+    collect_ignore.append("extra")
 if "LOWMEM_SLURM" not in os.environ:  # starts a SLURM on this machine
     collect_ignore.append("cluster")

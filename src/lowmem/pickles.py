@@ -13,6 +13,10 @@ import numpy as np
 from lowmem.errors import Failed
 
 
+class Refused(Exception):
+    """A pickle asks for something that is no data."""
+
+
 class Rows:
     """Stand-in for scipy's csr_matrix: shape, data, indices, indptr."""
 
@@ -34,25 +38,42 @@ class Rows:
 def rebuilt(kind: type, base: type, state) -> object:
     """copy_reg._reconstructor for the stand-in, which is all that may be built this way."""
     if kind is not Rows or base is not object:
-        raise pickle.UnpicklingError(f"it builds a {getattr(kind, '__name__', kind)}")
+        raise Refused(f"it builds a {getattr(kind, '__name__', kind)}")
     return Rows()
 
 
 def array(kind: type, shape, dtype) -> np.ndarray:
     """numpy's _reconstruct for plain arrays: an empty one, whose state follows."""
     if kind is not np.ndarray:
-        raise pickle.UnpicklingError(f"it builds a {getattr(kind, '__name__', kind)}")
+        raise Refused(f"it builds a {getattr(kind, '__name__', kind)}")
     return np.ndarray.__new__(np.ndarray, shape, dtype)
 
 
+def from_buffer(buffer, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    """numpy's _frombuffer, which newer pickles of arrays call."""
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order).copy()
+
+
+def latin1(text: str, encoding: str) -> bytes:
+    """_codecs.encode, by which Python 3 writes bytes into old kinds of pickles; other encodings may be bombs."""
+    if encoding != "latin1":
+        raise Refused(f"it encodes as {encoding}")
+    return text.encode("latin1")
+
+
+def under(modules: tuple[str, ...], name: str, stand_in) -> dict:
+    """One stand-in under the module names of different versions."""
+    return {f"{module}.{name}": stand_in for module in modules}
+
+
 ALLOWED = {
-    **dict.fromkeys((f"{module}.multiarray._reconstruct" for module in ("numpy.core", "numpy._core")), array),
-    **dict.fromkeys(
-        (f"{module}.csr_matrix" for module in ("scipy.sparse.csr", "scipy.sparse._csr", "scipy.sparse")), Rows
-    ),
-    **dict.fromkeys((f"{module}._reconstructor" for module in ("copy_reg", "copyreg")), rebuilt),
-    **dict.fromkeys((f"{module}.{kind}" for module in ("__builtin__", "builtins") for kind in ("list",)), list),
-    **dict.fromkeys((f"{module}.object" for module in ("__builtin__", "builtins")), object),
+    **under(("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct", array),
+    **under(("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer", from_buffer),
+    **under(("scipy.sparse.csr", "scipy.sparse._csr", "scipy.sparse"), "csr_matrix", Rows),
+    **under(("copy_reg", "copyreg"), "_reconstructor", rebuilt),
+    **under(("__builtin__", "builtins"), "list", list),
+    **under(("__builtin__", "builtins"), "object", object),
+    "_codecs.encode": latin1,
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
     "collections.defaultdict": collections.defaultdict,
@@ -64,14 +85,14 @@ class Reader(pickle.Unpickler):
         try:
             return ALLOWED[f"{module}.{name}"]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+            raise Refused(f"it asks for {module}.{name}") from None
 
 
 def load(content: bytes, name: str):
     """What a pickle holds. name: for the message. Failed when it is damaged or asks for more than data."""
     try:
         found = Reader(io.BytesIO(content), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
+    except Refused as error:
         raise Failed(
             f"{name} is not read: {error}, and a data file may only hold arrays and lists; do not use it"
         ) from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowmem.errors import Misuse
-from lowmem.models.vit import Attention, Mlp, initialise
+from lowmem.models.vit import Attention, Mlp
 
 SIZES = {"swin-t": {}}  # 28,288,354 parameters with 1000 classes
 
@@ -146,7 +146,11 @@ class Swin(nn.Module):
                 self.layers.append(Block(width, heads, resolution, config.window, number % 2 == 1, rates.pop(0)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.n_output)
-        initialise(self)
+        for module in self.modules():  # as in the released code
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
         x = self.norm_in(self.patches(images).permute(0, 2, 3, 1))  # (B, R, R, E)

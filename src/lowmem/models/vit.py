@@ -89,7 +89,11 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(config.n_embd, eps=1e-6)
         self.head = nn.Linear(config.n_embd, config.n_output)
         nn.init.normal_(self.pos_embed, std=0.02)
-        initialise(self)
+        for module in self.modules():  # as in the released code: Glorot inside, a head of zeros
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.head.weight)
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
         x = self.patches(images).flatten(2).transpose(1, 2)  # (B, T - 1, E)
@@ -98,16 +102,6 @@ class ViT(nn.Module):
             x = block(x)
         logits = self.head(self.norm(x)[:, 0])
         return logits if targets is None else F.cross_entropy(logits.float(), targets)
-
-
-@torch.no_grad()
-def initialise(model: nn.Module) -> None:
-    """Linear layers as in Swin's and DeiT's code: truncated normal of 0.02, biases 0."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def build(size: str | None = None, **settings) -> ViT:
