@@ -104,7 +104,7 @@ def test_arrays_of_every_protocol_are_read(protocol):
 def test_a_missing_part_is_named(tmp_path):
     files = planetoid_files()
     del files["ind.cora.ally"]
-    with pytest.raises(Failed, match="ind.cora.ally"):
+    with pytest.raises(Failed, match=r"ind\.cora\.ally"):
         prepared(tmp_path, "cora", files)
 
 

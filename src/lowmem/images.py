@@ -73,7 +73,7 @@ class Stacked(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         if not self.waiting and self.left:
-            row = np.ascontiguousarray(next(self.rows), dtype=self.dtype)
+            row = np.asarray(next(self.rows), dtype=self.dtype)
             if row.shape != self.shape:
                 raise Failed(f"a picture has shape {list(row.shape)}, not {list(self.shape)}; prepare it again")
             self.left -= 1
