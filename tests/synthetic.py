@@ -70,6 +70,8 @@ def every_record(tier: str) -> Path:
     import synthetic_hessians
     import synthetic_losses
     import synthetic_memory
+    import synthetic_tuning
+    import synthetic_vision
 
     folder = Path(tempfile.mkdtemp(prefix="lowmem-records-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -81,6 +83,8 @@ def every_record(tier: str) -> Path:
         synthetic_hessians.write_everything(root, tier)
         synthetic_losses.write_everything(root, tier)
         synthetic_memory.write_memory(root, tier)
+        synthetic_tuning.write_everything(root, tier)
+        synthetic_vision.write_everything(root, tier)
     return root
 
 

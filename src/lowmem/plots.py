@@ -36,6 +36,7 @@ COLOURS |= {"zhai_flags": COLOURS["adafactor"], "adam_mini_backward": COLOURS["l
 COLOURS |= {"default_partition": "#7d8b1f", "value_whole": "#8a6fb3", "embedding_whole": "#7d8b1f"}  # of Adam-mini
 COLOURS |= {"embedding_adam": "#3d8fa8", "max": "#8a6fb3", "min": "#7d8b1f", "l1": "#c05c94", "l2": "#3d8fa8"}
 COLOURS |= {"adam_mini_neuron": COLOURS["lomo"]}
+COLOURS |= {"momentum": "#c05c94", "variance": "#0a9a72", "adam": "#2b7bba"}  # SGD's and Adam's moments one by one
 SERIES = ["#6f7bd0", "#7d8b1f", "#c05c94", "#3d8fa8", "#a6761d"]  # for what is no optimizer, e.g. model sizes
 DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 1.2)), "adafactor_zhai": (0, (3, 1.2))}
 DASHES |= {"adam_mini_neuron": (0, (2, 1.2))}
@@ -65,6 +66,9 @@ NAMES = {
     "min": "minimum",
     "l1": "1-norm",
     "l2": "2-norm",
+    "momentum": "SGD with momentum",
+    "variance": "second moment alone",
+    "adam": "Adam",
 }
 STYLE = {
     "svg.hashsalt": "lowmem",

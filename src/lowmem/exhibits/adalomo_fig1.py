@@ -1,0 +1,55 @@
+"""Figure 1 of AdaLomo: SGD, SGD with momentum, SGD scaled by the second moment, and Adam. Which moment matters?"""
+
+from lowmem import plots
+from lowmem.curves import lead, mean, text, tuned, used
+from lowmem.exhibit import Runs, Shown
+from lowmem.loss_plots import by_rate, loss_curves
+
+EXHIBIT = {
+    "id": "adalomo_fig1",
+    "paper": "adalomo",
+    "label": "Figure 1",
+    "order": 10,
+    "kind": "figure",
+    "title": "Momentum or second moment",
+    "experiments": ["adalomo_moments"],
+    "published": "adalomo.fig1",
+}
+
+METHODS = ("sgd", "momentum", "variance", "adam")
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: variance_over_momentum (nats by which the second moment alone is ahead), each method's lead over SGD."""
+    methods = tuned(runs)
+    shown = Shown(
+        caption="Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Right: final "
+        "loss by learning rate, best rates marked; four rates each.",
+        columns=["method", "best rate", "rates tried", "final loss (nat)", "ahead of SGD (nat)"],
+        rows=[],
+        deviations=[
+            "The paper fine-tunes LLaMA-7B on instructions, and no number of its figure is known; here a small Llama "
+            "learns from scratch.",
+            "Second moment: Adam with beta1 = 0.",
+        ],
+        runs_used=used(runs),
+    )
+    for name in METHODS:
+        one = methods[name]
+        ahead = lead(methods["sgd"], one) if name != "sgd" else None
+        if ahead:
+            shown.values[f"{name}_over_sgd"] = ahead
+        cells = [text(one.gone or mean(one.best)), text(ahead, True) if ahead else ""]
+        shown.rows.append([plots.name(name), one.rate, one.tried, *cells])
+    shown.values["variance_over_momentum"] = lead(methods["momentum"], methods["variance"])
+    shown.figure = draw(methods)
+    return shown
+
+
+def draw(methods: dict):
+    drawn, panels = plots.figure([["curves", "rates"]], width=9.4, height=3.6)
+    loss_curves(panels["curves"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
+    panels["curves"].set_title("Best rate of each")
+    by_rate(panels["rates"], methods)
+    panels["rates"].set_title("Every rate tried")
+    return drawn

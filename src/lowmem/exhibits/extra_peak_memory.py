@@ -1,0 +1,84 @@
+"""LOMO's headline measured: the peak memory of a fine-tuning step by optimizer, over that of inference alone."""
+
+from lowmem.curves import missing
+from lowmem.exhibit import Run, Runs, Shown, unfinished
+
+EXHIBIT = {
+    "id": "extra_peak_memory",
+    "paper": "extra",
+    "label": "Peak memory",
+    "order": 25,
+    "kind": "table",
+    "title": "Measured peak memory of fine-tuning over inference",
+    "experiments": ["peak_memory"],
+    "published": None,
+}
+
+METHODS = {
+    "inference": "inference",
+    "lomo": "LOMO",
+    "lomo_norm": "LOMO, global norm clipped",
+    "adalomo": "AdaLomo",
+    "adam_mini_backward": "Adam-mini in backward",
+    "sgd": "SGD",
+    "adam_mini": "Adam-mini",
+    "adamw": "AdamW",
+}
+PARTS = ("parameters", "gradients", "optimizer_state", "activations", "temporaries")
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: <method>.over_inference (ratio of peaks), lomo.over_weights (peak less inference, in weights), order (1 if
+    LOMO < SGD < AdamW)."""
+    base = runs.one("inference")
+    shown = Shown(
+        caption="Peak of PyTorch's allocator in one step after the first (torch.profiler's events on a CPU, torch.cuda's "
+        "statistics on a GPU), MB. Components: what is alive at the peak, traced at full depth.",
+        columns=["method", "peak MB", "over inference", *[part.replace("_", " ") for part in PARTS]],
+        rows=[],
+        deviations=setting(base),
+        runs_used=[run.id for run in runs if run.status == "done"],
+    )
+    peaks = {}
+    for name, words in METHODS.items():
+        run = runs.one(name)
+        if run.status != "done":
+            shown.rows.append([words, run.reason, *[""] * (len(PARTS) + 1)])
+        else:
+            peaks[name] = run.final("measured_bytes")
+            memory = run.record["memory"]
+            parts = [f"{memory[part] / 1e6:,.1f}" if part in memory else "" for part in PARTS]
+            over = f"{peaks[name] / peaks['inference']:.3f}" if "inference" in peaks else ""
+            shown.rows.append([words, f"{peaks[name] / 1e6:,.1f}", over, *parts])
+        if name != "inference":
+            reason = unfinished([run, base])
+            ratio = None if reason else peaks[name] / peaks["inference"]
+            shown.values[f"{name}.over_inference"] = missing(reason) if reason else {"value": ratio, "unit": "times"}
+    shown.values["lomo.extra_weights"] = extra(runs.one("lomo"), base)
+    reason = unfinished(runs.one(name) for name in ("lomo", "sgd", "adamw"))
+    ordered = None if reason else int(peaks["lomo"] < peaks["sgd"] < peaks["adamw"])
+    shown.values["order"] = (
+        missing(reason) if reason else {"value": ordered, "unit": "1: LOMO, SGD, AdamW in this order"}
+    )
+    return shown
+
+
+def extra(run: Run, base: Run) -> dict:
+    """What a LOMO step needs beyond inference, in sizes of the weights."""
+    if reason := unfinished([run, base]):
+        return missing(reason)
+    more = run.final("measured_bytes") - base.final("measured_bytes")
+    return {"value": more / base.final("weights_bytes"), "unit": "times the weights"}
+
+
+def setting(run: Run) -> list[str]:
+    """Model and batch in words."""
+    asked, model = run.config.get("measure", {}), run.config.get("model", {})
+    if not asked:
+        return []
+    size = model.get("size") or "a tiny Llama"
+    checkpointing = "with" if asked.get("checkpointing") else "without"
+    words = (
+        f"{asked['batch']} x {asked['seq_len']} tokens, {asked['precision']}, {checkpointing} activation checkpointing"
+    )
+    return [f"{size}, {words}, on {'a GPU' if asked.get('device') == 'cuda' else 'a CPU'}; fresh weights."]

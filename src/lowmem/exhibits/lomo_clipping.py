@@ -1,0 +1,116 @@
+"""LOMO's clipping: none, by value, by the global norm (two passes), by each tensor's norm (one), over learning rates."""
+
+from lowmem import plots
+from lowmem.curves import Tuned, difference, lost, missing, tuned, used
+from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.loss_plots import limits
+
+EXHIBIT = {
+    "id": "lomo_clipping",
+    "paper": "lomo",
+    "label": "Clipping",
+    "order": 90,
+    "kind": "figure",
+    "title": "Clipping of gradients over learning rates",
+    "experiments": ["lomo_clipping"],
+    "published": "lomo.text_claims",
+}
+
+NAMES = {"none": "none", "value": "by value 0.01", "norm": "by global norm 1.0", "grouped": "by each tensor's norm 1.0"}
+COLOURS = dict(zip(NAMES, (plots.INK, *plots.SERIES[:3]), strict=True))
+BELOW = 1.0e-3  # where the paper finds value clipping sufficient
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: value_minus_norm (final loss at the largest rate below 1e-3), usable.<clip> (rates at which all seeds learned
+    something and none diverged), usable.norm_minus_none, none_minus_norm.best and grouped_minus_norm.best (each at its best rate)."""
+    methods = tuned(runs)
+    shown = Shown(
+        caption="Final validation loss by learning rate for LOMO with four kinds of clipping, mean over seeds; a cross: a seed "
+        "diverged. Below: how many seeds diverged at each rate.",
+        columns=["clipping", "rate", "final loss (nat)", "diverged seeds"],
+        rows=[],
+        deviations=[
+            "The paper says this in prose, without model or numbers; model, text, rates and thresholds are ours."
+        ],
+        runs_used=used(runs),
+    )
+    for what in ("value_clip_ok_for_lr_below", "grouped_norm_clip"):
+        shown.published += mark(what.replace("_", " "), printed(published, what))
+    for name, method in methods.items():
+        for rate, group in method.rates.items():
+            score = method.scores.get(rate)
+            gone = sum(lost(run) for run in group)
+            open_ = next((run.reason for run in group if run.status != "done" and not lost(run)), "")
+            cell = f"{score:.3f}" if score is not None else open_ or "diverged"
+            shown.rows.append([NAMES[name], f"{rate:g}", cell, f"{gone} of {len(group)}"])
+        shown.values[f"usable.{name}"] = usable(method)
+    shown.values["usable.norm_minus_none"] = more(shown.values["usable.norm"], shown.values["usable.none"])
+    low = max((rate for rate in methods["norm"].rates if rate < BELOW), default=None)
+    if low is not None:
+        shown.values["value_minus_norm"] = difference(methods["value"].rates[low], methods["norm"].rates[low])
+    for name in ("none", "grouped"):
+        shown.values[f"{name}_minus_norm.best"] = between(methods[name], methods["norm"])
+    shown.figure = draw(methods)
+    return shown
+
+
+def usable(method: Tuned) -> dict:
+    """Number of rates at which every seed finished below its untrained loss."""
+    runs = [run for group in method.rates.values() for run in group]
+    waiting = next((run for run in runs if run.status != "done" and not lost(run)), None)
+    if waiting:
+        return missing(waiting.reason)
+    fine = [rate for rate, group in method.rates.items() if all(map(learned, group))]
+    return {"value": len(fine), "unit": f"of {len(method.rates)} rates"}
+
+
+def more(ours: dict, theirs: dict) -> dict:
+    """Difference of two counts."""
+    gone = next((entry for entry in (ours, theirs) if entry["value"] is None), None)
+    return gone or {"value": ours["value"] - theirs["value"], "unit": "rates"}
+
+
+def learned(run) -> bool:
+    """Whether a run ended below the loss that it started from."""
+    start = next((row["val_loss"] for row in run.curve() if row.get("val_loss") is not None), None)
+    return run.status == "done" and start is not None and run.final("val_loss") < start
+
+
+def between(method: Tuned, other: Tuned) -> dict:
+    return method.gone or other.gone or difference(method.best, other.best)
+
+
+def draw(methods: dict[str, Tuned]):
+    drawn, panels = plots.figure([["loss"], ["lost"]], width=7.6, height=4.6, height_ratios=[3, 1])
+    axes, below = panels["loss"], panels["lost"]
+    heights = [score for method in methods.values() for score in method.scores.values()]
+    if not heights:
+        plots.empty(axes, "not run: no record")
+        plots.empty(below, "")
+        return drawn
+    top, labels = limits(axes, heights), []
+    rates = sorted({rate for method in methods.values() for rate in method.rates})
+    for k, (name, method) in enumerate(methods.items()):
+        scores = sorted(method.scores.items())
+        if scores:
+            axes.plot(*zip(*scores, strict=True), marker=".", color=COLOURS[name])
+            labels.append((scores[-1][0], min(scores[-1][1], top), NAMES[name], COLOURS[name]))
+        counts = [sum(lost(run) for run in method.rates.get(rate, [])) for rate in rates]
+        below.bar([at + 0.18 * (k - 1.5) for at in range(len(rates))], counts, width=0.16, color=COLOURS[name])
+        for rate, count in zip(rates, counts, strict=True):
+            if count:
+                axes.plot(rate, top, marker="x", color=COLOURS[name], markersize=7, clip_on=False)
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
+    axes.set(ylabel="final validation loss (nat)", xlabel="learning rate")
+    plots.end_labels(axes, labels)
+    below.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    below.set_xlim(-0.6, len(rates) - 0.4)
+    below.set(
+        ylabel="diverged",
+        xlabel="learning rate",
+        ylim=(0, max(len(g) for m in methods.values() for g in m.rates.values())),
+    )
+    return drawn

@@ -1,0 +1,137 @@
+"""Figure 3 of LOMO: LoRA alone and LoRA with LOMO on the base weights, by rank, and LOMO alone, on BoolQ and MultiRC."""
+
+from lowmem import fine_tuning as ft
+from lowmem import plots
+from lowmem.curves import absent, missing, text, used, value
+from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.fine_tuning_plots import look
+from lowmem.stats import estimate
+
+EXHIBIT = {
+    "id": "lomo_fig3",
+    "paper": "lomo",
+    "label": "Figure 3",
+    "order": 50,
+    "kind": "figure",
+    "title": "LoRA with and without LOMO, by rank",
+    "experiments": ["lora_lomo"],
+    "published": "lomo.fig3",
+}
+
+TASKS = ("boolq", "multirc")
+METHODS = ("lora", "lora_lomo")
+PRINTED = {"lora": "LoRA", "lora_lomo": "LoRA+LOMO"}
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: gain (LoRA + LOMO minus LoRA in points, mean over tasks and ranks at equal seed), gain.<task>."""
+    cells = placed(runs)
+    headers = {task: name for run in runs for task, name in [ft.asked(run)]}
+    shown = Shown(
+        caption="Accuracy at the last epoch by rank of the adapters, mean over seeds with 95 % intervals, every method at the "
+        "point fixed beforehand; open diamonds: published for LLaMA-13B, filled for LoRA + LOMO. At the left: LOMO alone.",
+        columns=["data", "method", "rank", "accuracy (%)"],
+        rows=[],
+        deviations=[
+            "Last epoch and a fixed point of the grid where the paper shows the best of both.",
+            "Both parts of LoRA + LOMO share one schedule; the adapters' gradients are clipped by their own norm.",
+        ],
+        runs_used=used(runs),
+    )
+    for task in TASKS:
+        for name in ("lomo", *METHODS):
+            for rank in ranks(cells):
+                found = printed(
+                    published,
+                    "accuracy",
+                    task=ft.TASKS[task],
+                    rank=rank or "none",
+                    method=PRINTED.get(name, "LoRA+LOMO"),
+                )
+                if (name == "lomo") == (rank == 0):
+                    shown.published += mark(f"{ft.TASKS[task]}, {ft.METHODS[name]}, rank {rank or 'none'}", found)
+                if (task, name, rank) in cells:
+                    number = ft.last(cells[task, name, rank])
+                    shown.rows.append([headers[task], ft.METHODS[name], rank or "none", text(number, digits=1)])
+    for task in TASKS:
+        if task not in headers:
+            shown.rows.append([ft.TASKS[task], "", "", ft.NEEDS])
+        shown.values[f"gain.{task}"] = gain(cells, [task])
+    shown.values["gain"] = gain(cells, TASKS)
+    shown.figure = draw(cells, headers, published)
+    return shown
+
+
+def placed(runs: Runs) -> dict[tuple[str, str, int], list[Run]]:
+    """{(task, method, rank; 0 without adapters): runs by seed at the method's first point}."""
+    points: dict[tuple, dict[str, list[Run]]] = {}
+    for run in runs:
+        task, _ = ft.asked(run)
+        _, name, rank = run.variant.split("-")
+        key = (task, ft.method(run)[0], int(rank[1:]) if rank != "none" else 0)
+        points.setdefault(key, {}).setdefault(name, []).append(run)
+    return {key: ft.first(found) for key, found in points.items()}
+
+
+def ranks(cells: dict) -> list[int]:
+    return sorted({rank for _, _, rank in cells})
+
+
+def gain(cells: dict, tasks) -> dict:
+    """Mean over tasks and ranks of the difference at equal seed, then over seeds, as an entry."""
+    pairs = [
+        (cells[task, "lora_lomo", rank], cells[task, "lora", rank])
+        for task in tasks
+        for rank in ranks(cells)
+        if (task, "lora_lomo", rank) in cells and (task, "lora", rank) in cells
+    ]
+    if not pairs:
+        return missing("not run: not planned in this tier")
+    for ours, theirs in pairs:
+        if gone := absent(ours, theirs):
+            return gone
+    seeds = [run.seed for run in pairs[0][0]]
+    return value(estimate([sum(ft.at(a, s) - ft.at(b, s) for a, b in pairs) / len(pairs) for s in seeds]), "points")
+
+
+def draw(cells: dict, headers: dict, published: dict):
+    drawn, panels = plots.figure([list(TASKS)], width=9.0, height=3.4)
+    places = ranks(cells)
+    for task in TASKS:
+        axes = panels[task]
+        axes.set_title(headers.get(task, ft.TASKS[task]))
+        if task not in headers:
+            plots.empty(axes, ft.NEEDS)
+            continue
+        labels = []
+        for k, name in enumerate(("lomo", *METHODS)):
+            points = [(places.index(r), ft.last(cells[task, name, r])) for r in places if (task, name, r) in cells]
+            points = [(at + 0.06 * (k - 1), entry) for at, entry in points if entry["value"] is not None]
+            if not points:
+                continue
+            colour = look(name)["color"]
+            bars = [[e["value"] - e["low"] if e.get("low") is not None else 0 for _, e in points]]
+            bars += [[e["high"] - e["value"] if e.get("high") is not None else 0 for _, e in points]]
+            x, y = [at for at, _ in points], [entry["value"] for _, entry in points]
+            axes.errorbar(x, y, yerr=bars, marker="o", capsize=3, **look(name))
+            labels.append((x[-1], y[-1], ft.METHODS[name], colour))
+        if task in headers and headers[task] == ft.TASKS[task]:
+            mark_published(axes, task, places, published)
+        axes.set_xticks(range(len(places)), [str(rank or "none") for rank in places])
+        axes.set_xlim(-0.4, len(places) - 0.6)
+        axes.set(xlabel="rank of the adapters", ylabel="accuracy (%)")
+        if labels:
+            plots.end_labels(axes, labels)
+        else:
+            plots.empty(axes, "not run: no record")
+    return drawn
+
+
+def mark_published(axes, task: str, places: list[int], published: dict) -> None:
+    """Open diamonds for LoRA, filled ones for LoRA + LOMO; only where the column is the paper's task."""
+    for name in METHODS:
+        for at, rank in enumerate(places):
+            found = printed(published, "accuracy", task=ft.TASKS[task], rank=rank or "none", method=PRINTED[name])
+            if found:
+                fill = {"markerfacecolor": plots.INK} if name == "lora_lomo" else {}
+                plots.published_mark(axes, [at], [found["value"]], **fill)

