@@ -70,12 +70,13 @@ def language_model(root: Path, settings: dict, device: str = "cpu") -> tuple[lla
 
 def attach(model: llama.Llama, kind: str | None, settings: dict) -> None:
     """Put an adapter on the model, in place."""
-    import importlib
+    from lowmem.models import lora, prefix  # named, so that a change to one of them makes its records stale
 
-    if kind not in ("lora", "prefix"):
+    kinds = {"lora": lora.attach, "prefix": prefix.attach}
+    if kind not in kinds:
         raise Misuse(f"model.adapter.kind is {kind!r}; choose lora or prefix")
     try:
-        importlib.import_module(f"lowmem.models.{kind}").attach(model, **settings)
+        kinds[kind](model, **settings)
     except TypeError as error:
         raise Misuse(f"model.adapter: {error}") from error
 

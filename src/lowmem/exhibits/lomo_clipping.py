@@ -23,7 +23,8 @@ BELOW = 1.0e-3  # where the paper finds value clipping sufficient
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: value_minus_norm (final loss at the largest rate below 1e-3), usable.<clip> (rates at which all seeds learned
-    something and none diverged), usable.norm_minus_none, none_minus_norm.best and grouped_minus_norm.best (each at its best rate)."""
+    something and none diverged), usable.norm_minus_none, and <clip>_minus_norm.best for none and
+    grouped (each at its best rate)."""
     methods = tuned(runs)
     shown = Shown(
         caption="Final validation loss by learning rate for LOMO with four kinds of clipping, mean over seeds; a cross: a seed "

@@ -86,7 +86,7 @@ def draw(groups: dict[str, list[Run]]):
         return drawn
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="distance of the two results")
     low, high = axes.get_xlim()
-    base = axes.get_ylim()[0] * 2
+    base = axes.get_ylim()[0] / 3  # below the curves
     axes.plot([low, high], [base, base * (high / low) ** 2], color=plots.INK, linewidth=1.0, linestyle=(0, (1, 2)))
     axes.set_xlim(low, high)
     plots.end_labels(axes, labels)
