@@ -73,7 +73,7 @@ def test_a_damaged_picture_is_named_in_one_line(tmp_path, damage):
 
 def test_a_folder_without_pictures_is_one_line(tmp_path):
     root = folder_of(tmp_path, "imagenet", {"train/a/readme.txt": b"", "val/a/1.png": png(4, 4)})
-    with pytest.raises(Failed, match="no pictures in .*train; it needs a folder of them for each class"):
+    with pytest.raises(Failed, match=r"no pictures in .*train; it needs a folder of them for each class"):
         prepare.prepare(root, "imagenet", "folder")
 
 

@@ -5,7 +5,7 @@ Transformers, so Adam-mini takes its usual blocks: heads, output neurons, tokens
 
 from lowmem import plots
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, curves, data_of, grid, of
+from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, curves, data_of, of, sample_strip
 
 EXHIBIT = {
     "id": "adam_mini_fig17",
@@ -56,14 +56,13 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 
 
 def draw(groups: dict):
-    cells = [f"{model} {name}" for model in ("dit", "dcae") for name in ("adamw", "adam_mini")]
-    top = [name for name in ("swin", "dit", "dcae") for _ in range(4)]
-    drawn, panels = plots.figure([top, [cell for cell in cells for _ in range(3)]], height=6.2, height_ratios=[1.3, 1])
-    for letter, name in zip("abc", ("swin", "dit", "dcae"), strict=True):
+    top = ("swin", "dit", "dcae")
+    drawn, panels = plots.figure([list(top), ["samples"] * 3], height=6.2, height_ratios=[1.4, 1])
+    for letter, name in zip("abc", top, strict=True):
         label, metric = MODELS[name]
         curves(panels[name], groups[name], metric, "images", "training images", f"{letter}  {label}")
-    for model in ("dit", "dcae"):
-        for name in ("adamw", "adam_mini"):
-            title = f"{'DiT' if model == 'dit' else 'DC-AE latents'}, {plots.name(name)}"
-            grid(panels[f"{model} {name}"], groups[model].get(name, []), title)
+    shown = {"dit": "DiT", "dcae": "DC-AE latents"}
+    strip = {f"{shown[name]}, {plots.name(o)}": runs for name in shown for o, runs in groups[name].items()}
+    sample_strip(panels["samples"], strip)
+    panels["samples"].set_title("d  Samples", pad=20)
     return drawn

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from lowmem import plots
 from lowmem.curves import missing, value
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, OPTIMIZERS, add_rows, behind, curves, data_of, grid, of
+from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, curves, data_of, of, sample_strip
 from lowmem.stats import estimate
 
 EXHIBIT = {
@@ -65,12 +65,9 @@ def add_full(shown: Shown, runs: Iterable[Run], tier: str) -> None:
 
 
 def draw(resnet: dict, ddpm: dict):
-    grids = [f"{name} samples" for name in OPTIMIZERS]
-    drawn, panels = plots.figure(
-        [["a"] * 3 + ["b"] * 3, [g for g in grids for _ in (0, 1)]], height=6.2, height_ratios=[1.3, 1]
-    )
+    drawn, panels = plots.figure([["a", "b"], ["samples", "samples"]], height=6.4, height_ratios=[1.2, 1])
     curves(panels["a"], resnet, ACCURACY, "images", "training images", "a  ResNet-18")
     curves(panels["b"], ddpm, LOSS, "images", "training images", "b  DDPM, error of the predicted noise")
-    for name, key in zip(OPTIMIZERS, grids, strict=True):
-        grid(panels[key], ddpm.get(name, []), f"DDPM samples, {plots.name(name)}")
+    sample_strip(panels["samples"], {plots.name(optimizer): runs for optimizer, runs in ddpm.items()})
+    panels["samples"].set_title("c  Samples of the DDPM", pad=20)
     return drawn
