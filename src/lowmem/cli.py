@@ -90,6 +90,11 @@ def parser() -> argparse.ArgumentParser:
     with_plan(added)
     with_tier(added)
 
+    about = "say whether a tier's experiments could start: data, weights, access, disk; nothing is downloaded"
+    added = command("preflight", preflight, about)
+    added.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="default: all that an exhibit shows")
+    with_tier(added)
+
     added = command("blocks", blocks, "print the Hessian blocks that Adam-mini uses for a model")
     added.add_argument("model", help="NAME or NAME:SIZE of lowmem/models, or a Hugging Face folder or name")
 
@@ -234,6 +239,12 @@ def plan(root, arguments):
         if arguments.all or arguments.save_costs:
             estimate.save_costs(root, tier)
         estimate.show(root, tier, options(root, arguments))
+
+
+def preflight(root, arguments):
+    from lowmem import preflight
+
+    return preflight.check(root, arguments.tier, options(root, arguments), arguments.experiments or None)
 
 
 def blocks(root, arguments):

@@ -8,17 +8,15 @@ A run is a plain dictionary {id, experiment, variant, seed, tier, config, config
 chosen axis values joined by "-". Everything that decides the result is in `config`, so its hash names the result.
 """
 
-import ast
 import copy
 import fnmatch
-import functools
 import hashlib
 import itertools
 import json
 import os
 from pathlib import Path
 
-from lowmem import optim
+from lowmem import model_settings, optim
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_yaml
 
@@ -128,8 +126,8 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
 def use_tier_data(config: dict, tier: dict, options: dict) -> dict:
     """Replace the paper's dataset by what the tier (or the user's option) uses for it; the name changes with it."""
     data = config.get("data")
-    if not data:
-        return config
+    if not isinstance(data, dict) or not isinstance(data.get("dataset"), str):
+        return config  # none, or what the schema refuses
     wanted = data["dataset"]
     if wanted in options:
         stand_in = tier.get("data", {}).get(wanted, {})  # its tokenizer fits the models of this tier
@@ -159,26 +157,7 @@ def check_files_exist(config: dict, path: Path) -> None:
         if name not in known:
             raise Misuse(f"{path}: unknown {key} {name!r}{nearest(name, known)}")
     if config.get("model"):
-        known = {
-            "name",
-            "size",
-            "pretrained",
-            "dtype",
-            "adapter",
-            *model_keys(package / "models" / f"{config['model']['name']}.py"),
-        }
-        for key in config["model"]:
-            if key not in known:
-                raise Misuse(f"{path}: model: unknown key {key!r}{nearest(key, known)}")
-
-
-@functools.cache
-def model_keys(path: Path) -> list[str]:
-    """Fields of the dataclass Config in a model's file, read without importing PyTorch."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == "Config":
-            return [field.target.id for field in node.body if isinstance(field, ast.AnnAssign)]
-    raise Misuse(f"{path}: no class Config; a model's settings are the fields of its dataclass Config")
+        model_settings.check(config["model"], path)
 
 
 _validators: dict = {}

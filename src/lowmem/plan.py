@@ -25,15 +25,15 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
     """
     schema = read_yaml(root / "workflow/schemas/config.schema.yaml")
     switches = {key: value for key, value in config.items() if key in schema["properties"]}
+    experiments.check(root, switches, "config", Path("workflow/config/config.yaml"))
     named = {key: value for key, value in config.items() if key not in switches}
     options = {**superglue.options(switches.get("superglue"), switches.get("superglue_dir")), **named}
     datasets = dataset_names(root)
     for name, source in options.items():
         if name not in datasets:
             raise Misuse(f"--config: unknown key {name!r}{nearest(name, {*schema['properties'], *datasets})}")
-        if source not in SOURCES:
+        if not isinstance(source, str) or source not in SOURCES:
             raise Misuse(f"--config {name}={source}: unknown source{nearest(source, SOURCES)}")
-    experiments.check(root, switches, "config", Path("workflow/config/config.yaml"))
     experiments.load_tier(root, switches["tier"])  # an unknown tier is said here, before anything else is read
     return switches["tier"], options
 

@@ -105,6 +105,9 @@ def carry_out(root: Path, run: dict, made: dict, folder: Path, device: str, labe
         return
     from lowmem import optim
 
+    missing = [key for key in ("train", "optimizer") if not run["config"].get(key)]
+    if missing:
+        raise Misuse(f"task {run['config']['task']} trains and needs {' and '.join(missing)} in its configuration")
     usage.reset_peak(device)
     task = module.build(run["config"], run["seed"], root, device)
     made["code"]["files"] |= {name: record.hash_of(root, name) for name in record.names(root, task.inputs)}

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -101,7 +100,7 @@ def kills(project: Path, undisturbed: Path, count: int, chance: random.Random) -
 
 def killed_child(project: Path, undisturbed: Path) -> str | None:
     """What the kernel does to a process that takes too much memory: SIGKILL to the training process alone."""
-    shutil.rmtree(project / "results")
+    small.forget(project, "results", "reports")
     process = small.start(project)
     curves = lambda: list((project / "results").rglob("curve.jsonl"))  # noqa: E731
     small.wait_until(process, curves)
@@ -123,7 +122,7 @@ def in_namespace(project: Path, mount: str) -> int:
 
 
 def full_disk(project: Path, undisturbed: Path) -> str | None:
-    shutil.rmtree(project / "results")
+    small.forget(project, "results", "reports")
     (project / "results").mkdir()
     since = log_length(project)
     if in_namespace(project, "mount -t tmpfs -o size=24k tmpfs results") == 0:
@@ -132,7 +131,7 @@ def full_disk(project: Path, undisturbed: Path) -> str | None:
 
 
 def read_only(project: Path, undisturbed: Path) -> str | None:
-    shutil.rmtree(project / "results")
+    small.forget(project, "results", "reports")
     (project / "results").mkdir()
     since = log_length(project)
     if in_namespace(project, "mount --bind results results; mount -o remount,bind,ro results") == 0:
@@ -150,14 +149,13 @@ def broken_download(how: str) -> Callable:
             file.write_bytes(data[:5000] + bytes([data[5000] ^ 4]) + data[5001:])
         else:
             file.write_bytes((project / "src/lowmem/train.py").read_bytes())
-        shutil.rmtree(project / "data/prepared")
-        shutil.rmtree(project / "results")
+        small.forget(project, "data/prepared", "results", "reports")
         since = log_length(project)
         if small.finish(small.start(project)) == 0:
             problem = ends_well(project, undisturbed)  # fetched again by itself
         else:
             problem = said(project, since, "toytext-1.0.tgz")
-            shutil.rmtree(project / "data/raw")  # what the line asks for
+            small.forget(project, "data/raw")  # what the line asks for
             problem = problem or ends_well(project, undisturbed)
         return problem
 
@@ -166,7 +164,7 @@ def broken_download(how: str) -> Callable:
 
 def broken_checkpoint(how: str) -> Callable:
     def fault(project: Path, undisturbed: Path) -> str | None:
-        shutil.rmtree(project / "results")
+        small.forget(project, "results", "reports")
         process = small.start(project)
         found = lambda: sorted((project / "results").rglob("checkpoint-*/[!.]*"))  # noqa: E731
         small.wait_until(process, found)
@@ -189,7 +187,7 @@ def altered_record(project: Path, undisturbed: Path) -> str | None:
     found = json.loads(path.read_text())
     found["metrics"]["final"]["val_loss"] += 0.5
     path.write_text(json.dumps(found))
-    (project / "results/smoke/gpt2_sizes/done.json").unlink()
+    small.forget(project, "results/smoke/gpt2_sizes/done.json", "reports")
     return ends_well(project, undisturbed)
 
 
@@ -211,7 +209,7 @@ def clock(years: int) -> Callable:
         for name in ("data/raw", "data/prepared", "results/smoke/lomo_event_order"):
             for path in (project / name).rglob("*"):
                 os.utime(path, times=(time.time() + shift,) * 2)
-        shutil.rmtree(project / "results/smoke/gpt2_sizes")
+        small.forget(project, "results/smoke/gpt2_sizes", "reports")
         return ends_well(project, undisturbed)
 
     return fault

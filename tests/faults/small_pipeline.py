@@ -29,7 +29,7 @@ from lowmem import archives
 
 
 def documents(raw):
-    with archives.opened(raw, "package/text.txt") as stream:
+    with archives.opened(raw, "*/text.txt") as stream:
         text = stream.read().decode()
     yield "train", text[: len(text) * 9 // 10]
     time.sleep(0.7)  # long enough to be killed in
@@ -117,10 +117,15 @@ def stage(project: Path) -> str:
     return "report" if not (project / "reports/smoke/index.html").is_file() else "done"
 
 
+def forget(project: Path, *names: str) -> None:
+    """Remove files or folders of the project, if they are there."""
+    for path in (project / name for name in names):
+        path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+
+
 def wipe(project: Path) -> None:
     """Back to a fresh clone: no data, results, reports, or notes of Snakemake."""
-    for name in ("data/raw", "data/prepared", "results", "reports", "logs", ".snakemake"):
-        shutil.rmtree(project / name, ignore_errors=True)
+    forget(project, "data/raw", "data/prepared", "results", "reports", "logs", ".snakemake")
 
 
 def wait_until(process: subprocess.Popen, condition, seconds: float = 120) -> bool:

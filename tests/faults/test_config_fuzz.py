@@ -61,9 +61,9 @@ def places(value, path=()) -> list[tuple]:
 
 @st.composite
 def malformed(draw, valid: dict) -> dict:
-    """A copy with one to three places replaced, removed, renamed or added to."""
+    """A copy with a few places, mostly one, replaced, removed, renamed or added to."""
     changed = copy.deepcopy(valid)
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         found = places(changed)
         if not found:
             break
@@ -73,13 +73,13 @@ def malformed(draw, valid: dict) -> dict:
             inside = inside[step]
         how = draw(st.sampled_from(["replace", "replace", "replace", "remove", "rename", "add"]))
         if how == "replace":
-            inside[key] = draw(VALUES)
+            inside[key] = copy.deepcopy(draw(VALUES))
         elif how == "remove" or isinstance(inside, list):
             del inside[key]
         elif how == "rename":
             inside[draw(WORDS)] = inside.pop(key)
         else:
-            inside[draw(WORDS)] = draw(VALUES)
+            inside[draw(WORDS)] = copy.deepcopy(draw(VALUES))
     return changed
 
 

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from packaging.specifiers import SpecifierSet
 
 
 def read(root: Path, name: str) -> str:
@@ -38,6 +39,30 @@ def test_heavy_packages_stay_out_of_the_lock(root):
 def test_environment_and_makefile_pin_the_same_torch(root):
     [makefile] = set(re.findall(r"torch==[\d.]+", read(root, "Makefile")))
     assert makefile in read(root, "environment.yml")
+
+
+def test_environment_admits_every_locked_version(root):
+    environment = yaml.safe_load(read(root, "environment.yml"))["dependencies"]
+    pip = next(entry["pip"] for entry in environment if isinstance(entry, dict))
+    entries = [entry.split("#")[0] for entry in (*filter(lambda e: isinstance(e, str), environment), *pip)]
+    wanted = dict(re.match(r"([a-z0-9-]+?)(?:-minimal|-base)?\s*([<>=].*)?$", entry.strip()).groups() for entry in entries)
+    checked = {name: version for name, version in locked(root).items() if wanted.get(name)}
+    assert len(checked) >= 8
+    for name, version in checked.items():
+        assert SpecifierSet(wanted[name]).contains(version), f"{name}: {version} is not {wanted[name]}"
+
+
+def test_the_container_installs_by_the_makefile_with_an_admitted_python(root):
+    recipe = read(root, "Containerfile")
+    [version] = re.findall(r"^FROM docker.io/library/python:(\d+\.\d+)-slim", recipe, re.MULTILINE)
+    project = tomllib.loads(read(root, "pyproject.toml"))["project"]
+    assert version in SpecifierSet(project["requires-python"])
+    environment = yaml.safe_load(read(root, "environment.yml"))["dependencies"]
+    assert version in SpecifierSet(environment[0].removeprefix("python").strip())
+    assert "RUN make .venv/.installed" in recipe and "pip install" not in recipe
+    copied = re.findall(r"^COPY (.+) \S+$", recipe.split("RUN make")[0], re.MULTILINE)
+    assert {"Makefile", "pyproject.toml", "requirements.lock", "src"} <= set(" ".join(copied).split())
+    assert all((root / name).exists() for name in " ".join(copied).split())
 
 
 def test_environment_names_every_package_of_the_pipeline(root):

@@ -1,0 +1,79 @@
+"""`lowmem preflight`: what an experiment lacks is named before anything runs, and nothing is downloaded."""
+
+import shutil
+
+import pytest
+from synthetic import ROOT, checkout
+
+from lowmem import experiments, plan, preflight
+from lowmem.files import write_json
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """The real configuration without data, without network, with every client installed and no token."""
+    root = checkout(tmp_path)
+    (root / "data").unlink()
+    (root / "data").mkdir()
+    for path in (ROOT / "data").iterdir():
+        if path.name not in ("raw", "prepared"):
+            (root / "data" / path.name).symlink_to(path)
+    monkeypatch.setattr(preflight, "answers", lambda host: False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "nowhere"))
+    for key in preflight.TOKENS:
+        monkeypatch.delenv(key, raising=False)
+    return root
+
+
+def answer(root, capsys, tier, *names, options=None):
+    code = preflight.check(root, tier, options or {}, list(names) or None)
+    return code, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tier", experiments.tier_names(ROOT))
+def test_every_experiment_of_a_tier_has_its_row(root, capsys, tier):
+    _, said = answer(root, capsys, tier)
+    names = {line.split()[0] for line in said.splitlines() if not line.startswith((" ", "downloads:"))}
+    assert {job["experiment"] for job in plan.jobs(root, tier, {}).values()} <= names
+
+
+def test_packages_need_only_their_client(root, capsys, monkeypatch):
+    code, said = answer(root, capsys, "laptop", "gpt2_sizes")
+    assert code == 0 and "every experiment could start" in said
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    code, said = answer(root, capsys, "laptop", "gpt2_sizes")
+    assert code == 1 and "missing: sotu (package): npm is not installed" in said
+
+
+def test_a_hub_that_does_not_answer_is_named_and_a_fetched_dataset_is_enough(root, capsys):
+    code, said = answer(root, capsys, "paper", "gpt2_decay")
+    assert code == 1 and "openwebtext (hub)" in said and "gpt2_decay" in said.splitlines()[-1]
+    write_json(root / "data/raw/openwebtext@hub/fetched.json", {})
+    assert answer(root, capsys, "paper", "gpt2_decay")[0] == 0
+
+
+def test_own_files_are_asked_for_with_the_command(root, capsys):
+    code, said = answer(root, capsys, "laptop", "gpt2_sizes", options={"openwebtext": "folder"})
+    assert code == 1 and "lowmem fetch openwebtext --source folder --folder DIR" in said
+
+
+def test_gated_weights_need_a_token_and_a_folder_needs_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(preflight, "answers", lambda host: True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for key in preflight.TOKENS:
+        monkeypatch.delenv(key, raising=False)
+    assert "is gated" in preflight.of_weights(ROOT, "meta-llama/Llama-2-7b-hf")
+    assert preflight.of_weights(ROOT, "huggyllama/llama-7b") is None
+    monkeypatch.setenv("HF_TOKEN", "x")
+    assert preflight.of_weights(ROOT, "meta-llama/Llama-2-7b-hf") is None
+    (tmp_path / "config.json").write_text("{}")
+    assert preflight.of_weights(ROOT, str(tmp_path)) is None
+    assert "no folder with a config.json" in preflight.of_weights(ROOT, "/nowhere/llama")
+
+
+def test_a_full_disk_is_said(root, capsys, monkeypatch):
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    code, said = answer(root, capsys, "laptop", "gpt2_sizes")
+    assert code == 1 and "missing: disk space" in said
