@@ -230,7 +230,10 @@ def prepare_inputs(root: Path, data: dict) -> dict[str, list[str]]:
     raw = raw_folder(root, data["dataset"], data["source"]).relative_to(root)
     script = fetch_script(root, data["dataset"])
     code = code_files("prepare.py", "tokenizers.py")
-    return {"raw": [f"{raw}/fetched.json"], "code": [*code, *([script] if (root / script).is_file() else [])]}
+    if (root / script).is_file():
+        own = record.reach([root / script], SHARED) - {root / script}  # what the script imports
+        code = sorted({*code, *(f"src/{path.relative_to(record.PACKAGE.parent)}" for path in own)}) + [str(script)]
+    return {"raw": [f"{raw}/fetched.json"], "code": code}
 
 
 def prepare_arguments(data: dict) -> str:
