@@ -1,7 +1,7 @@
 """Peak memory of a fine-tuning step, measured on this machine, beside that of inference alone (LOMO's headline).
 
 The same model, batch and precision, once without gradients and once trained by an optimizer. Bytes come from the
-allocator's own events on a CPU, from torch.cuda on a GPU; components from the accountant's trace at full depth.
+allocator's own events on a CPU, from torch.cuda on a GPU; components from the accountant (memory/accountant.py).
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     """measure: {batch, seq_len, precision, checkpointing?, device: cpu | cuda}; a configuration without optimizer is inference.
 
     metrics.final: {measured_bytes, weights_bytes, resident_bytes (growth of the process, None on a GPU)}. memory: bytes by
-    component at the peak as traced (none for inference), and the measured peak.
+    component at the peak as accounted (none for inference), and the measured peak.
     """
     settings = dict(config["measure"])
     device = settings.pop("device", "cpu")
@@ -27,7 +27,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     trains = "optimizer" in config
     cell = Cell(optimizer=config.get("optimizer", {}), device="gpu" if device == "cuda" else "cpu", **settings)
     peak, resident = measured.peak_bytes(model, cell, device, measured.build if trains else measured.inference)
-    parts = account(model, cell, full_depth=True).parts if trains else {}
+    parts = account(model, cell).parts if trains else {}
     final = {
         "measured_bytes": peak,
         "weights_bytes": model.parameters() * (2 if cell.precision in ("bf16", "master") else 4),
