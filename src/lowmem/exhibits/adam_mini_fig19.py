@@ -53,7 +53,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     side_by_side(
         panels["test"],
         [(label, entry, plots.look(optimizer)["color"]) for label, entry, optimizer in bars],
-        "points behind AdamW (below 0: ahead)",
+        "points behind AdamW",
     )
     panels["test"].set_title("c  Test accuracy")
     shown.figure = drawn
