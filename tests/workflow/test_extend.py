@@ -1,0 +1,163 @@
+"""A newcomer's afternoon: an optimizer, a model, a task, a dataset, an experiment, an exhibit and a claim, a file each.
+
+Nothing else is touched but sources.yaml and claims.yaml, which get an entry; the pipeline finds the rest by file names.
+"""
+
+import json
+
+import checkout
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+FILES = {
+    "src/lowmem/optim/sign_descent.py": '''"""Sign descent: w -= lr * sign(g)."""
+
+from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.stages import Stage
+
+
+def update(w, totals):
+    w.p.sub_(w.g.sign(), alpha=w.h["lr"])
+
+
+class SignDescent(RuleOptimizer):
+    """State: none."""
+
+    form = "flat"
+    stages = (Stage(update),)
+
+    def __init__(self, params, lr=1e-2, **common):
+        super().__init__(params, dict(lr=lr), **common)
+
+    @staticmethod
+    def init(p, group, blocks, dtype):
+        return {}
+
+    @staticmethod
+    def scalars(group, step):
+        return {"lr": group["lr"]}
+''',
+    "src/lowmem/models/line.py": '''"""y = a x + b."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass
+class Config:
+    n_input: int = 1
+
+
+def build(**settings) -> nn.Linear:
+    return nn.Linear(Config(**settings).n_input, 1)
+''',
+    "data/points/prepare.py": '''"""One file of points."""
+
+from lowmem import archives
+
+
+def files(raw):
+    with archives.opened(raw, "*/points.csv") as stream:
+        yield "points.csv", stream
+''',
+    "src/lowmem/tasks/fit_points.py": '''"""Fit points by least squares."""
+
+import importlib
+
+import torch
+
+from lowmem import prepare
+from lowmem.task import Task
+
+
+def build(config, seed, root, device):
+    path = prepare.folder(root, config["data"]) / "points.csv"
+    rows = torch.tensor([[float(cell) for cell in line.split(",")] for line in path.read_text().split()])
+    model = importlib.import_module(f"lowmem.models.{config['model']['name']}").build()
+
+    def loss(model, batch):
+        return (model(batch[:, :1]) - batch[:, 1:]).square().mean()
+
+    def evaluate(model):
+        return {"val_loss": loss(model, rows).item()}
+
+    return Task(model, lambda index: rows, loss, evaluate, units=len(rows), unit="point", inputs=(path,))
+''',
+    "workflow/config/experiments/points.yaml": """title: Points on a line
+source: ours
+settings:
+  task: fit_points
+  data: {dataset: points, source: folder}
+  model: {name: line}
+  optimizer: {lr: 1.0e-2}
+  train: {steps: 400, batch_size: 1, eval_every: 100}
+axes:
+  optimizer:
+    sign_descent: {optimizer: {name: sign_descent}}
+    sgd: {optimizer: {name: sgd}}
+seeds: [0, 1, 2]
+""",
+    "src/lowmem/exhibits/extra_points.py": '''"""How well each optimizer fits points on a line."""
+
+from lowmem.curves import mean, text, used
+from lowmem.exhibit import Shown
+
+EXHIBIT = {
+    "id": "extra_points", "paper": "extra", "label": "Extra", "order": 99, "kind": "table", "title": "Points on a line",
+    "experiments": ["points"], "published": None,
+}
+
+
+def render(runs, published, tier):
+    found = {name: mean(group) for name, group in runs.variants().items()}
+    rows = [[name, text(value, digits=4)] for name, value in found.items()]
+    values = {f"{name}.loss": value for name, value in found.items()}
+    return Shown("Mean squared error after 400 steps.", ["optimizer", "error"], rows, values, runs_used=used(runs))
+''',
+}
+CLAIM = {
+    "id": "sign_descent_fits", "paper": "extra", "place": "ours", "statement": "Sign descent fits the line.",
+    "exhibit": "extra_points", "value": "sign_descent.loss",
+    "published": {"value": "no number", "unit": "ours", "source": "ours", "confidence": "high"},
+    "rule": {"kind": "less", "target": 0.01}, "decides": ["laptop"], "reason": "The step is 0.01.",
+}  # fmt: skip
+
+
+@pytest.fixture
+def extended(project):
+    for path in (project / "src/lowmem/exhibits").glob("[a-z]*.py"):
+        path.unlink()  # the others' runs take minutes
+    for name, text in FILES.items():
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text(text)
+    (project / "workflow/config/claims.yaml").write_text(yaml.safe_dump({"claims": [CLAIM]}))
+    sources = project / "data/sources.yaml"
+    sources.write_text(sources.read_text() + "\npoints:\n  about: points\n  licence: none\n  sources: []\n")
+    (project / "mine").mkdir()
+    (project / "mine/points.csv").write_text("".join(f"{x / 10},{x / 5 + 1}\n" for x in range(-10, 11)))
+    checkout.command(project, "lowmem", "fetch", "points", "--source", "folder", "--folder", "mine")
+    return project
+
+
+def test_one_file_each_is_enough_for_a_verdict(extended):
+    checkout.snakemake(extended)
+    [row] = json.loads((extended / "reports/laptop/claims.json").read_text())
+    assert row["verdict"] == "reproduced" and 0 < row["ours"] < 0.01
+    page = (extended / "reports/laptop/index.html").read_text()
+    assert "Points on a line" in page and "Sign descent fits the line." in page
+    records = [json.loads(path.read_text()) for path in (extended / "results/laptop/points").rglob("record.json")]
+    assert len(records) == 6
+    for made in records:
+        files = made["code"]["files"]
+        assert {"src/lowmem/tasks/fit_points.py", "src/lowmem/models/line.py"} <= files.keys()
+        own = made["config"]["optimizer"]["name"]
+        assert f"src/lowmem/optim/{own}.py" in files
+
+
+def test_a_wrong_value_of_the_new_model_is_refused_before_anything_runs(extended):
+    checkout.edit(extended / "workflow/config/experiments/points.yaml", "{name: line}", "{name: line, n_input: two}")
+    done = checkout.snakemake(extended, "--dry-run", check=False)
+    assert done.returncode and "model.n_input: 'two' is not a whole number of 1 or more" in done.stderr
