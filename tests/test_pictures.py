@@ -169,7 +169,7 @@ def test_pictures_are_standard_normal_or_signed(root):
     data = load(root)
     shown = torch.cat([data.train(0, k, 10)[0] for k in range(5)])
     assert abs(shown.mean()) < 1e-3 and abs(shown.std() - 1) < 1e-2
-    signed = pictures.load(root, {"dataset": "toy", "source": "package"}, "cpu", {"pad": 2}, scale="signed")
+    signed = pictures.load(root, {"dataset": "toy", "source": "package"}, "cpu", {"pad_to": 16}, scale="signed")
     shown = signed.test(0, 20)[0]
     assert shown.shape == (20, 1, 16, 16) and shown.max() == 1 and shown[:, :, :2].max() == -1 == shown.min()
 
@@ -205,7 +205,13 @@ def test_a_zoom_shows_a_quarter_to_all_of_the_area():
 
 @pytest.mark.parametrize(
     "settings, message",
-    [({"augment": "mixup"}, "unknown 'mixup'"), ({"pool": 5}, "pool 5"), ({"crop": 20}, "crop 20")],
+    [
+        ({"augment": "mixup"}, "unknown 'mixup'"),
+        ({"pool": 5}, "pool 5"),
+        ({"crop": 20}, "crop 20"),
+        ({"pad_to": 13}, "pad_to 13"),
+        ({"pad_to": 8}, "pad_to 8"),
+    ],
 )
 def test_settings_that_do_not_fit_the_pictures_are_refused(root, settings, message):
     with pytest.raises(Misuse, match=message):

@@ -72,21 +72,25 @@ class Pictures:
 
 
 def load(root: Path, data: dict, device: str, settings: dict, scale: str = "normal") -> Pictures:
-    """The pictures of config["data"]. settings: {augment, pool, pad, crop}, all optional."""
+    """The pictures of config["data"]. settings, all optional: augment; pool; pad_to (pixels
+    per side, black ones are added around the picture); crop.
+    """
     folder = prepare.ready(root, data)
     arrays = prepare.load_arrays(folder)
     check(arrays, folder)
-    augment, pool, pad = settings.get("augment", "none"), settings.get("pool", 1), settings.get("pad", 0)
-    side, crop = arrays["train_images"].shape[1], settings.get("crop")
+    augment, pool, crop = settings.get("augment", "none"), settings.get("pool", 1), settings.get("crop")
+    side = arrays["train_images"].shape[1]
+    added = (settings.get("pad_to") or side // pool) - side // pool
     if augment not in AUGMENTATIONS:
         raise Misuse(f"measure.augment: unknown {augment!r}; choose from: {', '.join(AUGMENTATIONS)}")
-    if side % pool or (crop or 1) > side // pool + 2 * pad:
-        raise Misuse(f"{folder.name} has {side} pixels per side, which pool {pool} and crop {crop} do not fit")
+    if side % pool or added % 2 or added < 0 or (crop or 1) > side // pool + added:
+        asked = f"pool {pool}, pad_to {settings.get('pad_to')} and crop {crop}"
+        raise Misuse(f"{folder.name} has {side} pixels per side, which {asked} do not fit")
     sample = arrays["train_images"][:SAMPLE]
     brightest = 255 if sample.max() > 16 else 16  # the digits have 17 grey levels
     mean, deviation = (0.5, 0.5) if scale == "signed" else (sample.mean() / brightest, sample.std() / brightest)
     inputs = tuple(folder / f"{name}.npy" for name in ARRAYS)
-    return Pictures(arrays, device, augment, pool, pad, crop, brightest, float(mean), float(deviation), inputs)
+    return Pictures(arrays, device, augment, pool, added // 2, crop, brightest, float(mean), float(deviation), inputs)
 
 
 def check(arrays: dict[str, np.ndarray], folder: Path) -> None:

@@ -11,7 +11,7 @@ from lowmem import pictures
 from lowmem.errors import Misuse, nearest
 from lowmem.task import Task
 
-KEYS = {"augment", "pool", "pad", "crop"}
+KEYS = {"augment", "pool", "pad_to", "crop"}
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:

@@ -24,7 +24,7 @@ KEYS = {
     "latent",
     "drop_labels",
 }
-PICTURE_KEYS = {"augment", "pool", "pad", "crop"}
+PICTURE_KEYS = {"augment", "pool", "pad_to", "crop"}
 SHOWN = 16  # samples that are kept as pictures
 CHUNK = 128  # samples at once
 
@@ -32,7 +32,7 @@ CHUNK = 128  # samples at once
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model, train and measure.
 
-    measure: augment, pool, pad, crop (see pictures.py); noise_steps; samples and sample_steps (how many pictures are made
+    measure: augment, pool, pad_to, crop (see pictures.py); noise_steps; samples and sample_steps (how many pictures are made
     at the end, and in how many steps); classifier and latent (networks.py: whose features measure the samples; the
     autoencoder whose latents are diffused, absent: pixels); drop_labels: share of training labels that is hidden.
 
