@@ -165,6 +165,14 @@ def test_batches_and_validation_are_the_same_for_every_network(root):
     assert losses[0] == losses[1] == pytest.approx(1, abs=0.15)  # the variance of the noise itself
 
 
+def test_more_test_pictures_than_there_are_and_networks_that_are_not_kept_are_one_line(root):
+    config = settings()
+    with pytest.raises(Misuse, match=r"30 test pictures are fewer than the 32 of train\.eval_batches"):
+        diffuse.build({**config, "train": {**config["train"], "eval_batches": 4}}, 0, root, "cpu")
+    with pytest.raises(Misuse, match="no network of kind 'swin' is kept ready"):
+        diffuse.build(settings(latent={**LATENT, "model": {"name": "swin"}}), 0, root, "cpu")
+
+
 def test_labels_are_hidden_from_the_share_of_pictures_that_was_asked_for(root):
     for share, expected in ((0.0, 0), (1.0, 8)):
         labels = diffuse.build(settings(drop_labels=share), 0, root, "cpu").batch(0)[2]

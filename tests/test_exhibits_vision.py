@@ -74,6 +74,17 @@ def test_own_distances_never_stand_under_the_published_names(full):
     assert shown.values["dit.score"]["value"] == pytest.approx((5 - POINTS["adam_mini"]) / 5)
 
 
+def test_pictures_without_classes_are_not_measured_and_it_says_why(root):
+    for experiment in ("ddpm", "dit"):
+        synthetic_vision.write(root, experiment, "paper")
+    shown = exhibit.make(root, "adam_mini_table7", "paper")
+    assert (
+        shown.values["ddpm.distance"]["value"] is None and "without classes" in shown.values["ddpm.distance"]["reason"]
+    )
+    [row] = [row for row in shown.rows if row[:2] == ["DDPM (ours)", "AdamW"]]
+    assert "without classes" in row[2] and shown.values["dit.distance"]["value"] is not None
+
+
 def test_the_metric_at_a_quarter_is_that_of_the_nearest_evaluation(root):
     synthetic_vision.write(root, "resnet")
     run = next(iter(exhibit.load(root, ["resnet"], "laptop", {})))

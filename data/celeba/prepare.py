@@ -8,7 +8,7 @@ from lowmem import images
 from lowmem.sources import hub
 
 SIZE = 64  # the shorter side is scaled to it when it is fetched (sources.yaml: image_size), the middle is cut out
-TEST = 2000  # the last pictures are held out
+TEST = 4000  # the last pictures are held out
 
 
 def arrays(raw: Path) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ data/prepared/networks by a hash of everything that decides it.
 """
 
 import hashlib
-import importlib
 import json
 from pathlib import Path
 
@@ -14,11 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from lowmem import fetch, record
-from lowmem.files import atomic_path
+from lowmem.errors import Misuse, nearest
+from lowmem.files import atomic_path, sha256
+from lowmem.models import autoencoder, resnet
 from lowmem.optim.adamw import AdamW
 from lowmem.pictures import Pictures
 from lowmem.schedule import lr_at
 
+KINDS = {"autoencoder": autoencoder, "resnet": resnet}
 SEED = 0  # one network for all seeds and optimizers, so that they are measured alike
 
 
@@ -29,12 +31,14 @@ def ready(root: Path, data: Pictures, settings: dict) -> nn.Module:
     error), any other one to classify them. The run's random numbers stay untouched.
     """
     name = settings["model"]["name"]
+    if name not in KINDS:
+        raise Misuse(f"no network of kind {name!r} is kept ready{nearest(name, KINDS)}")
     inputs = {path.name: record.hash_of(root, path.relative_to(root).as_posix()) for path in data.inputs}
     code = [Path(__file__), record.PACKAGE / f"models/{name}.py", record.PACKAGE / "pictures.py"]
     shape = {"pool": data.pool, "pad": data.pad, "crop": data.crop, "mean": data.mean, "deviation": data.deviation}
-    known = json.dumps([settings, shape, inputs, [record.sha256(path) for path in code], data.device], sort_keys=True)
+    known = json.dumps([settings, shape, inputs, [sha256(path) for path in code], data.device], sort_keys=True)
     place = root / "data/prepared/networks" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.pt"
-    module = importlib.import_module(f"lowmem.models.{name}")
+    module = KINDS[name]
     given = {**data.shape, "n_output": data.classes}
     fields = {key: value for key, value in given.items() if key in module.Config.__dataclass_fields__}
     own = {key: value for key, value in settings["model"].items() if key != "name"}

@@ -6,7 +6,7 @@ only which optimizer is ahead can be compared.
 
 from lowmem import plots
 from lowmem.curves import absent, mean, missing, ratio, text
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.quarters import data_of, of
 
 EXHIBIT = {
@@ -22,6 +22,7 @@ EXHIBIT = {
 
 MODELS = {"dit": "DiT", "dcae": "DiT on DC-AE latents", "ddpm": "DDPM (ours)"}
 PUBLISHED = {"dit": "DiT-XL-2", "dcae": "DC-AE-Diffusion"}
+UNMEASURED = "not run: pictures without classes, so without a classifier"
 COLUMNS = ["model", "optimizer", "Fréchet distance, own classifier", "the same of training pictures"]
 COLUMNS += ["class score, own classifier", "FID", "Inception score", "seeds"]
 
@@ -44,23 +45,28 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         groups = of(runs, name)
         for optimizer, found in groups.items():
             shown.runs_used += [run.id for run in found if run.status == "done"]
-            cells = [
-                text(mean(found, lambda run, key=key: run.final(key)), digits=2) for key in ("frechet", "frechet_floor")
-            ]
-            score = text(mean(found, lambda run: run.final("class_score")), digits=2)
-            shown.rows.append([label, plots.name(optimizer), *cells, score, "", "", len(found)])
+            cells = [text(measured(found, key), digits=2) for key in ("frechet", "frechet_floor", "class_score")]
+            shown.rows.append([label, plots.name(optimizer), *cells, "", "", len(found)])
         for key, column in (("distance", "frechet"), ("score", "class_score")):
             shown.values[f"{name}.{key}"] = compared(groups.get("adam_mini", []), groups.get("adamw", []), column)
         publish(shown, published, name)
     return shown
 
 
+def measured(runs: list[Run], key: str) -> dict:
+    """Mean of a number over seeds, as an entry; pictures without classes have no classifier that could measure them."""
+    if runs and not unfinished(runs) and any(run.final(key) is None for run in runs):
+        return missing(UNMEASURED)
+    return mean(runs, lambda run: run.final(key))
+
+
 def compared(subject: list[Run], baseline: list[Run], key: str) -> dict:
     """Subject over baseline at equal seed, geometric mean, as an entry."""
+    gone = absent(subject, baseline)
     ours, theirs = ({run.seed: run.final(key) for run in group} for group in (subject, baseline))
-    if not absent(subject, baseline) and None in {*ours.values(), *theirs.values()}:
-        return missing("not run: the records hold no samples' quality")
-    return absent(subject, baseline) or ratio(ours, theirs)
+    if not gone and None in {*ours.values(), *theirs.values()}:
+        return missing(UNMEASURED)
+    return gone or ratio(ours, theirs)
 
 
 def publish(shown: Shown, published: dict, name: str) -> None:

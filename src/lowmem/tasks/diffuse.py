@@ -59,6 +59,9 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     with torch.device(device):
         model = module.build(**{**shape, **own})
     kept = diffusion.kept_share(settings["noise_steps"], device)
+    known, wanted = len(data.arrays["test_labels"]), micro * train.get("eval_batches", 1)
+    if known < wanted:
+        raise Misuse(f"{known} test pictures are fewer than the {wanted} of train.eval_batches; lower it")
 
     def with_noise(images: Tensor, labels: Tensor, generator: np.random.Generator, times=None) -> tuple[Tensor, ...]:
         """(noisy, times, labels, noise): drawn on the CPU, so that every device sees the same."""
