@@ -16,9 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def checkout(folder: Path) -> Path:
-    """A root with the real configuration and published values, and results of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("workflow", "data", "src"):
+    """A root with the real configuration and published values, and results and archived records of its own."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    data = [f"data/{path.name}" for path in (ROOT / "data").iterdir() if path.name != "records"]
+    for name in ("workflow", "src", *data):
         (folder / name).symlink_to(ROOT / name)
     return folder
 

@@ -239,17 +239,7 @@ def test_updates_inside_backward_are_told_by_loss_and_bytes(root):
 # -- the published CPU result ------------------------------------------------------------------------------------------
 
 
-def forget_archived_records(root):
-    """A data folder with everything of the real one but the kept records."""
-    (root / "data").unlink()
-    (root / "data").mkdir()
-    for path in (ROOT / "data").iterdir():
-        if path.name != "records":
-            (root / "data" / path.name).symlink_to(path)
-
-
 def test_archived_records_stand_in_for_the_long_run_and_say_so(root):
-    forget_archived_records(root)
     write(root, "char_shakespeare", "workstation", offset=lambda run: -1.0)
     assert kept.keep(root, "workstation/char_shakespeare") == 6
     shutil.rmtree(root / "results/workstation")
@@ -262,7 +252,6 @@ def test_archived_records_stand_in_for_the_long_run_and_say_so(root):
 
 
 def test_without_archived_records_the_published_result_is_not_run(root):
-    forget_archived_records(root)
     write(root, "char_shakespeare", "laptop")
     assert values(root, "extra_char_shakespeare")["adamw.val_loss"]["reason"].startswith("not run")
 

@@ -1,6 +1,7 @@
 """Table 4 of LOMO: settings of the SuperGLUE runs as published, and those of the runs of this tier."""
 
 from lowmem import fine_tuning as ft
+from lowmem.curves import missing, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 
 EXHIBIT = {
@@ -19,7 +20,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: differences (settings of this tier that are not the published ones), settings (all)."""
     shown = Shown(
         caption="What the paper states, and what the configurations of this tier say; several values are a grid.",
-        columns=["runs", "setting", "published", f"tier {tier}", "same"],
+        columns=["runs", "setting", "published", f"tier {tier}", "same", "finished runs"],
         rows=[],
         deviations=[
             "LoRA has one published rate and LOMO six points; here both have grids of equal size, or one point each."
@@ -27,17 +28,24 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for group, setting, source, at, read in ROWS:
         found = printed(published, source, **at)
-        ours = distinct(read(run) for run in runs if belongs(run, group))
+        own = [run for run in runs if belongs(run, group)]
+        ours = distinct(read(run) for run in own)
         theirs = listed(found["value"]) if found else None
         shown.published += mark(f"{group}: {setting}", found)
         same = "" if found is None or not ours else "yes" if ours == theirs else "no"
-        shown.rows.append([group, setting, words(theirs), words(ours) or ft.NEEDS, same])
-    compared = [row[-1] for row in shown.rows if row[-1]]
-    shown.values = {
-        "settings": {"value": len(compared), "unit": "settings"},
-        "differences": {"value": compared.count("no"), "unit": "settings"},
-    }
+        shown.rows.append([group, setting, words(theirs), words(ours) or ft.NEEDS, same, finished(own)])
+    compared = [row[4] for row in shown.rows if row[4]]
+    shown.runs_used = used(runs)
+    gone = None if shown.runs_used else missing("not run: no record")  # settings of runs that nobody made say nothing
+    for name, count in (("settings", len(compared)), ("differences", compared.count("no"))):
+        shown.values[name] = gone or {"value": count, "unit": "settings"}
     return shown
+
+
+def finished(runs: list[Run]) -> str:
+    """How many of the runs with this setting are there, or why none is."""
+    done = sum(run.status == "done" for run in runs)
+    return f"{done} of {len(runs)}" if done or not runs else runs[0].reason
 
 
 def belongs(run: Run, group: str) -> bool:
