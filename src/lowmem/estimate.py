@@ -5,6 +5,7 @@ memory/throughput.py for GPU tiers (`lowmem plan --all` writes both). Else a sim
 speeds that the tier's file assumes. The text says which.
 """
 
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +17,12 @@ COSTS = "data/published/costs.json"
 
 
 def parameters(model: dict) -> int:
-    """About how many parameters a GPT-2 or Llama has: 12 width^2 per layer and one embedding per token."""
+    """About how many parameters a GPT-2 or Llama has: as a checkpoint's or size's name says (llama-7b), else 12 width^2 per
+    layer and one embedding per token."""
+    name = f"{model.get('size') or ''} {model.get('pretrained') or ''}"
+    said = re.search(r"(\d+(?:\.\d+)?)([bm])\b", name.replace(" smollm2", " 135m"))  # sources.yaml has one size of it
+    if said:
+        return int(float(said[1]) * {"b": 1e9, "m": 1e6}[said[2]])
     layers = model.get("n_layer", 0)
     width = model.get("n_embd", 0)
     return 12 * layers * width * width + model.get("vocab_size", 256) * width
