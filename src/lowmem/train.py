@@ -1,6 +1,7 @@
 """The only training loop: any model, task and optimizer, interrupted at any moment and continued bit for bit."""
 
 import contextlib
+import gc
 import importlib
 import json
 import math
@@ -48,6 +49,8 @@ def run_all(root: Path, runs: list[dict]) -> int:
             made = train_run(root, run, label)
         except Failed as error:  # not even the record could be written
             made = {"status": "failed", "reason": str(error)}
+        if {"pretrained", "size"} & run["config"].get("model", {}).keys():
+            gc.collect()  # hooks make a model part of a cycle: a large one must not wait for Python to find it
         failed += made["status"] == "failed"
         speeds.append(made.get("throughput"))
         say(f"{label}: {made['status']}" + (f": {made['reason']}" if made["reason"] else f" {ticker.summary(made)}"))
