@@ -11,6 +11,7 @@ from synthetic import ROOT, checkout, record
 from synthetic_vision import POINTS
 
 from lowmem import claims, exhibit, experiments, plots, quarters
+from lowmem.tasks import classify, diffuse
 
 FIGURES = ("adam_mini_fig17", "adam_mini_fig18", "adam_mini_fig19")
 TABLES = ("adam_mini_table5", "adam_mini_table7")
@@ -99,6 +100,14 @@ def test_evaluations_fall_on_the_quarters_of_every_experiment(root):
             for run in experiments.runs(root, experiment, tier):
                 steps, every = (run["config"]["train"][key] for key in ("steps", "eval_every"))
                 assert abs(steps / 4 - round(steps / 4 / every) * every) <= 0.01 * steps, (tier, run["id"])
+
+
+def test_tasks_know_every_key_of_their_experiments(root):
+    known = {"classify": classify.KEYS, "diffuse": diffuse.KEYS, "nodes": set()}
+    for experiment in synthetic_vision.EXPERIMENTS:
+        for tier in ("smoke", "laptop", "workstation", "paper"):
+            for run in experiments.runs(root, experiment, tier):
+                assert run["config"].get("measure", {}).keys() <= known[run["config"]["task"]], (tier, run["id"])
 
 
 def test_optimizers_of_a_model_differ_in_nothing_but_their_blocks(root):

@@ -18,8 +18,8 @@ def build(name: str):
     with torch.device("meta"):
         if file in own:
             module = importlib.import_module(f"lowmem.models.{file}")
-            if size and size not in module.SIZES:
-                raise Misuse(f"{file} has no size {size!r}{nearest(size, module.SIZES)}")
+            if size and size not in getattr(module, "SIZES", {}):
+                raise Misuse(f"{file} has no size {size!r}{nearest(size, getattr(module, 'SIZES', {}))}")
             return module.build(**({"size": size} if size else {}))
         if "/" not in name and not Path(name).is_dir():
             raise Misuse(f"unknown model {name!r}{nearest(name, own)}; a Hugging Face name has a slash")

@@ -12,19 +12,8 @@ from lowmem import diffusion, networks, pictures
 from lowmem.errors import Misuse, nearest
 from lowmem.task import Task
 
-KEYS = {
-    "augment",
-    "pool",
-    "pad",
-    "crop",
-    "noise_steps",
-    "samples",
-    "sample_steps",
-    "classifier",
-    "latent",
-    "drop_labels",
-}
 PICTURE_KEYS = {"augment", "pool", "pad_to", "crop"}
+KEYS = PICTURE_KEYS | {"noise_steps", "samples", "sample_steps", "classifier", "latent", "drop_labels"}
 SHOWN = 16  # samples that are kept as pictures
 CHUNK = 128  # samples at once
 
