@@ -13,6 +13,6 @@ if [ ! -f ".venv/$name/.installed" ] || [ pyproject.toml -nt ".venv/$name/.insta
   own=$(".venv/$name/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
   echo "$packages" > "$own/base.pth"
   export DS_BUILD_OPS=0 DS_ACCELERATOR=cpu # DeepSpeed's compiled extras are for GPUs
-  $python -m pip --python ".venv/$name/bin/python" install --quiet --no-build-isolation -e ".[$name]"
+  $python -m pip --python ".venv/$name/bin/python" install --quiet --no-compile --no-build-isolation -e ".[$name]"
   touch ".venv/$name/.installed"
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A real SLURM of one node on this machine, for the tests beside this file. Needs root and Debian's slurm-wlm and munge.
-#     slurm.sh start | stop
+#     slurm.sh start | stop | restart     (restart: the controller alone; jobs live on)
 # It writes /etc/slurm/slurm.conf, and refuses to touch one that it has not written.
 set -euo pipefail
 conf=/etc/slurm/slurm.conf
@@ -61,6 +61,15 @@ CONF
   exit 1
 }
 
+restart() {
+  pkill -x slurmctld || true
+  for _ in $(seq 20); do pgrep -x slurmctld >/dev/null || break; sleep 0.5; done
+  /usr/sbin/slurmctld
+  for _ in $(seq 30); do if sinfo -h >/dev/null 2>&1; then return; fi; sleep 1; done
+  tail -n 20 "$state/ctld.log" >&2
+  exit 1
+}
+
 stop() {
   [ -e "$conf" ] || return 0
   grep -qxF "$mark" "$conf" || return 0
@@ -73,6 +82,6 @@ stop() {
 }
 
 case "${1-}" in
-  start | stop) "$1" ;;
+  start | stop | restart) "$1" ;;
   *) sed -n 2,4p "$0" >&2; exit 2 ;;
 esac

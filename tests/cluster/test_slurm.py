@@ -1,15 +1,19 @@
-"""The pipeline on a real SLURM of one node (slurm.sh, as root); not yet part of .ci/run.
+"""The pipeline on a real SLURM of one node (slurm.sh, as root).
 
 LOWMEM_SLURM=1 python -m pytest -m slow -n 0 tests/cluster
 """
 
 import json
+import re
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import checkout
 import pytest
+import small_pipeline
 from checkout import SMOKE_TRAIN, edit, start, wait_for
 
 from lowmem import record
@@ -52,6 +56,12 @@ def running(rule: str) -> list[str]:
     return [line.split()[0] for line in lines if rule in line]
 
 
+def waiting(rule: str) -> list[str]:
+    """Ids of jobs of a rule that wait for a node."""
+    lines = slurm_says("squeue", "-h", "-t", "PENDING", "-o", "%i %k").splitlines()
+    return [line.split()[0] for line in lines if rule in line]
+
+
 def finished(process: subprocess.Popen, project: Path) -> None:
     """The pipeline ends well; what SLURM and Snakemake said is shown otherwise."""
     code = process.wait(timeout=400)
@@ -63,16 +73,45 @@ def trained(project: Path):
     return lambda: running("train") and list((project / GPT2).rglob("checkpoint-*/[!.]*"))
 
 
-def test_a_cancelled_job_is_submitted_again_and_continues(longer):
+def node() -> str:
+    return slurm_says("sinfo", "-h", "-o", "%n")
+
+
+def resume(name: str, seconds: float = 120) -> None:
+    """Put a drained node back to work. A controller that has just started may refuse, and yet do it."""
+    until = time.monotonic() + seconds
+    while "drain" in slurm_says("sinfo", "-h", "-o", "%T"):
+        assert time.monotonic() < until, slurm_says("scontrol", "show", "node", name)
+        subprocess.run(["scontrol", "update", f"nodename={name}", "state=resume"], capture_output=True)
+        time.sleep(1)
+
+
+def test_a_cancelled_job_goes_on_though_its_node_is_drained_and_the_controller_restarts(longer):
     project, undisturbed = longer
     process = start(project, f"{GPT2}/done.json", *SMOKE, *PROFILE)
     wait_for(process, trained(project), seconds=200)
     [job] = running("train")
+    slurm_says("scontrol", "update", f"nodename={node()}", "state=drain", "reason=test")
     subprocess.run(["scancel", job], check=True)
+    wait_for(process, lambda: waiting("train"), seconds=200)  # submitted again, and no node takes it
+    subprocess.run([SCRIPT, "restart"], check=True)
+    assert waiting("train") and not running("train")
+    resume(node())
     finished(process, project)
     records = [json.loads(path.read_text()) for path in (project / GPT2).rglob("record.json")]
     assert len(records) == 4 and any(made["resumed_from"] for made in records)
     assert record.equal(undisturbed / GPT2, project / GPT2) == []
+
+
+def test_a_whole_pipeline_of_few_exhibits_runs_through_slurm(tmp_path):
+    project = small_pipeline.make(tmp_path / "project")
+    environment = small_pipeline.environment(project)
+    command = [sys.executable, "-m", "snakemake", *SMOKE, *PROFILE]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert (project / "reports/smoke/index.html").stat().st_size > 10_000
+    jobs = re.findall(r"Job \d+ has been submitted with SLURM jobid", done.stderr + done.stdout)
+    assert len(jobs) == 3  # prepare and two experiments; downloads and drawing stay where snakemake runs
 
 
 def test_slurm_of_somebody_else_is_left_alone(tmp_path):
