@@ -6,7 +6,7 @@ A variant is task-method_point, e.g. boolq-lomo_3e.2; a method's first point is 
 import re
 from collections.abc import Iterable
 
-from lowmem.curves import absent, missing, value
+from lowmem.curves import absent, value
 from lowmem.exhibit import Run
 from lowmem.stats import estimate
 
@@ -93,36 +93,41 @@ def best(points: Points) -> dict:
     return gone or {"value": max(found), "n": 1, "unit": "%"}
 
 
-def by_seed(runs: list[Run]) -> dict[int, float]:
-    """{seed: accuracy at the last epoch}; a single run of something without randomness stands for every seed (key -1)."""
-    done = {run.seed: run.final("accuracy") for run in runs if run.status == "done"}
-    return {-1: next(iter(done.values()))} if len(done) == 1 else done
-
-
 def gain(found: dict[tuple[str, str], Points], subject: str, baseline: str, unit: str = "points") -> dict:
     """Subject minus baseline in accuracy at the last epoch: the mean over tasks at equal seed, then over seeds."""
     tasks = [task for task, name in found if name == subject and (task, baseline) in found]
-    pairs = [(first(found[task, subject]), first(found[task, baseline])) for task in tasks]
-    if not pairs:
-        return missing("not run: not planned in this tier")
-    for ours, theirs in pairs:
-        if gone := absent(ours, theirs):
-            return gone
-    seeds = [run.seed for run in pairs[0][0]]
-    totals = [sum(at(ours, seed) - at(theirs, seed) for ours, theirs in pairs) / len(pairs) for seed in seeds]
-    return value(estimate(totals), unit)
-
-
-def at(runs: list[Run], seed: int) -> float:
-    scores = by_seed(runs)
-    return scores[seed] if seed in scores else scores[-1]
+    ours, theirs = ([first(found[task, name]) for task in tasks] for name in (subject, baseline))
+    gone = absent(flat(ours), flat(theirs))
+    if gone:
+        return gone
+    over = mean_by_seed(ours), mean_by_seed(theirs)
+    seeds = common_seeds([*ours, *theirs])
+    return value(estimate([over[0](seed) - over[1](seed) for seed in seeds]), unit)
 
 
 def average(found: dict[tuple[str, str], Points], name: str) -> dict:
     """Mean over the tasks of this method, then over seeds, as an entry."""
     groups = [first(points) for (_, other), points in found.items() if other == name]
-    gone = absent([run for group in groups for run in group], [run for group in groups for run in group])
-    if gone:
-        return gone
-    seeds = [run.seed for run in groups[0]]
-    return value(estimate([sum(at(group, seed) for group in groups) / len(groups) for seed in seeds]), "%")
+    gone = absent(flat(groups), flat(groups))
+    return gone or value(estimate([mean_by_seed(groups)(seed) for seed in common_seeds(groups)]), "%")
+
+
+def flat(groups: list[list[Run]]) -> list[Run]:
+    return [run for group in groups for run in group]
+
+
+def common_seeds(groups: list[list[Run]]) -> list[int]:
+    """Seeds that every group has; what takes no step has no randomness and fits any seed."""
+    random = [{run.seed for run in group} for group in groups if group[0].config["train"]["steps"]]
+    return sorted(set.intersection(*random)) if random else [groups[0][0].seed]
+
+
+def mean_by_seed(groups: list[list[Run]]):
+    """A function seed -> mean accuracy over the groups at that seed."""
+
+    def at(group: list[Run], seed: int) -> float:
+        if not group[0].config["train"]["steps"]:
+            return group[0].final("accuracy")
+        return next(run.final("accuracy") for run in group if run.seed == seed)
+
+    return lambda seed: sum(at(group, seed) for group in groups) / len(groups)

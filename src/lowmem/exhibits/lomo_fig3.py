@@ -2,7 +2,7 @@
 
 from lowmem import fine_tuning as ft
 from lowmem import plots
-from lowmem.curves import absent, missing, text, used, value
+from lowmem.curves import absent, text, used, value
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.fine_tuning_plots import look
 from lowmem.stats import estimate
@@ -85,13 +85,12 @@ def gain(cells: dict, tasks) -> dict:
         for rank in ranks(cells)
         if (task, "lora_lomo", rank) in cells and (task, "lora", rank) in cells
     ]
-    if not pairs:
-        return missing("not run: not planned in this tier")
-    for ours, theirs in pairs:
-        if gone := absent(ours, theirs):
-            return gone
-    seeds = [run.seed for run in pairs[0][0]]
-    return value(estimate([sum(ft.at(a, s) - ft.at(b, s) for a, b in pairs) / len(pairs) for s in seeds]), "points")
+    ours, theirs = ([pair[k] for pair in pairs] for k in (0, 1))
+    gone = absent(ft.flat(ours), ft.flat(theirs))
+    if gone:
+        return gone
+    over = ft.mean_by_seed(ours), ft.mean_by_seed(theirs)
+    return value(estimate([over[0](seed) - over[1](seed) for seed in ft.common_seeds([*ours, *theirs])]), "points")
 
 
 def draw(cells: dict, headers: dict, published: dict):
