@@ -97,9 +97,9 @@ def theirs(arguments):
 
 def tokens_in(batch: dict) -> int:
     """Tokens up to the end of each answer, without padding."""
-    ends = torch.zeros(len(batch["tokens"]), dtype=torch.long)
-    ends.index_reduce_(0, batch["rows"], batch["columns"] + 1, "amax")
-    return int(ends.sum())
+    rows, columns = batch["rows"].tolist(), batch["columns"].tolist()
+    ends = dict(zip(rows, columns))  # the last place of each row
+    return sum(end + 2 for end in ends.values())
 
 
 def stock(model):
