@@ -39,7 +39,7 @@ class Metric:
 
 ACCURACY = Metric("val_accuracy", "validation accuracy (%)", 100, 2, "points", lambda share: -100 * share)
 TEST = Metric("test_accuracy", "test accuracy (%)", 100, 2, "points", lambda share: -100 * share)
-LOSS = Metric("val_loss", "validation loss", 1, 4, "%", lambda loss: 100 * math.log(loss))
+LOSS = Metric("val_loss", "validation loss (mean squared error)", 1, 4, "%", lambda loss: 100 * math.log(loss))
 
 
 def at(run: Run, metric: Metric, part: float) -> float | None:
