@@ -29,10 +29,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="steps of each side, two more to warm up")
     parser.add_argument("--longest", type=int, default=256, help="tokens of a question")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--compile", action="store_true", help="ours once more, its layers compiled (minutes at first)")
     parser.add_argument("--same-batches", action="store_true", help="ours too pads batches in the order drawn")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     sides = {"transformers, eager": theirs(arguments), "lowmem": ours(arguments)}
+    if arguments.compile:
+        sides["lowmem, compiled layers"] = ours(arguments, compiled=True)
     counts = {name: [] for name in sides}
     steps = {name: counted(side, counts[name]) for name, side in sides.items()}
     seconds = in_turn(steps, arguments.rounds)
@@ -57,9 +60,11 @@ def task(arguments, bucket: int):
     return superglue.build(config, 0, find_root(), "cpu")
 
 
-def ours(arguments):
+def ours(arguments, compiled: bool = False):
     """One step of LOMO without clipping, that is SGD inside backward."""
     made = task(arguments, 1 if arguments.same_batches else 8)
+    for block in made.model.blocks if compiled else ():
+        block.compile(dynamic=True)
     optimizer, place = optim.make(made.model, name="lomo", lr=1e-4), iter(range(1 << 30))
 
     def step() -> int:

@@ -223,3 +223,11 @@ def test_smollm2_knows_english_only_with_its_query_rows_put_back(monkeypatch):
     pretrained.opened.cache_clear()
     assert words.decode(ids[0].tolist()) == PARAGRAPH
     assert perplexity[True] < 12.5 and perplexity[False] > 3 * perplexity[True], perplexity
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "lora"}, {"kind": "prefix", "length": 2}])
+def test_adapters_are_stored_as_the_base_is_so_that_a_layer_can_be_sharded(adapter):
+    settings = {"name": "llama", "n_layer": 1, "dtype": "bfloat16", "adapter": adapter}
+    model, _ = pretrained.language_model(find_root(), settings)
+    assert {p.dtype for p in model.blocks.parameters()} == {torch.bfloat16}
+    assert model(torch.randint(0, 250, (1, 5))).dtype == torch.bfloat16

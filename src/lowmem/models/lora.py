@@ -6,7 +6,6 @@ partition() gives the adapters on queries the blocks of queries.
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from lowmem.errors import Misuse
@@ -17,7 +16,7 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
         super().__init__()
-        where = {"device": base.weight.device, "dtype": torch.float32}  # adapters learn in fp32 whatever the base is
+        where = {"device": base.weight.device, "dtype": base.weight.dtype}  # fully_shard wants one dtype in a layer
         self.base_layer = base
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, **where)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, **where)
@@ -27,7 +26,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         base = self.base_layer(x)
-        inner = self.lora_B(self.lora_A(self.dropout(x).to(self.lora_A.weight.dtype)))
+        inner = self.lora_B(self.lora_A(self.dropout(x)))
         return base + (self.scale * inner).to(base.dtype)
 
 

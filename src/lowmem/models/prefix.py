@@ -19,7 +19,8 @@ class PrefixAttention(nn.Module):
         super().__init__()
         self.inner = inner
         width = 2 * inner.n_kv_head * inner.head_dim
-        self.prefix = nn.Embedding(length, width, device=inner.wk.weight.device)  # one row: keys, then values
+        where = {"device": inner.wk.weight.device, "dtype": inner.wk.weight.dtype}
+        self.prefix = nn.Embedding(length, width, **where)  # one row: keys, then values
         nn.init.normal_(self.prefix.weight, std=0.02)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
