@@ -156,6 +156,16 @@ def test_a_run_ends_with_samples_and_their_distance_and_repeats_bit_by_bit(root,
     assert again["metrics"] == made["metrics"] and (others == samples).all()
 
 
+def test_networks_and_latents_are_fp32_inside_a_bf16_run(root):
+    data = pictures.load(root, DATA, "cpu", {}, scale="signed")
+    x = data.test(0, 8)[0]
+    latents = diffuse.Latents(root, data, LATENT, 8)
+    plain, made = latents.encode(x), latents.decode(latents.encode(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(latents.encode(x), plain, rtol=0, atol=0)
+        torch.testing.assert_close(latents.decode(plain), made, rtol=0, atol=0)
+
+
 def test_batches_and_validation_are_the_same_for_every_network(root):
     tasks = [diffuse.build(settings(model), 3, root, "cpu") for model in (UNET, DIT)]
     for one, other in zip(tasks[0].batch(7), tasks[1].batch(7), strict=True):

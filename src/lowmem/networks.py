@@ -35,7 +35,8 @@ def ready(root: Path, data: Pictures, settings: dict) -> nn.Module:
         raise Misuse(f"no network of kind {name!r} is kept ready{nearest(name, KINDS)}")
     inputs = {path.name: record.hash_of(root, path.relative_to(root).as_posix()) for path in data.inputs}
     code = [Path(__file__), record.PACKAGE / f"models/{name}.py", record.PACKAGE / "pictures.py"]
-    shape = {"pool": data.pool, "pad": data.pad, "crop": data.crop, "mean": data.mean, "deviation": data.deviation}
+    changes = ("augment", "pool", "pad", "crop", "brightest", "mean", "deviation")
+    shape = {key: getattr(data, key) for key in changes}
     known = json.dumps([settings, shape, inputs, [sha256(path) for path in code], data.device], sort_keys=True)
     place = root / "data/prepared/networks" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.pt"
     module = KINDS[name]
@@ -60,7 +61,7 @@ def train(model: nn.Module, data: Pictures, settings: dict) -> None:
     steps = settings["steps"]
     optimizer = AdamW(model, lr=settings["lr"])
     schedule = {"name": "cosine", "warmup_steps": max(1, steps // 20)}
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(data.device, enabled=False):  # in fp32 also from inside a bf16 run
         for step in range(steps):
             pictures, labels = data.train(SEED, step, settings["batch_size"])
             if hasattr(model, "encode"):

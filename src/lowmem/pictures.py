@@ -14,15 +14,15 @@ from lowmem.errors import Failed, Misuse
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 AUGMENTATIONS = ("none", "flip", "crop", "zoom")
-SAMPLE = 5000  # pictures that mean and deviation are taken from
+SAMPLE = 5000, 200_000_000  # mean and deviation are taken from at most so many pictures and values
 
 
 @dataclass
 class Pictures:
     """Prepared pictures and what is done to them before a model sees them.
 
-    pool: average over pool x pool pixels. pad: black pixels on each side. crop: pixels per side that are cut out, None
-    for all. scale: "normal" (mean 0, deviation 1 over the training part) or "signed" (-1 to 1).
+    augment: see augmented(). pool: average over pool x pool pixels. pad: black pixels on each side. crop: pixels per side
+    that are cut out, None for all. brightest: what becomes 1, before mean is subtracted and deviation divides.
     """
 
     arrays: dict[str, np.ndarray]
@@ -72,8 +72,9 @@ class Pictures:
 
 
 def load(root: Path, data: dict, device: str, settings: dict, scale: str = "normal") -> Pictures:
-    """The pictures of config["data"]. settings, all optional: augment; pool; pad_to (pixels
-    per side, black ones are added around the picture); crop.
+    """The pictures of config["data"]. scale: "normal" (mean 0, deviation 1) or "signed" (-1 to 1).
+
+    settings, all optional: augment, pool, crop (see Pictures), and pad_to: pixels per side, made by black ones around.
     """
     folder = prepare.ready(root, data)
     arrays = prepare.load_arrays(folder)
@@ -86,7 +87,8 @@ def load(root: Path, data: dict, device: str, settings: dict, scale: str = "norm
     if side % pool or added % 2 or added < 0 or (crop or 1) > side // pool + added:
         asked = f"pool {pool}, pad_to {settings.get('pad_to')} and crop {crop}"
         raise Misuse(f"{folder.name} has {side} pixels per side, which {asked} do not fit")
-    sample = arrays["train_images"][:SAMPLE]
+    images = arrays["train_images"]
+    sample = images[: min(SAMPLE[0], max(1, SAMPLE[1] // images[0].size))]
     brightest = 255 if sample.max() > 16 else 16  # the digits have 17 grey levels
     mean, deviation = (0.5, 0.5) if scale == "signed" else (sample.mean() / brightest, sample.std() / brightest)
     inputs = tuple(folder / f"{name}.npy" for name in ARRAYS)

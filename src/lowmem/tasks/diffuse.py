@@ -82,7 +82,8 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
 
     def finish(model: torch.nn.Module) -> tuple[dict, dict]:
         made = samples(model, data, latents, kept, settings, np.random.default_rng([seed, 4]))
-        found = {**quality(root, data, settings, made), **latents.numbers()}
+        with torch.autocast(device, enabled=False):  # measured in fp32, in whatever the model was trained
+            found = {**quality(root, data, settings, made), **latents.numbers()}
         shown = ((made[:SHOWN].permute(0, 2, 3, 1) * data.deviation + data.mean) * 255).round().clamp(0, 255)
         return found, {"samples": shown.to(torch.uint8).cpu().numpy()}
 
@@ -112,11 +113,12 @@ class Latents:
             self.bound = (x / self.scale).abs().max().item()
 
     def encode(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.network.encode(images).float() / self.scale if self.network else images
+        with torch.no_grad(), torch.autocast(self.data.device, enabled=False):
+            return self.network.encode(images) / self.scale if self.network else images
 
     def decode(self, x: Tensor) -> Tensor:
-        return self.network.decode(x * self.scale).float().clamp(-1, 1) if self.network else x
+        with torch.no_grad(), torch.autocast(self.data.device, enabled=False):
+            return self.network.decode(x * self.scale).clamp(-1, 1) if self.network else x
 
     def numbers(self) -> dict[str, float]:
         """How well the autoencoder repeats test pictures; nothing without one."""
