@@ -36,7 +36,7 @@ def training_flops(config: dict) -> float:
     forward and backward), and a third of that for the tokens of an evaluation.
     """
     train, model = config["train"], config.get("model", {})
-    length = train.get("seq_len", 1)
+    length = (config.get("measure") or {}).get("longest") or train.get("seq_len", 1)
     per_token = 6 * parameters(model) + 12 * model.get("n_layer", 0) * model.get("n_embd", 0) * length
     tokens = train["steps"] * train["batch_size"] * length
     micro_batch = train.get("micro_batch_size", train["batch_size"])
@@ -50,9 +50,10 @@ def run_seconds(run: dict, speeds: dict) -> float:
     config = run["config"]
     if "train" not in config:
         return speeds["seconds_per_measure"]
-    devices = max(1, run["resources"]["gpus"])
+    devices, bf16 = max(1, run["resources"]["gpus"]), config["train"].get("precision") == "bf16"
+    rate = speeds.get("bf16_flops_per_second", speeds["flops_per_second"]) if bf16 else speeds["flops_per_second"]
     return (
-        training_flops(config) / (speeds["flops_per_second"] * devices)
+        training_flops(config) / (rate * devices)
         + config["train"]["steps"] * speeds["seconds_per_step"]
     )
 

@@ -39,7 +39,7 @@ def test_the_four_tiers_are_there(root):
 @pytest.mark.parametrize(("tier", "limit"), [("smoke", 5 * 60), ("laptop", 45 * 60)])
 def test_small_tiers_ask_for_no_gpu_and_fit_their_time(root, tier, limit):
     speeds = experiments.load_tier(root, tier)["estimate"]
-    runs = [run for name in experiments.experiment_names(root) for run in experiments.runs(root, name, tier)]
+    runs = [run for job in plan.jobs(root, tier, {}).values() for run in job["runs"]]  # what an exhibit schedules
     assert all(run["resources"]["gpus"] == 0 and run["resources"]["mem_mb"] <= 6500 for run in runs)
     assert sum(estimate.run_seconds(run, speeds) for run in runs) < limit
 
