@@ -58,7 +58,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     reason = unfinished(runs.one(name) for name in ("lomo", "sgd", "adamw"))
     ordered = None if reason else int(peaks["lomo"] < peaks["sgd"] < peaks["adamw"])
     shown.values["order"] = (
-        missing(reason) if reason else {"value": ordered, "unit": "1: LOMO, SGD, AdamW in this order"}
+        missing(reason) if reason else {"value": ordered, "unit": "(1: in this order)"}
     )
     return shown
 
