@@ -231,6 +231,8 @@ def test_blocks_are_tensors_by_the_papers_rule_and_neurons_when_asked(kind):
     weights = {name for name, p in model.named_parameters() if p.ndim == 2}
     assert {blocks.count for blocks in partition(model) if blocks.name in weights} == {1}
     by_neuron = partition(model, neurons=True)
+    if kind == "gat":
+        assert by_neuron["layers.0.source"].count == by_neuron["layers.0.target"].count == 1
     assert by_neuron["layers.0.linear.weight"].count == 8 and by_neuron["layers.1.linear.weight"].count == 3
 
 

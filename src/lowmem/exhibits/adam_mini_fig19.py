@@ -1,6 +1,6 @@
 """GCN and GAT on a citation graph (Figure 19 in our count; the paper's number is unknown).
 
-The third optimizer is ours: one block for each output neuron of a layer, and for each head of the attention vectors.
+The third optimizer is ours: one block for each output neuron of a layer; the vectors of graph attention stay one block each.
 """
 
 from lowmem import plots

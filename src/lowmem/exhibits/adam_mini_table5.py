@@ -32,7 +32,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     neuron.points (worst of the accuracies: is one block per neuron behind one per tensor?)."""
     shown = Shown(
         caption=f"Data: {data_of(runs)}. Metric at 25, 50, 75 and 100 % of training, mean over seeds. Adam-mini: one block per "
-        "tensor, the paper's rule for models without attention; by neuron: one block per filter, output neuron or head. "
+        "tensor, the paper's rule for models without attention; by neuron: one block per filter or output neuron. "
         f"{BEHIND} Rows marked paper are recalled, not confirmed.",
         columns=COLUMNS,
         rows=[],
