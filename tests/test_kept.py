@@ -101,3 +101,17 @@ def test_committed_archives_hold_whole_records_of_planned_runs(name):
     found = [json.loads(path.read_text()) for path in folder.rglob("record.json")]
     assert found and all(one["id"] in planned for one in found)
     assert [record.damage(folder.parent / one["id"], one) for one in found] == [None] * len(found)
+
+
+@pytest.mark.slow  # draws everything
+def test_the_committed_laptop_report_is_what_the_committed_records_give(tmp_path):
+    root = checkout(tmp_path)
+    drawn = report.make(root, "laptop", {}, "archived").parent
+    committed = ROOT / "reports/laptop"
+    tables = sorted(path.relative_to(drawn) for path in drawn.rglob("*.csv"))
+    assert len(tables) == len(plan.exhibits(ROOT))
+    differing = [str(name) for name in tables if (drawn / name).read_bytes() != (committed / name).read_bytes()]
+    assert differing == []
+    keys = ("id", "verdict", "ours", "low", "high", "n")
+    verdicts = [[{k: row.get(k) for k in keys} for row in read_json(f / "claims.json")] for f in (drawn, committed)]
+    assert verdicts[0] == verdicts[1]

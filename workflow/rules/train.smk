@@ -23,4 +23,6 @@ rule train:
         hashes=lambda w: JOBS[w.job]["hashes"],
         launcher=lambda w: JOBS[w.job]["launcher"],
     shell:
-        "PYTHONPATH=src {params.launcher} -m lowmem train {params.arguments} --done {output} > {log} 2>&1"
+        # tee outlives SIGTERM, since the run has a line to say after its checkpoint
+        "PYTHONPATH=src {params.launcher} -m lowmem train {params.arguments} --done {output} 2>&1"
+        " | (trap '' INT TERM; exec tee {log})"
