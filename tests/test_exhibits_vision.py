@@ -19,6 +19,12 @@ ALWAYS_MISSING = {"full.accuracy"}  # of the workstation tier alone
 CLAIMS = {claim["id"]: claim for claim in claims.load(ROOT)}
 
 
+@functools.cache
+def runs_of(experiment, tier):
+    """The planned runs, of which many tests look at the configuration."""
+    return experiments.runs(ROOT, experiment, tier)
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda _: None)
@@ -94,49 +100,49 @@ def test_the_metric_at_a_quarter_is_that_of_the_nearest_evaluation(root):
     assert quarters.at(run, quarters.TEST, 0.0) == run.curve()[1]["test_accuracy"]  # the untrained network is left out
 
 
-def test_evaluations_fall_on_the_quarters_of_every_experiment(root):
+def test_evaluations_fall_on_the_quarters_of_every_experiment():
     for experiment in synthetic_vision.EXPERIMENTS:
         for tier in ("smoke", "laptop", "workstation", "paper"):
-            for run in experiments.runs(root, experiment, tier):
+            for run in runs_of(experiment, tier):
                 steps, every = (run["config"]["train"][key] for key in ("steps", "eval_every"))
                 assert abs(steps / 4 - round(steps / 4 / every) * every) <= 0.01 * steps, (tier, run["id"])
 
 
-def test_tasks_know_every_key_of_their_experiments(root):
+def test_tasks_know_every_key_of_their_experiments():
     known = {"classify": classify.KEYS, "diffuse": diffuse.KEYS, "nodes": set()}
     for experiment in synthetic_vision.EXPERIMENTS:
         for tier in ("smoke", "laptop", "workstation", "paper"):
-            for run in experiments.runs(root, experiment, tier):
+            for run in runs_of(experiment, tier):
                 assert run["config"].get("measure", {}).keys() <= known[run["config"]["task"]], (tier, run["id"])
 
 
-def test_optimizers_of_a_model_differ_in_nothing_but_their_blocks(root):
+def test_optimizers_of_a_model_differ_in_nothing_but_their_blocks():
     for experiment in synthetic_vision.EXPERIMENTS:
         for tier in ("smoke", "laptop", "workstation", "paper"):
             shared = {}
-            for run in experiments.runs(root, experiment, tier):
+            for run in runs_of(experiment, tier):
                 optimizer = {k: v for k, v in run["config"]["optimizer"].items() if k not in ("name", "neurons")}
                 config = {**run["config"], "optimizer": optimizer}
                 assert shared.setdefault(run["variant"].split("-")[0], config) == config
 
 
-def test_models_without_attention_have_the_papers_blocks_and_a_row_of_ours(root):
+def test_models_without_attention_have_the_papers_blocks_and_a_row_of_ours():
     for experiment in ("resnet", "ddpm", "graphs"):
-        for run in experiments.runs(root, experiment, "paper"):
+        for run in runs_of(experiment, "paper"):
             asked = run["config"]["optimizer"].get("neurons")
             assert asked is {"adamw": None, "adam_mini": False, "adam_mini_neuron": True}[run["variant"].split("-")[1]]
     for experiment in ("vision_transformers", "dit"):
-        assert all("neurons" not in run["config"]["optimizer"] for run in experiments.runs(root, experiment, "paper"))
+        assert all("neurons" not in run["config"]["optimizer"] for run in runs_of(experiment, "paper"))
 
 
 @pytest.mark.parametrize("tier", ["laptop", "workstation", "paper"])
-def test_graphs_run_five_seeds_and_the_others_three(root, tier):
+def test_graphs_run_five_seeds_and_the_others_three(tier):
     for experiment in synthetic_vision.EXPERIMENTS:
-        seeds = {run["seed"] for run in experiments.runs(root, experiment, tier)}
+        seeds = {run["seed"] for run in runs_of(experiment, tier)}
         assert seeds == set(range(5 if experiment == "graphs" else 3))
 
 
-def test_the_published_rates_are_those_of_the_paper_tier(root):
+def test_the_published_rates_are_those_of_the_paper_tier():
     rates = {
         ("resnet", "resnet18"): 5e-3,
         ("vision_transformers", "swin"): 5e-4,
@@ -144,7 +150,7 @@ def test_the_published_rates_are_those_of_the_paper_tier(root):
         ("dit", "dcae"): 2e-4,
     }
     for (experiment, model), rate in rates.items():
-        runs = [run for run in experiments.runs(root, experiment, "paper") if run["variant"].startswith(f"{model}-")]
+        runs = [run for run in runs_of(experiment, "paper") if run["variant"].startswith(f"{model}-")]
         assert runs and {run["config"]["optimizer"]["lr"] for run in runs} == {rate}
 
 
