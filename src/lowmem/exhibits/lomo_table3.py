@@ -76,7 +76,7 @@ def add_rows(shown: Shown, found: dict, name: str, source: list[Run], label: str
         cells = []
         for task, header in headers.items():
             if (task, name) not in found:
-                cells.append(ft.NEEDS if task not in asked and label != "archived, longer" else "not run")
+                cells.append(ft.NEEDS if task not in asked else "not run: not planned")
             elif asked[task] != header:
                 cells.append(f"other data: {asked[task]}")
             else:
