@@ -52,10 +52,7 @@ def run_seconds(run: dict, speeds: dict) -> float:
         return speeds["seconds_per_measure"]
     devices, bf16 = max(1, run["resources"]["gpus"]), config["train"].get("precision") == "bf16"
     rate = speeds.get("bf16_flops_per_second", speeds["flops_per_second"]) if bf16 else speeds["flops_per_second"]
-    return (
-        training_flops(config) / (rate * devices)
-        + config["train"]["steps"] * speeds["seconds_per_step"]
-    )
+    return training_flops(config) / (rate * devices) + config["train"]["steps"] * speeds["seconds_per_step"]
 
 
 def costs(root: Path, modelled: bool = False) -> dict[str, float]:

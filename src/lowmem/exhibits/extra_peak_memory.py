@@ -57,9 +57,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     shown.values["lomo.extra_weights"] = extra(runs.one("lomo"), base)
     reason = unfinished(runs.one(name) for name in ("lomo", "sgd", "adamw"))
     ordered = None if reason else int(peaks["lomo"] < peaks["sgd"] < peaks["adamw"])
-    shown.values["order"] = (
-        missing(reason) if reason else {"value": ordered, "unit": "(1: in this order)"}
-    )
+    shown.values["order"] = missing(reason) if reason else {"value": ordered, "unit": "(1: in this order)"}
     return shown
 
 
@@ -78,7 +76,9 @@ def setting(run: Run) -> list[str]:
         return []
     size = model.get("size") or "a tiny Llama"
     checkpointing = "with" if asked.get("checkpointing") else "without"
-    share = "its tied embedding is 21 % of the weights (LLaMA-7B's: 2 %), so one gradient with its fp32 copies weighs much"
+    share = (
+        "its tied embedding is 21 % of the weights (LLaMA-7B's: 2 %), so one gradient with its fp32 copies weighs much"
+    )
     words = (
         f"{asked['batch']} x {asked['seq_len']} tokens, {asked['precision']}, {checkpointing} activation checkpointing"
     )
