@@ -8,7 +8,13 @@ from pathlib import Path
 from lowmem.errors import Misuse, nearest
 
 MODELS = Path(__file__).parent / "models"
-BESIDES = {"name", "size", "pretrained", "dtype", "adapter"}  # not fields: which file, which named shape, weights, adapters
+BESIDES = {
+    "name",
+    "size",
+    "pretrained",
+    "dtype",
+    "adapter",
+}  # not fields: which file, which named shape, weights, adapters
 
 
 def check(model: dict, path: Path) -> None:

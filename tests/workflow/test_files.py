@@ -45,7 +45,9 @@ def test_environment_admits_every_locked_version(root):
     environment = yaml.safe_load(read(root, "environment.yml"))["dependencies"]
     pip = next(entry["pip"] for entry in environment if isinstance(entry, dict))
     entries = [entry.split("#")[0] for entry in (*filter(lambda e: isinstance(e, str), environment), *pip)]
-    wanted = dict(re.match(r"([a-z0-9-]+?)(?:-minimal|-base)?\s*([<>=].*)?$", entry.strip()).groups() for entry in entries)
+    wanted = dict(
+        re.match(r"([a-z0-9-]+?)(?:-minimal|-base)?\s*([<>=].*)?$", entry.strip()).groups() for entry in entries
+    )
     checked = {name: version for name, version in locked(root).items() if wanted.get(name)}
     assert len(checked) >= 8
     for name, version in checked.items():
