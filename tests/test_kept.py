@@ -17,16 +17,6 @@ def root(tmp_path):
     return make_root(tmp_path / "root")
 
 
-def without_archives(root):
-    """A data folder with everything of the real one but the archived records."""
-    (root / "data").unlink()
-    (root / "data").mkdir()
-    for path in (ROOT / "data").iterdir():
-        if path.name != "records":
-            (root / "data" / path.name).symlink_to(path)
-    return root
-
-
 def test_what_is_kept_comes_back_byte_for_byte(root):
     run = make_run()
     train.run_job(root, [run])
@@ -70,7 +60,7 @@ def test_a_damaged_archive_is_one_line(root):
 
 
 def test_a_report_redrawn_from_archives_equals_the_one_drawn_from_results(tmp_path, monkeypatch):
-    root = without_archives(checkout(tmp_path))
+    root = checkout(tmp_path)
     only(monkeypatch, "adam_mini_table1", "adam_mini_fig10")
     write_state_memory(root, "laptop")
     write_losses(root, "laptop")
@@ -88,7 +78,7 @@ def test_a_report_redrawn_from_archives_equals_the_one_drawn_from_results(tmp_pa
 
 
 def test_without_archives_of_a_tier_a_redraw_says_which_there_are(tmp_path):
-    root = without_archives(checkout(tmp_path))
+    root = checkout(tmp_path)
     with pytest.raises(Misuse, match=r"no records of tier paper are kept .*there: none"):
         report.make(root, "paper", {}, "archived")
 
@@ -101,17 +91,3 @@ def test_committed_archives_hold_whole_records_of_planned_runs(name):
     found = [json.loads(path.read_text()) for path in folder.rglob("record.json")]
     assert found and all(one["id"] in planned for one in found)
     assert [record.damage(folder.parent / one["id"], one) for one in found] == [None] * len(found)
-
-
-@pytest.mark.slow  # draws everything
-def test_the_committed_laptop_report_is_what_the_committed_records_give(tmp_path):
-    root = checkout(tmp_path)
-    drawn = report.make(root, "laptop", {}, "archived").parent
-    committed = ROOT / "reports/laptop"
-    tables = sorted(path.relative_to(drawn) for path in drawn.rglob("*.csv"))
-    assert len(tables) == len(plan.exhibits(ROOT))
-    differing = [str(name) for name in tables if (drawn / name).read_bytes() != (committed / name).read_bytes()]
-    assert differing == []
-    keys = ("id", "verdict", "ours", "low", "high", "n")
-    verdicts = [[{k: row.get(k) for k in keys} for row in read_json(f / "claims.json")] for f in (drawn, committed)]
-    assert verdicts[0] == verdicts[1]

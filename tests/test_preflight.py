@@ -13,11 +13,8 @@ from lowmem.files import write_json
 def root(tmp_path, monkeypatch):
     """The real configuration without data, without network, with every client installed and no token."""
     root = checkout(tmp_path)
-    (root / "data").unlink()
-    (root / "data").mkdir()
-    for path in (ROOT / "data").iterdir():
-        if path.name not in ("raw", "prepared"):
-            (root / "data" / path.name).symlink_to(path)
+    for name in ("raw", "prepared"):
+        (root / "data" / name).unlink(missing_ok=True)
     monkeypatch.setattr(preflight, "answers", lambda host: False)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "nowhere"))

@@ -11,7 +11,7 @@ from synthetic import ROOT, checkout, drawn, only, record, write_losses, write_s
 from lowmem import claims, exhibit, experiments, plan, report
 from lowmem.errors import Failed
 from lowmem.exhibits import adam_mini_table1
-from lowmem.files import read_json
+from lowmem.files import read_json, read_yaml
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -118,7 +118,13 @@ def test_pictures_take_the_text_colour_of_the_page(full):
 def test_source_tags_that_the_page_uses_are_explained(full):
     words = "".join(Elements(full[2]).words)
     assert "readme-image-vector: curve coordinates" in words and "memory: recalled" in words
-    assert "readme-image: " in words and "ar5iv: " not in words
+    shown = [read_json(path) for path in full[1].parent.glob("*/*.json")]
+    used = [value["source"] for one in shown for value in one["published"]]
+    used += [claim["published"]["source"] for claim in claims.load(full[0])]
+    for name in ("adam_mini", "lomo"):
+        for tag, meaning in read_yaml(ROOT / f"data/published/{name}.yaml")["sources"].items():
+            if not any(tag in source for source in used):
+                assert f"{tag}: {meaning}" not in words
 
 
 def test_numbers_on_the_page_are_those_of_the_csv(full):

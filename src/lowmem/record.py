@@ -22,6 +22,7 @@ from lowmem.files import atomic_path, read_json, sha256, write_json
 
 SCHEMA = 1
 ARRAYS, CURVE = "arrays.npz", "curve.jsonl"
+BESIDE = {"curve": CURVE, "arrays": ARRAYS}  # files beside a record whose hashes it holds
 FINAL = ("done", "diverged", "oom")  # a failed run is tried again
 PACKAGE = Path(lowmem.__file__).parent
 # Modules that route runs, files and messages; what they decide stands in the configuration or in the data's hashes.
@@ -77,11 +78,11 @@ def digest(record: dict) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def damage(path: Path, record: dict) -> str | None:
+def damage(path: Path, record: dict, beside: dict[str, str] = BESIDE) -> str | None:
     """What is altered in a record, or lost or altered beside it; None when all is as it was written."""
     if record.get("digest") not in (None, digest(record)):
         return "record.json was altered"
-    for key, name in (("curve", CURVE), ("arrays", ARRAYS)):
+    for key, name in beside.items():
         if record.get(key) and not whole(path / name, record[key]):
             return f"{name} was altered or lost"
     return None
