@@ -229,11 +229,11 @@ window.addEventListener("load", () => {
   const visible = () => [...body.rows].filter((r) => r.getBoundingClientRect().height > 0);
   click(3); const up = numbers(); click(3); const down = numbers(); click(0);
   pick("paper", "lomo"); const lomo = visible().map((r) => r.dataset.paper);
-  pick("verdict", "not_run"); const none = visible().length;
+  pick("verdict", "direction_only"); const both = visible().length;
   pick("paper", ""); pick("verdict", "");
   const pictures = [...document.querySelectorAll("svg")].map((s) => s.getBoundingClientRect());
   const found = {
-    before, after: first(), up, down, lomo, none, all: visible().length,
+    before, after: first(), up, down, lomo, both, all: visible().length,
     pictures: pictures.map((r) => [r.width, r.height]),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     width: document.documentElement.clientWidth,
@@ -269,5 +269,7 @@ def test_in_a_browser_nothing_is_missing_and_sorting_and_filtering_work(full, tm
     assert all(w > 300 and h > 100 for w, h in found["pictures"])
     assert found["up"] == sorted(found["up"], key=float) and found["down"] == found["up"][::-1]
     assert found["before"] == found["after"]  # sorting by the first column restores the file's order
-    assert set(found["lomo"]) == {"lomo"} and found["none"] == 0 and found["all"] == len(claims.load(ROOT))
+    of_lomo = [row["verdict"] for row in read_json(full[1].parent / "claims.json") if row["paper"] == "lomo"]
+    assert found["lomo"] == ["lomo"] * len(of_lomo) and found["both"] == of_lomo.count("direction_only") > 0
+    assert found["all"] == len(claims.load(ROOT))
     assert found["overflow"] <= 0 and found["width"] <= width

@@ -25,5 +25,4 @@ def binary(raw: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_hub(raw: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    pictures, labels = zip(*images.from_hub(hub.documents(raw, split), "img", "label", raw), strict=True)
-    return np.array(pictures), np.array(labels, dtype=np.uint8)
+    return images.hub_arrays(hub.documents(raw, split), "img", "label", raw, (32, 32, 3))

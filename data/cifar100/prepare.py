@@ -1,16 +1,12 @@
 """CIFAR-100 as arrays, with its own split and its 100 fine classes; from the hub, or from a
 folder with the authors' binary files."""
 
-import base64
 from pathlib import Path
 
 import numpy as np
 
-from lowmem import archives
-from lowmem.errors import Failed
+from lowmem import archives, images
 from lowmem.sources import hub
-
-SHAPE = (32, 32, 3)
 
 
 def arrays(raw: Path) -> dict[str, np.ndarray]:
@@ -30,11 +26,4 @@ def binary(raw: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_hub(raw: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as sources/hub.py keeps them: {img: {shape, pixels in base64}, fine_label}."""
-    pictures, targets = [], []
-    for row in hub.documents(raw, split):
-        if tuple(row["img"]["shape"]) != SHAPE:
-            raise Failed(f"an image of {raw} has shape {row['img']['shape']}, not {list(SHAPE)}; fetch it again")
-        pictures.append(np.frombuffer(base64.b64decode(row["img"]["pixels"]), np.uint8))
-        targets.append(row["fine_label"])
-    return np.array(pictures).reshape(-1, *SHAPE), np.array(targets, dtype=np.uint8)
+    return images.hub_arrays(hub.documents(raw, split), "img", "fine_label", raw, (32, 32, 3))

@@ -114,9 +114,9 @@ def make(
     if id not in headers:
         raise Misuse(f"unknown exhibit {id!r}{nearest(id, headers)}")
     header = headers[id]
-    beside = [run for name in header.get("archived", []) for run in archive(root, name)]
+    beside = [run for name in header.get("archived", []) for run in archived_runs(root, name)]
     if archived:
-        own = [run for name in header["experiments"] for run in archive(root, f"{tier}/{name}")]
+        own = [run for name in header["experiments"] for run in archived_runs(root, f"{tier}/{name}")]
     else:
         own = load(root, header["experiments"], tier, options or {}).all
     runs = Runs(own, beside)
@@ -139,7 +139,7 @@ def load(root: Path, names: list[str], tier: str, options: dict) -> Runs:
     return Runs([look_up(root, run) for name in names for run in experiments.runs(root, name, tier, options)])
 
 
-def archive(root: Path, name: str) -> list[Run]:
+def archived_runs(root: Path, name: str) -> list[Run]:
     """Records of an experiment kept in data/records. name: tier/experiment, e.g. "workstation/char_shakespeare".
 
     They belong to the present settings but for where the data came from: the same file may come from a folder or https.

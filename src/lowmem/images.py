@@ -44,6 +44,17 @@ def from_hub(rows: Iterator[dict], image: str, label: str | None, raw: Path) -> 
         yield pixels.reshape(kept["shape"]), int(row[label]) if label else 0
 
 
+def hub_arrays(rows: Iterator[dict], image: str, label: str, raw: Path, shape: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (N, *shape) and labels (N,), both uint8, of rows as sources/hub.py keeps them; Failed for another shape."""
+    pictures, labels = [], []
+    for picture, number in from_hub(rows, image, label, raw):
+        if picture.shape != shape:
+            raise Failed(f"an image of {raw} has shape {list(picture.shape)}, not {list(shape)}; fetch it again")
+        pictures.append(picture)
+        labels.append(number)
+    return np.array(pictures), np.array(labels, dtype=np.uint8)
+
+
 def from_folders(raw: Path, split: str) -> Iterator[tuple[Path, int]]:
     """(file, label) of <split>/<class>/<picture>; classes are numbered by alphabet. Failed when there are none."""
     folder = Path(raw) / split

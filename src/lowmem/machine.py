@@ -26,6 +26,16 @@ def device_of(run: dict) -> str:
     return "cuda"
 
 
+def measuring_device(settings: dict) -> str:
+    """Take `device` (cpu or cuda, default cpu) out of config["measure"]; Misuse when the GPU it asks for is not here."""
+    device = settings.pop("device", "cpu")
+    if device not in ("cpu", "cuda"):
+        raise Misuse(f"measure.device is {device!r}; choose cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Misuse("measure.device is cuda and PyTorch sees no GPU here; use a tier for this machine")
+    return device
+
+
 @contextlib.contextmanager
 def fixed(run: dict):
     """Fix what the result must not inherit from the process: threads, seeds, determinism. Yields the device."""

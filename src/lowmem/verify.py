@@ -1,5 +1,6 @@
 """Whether records can be trusted: hashes recomputed, drift of code and data named, a sample run again and compared."""
 
+import datetime
 import os
 import random
 import subprocess
@@ -68,8 +69,6 @@ def verify(root: Path, places: list[Path], rerun: int = 0, seed: int = 0, minute
 
 def is_cheap(path: Path, minutes: float) -> bool:
     """Whether a finished run of one CPU process took at most so long."""
-    import datetime
-
     found = read_json(path / "record.json")
     begin, end = (datetime.datetime.fromisoformat(found[key]) for key in ("started", "ended"))
     on_cpu = (found["device"] or {}).get("type") == "cpu" and found.get("world_size", 1) == 1

@@ -125,22 +125,16 @@ def in_namespace(project: Path, mount: str) -> int:
     return done.returncode
 
 
-def full_disk(project: Path, undisturbed: Path) -> str | None:
-    small.forget(project, "results", "reports")
-    (project / "results").mkdir()
-    since = log_length(project)
-    if in_namespace(project, "mount -t tmpfs -o size=24k tmpfs results") == 0:
-        return "the pipeline did not notice"
-    return said(project, since, "No space left on device") or ends_well(project, undisturbed)
+def bad_results_folder(mount: str, words: str) -> Callable:
+    def fault(project: Path, undisturbed: Path) -> str | None:
+        small.forget(project, "results", "reports")
+        (project / "results").mkdir()
+        since = log_length(project)
+        if in_namespace(project, mount) == 0:
+            return "the pipeline did not notice"
+        return said(project, since, words) or ends_well(project, undisturbed)
 
-
-def read_only(project: Path, undisturbed: Path) -> str | None:
-    small.forget(project, "results", "reports")
-    (project / "results").mkdir()
-    since = log_length(project)
-    if in_namespace(project, "mount --bind results results; mount -o remount,bind,ro results") == 0:
-        return "the pipeline did not notice"
-    return said(project, since, "Read-only file system") or ends_well(project, undisturbed)
+    return fault
 
 
 def broken_download(how: str) -> Callable:
@@ -219,10 +213,13 @@ def clock(years: int) -> Callable:
     return fault
 
 
+NO_SPACE, READ_ONLY = "No space left on device", "mount -o remount,bind,ro results"
 FAULTS: dict[str, Callable[[Path, Path], str | None]] = {
     "SIGKILL to the training process alone (out of memory)": killed_child,
-    "disk full while training": full_disk,
-    "read-only results folder": read_only,
+    "disk full while training": bad_results_folder("mount -t tmpfs -o size=24k tmpfs results", NO_SPACE),
+    "read-only results folder": bad_results_folder(
+        f"mount --bind results results; {READ_ONLY}", "Read-only file system"
+    ),
     **{
         f"download {how}": broken_download(how)
         for how in ("truncated", "with a flipped bit", "swapped for another file")

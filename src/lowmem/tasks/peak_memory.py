@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lowmem.errors import Misuse
+from lowmem import machine
 from lowmem.memory import measured, target
 from lowmem.memory.accountant import Cell, account
 
@@ -20,9 +20,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     component at the peak as accounted (none for inference), and the measured peak.
     """
     settings = dict(config["measure"])
-    device = settings.pop("device", "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise Misuse("measure.device is cuda and PyTorch sees no GPU here; use a tier for this machine")
+    device = machine.measuring_device(settings)
     model = target.find(config["model"])
     trains = "optimizer" in config
     cell = Cell(optimizer=config.get("optimizer", {}), device="gpu" if device == "cuda" else "cpu", **settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lowmem.errors import Misuse
+from lowmem import machine
 from lowmem.memory import measured, target
 from lowmem.memory.accountant import Cell, account
 
@@ -21,9 +21,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     peak resident memory, which holds what PyTorch's allocator does not see and what it gives back late.
     """
     settings = dict(config["measure"])
-    device, keep = settings.pop("device", "cpu"), settings.pop("snapshot", False)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise Misuse("measure.device is cuda and PyTorch sees no GPU here; use a tier for this machine")
+    device, keep = machine.measuring_device(settings), settings.pop("snapshot", False)
     model = target.find(config["model"])
     cell = Cell(optimizer=config["optimizer"], device="gpu" if device == "cuda" else "cpu", **settings)
     predicted = account(model, cell)

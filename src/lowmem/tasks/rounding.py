@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lowmem import machine
 from lowmem.errors import Misuse
 from lowmem.optim import make
 from lowmem.schedule import lr_at
@@ -21,9 +22,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     the steps with a rate above 0), val_loss, accuracy, first, most (see superglue.score), step}.
     """
     asked = dict(config.get("measure") or {})
-    device = asked.pop("device", "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise Misuse("measure.device is cuda and PyTorch sees no GPU here; use a tier for this machine")
+    device = machine.measuring_device(asked)
     task = superglue.build({**config, "measure": asked}, seed, root, device)
     optimizer = make(task.model, **config["optimizer"])
     if not hasattr(optimizer, "backward"):
