@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from lowmem import experiments, plan, prepare, pretrained, prompts, superglue, train
+from lowmem import answers, experiments, plan, prepare, pretrained, prompts, superglue, train
 from lowmem.errors import Failed, Misuse
 from lowmem.files import write_json
 from lowmem.tasks import superglue as task
@@ -244,18 +244,18 @@ def test_a_text_too_long_starts_later_and_keeps_its_question(root, capsys):
 @pytest.mark.parametrize("bucket", [1, 3])
 def test_an_epoch_holds_every_example_once_and_another_seed_another_order(root, bucket):
     found = chosen(root)
-    batches = task.order(found, 0, 0, 8, bucket)
+    batches = answers.order(found, 0, 0, 8, bucket)
     assert sorted(k for batch in batches for k in batch) == list(range(37)) and len(batches) == 5
-    assert [list(b) for b in batches] == [list(b) for b in task.order(found, 0, 0, 8, bucket)]
-    assert [list(b) for b in batches] != [list(b) for b in task.order(found, 1, 0, 8, bucket)]
-    assert [list(b) for b in batches] != [list(b) for b in task.order(found, 0, 1, 8, bucket)]
+    assert [list(b) for b in batches] == [list(b) for b in answers.order(found, 0, 0, 8, bucket)]
+    assert [list(b) for b in batches] != [list(b) for b in answers.order(found, 1, 0, 8, bucket)]
+    assert [list(b) for b in batches] != [list(b) for b in answers.order(found, 0, 1, 8, bucket)]
 
 
 def test_buckets_save_padding(root):
     found = chosen(root)
 
     def padding(bucket):
-        return sum(max(found[k].length for k in b) * len(b) for b in task.order(found, 0, 0, 8, bucket))
+        return sum(max(found[k].length for k in b) * len(b) for b in answers.order(found, 0, 0, 8, bucket))
 
     assert padding(5) < padding(1)
 
@@ -267,7 +267,7 @@ def test_the_loss_is_that_of_the_answer_alone(root):
     made = built(root)
     batch = made.batch(0)
     examples = chosen(root)
-    index = task.order(examples, 0, 0, 8, 1)[0]
+    index = answers.order(examples, 0, 0, 8, 1)[0]
     losses = []
     for k in index:
         example = examples[k]

@@ -76,8 +76,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + turned * sin).to(x.dtype)
 
 
+def extended(cache: list[Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of earlier tokens with the new ones behind them, (B, K, S, D), which the cache then holds too.
+
+    cache: [] at first, then [keys, values] of one layer.
+    """
+    cache[:] = [torch.cat((old, new), dim=2) for old, new in zip(cache, (k, v), strict=True)] if cache else [k, v]
+    return cache[0], cache[1]
+
+
 class Attention(nn.Module):
-    """Causal grouped-query attention, (B, T, C) -> (B, T, C)."""
+    """Causal grouped-query attention, (B, T, C) -> (B, T, C). With a cache the tokens also see those before."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -87,12 +96,14 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=False)
         self.wo = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: list | None = None):
         batch, length, _ = x.shape
         q = self.wq(x).view(batch, length, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.wk(x).view(batch, length, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         v = self.wv(x).view(batch, length, self.n_kv_head, self.head_dim).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = extended(cache, k, v)  # (B, K, S, D)
         y = causal_attention(q, k, v, mask=mask)  # (B, H, T, D)
         return self.wo(y.transpose(1, 2).reshape(batch, length, -1))
 
@@ -120,8 +131,8 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), cos, sin, mask)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: list | None = None):
+        x = x + self.attention(self.norm1(x), cos, sin, mask, cache)
         return x + self.mlp(self.norm2(x))
 
 
@@ -156,19 +167,26 @@ class Llama(nn.Module):
         std = 0.02 if self.config.tied else self.config.n_embd**-0.5
         nn.init.trunc_normal_(self.head.weight, std=std, a=-3 * std, b=3 * std)
 
-    def hidden(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def empty_cache(self) -> list[list[Tensor]]:
+        """Where forward() may keep the keys and values of all tokens so far, a list for each layer."""
+        return [[] for _ in self.blocks]
+
+    def hidden(
+        self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: list | None = None
+    ) -> Tensor:
         """tokens (B, T) -> what the head turns into logits, (B, T, C), for those who need few of the logits.
 
-        positions (B, T): place of each token in its text, default 0 ... T - 1. mask (B, 1, T, T): True where a query
-        (third axis) may see a key (fourth), default the causal one. Both together let texts branch.
+        positions (B, T): place of each token in its text, default 0 ... T - 1. mask (B, 1, T, S): True where a query
+        (third axis) may see a key (fourth), default the causal one. Both together let texts branch. cache: see
+        empty_cache(); the tokens go on where those in the cache ended, and S counts both; positions and mask are needed.
         """
         if positions is None:
             cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]  # (T, D)
         else:
             cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # (B, 1, T, D)
         x = self.tokens(tokens)  # (B, T, C)
-        for block in self.blocks:
-            x = block(x, cos, sin, mask)
+        for block, kept in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+            x = block(x, cos, sin, mask, kept)
         return self.norm(x)
 
     def forward(
@@ -179,9 +197,10 @@ class Llama(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         at: tuple[Tensor, Tensor] | None = None,
+        cache: list | None = None,
     ) -> Tensor:
-        """at = (rows (N,), columns (N,)): only the logits of these places, (N, V). positions, mask: see hidden()."""
-        x = self.hidden(tokens, positions, mask)  # (B, T, C)
+        """at = (rows (N,), columns (N,)): only the logits of these places, (N, V). The others: see hidden()."""
+        x = self.hidden(tokens, positions, mask, cache)  # (B, T, C)
         logits = self.head(x if at is None else x[at])  # (B, T, V) or (N, V)
         if targets is None:
             return logits

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lowmem.attention import causal_attention
 from lowmem.errors import Misuse
-from lowmem.models.llama import Attention, rotate
+from lowmem.models.llama import Attention, extended, rotate
 
 
 class PrefixAttention(nn.Module):
@@ -23,11 +23,13 @@ class PrefixAttention(nn.Module):
         self.prefix = nn.Embedding(length, width, **where)  # one row: keys, then values
         nn.init.normal_(self.prefix.weight, std=0.02)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: list | None = None):
         inner, (batch, length, _) = self.inner, x.shape
         shape = (batch, length, -1, inner.head_dim)
         q, k, v = (linear(x).view(shape).transpose(1, 2) for linear in (inner.wq, inner.wk, inner.wv))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = extended(cache, k, v)
         first = self.prefix.weight.to(k.dtype).view(1, -1, 2, inner.n_kv_head, inner.head_dim)
         first = first.expand(batch, -1, -1, -1, -1).permute(2, 0, 3, 1, 4)  # (2, B, K, P, D)
         k, v = torch.cat((first[0], k), dim=2), torch.cat((first[1], v), dim=2)

@@ -7,15 +7,14 @@ positions that predict an answer get logits, and all answers of a question share
 
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lowmem import prepare, pretrained, prompts
+from lowmem.answers import Example, by_length, loss, padded, picked
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.progress import say
 from lowmem.task import Task
@@ -25,20 +24,6 @@ from lowmem.task import Task
 # this many batches by length before cutting them, which saves padding (1: as the paper). eval_tokens: in one pass of scoring.
 DEFAULTS = {"prompts": "code", "score": "sum", "train_examples": 1000, "val_examples": 1000, "longest": None}
 DEFAULTS |= {"bucket": 1, "eval_tokens": 4096}
-
-
-@dataclass(frozen=True)
-class Example:
-    """Token ids of a question and of its options, each option with the end token."""
-
-    source: list[int]
-    options: list[list[int]]
-    label: int
-
-    @property
-    def length(self) -> int:
-        """Tokens that a pass over the question with the right answer reads."""
-        return len(self.source) + len(self.options[self.label]) - 1
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
@@ -61,15 +46,10 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     )
     size = train["batch_size"]
     parts = size // (train.get("micro_batch_size") or size)
-    per_epoch = -(-len(learn) // size)
     groups = by_length(held_out, settings["eval_tokens"])
 
     def batch(index: int) -> dict[str, Tensor]:
-        step, part = divmod(index, parts)
-        epoch, place = divmod(step, per_epoch)
-        chosen = np.array_split(order(learn, seed, epoch, size, settings["bucket"])[place], parts)[part]
-        chosen = chosen if len(chosen) else order(learn, seed, epoch, size, settings["bucket"])[place][:1]
-        return padded([learn[k] for k in chosen], words.end, device)
+        return padded(picked(learn, seed, index, size, parts, settings["bucket"]), words.end, device)
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         return score(model, groups, settings["score"], words.end, device)
@@ -126,51 +106,7 @@ def tokens_of(name: str, line: str, place: str, prompt_set: str, words) -> Examp
     return Example(words.encode(asked.source, start=True), options, asked.label)
 
 
-def order(found: list[Example], seed: int, epoch: int, size: int, bucket: int) -> list[np.ndarray]:
-    """Indices of each batch of an epoch: shuffled, then sorted by length within every `bucket` batches."""
-    draw = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    shuffled = draw.permutation(len(found))
-    if bucket > 1:
-        pieces = [shuffled[k : k + bucket * size] for k in range(0, len(found), bucket * size)]
-        pieces = [sorted(piece, key=lambda k: found[k].length) for piece in pieces]
-        batches = [np.array(piece[k : k + size]) for piece in pieces for k in range(0, len(piece), size)]
-        return [batches[k] for k in draw.permutation(len(batches))]
-    return [shuffled[k : k + size] for k in range(0, len(found), size)]
-
-
-def padded(chosen: list[Example], end: int, device: str) -> dict[str, Tensor]:
-    """tokens (B, T), padded behind, where nothing sees it; rows, columns, targets (N,): the places that predict answers."""
-    texts = [example.source + example.options[example.label] for example in chosen]
-    tokens = torch.full((len(texts), max(map(len, texts)) - 1), end)
-    rows, columns, targets = [], [], []
-    for row, (example, text) in enumerate(zip(chosen, texts, strict=True)):
-        tokens[row, : len(text) - 1] = torch.tensor(text[:-1])
-        answer = range(len(example.source), len(text))
-        rows += [row] * len(answer)
-        columns += [place - 1 for place in answer]
-        targets += [text[place] for place in answer]
-    found = {"tokens": tokens, "rows": rows, "columns": columns, "targets": targets}
-    return {key: torch.as_tensor(value).to(device) for key, value in found.items()}
-
-
-def loss(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the answers' tokens, in nats."""
-    logits = model(batch["tokens"], at=(batch["rows"], batch["columns"]))  # (N, V)
-    return F.cross_entropy(logits.float(), batch["targets"])
-
-
 # -- scoring ---------------------------------------------------------------------------------------------------------
-
-
-def by_length(found: list[Example], tokens: int) -> list[list[Example]]:
-    """Examples of similar length in groups of at most this many tokens, padding counted."""
-    groups: list[list[Example]] = [[]]
-    for example in sorted(found, key=lambda e: len(e.source)):
-        size = len(example.source) + sum(map(len, example.options))
-        if groups[-1] and size * (len(groups[-1]) + 1) > tokens:
-            groups.append([])
-        groups[-1].append(example)
-    return groups
 
 
 def branching(group: list[Example], end: int, device: str) -> dict[str, Tensor]:
