@@ -98,9 +98,10 @@ def parser() -> argparse.ArgumentParser:
     added = command("blocks", blocks, "print the Hessian blocks that Adam-mini uses for a model")
     added.add_argument("model", help="NAME or NAME:SIZE of lowmem/models, or a Hugging Face folder or name")
 
-    about = "show records, compare two folders of them, keep an experiment's (TIER/NAME), or verify what is there"
+    about = "show records, compare two folders of them, keep an experiment's (TIER/NAME), verify what is there, "
+    about += "or print a run's answers for a judge"
     added = command("records", records, about)
-    added.add_argument("action", choices=("show", "diff", "keep", "verify"))
+    added.add_argument("action", choices=("show", "diff", "keep", "verify", "answers"))
     added.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER", help="for keep: TIER/NAME, e.g. laptop/gpt2_sizes"
     )
@@ -269,7 +270,11 @@ def records(root, arguments):
     if not arguments.folders:
         raise Misuse(f"records {arguments.action} needs a folder of records, or TIER/NAME for keep")
     for folder in arguments.folders:
-        if arguments.action == "keep":
+        if arguments.action == "answers":
+            from lowmem import judge
+
+            judge.show(folder)
+        elif arguments.action == "keep":
             print(f"{kept.keep(root, str(folder))} records kept in {kept.archive(root, str(folder)).relative_to(root)}")
         else:
             record.show(folder)

@@ -19,6 +19,8 @@ COSTS = "data/published/costs.json"
 def parameters(model: dict) -> int:
     """About how many parameters a GPT-2 or Llama has: as a checkpoint's or size's name says (llama-7b), else 12 width^2 per
     layer and one embedding per token."""
+    if isinstance(model.get("pretrained"), dict):  # another run's weights
+        return parameters(model["pretrained"].get("model", {}))
     name = f"{model.get('size') or ''} {model.get('pretrained') or ''}"
     said = re.search(r"(\d+(?:\.\d+)?)([bm])\b", name.replace(" smollm2", " 135m"))  # sources.yaml has one size of it
     if said:

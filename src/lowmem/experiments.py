@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from lowmem import model_settings, optim
@@ -100,6 +101,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
         config = use_tier_data(config, of_tier, options or {})
         if "unavailable" in (config.get("data") or {}):
             continue  # the exhibit says why, see unavailable()
+        config = with_stages(root, config, tier, options)
         check(root, config, "run", path, place=f" (tier {tier}, variant {variant})")
         check_files_exist(config, path)
         resources = {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **config.pop("resources", {})}
@@ -137,6 +139,35 @@ def use_tier_data(config: dict, tier: dict, options: dict) -> dict:
         if chosen.get("dataset") in options:  # the stand-in from elsewhere, as in `--config sotu=url`
             chosen["source"] = options[chosen["dataset"]]
     return {**config, "data": {**data, **chosen}}
+
+
+STAGES = (("model", "pretrained"), ("measure", "reward"))  # where a run may name another one that is trained before it
+
+
+def with_stages(root: Path, config: dict, tier: str, options: dict | None) -> dict:
+    """Put a run's configuration of the same tier where another one is named as {experiment, variant}."""
+    for key, inner in STAGES:
+        named = (config.get(key) or {}).get(inner)
+        if not isinstance(named, dict) or "experiment" not in named:
+            continue
+        try:
+            found = {run["variant"]: run["config"] for run in runs(root, named["experiment"], tier, options)}
+        except RecursionError as error:
+            raise Misuse(f"{key}.{inner}: {named['experiment']} starts from itself; name another experiment") from error
+        if named.get("variant") not in found:
+            variant = str(named.get("variant"))
+            raise Misuse(f"{key}.{inner}: {named['experiment']} has no variant {variant!r}{nearest(variant, found)}")
+        config = {**config, key: {**config[key], inner: found[named["variant"]]}}
+    return config
+
+
+def stages(config: dict) -> Iterator[dict]:
+    """A configuration and all those inside it, which are trained before it."""
+    yield config
+    for key, inner in STAGES:
+        found = (config.get(key) or {}).get(inner)
+        if isinstance(found, dict) and "task" in found:
+            yield from stages(found)
 
 
 def unavailable(root: Path, dataset: str, tier: str, options: dict | None = None) -> str | None:

@@ -28,6 +28,12 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
     experiments.check(root, switches, "config", Path("workflow/config/config.yaml"))
     named = {key: value for key, value in config.items() if key not in switches}
     options = {**superglue.options(switches.get("superglue"), switches.get("superglue_dir")), **named}
+    if switches.get("hh_rlhf_dir"):
+        if not Path(switches["hh_rlhf_dir"]).expanduser().is_dir():
+            raise Misuse(
+                f"hh_rlhf_dir={switches['hh_rlhf_dir']} is no folder; it holds train.jsonl.gz, test.jsonl.gz or both"
+            )
+        options["hh_rlhf"] = "folder"
     datasets = dataset_names(root)
     for name, source in options.items():
         if name not in datasets:
@@ -139,7 +145,7 @@ def make_job(
     """One job out of runs that one process does in turn: times add up, the rest is what the largest needs."""
     needed = [run["resources"] for run in runs]
     data = {folder: data for run in runs for folder, data in prepared(root, run["config"], known)}
-    used = {run["config"].get("data", {}).get("dataset") for run in runs}
+    used = {(stage.get("data") or {}).get("dataset") for run in runs for stage in experiments.stages(run["config"])}
     own = [f"--option {key}={value}" for key, value in sorted(options.items()) if key in used]
     devices = [run["config"].get("train", {}).get("devices", 1) for run in runs]
     for run, used_gpus in zip(runs, devices):
@@ -187,12 +193,18 @@ def launcher(devices: int, per_node: int | None) -> str:
 
 def prepared(root: Path, config: dict, known: dict) -> list[tuple[str, dict]]:
     """[(prepared folder relative to the root, config["data"])], empty for a task that needs no data; known: sources.yaml."""
-    needed = [config["data"]] if config.get("data") else []
-    if needed and needed[0]["dataset"] not in known:
-        raise Misuse(f"unknown dataset {needed[0]['dataset']!r}{nearest(needed[0]['dataset'], known)}")
-    weights = (config.get("model") or {}).get("pretrained")
-    if weights in known:  # else a folder or a name of the hub, which the run itself reads
-        needed.append({"dataset": weights, "source": "package"})
+    needed = []
+    for stage in experiments.stages(config):  # what is trained before the run reads data, too
+        if stage.get("data"):
+            needed.append(stage["data"])
+        weights = (stage.get("model") or {}).get("pretrained")
+        if (
+            isinstance(weights, str) and weights in known
+        ):  # else a folder or a name of the hub, which the run itself reads
+            needed.append({"dataset": weights, "source": "package"})
+    for data in needed:
+        if data["dataset"] not in known:
+            raise Misuse(f"unknown dataset {data['dataset']!r}{nearest(data['dataset'], known)}")
     return [(str(prepared_folder(root, data).relative_to(root)), data) for data in needed]
 
 
@@ -278,8 +290,9 @@ def read_run(root: Path, path: Path) -> dict:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise Misuse(f"{path}: seed: {seed!r} is not a whole number of 0 or more")
     config = {key: value for key, value in given["config"].items() if key != "resources"}
-    experiments.check(root, config, "run", path)
-    experiments.check_files_exist(config, path)
+    for stage in experiments.stages(config):
+        experiments.check(root, stage, "run", path)
+        experiments.check_files_exist(stage, path)
     prepared(root, config, read_yaml(root / "data/sources.yaml"))
     run = {
         "experiment": given.get("experiment") or path.stem,

@@ -28,7 +28,8 @@ def check(root: Path, tier: str, options: dict, names: list[str] | None = None) 
     print(f"{'experiment':<24}{'runs':>6}{'GPUs':>6}{'longest':>10}  ready")
     for name in sorted({job["experiment"] for job in jobs.values()}):
         own = {key: job for key, job in jobs.items() if job["experiment"] == name}
-        problems = sorted({problem for job in own.values() for problem in of_job(root, job)})
+        needs = {need for job in own.values() for need in of_job(job)}
+        problems = sorted({problem for need in needs if (problem := lacks(root, *need))})
         runs = sum(len(job["runs"]) for job in own.values())
         longest = estimate.duration(max(60 * job["minutes"] for job in own.values()))
         gpus = max(job["gpus"] for job in own.values())
@@ -52,14 +53,26 @@ def check(root: Path, tier: str, options: dict, names: list[str] | None = None) 
     return int(bool(lacking))
 
 
-def of_job(root: Path, job: dict) -> list[str]:
-    """What one job lacks, a line each."""
-    found = [problem for data in job["data"].values() if (problem := of_dataset(root, data["dataset"], data["source"]))]
-    for data in job["data"].values():
-        if data.get("tokenizer") == "gpt2" and (problem := of_dataset(root, "gpt2_bpe", "package")):
-            found.append(f"tokenizer gpt2: {problem}")
-    weights = {(run["config"].get("model") or {}).get("pretrained") for run in job["runs"]} - {None}
-    return found + [problem for name in sorted(weights) if (problem := of_weights(root, name))]
+def of_job(job: dict) -> set[tuple[str, ...]]:
+    """What one job needs: ("data", dataset, source), ("tokenizer", dataset) and ("weights", name)."""
+    needs = {("data", data["dataset"], data["source"]) for data in job["data"].values()}
+    needs |= {("tokenizer", "gpt2_bpe") for data in job["data"].values() if data.get("tokenizer") == "gpt2"}
+    stages = [stage for run in job["runs"] for stage in experiments.stages(run["config"])]
+    weights = {(stage.get("model") or {}).get("pretrained") for stage in stages if not started(stage)} - {None}
+    return needs | {("weights", name) for name in weights}
+
+
+def lacks(root: Path, kind: str, name: str, source: str = "package") -> str | None:
+    """Why something that a job needs could not be had, or None."""
+    if kind == "weights":
+        return of_weights(root, name)
+    problem = of_dataset(root, name, source)
+    return f"tokenizer gpt2: {problem}" if problem and kind == "tokenizer" else problem
+
+
+def started(config: dict) -> bool:
+    """Whether the weights that a run starts from are those of another run, which comes before it."""
+    return isinstance((config.get("model") or {}).get("pretrained"), dict)
 
 
 def of_dataset(root: Path, dataset: str, source: str) -> str | None:

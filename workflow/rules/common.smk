@@ -25,6 +25,8 @@ OPTION_ARGUMENTS = " ".join(f"--option {name}={source}" for name, source in sort
 def fetch_arguments(wildcards):
     dataset, _, source = wildcards.raw.partition("@")
     folder = superglue.folder_of(config["superglue_dir"], dataset) if config.get("superglue_dir") else None
+    if dataset == "hh_rlhf" and config.get("hh_rlhf_dir"):
+        folder = Path(config["hh_rlhf_dir"]).expanduser()
     place = f" --folder {shlex.quote(str(folder))}" if source == "folder" and folder else ""
     return f"{dataset} --source {source or 'package'}{place}"
 

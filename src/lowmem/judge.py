@@ -1,0 +1,80 @@
+"""Answers for a judge model, and its scores back: MT-Bench, which no number of this package stands in for.
+
+A run with measure.questions (the benchmark's question.jsonl: question_id, turns) answers every turn at its end and keeps
+the answers beside its record. `lowmem records answers FOLDER` prints them in the form that FastChat's llm_judge reads.
+What the judge says (its lines with question_id and score) belongs into judged.jsonl in the same folder, where
+adam_mini_table3 finds it.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lowmem import dialogues
+from lowmem.errors import Failed
+from lowmem.files import read_json
+from lowmem.pretrained import Words
+from lowmem.record import read_arrays
+from lowmem.sampling import roll_out
+
+SCORES = "judged.jsonl"
+
+
+def lines(path: Path, *keys: str) -> list[dict]:
+    """Rows of a jsonl file; Failed names the first line without one of the keys."""
+    found = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failed(f"cannot read {path}: {error}; see lowmem/judge.py for what it should hold") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            missing = [key for key in keys if key not in row]
+        except (ValueError, TypeError) as error:
+            raise Failed(f"{path}, line {number}: no JSON object ({error}); mend it") from error
+        if missing:
+            raise Failed(f"{path}, line {number}: no field {missing[0]!r}; mend it")
+        found.append(row)
+    return found
+
+
+def answers(model: torch.nn.Module, words: Words, questions: Path, template: str, new: int) -> dict[str, np.ndarray]:
+    """{"answers": jsonl as bytes}: greedy answers of at most `new` tokens to every turn, earlier turns before it."""
+    model.eval()
+    asked, told = lines(questions, "question_id", "turns"), []
+    turns: list[list] = [[] for _ in asked]
+    for turn in range(max((len(row["turns"]) for row in asked), default=0)):
+        for row, before in zip(asked, turns, strict=True):
+            if turn < len(row["turns"]):
+                before.append(["user", row["turns"][turn]])
+                prompt = words.encode(dialogues.question(before, template), start=True)
+                [answer] = roll_out(model, [prompt[-(model.config.block_size - new) :]], new, words.end)
+                text = words.decode([token for token in answer if token != words.end])
+                before.append(["assistant", text.strip()])
+    for row, before in zip(asked, turns, strict=True):
+        choices = [{"index": 0, "turns": [text for role, text in before if role == "assistant"]}]
+        told.append(json.dumps({"question_id": row["question_id"], "choices": choices}))
+    return {"answers": np.frombuffer("\n".join(told).encode(), np.uint8)}
+
+
+def show(folder: Path) -> None:
+    """Print a run's answers, one line for each question."""
+    record = read_json(Path(folder) / "record.json")
+    kept = read_arrays(Path(folder), record).get("answers")
+    if kept is None:
+        raise Failed(f"{folder} holds no answers; set measure.questions and run it again")
+    for line in kept.tobytes().decode("utf-8").splitlines():
+        print(json.dumps({**json.loads(line), "model_id": record["id"], "answer_id": record["id"]}))
+
+
+def judged(folder: Path | None) -> float | None:
+    """Mean score that a judge gave this run; None without its file. Scores below 0 are answers it could not judge."""
+    if folder is None or not (folder / SCORES).is_file():
+        return None
+    scores = [row["score"] for row in lines(folder / SCORES, "question_id", "score") if row["score"] >= 0]
+    if not scores:
+        raise Failed(f"{folder / SCORES} holds no score of 0 or more; judge again, or delete it")
+    return sum(scores) / len(scores)

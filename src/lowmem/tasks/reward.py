@@ -1,0 +1,77 @@
+"""A reward model: a scalar for an answer, learned from pairs of which people (or a judge) preferred one."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lowmem import dialogues, prepare, rewards, stages
+from lowmem.answers import Example, by_length, picked
+from lowmem.pretrained import Words
+from lowmem.task import Task
+from lowmem.tasks.sft import length_limit, settled
+
+# As in tasks/sft.py; train_examples and val_examples count pairs.
+DEFAULTS = {"template": "human", "longest": 256, "train_examples": None, "val_examples": None, "bucket": 1}
+DEFAULTS |= {"eval_tokens": 8192}
+
+
+def build(config: dict, seed: int, root: Path, device: str) -> Task:
+    """Task from config keys data, model, train and measure (see DEFAULTS)."""
+    return make(config, seed, root, device)[0]
+
+
+def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]:
+    """The task and the words that its model reads."""
+    train, settings = config["train"], settled(config, DEFAULTS)
+    folder = prepare.ready(root, config["data"])
+    model, words = stages.language_model(root, config["model"], device)
+    model = rewards.with_scalar_head(model)
+    limit = length_limit(train, model)
+    learn, held_out, counts, paths = [], [], {}, []
+    for split, into in (("train", learn), ("val", held_out)):
+        path, rows = dialogues.rows(folder, "pairs", split)
+        count = settings[f"{split}_examples"]
+        found, told = dialogues.examples(
+            rows, ("chosen", "rejected"), words, settings["template"], limit, settings["longest"], count
+        )
+        into += found
+        paths.append(path)
+        counts |= {f"{split}_{key}": value for key, value in told.items()}
+    size = train["batch_size"]
+    parts = size // (train.get("micro_batch_size") or size)
+    groups = by_length(held_out, settings["eval_tokens"])
+
+    def batch(index: int) -> list[Example]:
+        return picked(learn, seed, index, size, parts, settings["bucket"])
+
+    def loss(model: torch.nn.Module, batch: list[Example]) -> torch.Tensor:
+        return rewards.bradley_terry(*both(model, batch, words.end))
+
+    def margins(model: torch.nn.Module) -> torch.Tensor:
+        found = [both(model, group, words.end) for group in groups]
+        return torch.cat([better - worse for better, worse in found])  # (pairs,)
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        found = margins(model)
+        loss = rewards.bradley_terry(found, torch.zeros_like(found)).item()
+        return {"val_loss": loss, "accuracy": 100 * hits(found).mean().item()}
+
+    def finish(model: torch.nn.Module) -> tuple[dict, dict]:
+        found = hits(margins(model)).cpu().numpy()  # the same pairs in the same order for every run
+        return {"excluded": dialogues.excluded(folder), **counts}, {"hits": found.astype(np.float32)}
+
+    task = Task(model, batch, loss, evaluate, units=size // parts, unit="pair", inputs=tuple(paths), finish=finish)
+    return task, words
+
+
+def both(model: torch.nn.Module, pairs: list[Example], end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of the preferred and of the other answers, (B,) each, in one pass."""
+    texts = [pair.source + pair.options[k] for k in (0, 1) for pair in pairs]
+    better, worse = rewards.scores(model, texts, end).chunk(2)
+    return better, worse
+
+
+def hits(margins: torch.Tensor) -> torch.Tensor:
+    """1 for a pair in the right order, 0 in the wrong one, 1/2 for equal scores."""
+    return (torch.sign(margins) + 1) / 2

@@ -1,0 +1,84 @@
+"""Supervised fine-tuning on instructions: loss on the answers' tokens only, held-out loss per answer token."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lowmem import dialogues, judge, prepare, stages
+from lowmem.answers import by_length, loss, padded, picked
+from lowmem.errors import Misuse, nearest
+from lowmem.pretrained import Words
+from lowmem.task import Task
+
+# template: of dialogues.py. longest: a question with more tokens starts later. train_examples, val_examples: at most so
+# many (null: all). bucket: sort the examples of this many batches by length, which saves padding. eval_tokens: in one
+# pass of an evaluation. questions, answer_tokens: for a judge, see judge.py.
+DEFAULTS = {"template": "human", "longest": 256, "train_examples": None, "val_examples": None, "bucket": 1}
+DEFAULTS |= {"eval_tokens": 8192, "questions": None, "answer_tokens": 512}
+
+
+def build(config: dict, seed: int, root: Path, device: str) -> Task:
+    """Task from config keys data, model, train and measure (see DEFAULTS)."""
+    return make(config, seed, root, device)[0]
+
+
+def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]:
+    """The task and the words that its model reads."""
+    train, settings = config["train"], settled(config, DEFAULTS)
+    folder = prepare.ready(root, config["data"])
+    model, words = stages.language_model(root, config["model"], device)
+    limit = length_limit(train, model)
+    learn, held_out, counts, paths = [], [], {}, []
+    for split, into in (("train", learn), ("val", held_out)):
+        path, rows = dialogues.rows(folder, "instructions", split)
+        found, told = dialogues.examples(
+            rows, ("answer",), words, settings["template"], limit, settings["longest"], settings[f"{split}_examples"]
+        )
+        into += found
+        paths.append(path)
+        counts |= {f"{split}_{key}": value for key, value in told.items()}
+    size = train["batch_size"]
+    parts = size // (train.get("micro_batch_size") or size)
+    groups = by_length(held_out, settings["eval_tokens"])
+
+    def batch(index: int) -> dict[str, Tensor]:
+        return padded(picked(learn, seed, index, size, parts, settings["bucket"]), words.end, device)
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        return {"val_loss": held_out_loss(model, groups, words.end, device)}
+
+    def finish(model: torch.nn.Module) -> tuple[dict, dict | None]:
+        asked, arrays = settings["questions"], None
+        if asked:
+            arrays = judge.answers(model, words, root / asked, settings["template"], settings["answer_tokens"])
+        return {"excluded": dialogues.excluded(folder), **counts}, arrays
+
+    task = Task(model, batch, loss, evaluate, units=size // parts, unit="example", inputs=tuple(paths), finish=finish)
+    return task, words
+
+
+def held_out_loss(model: torch.nn.Module, groups: list, end: int, device: str) -> float:
+    """Mean over all answer tokens, in nats; its exponential is the perplexity."""
+    total, count = 0.0, 0
+    for group in groups:
+        at = padded(group, end, device)
+        logits = model(at["tokens"], at=(at["rows"], at["columns"]))  # (N, V)
+        total += F.cross_entropy(logits.float(), at["targets"], reduction="sum").item()
+        count += len(at["targets"])
+    return total / count
+
+
+def settled(config: dict, defaults: dict) -> dict:
+    """config["measure"] with defaults; Misuse for an unknown key."""
+    asked = config.get("measure") or {}
+    unknown = sorted(asked.keys() - defaults)
+    if unknown:
+        raise Misuse(f"measure: unknown key {unknown[0]!r}{nearest(unknown[0], defaults)}")
+    return {**defaults, **asked}
+
+
+def length_limit(train: dict, model: torch.nn.Module) -> int:
+    """Tokens of question and answer together that a model reads at most."""
+    return min(train.get("seq_len") or model.config.block_size, model.config.block_size)
