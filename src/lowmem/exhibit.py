@@ -89,7 +89,8 @@ class Shown:
     rows: cells exactly as markdown and csv show them. values: {name: {"value", "low"?, "high"?, "n"?, "unit"?}} for the
     claims; a value that could not be had is {"value": None, "reason": ..., "failed"?: "subject"|"baseline"}.
     published: [{label, value, unit, source, confidence}]. points: plotted numbers, {columns, rows}, where the figure
-    shows more than the rows do.
+    shows more than the rows do. filters: columns of a long table by which the page lets choose rows; the first value of each
+    is shown first. bars: columns whose numbers the page draws as bars too.
     """
 
     caption: str
@@ -101,6 +102,8 @@ class Shown:
     figure: object | None = None
     runs_used: list[str] = field(default_factory=list)
     points: dict | None = None
+    filters: list[str] = field(default_factory=list)
+    bars: list[str] = field(default_factory=list)
 
 
 def make(
@@ -244,10 +247,12 @@ def write(out: Path, header: dict, shown: Shown, runs: Runs, tier: str) -> None:
         raise ValueError(f"{header['id']}: rows of {sorted(widths)} cells under {len(shown.columns)} columns")
     rows = [[cell(value) for value in row] for row in shown.rows]
     if header["kind"] == "figure":
-        from lowmem import plots
+        from lowmem import hover, plots
 
         write_text(folder / f"{header['id']}.svg", plots.svg(shown.figure))
+        pointed = hover.series(shown.figure)
     else:
+        pointed = []
         write_text(folder / f"{header['id']}.md", markdown(shown.caption, shown.columns, rows))
     write_text(folder / f"{header['id']}.csv", as_csv(shown.columns, rows))
     used = {run.id: run for run in runs}
@@ -267,6 +272,9 @@ def write(out: Path, header: dict, shown: Shown, runs: Runs, tier: str) -> None:
             "published": shown.published,
             "deviations": shown.deviations,
             "points": shown.points,
+            "filters": shown.filters,
+            "bars": shown.bars,
+            "hover": pointed,
             "runs_used": shown.runs_used,
             "runs": [provenance(used[id]) for id in used],
         },
@@ -288,6 +296,8 @@ def provenance(run: Run) -> dict:
         "packages": record.get("packages") or {},
         "started": record.get("started"),
         "ended": record.get("ended"),
+        "run_s": (record.get("throughput") or {}).get("run_s"),
+        "steps_s": (record.get("throughput") or {}).get("steps_s"),
     }
 
 

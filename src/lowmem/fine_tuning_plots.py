@@ -5,7 +5,7 @@ from collections.abc import Callable
 from lowmem import plots
 from lowmem.exhibit import Run
 from lowmem.fine_tuning import METHODS
-from lowmem.loss_plots import faint, mean_of
+from lowmem.loss_plots import faint, mean_of, of_mean, of_run
 
 LOOKS = {
     "lora": "adamw",
@@ -23,13 +23,13 @@ def by_step(axes, groups: dict[str, list[Run]], curve: Callable, unit: str, **op
     """A mean line over seeds for each method, thin lines for the seeds, names at the ends; False when there is nothing."""
     labels, last = [], 0
     for name, runs in groups.items():
-        done = [found for run in runs if run.status == "done" and (found := curve(run))]
+        done = {run.id: found for run in runs if run.status == "done" and (found := curve(run))}
         colour = look(name)["color"]
-        for found in done:
-            axes.plot(*zip(*found, strict=True), **faint(colour))
-        x, y = mean_of(done)
+        for run in (run for run in runs if run.id in done):
+            axes.plot(*zip(*done[run.id], strict=True), **faint(colour), **of_run(METHODS[name], run))
+        x, y = mean_of(list(done.values()))
         if x:
-            axes.plot(x, y, **look(name), **options)
+            axes.plot(x, y, **look(name), **options, **of_mean(METHODS[name], runs))
             labels.append((x[-1], y[-1], METHODS[name], colour))
             last = max(last, x[-1])
     if not labels:

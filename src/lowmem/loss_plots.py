@@ -20,6 +20,17 @@ def faint(colour: str) -> dict:
     return {"color": colour, "linewidth": 0.8, "alpha": 0.4}
 
 
+def of_run(name: str, run: Run) -> dict:
+    """Label of a single run's line: shown on the page when a point of it is pointed at, in no legend."""
+    return {"label": f"_{plots.name(name)}: {run.id}"}
+
+
+def of_mean(name: str, runs: list[Run]) -> dict:
+    """Label of a mean line, likewise."""
+    place = f"{runs[0].experiment}/{runs[0].variant}" if runs else ""
+    return {"label": f"_{plots.name(name)}, mean of {len(runs)} seed{'s' * (len(runs) > 1)}: {place}"}
+
+
 def zero_and_margin(axes) -> None:
     """No gap as a line, the margin as a dotted one (the caption says so)."""
     axes.axhline(0, color=plots.INK, linewidth=0.8)
@@ -61,19 +72,19 @@ def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=lo
     labels, heights, last = [], [], 0.0
     for name, runs in groups.items():
         look = plots.look(name)
-        done = [curve(run) for run in runs if run.status == "done"]
-        for one in done:
-            axes.plot(*zip(*one, strict=True), **faint(look["color"]))
-        x, y = mean_of(done)
+        done = {run.id: curve(run) for run in runs if run.status == "done"}
+        for run in (run for run in runs if done.get(run.id)):
+            axes.plot(*zip(*done[run.id], strict=True), **faint(look["color"]), **of_run(name, run))
+        x, y = mean_of(list(done.values()))
         if x:
-            axes.plot(x, y, **look)
+            axes.plot(x, y, **look, **of_mean(name, runs))
             labels.append((x[-1], y[-1], plots.name(name), look["color"]))
             heights += [value for at, value in zip(x, y, strict=True) if at >= start * x[-1]]
             last = max(last, x[-1])
         for run in runs:
             if run.status == "diverged" and curve(run):
                 at, value = curve(run)[-1]
-                axes.plot(at, value, marker="x", color=look["color"], markersize=7)
+                axes.plot(at, value, marker="x", color=look["color"], markersize=7, **of_run(name, run))
                 labels.append((at, value, f"{plots.name(name)} {run.reason}", look["color"]))
     if not labels:
         plots.empty(axes, "not run: no record")
@@ -93,9 +104,9 @@ def gap_curve(axes, pair: Pair, colour: str, label: str) -> tuple[float, float, 
         return None
     gaps = [pair.gaps(tokens) for tokens in pair.tokens]
     for seed in pair.seeds:
-        axes.plot(pair.tokens, [gap[seed] for gap in gaps], **faint(colour))
+        axes.plot(pair.tokens, [gap[seed] for gap in gaps], **faint(colour), label=f"_{pair.name}, seed {seed}")
     means = [sum(gap.values()) / len(gap) for gap in gaps]
-    axes.plot(pair.tokens, means, color=colour)
+    axes.plot(pair.tokens, means, color=colour, label=f"_{pair.name}, mean of {len(pair.seeds)} seeds")
     return pair.tokens[-1], means[-1], label, colour
 
 
@@ -115,20 +126,24 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = Fa
     if not heights:
         plots.empty(axes, "not run: no record")
         return
-    top = limits(axes, heights, cut)
+    top, rates = limits(axes, heights, cut), sorted({lr for method in methods.values() for lr in method.rates})
     for name, method in methods.items():
         look = plots.look(name)
         scores = sorted(method.scores.items())
         if scores:
-            axes.plot(*zip(*scores, strict=True), marker=".", **look)
+            seeds = len(next(iter(method.rates.values())))
+            said = {"label": f"_{plots.name(name)}, mean of {seeds} seed{'s' * (seeds > 1)}"}
+            axes.plot(*zip(*scores, strict=True), marker=".", **look, **said)
             if method.lr:
-                axes.plot(method.lr, method.scores[method.lr], **{**look, "marker": "o", "markersize": 6})
-            labels.append(above((*scores[-1], plots.name(name), look["color"]), top))
+                best = {
+                    "label": f"_{plots.name(name)}, best rate: {method.best[0].experiment}/{method.best[0].variant}"
+                }
+                axes.plot(method.lr, method.scores[method.lr], **{**look, "marker": "o", "markersize": 6}, **best)
+            labels.append(above((rates[-1], scores[-1][1], plots.name(name), look["color"]), top))
         for lr, runs in method.rates.items():
             if any(run.status == "diverged" for run in runs):
                 axes.plot(lr, top, marker="x", color=look["color"], markersize=7, clip_on=False)
     axes.set_xscale("log")
-    rates = sorted({lr for method in methods.values() for lr in method.rates})
     axes.set_xticks(rates, [f"{lr:g}" if k % 2 == 0 or len(rates) < 5 else "" for k, lr in enumerate(rates)])
     axes.minorticks_off()
     axes.set(xlabel="learning rate", ylabel="final validation loss (nat per token)")
@@ -148,7 +163,8 @@ def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str) -> None:
             )
             continue
         bars = None if entry.get("low") is None else [[entry["value"] - entry["low"]], [entry["high"] - entry["value"]]]
-        axes.errorbar([entry["value"]], [place], xerr=bars, fmt="o", color=colour, capsize=3)
+        words = "" if bars is None else f", {entry['low']:.4g} to {entry['high']:.4g}"
+        axes.errorbar([entry["value"]], [place], xerr=bars, fmt="o", color=colour, capsize=3, label=f"_95 %{words}")
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

@@ -136,13 +136,27 @@ def line(axes: Axes, x, y, optimizer: str, low=None, high=None, **options) -> No
         axes.fill_between(x, low, high, color=look(optimizer)["color"], alpha=0.18, linewidth=0)
 
 
-def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]], gap: float = 11.0) -> None:
-    """Write (x, y, text, colour) beside the end of each line, at least `gap` points apart; draw it after the limits."""
-    figure = axes.figure
-    figure.draw_without_rendering()  # places depend on the final layout; a closed figure has no canvas that would draw
-    points = 72 / figure.dpi
-    labels = sorted(labels, key=lambda label: label[1])
-    heights = [axes.transData.transform((x, y))[1] * points for x, y, _, _ in labels]
+def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
+    """Write (x, y, text, colour) beside the end of each line; settle() moves them apart when places are final."""
+    axes.end_labels = [
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
+        for x, y, text, colour in sorted(labels, key=lambda label: label[1])
+    ]
+
+
+def spread(axes: Axes, gap: float = 11.0) -> None:
+    """Move the end labels of a panel, lowest first, at least `gap` points apart."""
+    points = 72 / axes.figure.dpi
+    heights = [axes.transData.transform(label.xy)[1] * points for label in axes.end_labels]
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
@@ -150,22 +164,14 @@ def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]], gap: flo
     for k in reversed(range(len(placed))):
         placed[k] = min(placed[k], ceiling)
         ceiling = placed[k] - gap
-    for (x, y, text, colour), wanted, height in zip(labels, placed, heights, strict=True):
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(6, round(wanted - height, 1)),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
-        )
+    for label, wanted, height in zip(axes.end_labels, placed, heights, strict=True):
+        label.set_position((6, round(wanted - height, 1)))
 
 
 def published_mark(axes: Axes, x, y, **options) -> None:
     """Published values are open diamonds in ink, never joined by a line."""
     shape = {"marker": "D", "linestyle": "none", "markerfacecolor": "none", "markeredgecolor": INK, "markersize": 6}
+    shape["label"] = "_published"
     axes.plot(x, y, **{**shape, **options})
 
 
@@ -176,12 +182,14 @@ def empty(axes: Axes, reason: str) -> None:
 
 
 def settle(drawn: Figure) -> None:
-    """Fix panels where the layout put them, rounded: its solver's last digits differ from process to process."""
-    drawn.draw_without_rendering()
+    """Fix panels where the layout puts them, rounded: its solver's last digits differ from process to process."""
+    drawn.get_layout_engine().execute(drawn)
     places = {axes: axes.get_position().bounds for axes in drawn.axes}
     drawn.set_layout_engine("none")
     for axes, bounds in places.items():
         axes.set_position([round(number, 3) for number in bounds])
+        if hasattr(axes, "end_labels"):
+            spread(axes)
 
 
 def svg(drawn: Figure) -> str:

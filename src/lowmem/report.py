@@ -9,16 +9,31 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from lowmem import claims, exhibit, kept, plan
+from lowmem import claims, exhibit, experiments, kept, plan, report_parts
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml, write_text
 
 PAPERS = {
-    "adam_mini": {"name": "Adam-mini", "arxiv": "2406.16793"},
-    "lomo": {"name": "LOMO", "arxiv": "2306.09782"},
-    "adalomo": {"name": "AdaLomo", "arxiv": "2310.10195"},
-    "extra": {"name": "Ours, in no paper", "arxiv": None},
+    "adam_mini": {
+        "name": "Adam-mini",
+        "arxiv": "2406.16793",
+        "says": "Keep one second-moment number for each block of weights instead of one for each weight: half the optimizer "
+        "memory of AdamW, and models as good.",
+    },
+    "lomo": {
+        "name": "LOMO",
+        "arxiv": "2306.09782",
+        "says": "Use each gradient as soon as it exists and free it: fine-tune all weights with little more memory than "
+        "running the model takes.",
+    },
+    "adalomo": {
+        "name": "AdaLomo",
+        "arxiv": "2310.10195",
+        "says": "LOMO with a second moment of each row and column: closer to AdamW, for little memory.",
+    },
+    "extra": {"name": "Ours, in no paper", "arxiv": None, "says": "What we measured beside the papers."},
 }
+SHORTCUTS = {"extra_explorer": "Will it fit? Explorer", "extra_optimizers": "Optimizers side by side"}
 WORDS = {
     "reproduced": "reproduced",
     "direction_only": "direction only",
@@ -26,6 +41,7 @@ WORDS = {
     "inconclusive": "inconclusive",
     "not_run": "not run",
 }
+SAFE = " !$*+,/:;=?@[]^_`{|}~"  # in a data link, where the rest is quoted
 SIGNS = {"reproduced": "✓", "direction_only": "→", "contradicted": "✗", "inconclusive": "?", "not_run": "–"}
 
 
@@ -111,8 +127,8 @@ def unfinished(runs: list[dict]) -> str | None:
 
 
 def data_link(kind: str, text: str) -> str:
-    """A file as a link that needs no server."""
-    return f"data:{kind};charset=utf-8,{quote(text)}"
+    """A file as a link that needs no server. Of ASCII only what a link or an attribute cannot hold is quoted."""
+    return f"data:{kind};charset=utf-8,{quote(text, safe=SAFE)}"
 
 
 def inline(svg: str, id: str, label: str) -> str:
@@ -143,6 +159,7 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    headers = plan.exhibits(root)
     for one in shown:
         if one.get("svg"):
             one["svg"] = Markup(one["svg"])
@@ -153,6 +170,12 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
     return environment.get_template("index.html.j2").render(
         tier=tier,
         kind=kind,
+        about=experiments.load_tier(root, tier)["about"],
+        shortcuts={id: name for id, name in SHORTCUTS.items() if id in headers},
+        glance=report_parts.glance(headers, rows, PAPERS, tier),
+        topics=report_parts.TOPICS,
+        topic_of=lambda row: report_parts.topic(headers, row),
+        spent=report_parts.spent(runs),
         summary=summary(rows, runs, tier),
         counts={verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS},
         rows=rows,
@@ -175,7 +198,7 @@ def summary(rows: list[dict], runs: list[dict], tier: str) -> list[str]:
     """Three sentences: what came out, by paper and what failed, and how far it can be trusted."""
     count = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS}
     outcome = ", ".join(f"{n} {WORDS[verdict]}" for verdict, n in count.items())
-    first = f"{len(rows)} claims were checked at tier {tier}: {outcome}."
+    first = f"Of {len(rows)} claims, checked at tier {tier}: {outcome}."
     parts = []
     for key, paper in PAPERS.items():
         own = [row for row in rows if row["paper"] == key]
@@ -186,15 +209,15 @@ def summary(rows: list[dict], runs: list[dict], tier: str) -> list[str]:
             parts.append(f"{paper['name']}: {held} of {len(own)} hold as printed{direction}")
     second = "; ".join(parts) + f"; {contradictions([r for r in rows if r['verdict'] == 'contradicted'], tier)}."
     done = sum(run["status"] == "done" for run in runs)
-    third = f"This rests on {done} finished runs of {len(runs)} planned"
+    third = f"This rests on {done} of {len(runs)} planned runs"
     if tier == "smoke":
         return [first, second, f"{third}, at a size that decides nothing: it shows only that every step works."]
     later = [row for row in rows if tier not in row["decides"]]
     if not later:
         return [first, second, f"{third}; this tier may decide every claim."]
     tiers = " or ".join(sorted({name for row in later for name in row["decides"]}))
-    rest = f"{len(later)} of the claims concern effect sizes that only tier {tiers} may confirm"
-    return [first, second, f"{third}; {rest}, and the verdict here can at most be their direction."]
+    rest = f"{len(later)} of the claims are about sizes of models or effects that only tier {tiers} may confirm"
+    return [first, second, f"{third}; {rest}, so that here their best verdict is “direction only”."]
 
 
 def sources(root: Path, shown: list[dict], rows: list[dict]) -> dict[str, str]:

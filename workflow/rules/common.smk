@@ -67,4 +67,4 @@ def exhibit_labels(wildcards):
     return {"in the paper": header["label"], "title": header["title"]}
 
 
-REPORT_TEMPLATES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "workflow/report").glob("*.j2"))
+REPORT_TEMPLATES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "workflow/report").iterdir() if p.suffix != ".rst")

@@ -11,6 +11,7 @@ EXHIBIT = {
     "label": "Figure 1",
     "order": 10,
     "kind": "figure",
+    "topic": "theory",
     "title": "Momentum or second moment",
     "experiments": ["adalomo_moments"],
     "published": "adalomo.fig1",

@@ -11,6 +11,7 @@ EXHIBIT = {
     "label": "Table (number unknown)",
     "order": 20,
     "kind": "table",
+    "topic": "cost",
     "title": "Memory and throughput of AdaLomo",
     "experiments": ["simulated"],
     "published": "adalomo.memory_throughput",

@@ -9,7 +9,16 @@ import itertools
 from lowmem import plots
 from lowmem.curves import MARGIN, Pair, as_estimate, largest, missing, pairs, smallest, text, value
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import faint, gap_curve, limit_to_values, limits, tokens_label, zero_and_margin
+from lowmem.loss_plots import (
+    faint,
+    gap_curve,
+    limit_to_values,
+    limits,
+    of_mean,
+    of_run,
+    tokens_label,
+    zero_and_margin,
+)
 
 EXHIBIT = {
     "id": "adam_mini_fig10",
@@ -136,11 +145,11 @@ def draw_loss(axes, sizes: list[Pair]) -> None:
         for optimizer in ("adamw", "adam_mini"):
             for seed in size.seeds:
                 losses = size.curves[optimizer][seed]
-                axes.plot(
-                    size.tokens, [losses[tokens] for tokens in size.tokens], **faint(plots.look(optimizer)["color"])
-                )
+                style = faint(plots.look(optimizer)["color"])
+                run = next(run for run in size.runs[optimizer] if run.seed == seed)
+                axes.plot(size.tokens, [losses[t] for t in size.tokens], **style, **of_run(optimizer, run))
             curve = [size.mean(optimizer, tokens).value for tokens in size.tokens]
-            plots.line(axes, size.tokens, curve, optimizer)
+            plots.line(axes, size.tokens, curve, optimizer, **of_mean(optimizer, size.runs[optimizer]))
             heights += curve[len(curve) // 4 :]
         labels.append((size.tokens[-1], curve[-1], size.name, plots.INK))
     axes.set(xlabel="training tokens", ylabel="validation loss (nat per token)")

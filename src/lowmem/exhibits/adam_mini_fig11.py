@@ -90,7 +90,7 @@ def draw_gap(axes, size: Pair, marks: list[tuple[float, float]]) -> None:
         axes.annotate(
             "published, 1B",
             (marks[-1][0] * last, marks[-1][1]),
-            xytext=(6, -9),
+            xytext=(8, -13),
             textcoords="offset points",
             fontsize=8,
             annotation_clip=False,

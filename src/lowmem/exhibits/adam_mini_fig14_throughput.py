@@ -10,6 +10,7 @@ EXHIBIT = {
     "label": "Figure (number unknown): Adafactor throughput",
     "order": 141,
     "kind": "figure",
+    "topic": "cost",
     "title": "Throughput of Adam-mini and Adafactor",
     "experiments": ["equal_batch", "simulated"],
     "published": "adam_mini.figure_adafactor_throughput",

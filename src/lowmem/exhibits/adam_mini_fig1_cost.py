@@ -10,6 +10,7 @@ EXHIBIT = {
     "label": "Figure 1, memory and throughput",
     "order": 12,
     "kind": "figure",
+    "topic": "cost",
     "title": "Llama2-7B: optimizer state and throughput",
     "experiments": ["adam_mini_state_memory", "simulated"],
     "published": "adam_mini.figure1",

@@ -15,6 +15,7 @@ EXHIBIT = {
     "label": "Figure 2",
     "order": 20,
     "kind": "figure",
+    "topic": "theory",
     "title": "Which parameters share a learning rate",
     "experiments": ["hessian_transformer"],
     "published": "adam_mini.figure2",

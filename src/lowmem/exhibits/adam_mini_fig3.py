@@ -14,6 +14,7 @@ EXHIBIT = {
     "label": "Figure 3",
     "order": 30,
     "kind": "figure",
+    "topic": "theory",
     "title": "Hessian of an eight-neuron network during training",
     "experiments": ["hessian_mlp"],
     "published": "adam_mini.figure3",

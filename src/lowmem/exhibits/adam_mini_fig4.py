@@ -18,6 +18,7 @@ EXHIBIT = {
     "label": "Figure 4",
     "order": 40,
     "kind": "figure",
+    "topic": "theory",
     "title": "A random quadratic: one good rate per block against Adam",
     "experiments": ["quadratic"],
     "published": "adam_mini.figure4",

@@ -17,6 +17,7 @@ EXHIBIT = {
     "label": "Figure (number unknown): preconditioner maps",
     "order": 50,
     "kind": "figure",
+    "topic": "theory",
     "title": "Adam's preconditioner on diagonal and dense blocks",
     "experiments": ["preconditioner"],
     "published": "adam_mini.figure_tau_r",

@@ -15,6 +15,7 @@ EXHIBIT = {
     "label": "Figure (number unknown)",
     "order": 60,
     "kind": "figure",
+    "topic": "theory",
     "title": "One searched rate on left-out blocks",
     "experiments": ["leave_x_out"],
     "published": "adam_mini.figure_leave_x_out",

@@ -16,6 +16,7 @@ EXHIBIT = {
     "label": "Figure 7",
     "order": 70,
     "kind": "figure",
+    "topic": "theory",
     "title": "Hessian blocks of a Transformer, and the default partition",
     "experiments": ["hessian_transformer", "hessian_deep", "llama_variants"],
     "published": "adam_mini.figure7",

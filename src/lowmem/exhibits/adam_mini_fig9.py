@@ -160,7 +160,7 @@ def draw_paper(axes, paper: dict) -> None:
         plots.published_mark(axes, counts, losses, markeredgecolor=look["color"])
         slope, intercept = fit(counts, losses)
         axes.plot(counts, [math.exp(slope * math.log(n) + intercept) for n in counts], **{**look, "linewidth": 1.2})
-        labels.append((counts[-1], losses[-1], NAMES[optimizer], look["color"]))
+        labels.append((counts[-1] * 1.25, losses[-1], NAMES[optimizer], look["color"]))  # beside the last diamond
         heights += losses
     finish(axes, counts, heights, "Published")
     plots.end_labels(axes, labels)

@@ -12,6 +12,7 @@ EXHIBIT = {
     "label": "Table 1",
     "order": 10,
     "kind": "table",
+    "topic": "cost",
     "title": "Optimizer-state memory",
     "experiments": ["adam_mini_state_memory"],
     "published": "adam_mini.table1",

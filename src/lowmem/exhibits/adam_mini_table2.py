@@ -13,6 +13,7 @@ EXHIBIT = {
     "label": "Table 2",
     "order": 20,
     "kind": "table",
+    "topic": "cost",
     "title": "Throughput of Llama2-7B at the largest batch",
     "experiments": ["simulated"],
     "published": "adam_mini.table2",

@@ -14,6 +14,7 @@ EXHIBIT = {
     "label": "Table (number unknown): condition numbers",
     "order": 55,
     "kind": "table",
+    "topic": "theory",
     "title": "Condition numbers with and without Adam's preconditioner",
     "experiments": ["preconditioner"],
     "published": "adam_mini.table_condition_numbers",

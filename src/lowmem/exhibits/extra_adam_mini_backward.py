@@ -10,6 +10,7 @@ EXHIBIT = {
     "label": "Extra",
     "order": 10,
     "kind": "table",
+    "topic": "cost",
     "title": "Adam-mini inside backward",
     "experiments": ["backward_update"],
     "published": None,

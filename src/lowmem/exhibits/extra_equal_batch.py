@@ -10,6 +10,7 @@ EXHIBIT = {
     "label": "Equal batch",
     "order": 10,
     "kind": "table",
+    "topic": "cost",
     "title": "Throughput at equal batch, and at the largest batch under a cap",
     "experiments": ["equal_batch"],
     "published": None,

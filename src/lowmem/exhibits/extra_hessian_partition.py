@@ -15,6 +15,7 @@ EXHIBIT = {
     "label": "Extra",
     "order": 70,
     "kind": "table",
+    "topic": "theory",
     "title": "A partition found from the Hessian against the rule",
     "experiments": ["hessian_transformer", "hessian_mlp"],
     "published": None,

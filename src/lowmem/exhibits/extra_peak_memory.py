@@ -9,6 +9,7 @@ EXHIBIT = {
     "label": "Peak memory",
     "order": 25,
     "kind": "table",
+    "topic": "cost",
     "title": "Measured peak memory of fine-tuning over inference",
     "experiments": ["peak_memory"],
     "published": None,

@@ -11,6 +11,7 @@ EXHIBIT = {
     "label": "Planner accuracy",
     "order": 20,
     "kind": "table",
+    "topic": "cost",
     "title": "Predicted against measured peak memory",
     "experiments": ["planner_accuracy"],
     "published": None,

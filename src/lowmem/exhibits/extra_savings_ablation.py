@@ -9,6 +9,7 @@ EXHIBIT = {
     "label": "Savings",
     "order": 30,
     "kind": "table",
+    "topic": "cost",
     "title": "What saves how much memory",
     "experiments": ["simulated"],
     "published": None,

@@ -3,7 +3,7 @@
 from lowmem import plots
 from lowmem.curves import Tuned, difference, lost, missing, tuned, used
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import limits
+from lowmem.loss_plots import above, limits
 
 EXHIBIT = {
     "id": "lomo_clipping",
@@ -83,7 +83,7 @@ def between(method: Tuned, other: Tuned) -> dict:
 
 
 def draw(methods: dict[str, Tuned]):
-    drawn, panels = plots.figure([["loss"], ["lost"]], width=7.6, height=4.6, height_ratios=[3, 1])
+    drawn, panels = plots.figure([["loss", "lost"]], height=3.6, width_ratios=[1.6, 1])
     axes, below = panels["loss"], panels["lost"]
     heights = [score for method in methods.values() for score in method.scores.values()]
     if not heights:
@@ -95,23 +95,24 @@ def draw(methods: dict[str, Tuned]):
     for k, (name, method) in enumerate(methods.items()):
         scores = sorted(method.scores.items())
         if scores:
-            axes.plot(*zip(*scores, strict=True), marker=".", color=COLOURS[name])
-            labels.append((scores[-1][0], min(scores[-1][1], top), NAMES[name], COLOURS[name]))
+            axes.plot(*zip(*scores, strict=True), marker=".", color=COLOURS[name], label=f"_{NAMES[name]}")
+            end = (rates[-1], top) if any(map(lost, method.rates.get(rates[-1], []))) else (rates[-1], scores[-1][1])
+            labels.append(above((*end, NAMES[name], COLOURS[name]), top))
         counts = [sum(lost(run) for run in method.rates.get(rate, [])) for rate in rates]
-        below.bar([at + 0.18 * (k - 1.5) for at in range(len(rates))], counts, width=0.16, color=COLOURS[name])
+        at = [place + 0.18 * (k - 1.5) for place in range(len(rates))]
+        below.bar(at, counts, width=0.16, color=COLOURS[name], label=f"_{NAMES[name]}")
         for rate, count in zip(rates, counts, strict=True):
             if count:
                 axes.plot(rate, top, marker="x", color=COLOURS[name], markersize=7, clip_on=False)
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
-    axes.set(ylabel="final validation loss (nat)", xlabel="learning rate")
+    axes.set(ylabel="final validation loss (nat per token)", xlabel="learning rate")
+    axes.set_title("Loss; a cross: diverged")
     plots.end_labels(axes, labels)
     below.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     below.set_xlim(-0.6, len(rates) - 0.4)
-    below.set(
-        ylabel="diverged",
-        xlabel="learning rate",
-        ylim=(0, max(len(g) for m in methods.values() for g in m.rates.values())),
-    )
+    seeds = max(len(group) for method in methods.values() for group in method.rates.values())
+    below.set(ylabel="diverged runs", xlabel="learning rate", ylim=(0, seeds), yticks=range(seeds + 1))
+    below.set_title(f"Diverged, of {seeds}")
     return drawn

@@ -11,6 +11,7 @@ EXHIBIT = {
     "label": "Equations 1 to 6",
     "order": 80,
     "kind": "figure",
+    "topic": "theory",
     "title": "Two steps in turn against one joint step",
     "experiments": ["sequential_steps"],
     "published": "lomo.eq1_6",

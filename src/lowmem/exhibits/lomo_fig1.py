@@ -15,6 +15,7 @@ EXHIBIT = {
     "label": "Figure 1",
     "order": 10,
     "kind": "figure",
+    "topic": "cost",
     "title": "Order of backward and update, and live gradients",
     "experiments": ["lomo_event_order"],
     "published": "lomo.fig1",

@@ -11,6 +11,7 @@ EXHIBIT = {
     "label": "Figure 2",
     "order": 20,
     "kind": "figure",
+    "topic": "cost",
     "title": "Shares of training memory",
     "experiments": ["lomo_state_memory", "simulated"],
     "published": "lomo.fig2",

@@ -112,17 +112,17 @@ def draw(cells: dict, headers: dict, published: dict):
             bars = [[e["value"] - e["low"] if e.get("low") is not None else 0 for _, e in points]]
             bars += [[e["high"] - e["value"] if e.get("high") is not None else 0 for _, e in points]]
             x, y = [at for at, _ in points], [entry["value"] for _, entry in points]
-            axes.errorbar(x, y, yerr=bars, marker="o", capsize=3, **look(name))
+            axes.errorbar(x, y, yerr=bars, marker="o", capsize=3, **look(name), label=f"_{ft.METHODS[name]}")
             labels.append((x[-1], y[-1], ft.METHODS[name], colour))
-        if task in headers and headers[task] == ft.TASKS[task]:
+        if not labels:
+            plots.empty(axes, "not run: no record")
+            continue
+        if headers[task] == ft.TASKS[task]:
             mark_published(axes, task, places, published)
         axes.set_xticks(range(len(places)), [str(rank or "none") for rank in places])
         axes.set_xlim(-0.4, len(places) - 0.6)
         axes.set(xlabel="rank of the adapters", ylabel="accuracy (%)")
-        if labels:
-            plots.end_labels(axes, labels)
-        else:
-            plots.empty(axes, "not run: no record")
+        plots.end_labels(axes, labels)
     return drawn
 
 
@@ -133,4 +133,5 @@ def mark_published(axes, task: str, places: list[int], published: dict) -> None:
             found = printed(published, "accuracy", task=ft.TASKS[task], rank=rank or "none", method=PRINTED[name])
             if found:
                 fill = {"markerfacecolor": plots.INK} if name == "lora_lomo" else {}
-                plots.published_mark(axes, [at], [found["value"]], **fill)
+                label = f"_published, {ft.METHODS[name]}"
+                plots.published_mark(axes, [at], [found["value"]], label=label, **fill)

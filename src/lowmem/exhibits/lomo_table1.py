@@ -13,6 +13,7 @@ EXHIBIT = {
     "label": "Table 1",
     "order": 30,
     "kind": "table",
+    "topic": "cost",
     "title": "Memory of LLaMA-7B by component",
     "experiments": ["lomo_state_memory", "simulated"],
     "published": "lomo.table1",

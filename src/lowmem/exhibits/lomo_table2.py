@@ -11,6 +11,7 @@ EXHIBIT = {
     "label": "Table 2",
     "order": 40,
     "kind": "table",
+    "topic": "cost",
     "title": "Memory and throughput on RTX 3090 cards",
     "experiments": ["simulated"],
     "published": "lomo.table2",
