@@ -68,6 +68,7 @@ def write_all(root: Path, tier: str = "laptop") -> None:
 @functools.cache
 def every_record(tier: str) -> Path:
     """A root with the records of every run of a tier."""
+    import synthetic_alignment
     import synthetic_hessians
     import synthetic_losses
     import synthetic_memory
@@ -86,6 +87,7 @@ def every_record(tier: str) -> Path:
         synthetic_memory.write_memory(root, tier)
         synthetic_tuning.write_everything(root, tier)
         synthetic_vision.write_everything(root, tier)
+        synthetic_alignment.write_everything(root, tier)
     return root
 
 

@@ -41,6 +41,10 @@ def test_every_experiment_is_shown_somewhere_and_every_shown_one_exists(root):
     headers = plan.exhibits(root).values()
     shown = {name for header in headers for name in header["experiments"]}
     shown |= {name.partition("/")[2] for header in headers for name in header.get("archived", [])}  # longer runs
+    texts = [experiments.load_experiment(root, name) for name in shown]
+    shown |= {
+        name for name in experiments.experiment_names(root) if f"'experiment': '{name}'" in str(texts)
+    }  # started from
     assert shown == set(experiments.experiment_names(root))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowmem import dialogues, prepare, rewards, stages
+from lowmem import dialogues, judge, prepare, rewards, stages
 from lowmem.answers import Example, padded, picked
 from lowmem.errors import Misuse
 from lowmem.sampling import roll_out
@@ -25,9 +25,10 @@ from lowmem.tasks.sft import settled
 
 # reward: {share: pattern} or the configuration of a run of task reward. part: whose questions are asked. answer_tokens:
 # an answer ends there at the latest. beta, kl: see above. prompts, eval_prompts: at most so many. frozen_dtype: how the
-# reference is stored (null: as the policy). eval_batch: prompts answered at once.
+# reference is stored (null: as the policy). eval_batch: prompts answered at once. questions: for a judge, see judge.py.
 DEFAULTS = {"template": "human", "longest": 256, "part": "pairs", "answer_tokens": 512, "beta": 0.1, "kl": "one_step"}
 DEFAULTS |= {"reward": None, "prompts": None, "eval_prompts": 500, "eval_batch": 64, "frozen_dtype": None}
+DEFAULTS |= {"questions": None}
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
@@ -50,7 +51,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     if settings["frozen_dtype"]:
         reference = reference.to(stages.pretrained.DTYPES[settings["frozen_dtype"]])
-    judge = reward_of(root, settings["reward"], words, device)
+    worth_of = reward_of(root, settings["reward"], words, device)
     size = train["batch_size"]
     parts = size // (train.get("micro_batch_size") or size)
 
@@ -63,7 +64,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         model.eval()
         found = roll_out(model, asked * 2, settings["answer_tokens"], words.end, draw, greedy=len(asked))
         model.train()
-        worth = judge(asked * 2, found)
+        worth = worth_of(asked * 2, found)
         gain = worth[: len(asked)] - worth[len(asked) :]  # (B,)
         answered = [Example(prompt, [answer], 0) for prompt, answer in zip(asked, found)]
         return surrogate(model, reference, padded(answered, words.end, device), gain, settings["beta"], settings["kl"])
@@ -73,7 +74,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         for first in range(0, len(held_out), settings["eval_batch"]):
             asked = held_out[first : first + settings["eval_batch"]]
             found = roll_out(model, asked, settings["answer_tokens"], words.end, draw)
-            worth += judge(asked, found).tolist()
+            worth += worth_of(asked, found).tolist()
             at = padded([Example(p, [a], 0) for p, a in zip(asked, found, strict=True)], words.end, device)
             ratios += (token_logs(model, at) - token_logs(reference, at)).sum().item()
             tokens += len(at["targets"])
@@ -81,8 +82,9 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         found = {"reward": reward, "kl": ratios / len(worth), "answer_length": tokens / len(worth)}
         return {"val_loss": -reward, **found}
 
-    def finish(model: torch.nn.Module) -> tuple[dict, None]:
-        return {"excluded": dialogues.excluded(folder), "prompts": len(learn), "eval_prompts": len(held_out)}, None
+    def finish(model: torch.nn.Module) -> tuple[dict, dict | None]:
+        counts = {"excluded": dialogues.excluded(folder), "prompts": len(learn), "eval_prompts": len(held_out)}
+        return counts, judge.asked(model, words, root, settings)
 
     return Task(model, batch, loss, evaluate, units=size // parts, unit="prompt", inputs=tuple(paths), finish=finish)
 

@@ -50,10 +50,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
         return {"val_loss": held_out_loss(model, groups, words.end, device)}
 
     def finish(model: torch.nn.Module) -> tuple[dict, dict | None]:
-        asked, arrays = settings["questions"], None
-        if asked:
-            arrays = judge.answers(model, words, root / asked, settings["template"], settings["answer_tokens"])
-        return {"excluded": dialogues.excluded(folder), **counts}, arrays
+        return {"excluded": dialogues.excluded(folder), **counts}, judge.asked(model, words, root, settings)
 
     task = Task(model, batch, loss, evaluate, units=size // parts, unit="example", inputs=tuple(paths), finish=finish)
     return task, words
