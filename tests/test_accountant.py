@@ -230,8 +230,14 @@ def test_speed_waits_for_what_takes_longest():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["llama-7b", "gpt2:1.5b", "tinyllama-1.1b"])
-@pytest.mark.parametrize("changes", [{}, {"gpus": 4, "precision": "mixed"}, {"checkpointing": True}])
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        ("llama-7b", {"gpus": 4, "precision": "mixed"}),
+        ("gpt2:1.5b", {"checkpointing": True}),
+        ("tinyllama-1.1b", {}),
+    ],
+)
 def test_each_family_at_full_depth_agrees_with_the_extrapolation(size, changes):
     model = target.find(size)
     cell = of(THERE, "adam_mini", batch=1, seq_len=512, **changes)

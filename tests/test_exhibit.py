@@ -221,6 +221,7 @@ def test_end_labels_keep_their_distance():
         drawn, panels = plots.figure([["a"]])
         panels["a"].plot([0, 1], [0, 1])
         plots.end_labels(panels["a"], [(1, 0.5, "one", "k"), (1, 0.501, "two", "k"), (1, 0.502, "three", "k")])
+        plots.settle(drawn)
         drawn.draw_without_rendering()
         boxes = sorted((t.get_window_extent() for t in panels["a"].texts), key=lambda box: box.y0)
     assert all(below.y1 <= above.y0 + 1 for below, above in itertools.pairwise(boxes))
@@ -231,6 +232,7 @@ def test_end_labels_at_the_top_stay_beside_their_panel():
         drawn, panels = plots.figure([["a"]])
         panels["a"].plot([0, 1], [0, 1])
         plots.end_labels(panels["a"], [(1, 1.0, name, "k") for name in ("one", "two", "three")])
+        plots.settle(drawn)
         drawn.draw_without_rendering()
         tops = [t.get_window_extent().y1 for t in panels["a"].texts]
     assert max(tops) < panels["a"].bbox.y1 + 12

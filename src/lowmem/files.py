@@ -1,6 +1,8 @@
 """Files that are either whole or absent: atomic writes, hashes, YAML and JSON with one-line errors."""
 
 import contextlib
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -58,13 +60,20 @@ def read_json(path: Path):
         raise Failed(f"cannot read {path}: {error}") from error
 
 
+@functools.cache
+def parsed_yaml(text: str):
+    """The value of a YAML text; one process reads the same few files hundreds of times."""
+    import yaml
+
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+
+
 def read_yaml(path: Path):
     """Read YAML; Misuse names file and line when it is absent or malformed."""
     import yaml
 
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=loader) or {}
+        return copy.deepcopy(parsed_yaml(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise Misuse(f"cannot read {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

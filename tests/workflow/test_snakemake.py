@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from checkout import SMOKE_TRAIN, command, edit, snakemake, start, wait_for
+from checkout import SMOKE_TRAIN, edit, snakemake, start, wait_for
 
 from lowmem import plan, record
 
@@ -106,10 +106,6 @@ def test_an_option_reaches_fetch_prepare_and_train(project):
 def test_plan_prints_the_tier_it_is_asked_for(project):
     text = snakemake(project, "plan", "--config", "tier=paper").stdout
     assert "tier paper:" in text and re.search(r"^gpt2_sizes +24 +24 ", text, re.MULTILINE)
-
-
-def test_the_linter_has_nothing_to_say(project):
-    assert command(project, "snakemake", "--lint").returncode == 0
 
 
 def test_a_killed_pipeline_continues_and_ends_with_equal_records(toy, tmp_path):
