@@ -23,6 +23,10 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/plan.smk"
 
 
+onstart:
+    estimate.expect(ROOT, TIER, JOBS)  # for the overall time left, which each finished job says
+
+
 rule all:
     default_target: True
     input:

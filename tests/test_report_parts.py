@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 from synthetic import checkout, record, write_losses
 
-from lowmem import exhibit, experiments, hover, kept, plots, report_parts
+from lowmem import estimate, exhibit, experiments, hover, kept, plots, report_parts
 from lowmem.exhibits import extra_explorer
 from lowmem.files import read_json
 
@@ -116,3 +116,15 @@ def test_the_explorer_says_what_fits_and_gives_no_speed_where_nothing_does(tmp_p
     for name in shown.filters:
         assert len({cell[name] for cell in cells}) > 1
     assert set(shown.bars) <= set(shown.columns) and set(extra_explorer.PARTS) <= set(shown.columns)
+
+
+def test_time_left_is_that_of_the_jobs_without_a_result(tmp_path):
+    root = checkout(tmp_path)
+    assert estimate.time_left(root, "smoke") is None
+    jobs = {name: {"runs": experiments.runs(root, name, "smoke")} for name in ("quadratic", "rounding")}
+    estimate.expect(root, "smoke", jobs)
+    assert "2 of 2 jobs" in estimate.time_left(root, "smoke")
+    for name, left in (("quadratic", "1 of 2 jobs"), ("rounding", None)):
+        (root / "results/smoke" / name).mkdir(parents=True)
+        (root / "results/smoke" / name / "done.json").write_text("{}")
+        assert estimate.time_left(root, "smoke") is None if left is None else left in estimate.time_left(root, "smoke")

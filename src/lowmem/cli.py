@@ -194,6 +194,10 @@ def train(root, arguments):
         code = train.run_job(root, selected)
         if code == 0 and arguments.done:
             plan.write_done(root, selected, arguments.done)
+            from lowmem import estimate, progress
+
+            if left := estimate.time_left(root, selected[0]["tier"]):
+                progress.say(left)
     return code
 
 

@@ -14,6 +14,7 @@ from lowmem.fetch import SOURCES, raw_folder
 from lowmem.files import read_json, read_yaml, write_json
 
 COSTS = "data/published/costs.json"
+EXPECTED = "expected.json"  # in results/<tier>: {job: seconds}, written when a pipeline starts
 
 
 def parameters(model: dict) -> int:
@@ -111,6 +112,38 @@ def size(count: int | None) -> str:
     return "size unknown" if count is None else f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
 
 
+def cost(run: dict, speeds: dict, measured: dict, modelled: dict) -> tuple[float, str]:
+    """(seconds, where that is known from) of one run."""
+    key = f"{run['tier']}/{run['experiment']}/{run['variant']}"
+    for found, source in ((measured, "measured"), (modelled, "modelled")):
+        if key in found:
+            return found[key], source
+    return run_seconds(run, speeds), "estimate"
+
+
+def expect(root: Path, tier: str, jobs: dict) -> None:
+    """Write what each job of a pipeline that starts should take, so that `time_left` needs no configuration."""
+    speeds, measured, modelled = experiments.load_tier(root, tier)["estimate"], costs(root), costs(root, modelled=True)
+    seconds = {
+        name: speeds["seconds_per_job"] + sum(cost(run, speeds, measured, modelled)[0] for run in job["runs"])
+        for name, job in jobs.items()
+    }
+    write_json(root / "results" / tier / EXPECTED, {"jobs_at_once": speeds["jobs_at_once"], "seconds": seconds})
+
+
+def time_left(root: Path, tier: str) -> str | None:
+    """'whole tier laptop: about 12 min of runs left in 9 of 34 jobs'; None when all is done, or without `expect`."""
+    path = root / "results" / tier / EXPECTED
+    if not path.is_file():
+        return None
+    known = read_json(path)
+    left = {name: s for name, s in known["seconds"].items() if not (path.parent / name / "done.json").is_file()}
+    if not left:
+        return None
+    seconds = max(sum(left.values()) / known["jobs_at_once"], *left.values())
+    return f"whole tier {tier}: about {duration(seconds)} of runs left in {len(left)} of {len(known['seconds'])} jobs"
+
+
 def show(root: Path, tier: str, options: dict) -> None:
     """Print the plan of a tier: a row per experiment, then downloads, then the time for everything left."""
     jobs = plan.jobs(root, tier, options)
@@ -129,10 +162,9 @@ def show(root: Path, tier: str, options: dict) -> None:
             for run in job["runs"]:
                 if run["id"] in valid:
                     continue
-                key = f"{tier}/{name}/{run['variant']}"
-                sources.add("measured" if key in measured else "modelled" if key in modelled else "estimate")
-                known = measured.get(key, modelled.get(key))
-                in_job += run_seconds(run, speeds) if known is None else known
+                known, source = cost(run, speeds, measured, modelled)
+                sources.add(source)
+                in_job += known
             if in_job:
                 in_job += speeds["seconds_per_job"]
             seconds, longest = seconds + in_job, max(longest, in_job)

@@ -3,7 +3,7 @@ import re
 import shlex
 from pathlib import Path
 
-from lowmem import claims, kept, plan, superglue
+from lowmem import claims, estimate, kept, plan, superglue
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
 
