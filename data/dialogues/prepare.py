@@ -103,7 +103,7 @@ def flat(row: dict) -> dict | str:
         turns = [[ROLES[turn["from"]], turn["value"]] for turn in row["conversations"]]
         made = {"turns": turns, "chosen": row["chosen"]["value"].strip(), "rejected": row["rejected"]["value"].strip()}
     else:
-        (turns, chosen), (others, rejected) = (transcript(row[key]) for key in ("chosen", "rejected"))
+        (turns, chosen), (others, rejected) = map(transcript, (row["chosen"], row["rejected"]))
         if turns != others:
             return "two questions"
         made = {"turns": turns, "chosen": chosen, "rejected": rejected}
@@ -120,7 +120,7 @@ def transcript(told: list | str) -> tuple[list, str]:
         messages = [[role, text.strip()] for role, text in zip(parts[::2], parts[1::2], strict=True)]
     else:
         messages = [[ROLES[message["role"]], message["content"]] for message in told]
-    if messages[-1][0] != "assistant":
+    if not messages or messages[-1][0] != "assistant":
         raise ValueError("the last turn is not the assistant's")
     return messages[:-1], messages[-1][1].strip()
 

@@ -1,0 +1,31 @@
+"""ReMax on two devices: the start and the reward model are trained sharded, kept whole, and the run is that of one."""
+
+import pytest
+import test_alignment
+from test_torchrun import torchrun
+
+from lowmem import record, train
+from lowmem.files import read_json
+
+pytestmark = pytest.mark.slow
+root = test_alignment.root  # the fixture
+
+
+def test_two_devices_train_all_stages_and_give_the_rewards_of_one(root, tmp_path):
+    config, measure = test_alignment.config, test_alignment.RULE
+    small = {"micro_batch_size": 2, "steps": 3}
+    start = {"name": "llama", "pretrained": config("sft", **small)}
+    settings = config("remax", {**measure, "reward": config("reward", **small)}, start, eval_every=3, **small)
+    one = test_alignment.run_of(settings, variant="one")
+    made = train.train_run(root, one)
+    assert made["status"] == "done", made["reason"]
+    for path in (root / "data/prepared/networks").glob("*.pt"):
+        path.unlink()
+    two = test_alignment.run_of({**settings, "train": {**settings["train"], "devices": 2}}, variant="two")
+    process = torchrun(root, two, 2)
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, told.decode()[-2000:]
+    other = read_json(record.folder(root, two) / "record.json")
+    assert other["world_size"] == 2 and len(list((root / "data/prepared/networks").glob("*.pt"))) == 2
+    for key in ("reward", "kl", "val_loss"):
+        assert other["metrics"]["final"][key] == pytest.approx(made["metrics"]["final"][key], rel=0.02, abs=1e-4)
