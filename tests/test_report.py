@@ -86,7 +86,7 @@ def test_data_links_hold_the_files(full):
     links = {a["download"]: a["href"] for a in Elements(page).all("a") if "download" in a}
     for id, header in plan.exhibits(root).items():
         folder = path.parent / ("figures" if header["kind"] == "figure" else "tables")
-        endings = ["csv", "json", *(["svg"] if header["kind"] == "figure" else [])]
+        endings = ["csv", *(["svg"] if header["kind"] == "figure" else [])]
         for ending in endings:
             text = unquote(links[f"{id}.{ending}"].split(",", 1)[1])
             assert text == (folder / f"{id}.{ending}").read_text(encoding="utf-8")

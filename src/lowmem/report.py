@@ -104,7 +104,6 @@ def load(out: Path, header: dict, problem: str | None) -> dict:
         rows = [[exhibit.cell(value) for value in row] for row in loaded["points"]["rows"]]
         text = exhibit.as_csv(loaded["points"]["columns"], rows)
         links.append((f"{header['id']}_points.csv", data_link("text/csv", text)))
-    links.append((f"{header['id']}.json", data_link("application/json", values.read_text(encoding="utf-8"))))
     loaded["numeric"] = [numeric(column) for column in zip(*loaded["rows"], strict=True)]
     return {**loaded, "links": links, "missing": None, "partial": unfinished(loaded["runs"])}
 

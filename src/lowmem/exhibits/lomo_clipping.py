@@ -28,7 +28,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     methods = tuned(runs)
     shown = Shown(
         caption="Final validation loss by learning rate for LOMO with four kinds of clipping, mean over seeds; a cross: a seed "
-        "diverged. Below: how many seeds diverged at each rate.",
+        "diverged. Right: how many seeds diverged at each rate.",
         columns=["clipping", "rate", "final loss (nat)", "diverged seeds"],
         rows=[],
         deviations=[
