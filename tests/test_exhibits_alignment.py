@@ -62,7 +62,7 @@ def test_the_table_never_calls_a_number_of_ours_mt_bench(every):
     shown = every("adam_mini_table3")
     place = shown.columns.index("MT-Bench")
     ours = [row for row in shown.rows if "(paper)" not in row[0]]
-    assert {row[place] for row in ours} == {"", "not run: no judge (measure.questions is not set)"}
+    assert {row[place] for row in ours} == {"", "not run: no judge"}
     assert [row[place] for row in shown.rows if row[0] == "ReMax, learned reward (paper)"] == ["5.54", "5.68"]
     assert rows_of(shown, "fine-tuning, LoRA (paper)")[0][place] == "4.23 (recalled)"
     assert shown.values["judged.learned"]["value"] is None

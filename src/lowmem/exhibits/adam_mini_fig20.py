@@ -2,7 +2,7 @@
 
 from lowmem import alignment as al
 from lowmem import plots
-from lowmem.curves import text, used
+from lowmem.curves import mean, text, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.loss_plots import loss_curves
 
@@ -38,6 +38,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "at the end",
             "Adam-mini minus AdamW",
             "KL to the start (nat per answer)",
+            "tokens per answer",
             "paper",
         ],
         rows=[],
@@ -54,11 +55,14 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         gap = al.gap(groups, al.loss, "nat") if tuning else al.gap(groups, al.reward, "reward")
         shown.values[f"{kind}.{'gap' if tuning else 'gain'}"] = gap
         for optimizer, found in groups.items():
-            end = al.mean(found, al.perplexity if tuning else al.reward)
-            kl = "" if tuning else text(al.mean(found, lambda run: run.final("kl")), digits=2)
+            end = mean(found, al.perplexity if tuning else al.reward)
+            kl, length = (
+                "" if tuning else text(mean(found, lambda run, key=key: run.final(key)), digits=2)
+                for key in ("kl", "answer_length")
+            )
             theirs = paper(shown, published, final, plots.name(optimizer))
             signed = text(gap, True) if optimizer == "adam_mini" else ""
-            shown.rows.append([title[3:], plots.name(optimizer), text(end), signed, kl, theirs])
+            shown.rows.append([title[3:], plots.name(optimizer), text(end), signed, kl, length, theirs])
         draw(panels[kind], groups, tuning, title, al.word_of(runs))
     for what in ("lora_final_ppl.start", "remax_reward.start"):
         shown.published += mark(what, printed(published, what))
@@ -73,6 +77,7 @@ def draw(axes, groups: dict[str, list[Run]], tuning: bool, title: str, word: str
     if axes.has_data():
         unit = f"held-out perplexity per {word}" if tuning else "reward, held-out questions"
         axes.set(xlabel="training examples" if tuning else "step", ylabel=unit)
+        axes.autoscale(axis="y")  # no seed is left out
 
 
 def paper(shown: Shown, published: dict, final: str | None, optimizer: str) -> str:

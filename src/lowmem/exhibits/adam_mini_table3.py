@@ -61,11 +61,11 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 def add_rows(shown: Shown, label: str, experiment: str, kind: str, groups: al.Groups) -> None:
     """A row for each optimizer, and the judge's value where the paper has one."""
     for optimizer, runs in groups.items():
-        name, before, end, gap = measured(experiment, groups, runs)
+        name, start, end, gap = measured(experiment, groups, runs)
         gap = gap if optimizer == "adam_mini" else ""
         told = score(runs) if kind in CELLS else ""
         told = told if isinstance(told, str) else text(told, digits=2)
-        shown.rows.append([label, plots.name(optimizer), name, before, end, gap, told, len(runs)])
+        shown.rows.append([label, plots.name(optimizer), name, start, end, gap, told, len(runs)])
     if kind in CELLS:
         shown.values[f"judged.{kind}"] = judged_gap(groups)
 
@@ -75,12 +75,18 @@ def measured(experiment: str, groups: al.Groups, runs: list[Run]) -> tuple[str, 
     if experiment == "sft":
         name, ends = f"held-out perplexity per {al.word_of(runs)}", mean(runs, al.perplexity)
         gap = f"{text(al.gap(groups, al.loss, 'nat'), True)} nat"
-        return name, text(al.at_start(runs, al.perplexities), digits=3), text(ends), gap
+        return name, before(runs, al.perplexities), text(ends), gap
     if experiment == "reward":
         gap = f"{text(al.gap(groups, lambda run: run.final('accuracy'), 'points'), True, 1)} points"
         return "pair accuracy (%)", "50.0 (chance)", text(al.accuracy(runs), digits=1), gap
     gap = text(al.gap(groups, al.reward, "reward"), True, 3)
-    return "reward", text(al.at_start(runs, al.rewards), digits=3), text(mean(runs, al.reward)), gap
+    return "reward", before(runs, al.rewards), text(mean(runs, al.reward)), gap
+
+
+def before(runs: list[Run], series) -> str:
+    """The start as a cell, without an interval, since all runs start from the same weights."""
+    found = al.at_start(runs, series)
+    return found["reason"] if found["value"] is None else f"{found['value']:.3f}"
 
 
 def score(runs: list[Run]) -> dict:
@@ -94,7 +100,7 @@ def no_judge(runs: list[Run]) -> str | None:
     if not runs:
         return "not run: not planned in this tier"
     if any(not run.config["measure"].get("questions") for run in runs):
-        return "not run: no judge (measure.questions is not set)"
+        return "not run: no judge"
     lacking = [run for run in runs if judge.judged(run.folder) is None]
     return f"not run: {judge.SCORES} is missing beside {len(lacking)} of {len(runs)} records" if lacking else None
 
@@ -123,7 +129,9 @@ def deviations(runs: Runs, tier: str) -> list[str]:
     """What differs from the paper, read off the configurations."""
     told = ["The reward model by Adam-mini, the pairs of HH-RLHF and the rule are ours.", al.left_out(runs)]
     if tier != "paper":
-        told.append("Model, data and length are those of this tier, not Llama-2-7B and UltraFeedback; no MT-Bench.")
+        told.append("Model, data and length are those of this tier, not Llama-2-7B and UltraFeedback.")
+    if not any(run.config["measure"].get("questions") for run in runs):
+        told.append("No MT-Bench: measure.questions names no questions for a judge (lowmem/judge.py).")
     if tier in ("laptop", "smoke"):
         told.append("One rate for both optimizers, chosen for AdamW on seed 0.")
     return [line for line in told if line]
