@@ -83,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     added = command("report", report, "write reports/<tier>/index.html")
     added.add_argument("--so-far", action="store_true", help="from whatever is there, saying what is missing")
     added.add_argument("--archived", action="store_true", help="redraw everything from the records in data/records")
+    added.add_argument(
+        "--readme", action="store_true", help="renew the README's verdicts from reports/laptop/claims.json"
+    )
     with_tier(added)
 
     about = "memory and speed of training MODEL on GPUs that need not be here; without MODEL, what a tier will run"
@@ -223,8 +226,13 @@ def claims(root, arguments):
 def report(root, arguments):
     from lowmem import report
 
-    if arguments.so_far and arguments.archived:
-        raise Misuse("--so-far draws from results/, --archived from data/records; choose one")
+    if arguments.so_far + arguments.archived + arguments.readme > 1:
+        raise Misuse("--so-far draws from results/, --archived from data/records, --readme draws nothing; choose one")
+    if arguments.readme:
+        from lowmem import readme
+
+        print(readme.update(root))
+        return
     kind = "so_far" if arguments.so_far else "archived" if arguments.archived else None
     print(report.make(root, arguments.tier, options(root, arguments), kind))
 
