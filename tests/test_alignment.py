@@ -334,6 +334,15 @@ def test_a_named_run_becomes_its_configuration_and_brings_its_data():
     assert set(job["data"]) == {"data/prepared/llamafactory", "data/prepared/sotu-byte"}
 
 
+def test_the_estimate_of_remax_counts_every_sampled_token():
+    from lowmem.estimate import run_seconds, sampled_tokens
+
+    settings = config("remax", {"answer_tokens": 10, "eval_prompts": 100, "eval_batch": 50}, steps=6, eval_every=3)
+    assert sampled_tokens(settings) == 10 * (6 + 3 * 2) and sampled_tokens(config("sft")) == 0
+    run, speeds = {"config": settings, "resources": {"gpus": 0}}, {"flops_per_second": 1e30, "seconds_per_step": 0.5}
+    assert run_seconds(run, speeds) == pytest.approx(0.5 * (6 + 120))
+
+
 def test_a_start_that_does_not_exist_is_refused_by_name():
     place = experiments.find_root()
     with pytest.raises(Misuse, match=r"has no variant 'full-adam' .*full-adamw"):

@@ -55,7 +55,18 @@ def run_seconds(run: dict, speeds: dict) -> float:
         return speeds["seconds_per_measure"]
     devices, bf16 = max(1, run["resources"]["gpus"]), config["train"].get("precision") == "bf16"
     rate = speeds.get("bf16_flops_per_second", speeds["flops_per_second"]) if bf16 else speeds["flops_per_second"]
-    return training_flops(config) / (rate * devices) + config["train"]["steps"] * speeds["seconds_per_step"]
+    passes = config["train"]["steps"] + sampled_tokens(config)
+    return training_flops(config) / (rate * devices) + passes * speeds["seconds_per_step"]
+
+
+def sampled_tokens(config: dict) -> int:
+    """How often the model of a ReMax run is called for one more token of every answer of a batch, evaluations included."""
+    asked, train = config.get("measure") or {}, config["train"]
+    if "answer_tokens" not in asked or config.get("task") != "remax":
+        return 0
+    batches = -(-asked.get("eval_prompts", 500) // asked.get("eval_batch", 64))
+    evaluations = train["steps"] // train["eval_every"] + 1 if train.get("eval_every") else 1
+    return asked["answer_tokens"] * (train["steps"] + evaluations * batches)
 
 
 def costs(root: Path, modelled: bool = False) -> dict[str, float]:
