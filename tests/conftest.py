@@ -8,6 +8,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
@@ -18,3 +19,19 @@ if "LOWMEM_EXTRA_DATA" not in os.environ:  # a folder with original files of pub
     collect_ignore.append("extra")
 if "LOWMEM_SLURM" not in os.environ:  # starts a SLURM on this machine
     collect_ignore.append("cluster")
+
+
+@pytest.fixture(scope="session")
+def everything():
+    """(root, {id: what is shown}) of the laptop tier drawn whole from synthetic records; to be read only."""
+    import synthetic
+
+    return synthetic.drawn()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """One worker runs all tests that read `everything`, so that it is drawn once."""
+    for item in items:
+        if "everything" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("everything"))

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-from lowmem import claims, experiments, plan, report
+from lowmem import claims, exhibit, experiments, plan, report
 from lowmem.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,17 +105,23 @@ def only(monkeypatch, *ids: str) -> list[str]:
 
 
 @functools.cache
-def drawn() -> Path:
-    """A root with all records of the laptop tier and, in reports/laptop/so_far, everything drawn from them.
+def drawn() -> tuple[Path, dict]:
+    """(a root with all records of the laptop tier and in reports/laptop/so_far everything drawn, {id: what is shown}).
 
-    Tests that only read share it, since drawing everything takes long.
+    Tests that only read share it, since drawing everything takes long; they ask for the fixture `everything`.
     """
     folder = Path(tempfile.mkdtemp(prefix="lowmem-drawn-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     root = checkout(folder)
     write_all(root)
-    report.make(root, "laptop", {}, "so_far")
-    return root
+    shown, make = {}, exhibit.make
+
+    def keep(root, id, *arguments, **options):
+        shown[id] = make(root, id, *arguments, **options)
+
+    with mock.patch.object(exhibit, "make", keep):
+        report.make(root, "laptop", {}, "so_far")
+    return root, shown
 
 
 def write_state_memory(root: Path, tier: str) -> None:

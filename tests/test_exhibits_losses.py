@@ -1,6 +1,5 @@
 """Exhibits on language-model runs: what they read out of records, what they refuse, and what divergence does to them."""
 
-import functools
 import json
 import math
 import re
@@ -26,16 +25,14 @@ def root(tmp_path, monkeypatch):
     return checkout(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    """full(id): an exhibit made from all records, once for the whole file."""
-    top = checkout(tmp_path_factory.mktemp("full") / "root")
-    write_all(top)
-    return functools.cache(lambda id: exhibit.make(top, id, "laptop"))
+@pytest.fixture
+def full(everything):
+    """full(id): an exhibit made from all records."""
+    return everything[1].__getitem__
 
 
 def values(root, id, tier="laptop"):
-    return exhibit.make(root, id, tier).values
+    return exhibit.render(root, id, tier)[1].values
 
 
 def diverge(root, experiment, part, tier="laptop"):
@@ -244,7 +241,7 @@ def test_archived_records_stand_in_for_the_long_run_and_say_so(root):
     assert kept.keep(root, "workstation/char_shakespeare") == 6
     shutil.rmtree(root / "results/workstation")
     write(root, "char_shakespeare", "laptop")
-    shown = exhibit.make(root, "extra_char_shakespeare", "laptop")
+    _, shown, _ = exhibit.render(root, "extra_char_shakespeare", "laptop")
     tiers = [row[2] for row in shown.rows]
     assert tiers == ["workstation, archived"] * 2 + ["laptop"] * 2
     assert shown.values["adamw.val_loss"]["n"] == 3 and shown.values["adamw.seconds"]["value"] == 110.0

@@ -20,7 +20,7 @@ def root(tmp_path):
 
 
 def values(root, id, tier="laptop"):
-    return exhibit.make(root, id, tier).values
+    return exhibit.render(root, id, tier)[1].values
 
 
 def test_table2_counts_the_lengths_at_which_the_printed_batches_fit(root):
@@ -35,7 +35,7 @@ def test_table2_counts_the_lengths_at_which_the_printed_batches_fit(root):
 
 def test_table2_shows_where_nothing_fits_and_claims_nothing_from_it(root):
     write_simulated(root, "laptop", {"adamw": None})
-    shown = exhibit.make(root, "adam_mini_table2", "laptop")
+    _, shown, _ = exhibit.render(root, "adam_mini_table2", "laptop")
     assert any("none fits" in map(str, row) for row in shown.rows)
     assert shown.values["gain"] == {"value": None, "reason": "nothing fits"}
 
@@ -61,13 +61,13 @@ def test_a_speed_at_which_nothing_fits_is_shown_nowhere(root):
     assert values(root, "adam_mini_fig1_cost")["throughput.adamw.2048"]["value"] is None
     assert values(root, "lomo_table2")["l2.13b.adamw.8.tgs"]["value"] is None
     assert values(root, "lomo_table2")["l2.7b.adamw.8.tgs"]["value"] == 1000
-    shown = exhibit.make(root, "adam_mini_fig14_throughput", "laptop")
+    _, shown, _ = exhibit.render(root, "adam_mini_fig14_throughput", "laptop")
     assert ["simulated", "AdamW", "out of memory (simulated)", ""] in shown.rows
 
 
 def test_errors_against_the_rerun_are_signed_in_the_table_and_largest_in_the_value(root):
     write_simulated(root, "laptop")
-    shown = exhibit.make(root, "adam_mini_table2", "laptop")
+    _, shown, _ = exhibit.render(root, "adam_mini_table2", "laptop")
     errors = [row[-1] for row in shown.rows if row[:2] == ["rerun, A100", "AdamW"]]
     assert errors == ["-61 %", "-44 %", "+7 %", ""]  # of 2000, 4000 and 6000 tokens/s; the fourth cell has no number
     assert shown.values["rerun.largest_error_percent"]["value"] == pytest.approx(100 * (1 - 2000 / 5165))
@@ -87,7 +87,7 @@ def test_lomo_table2_counts_rows_that_fit_against_the_print(root):
 def test_lomo_table1_compares_activations_with_the_print(root):
     write_state_memory(root, "laptop")
     write_simulated(root, "laptop")
-    shown = exhibit.make(root, "lomo_table1", "laptop")
+    _, shown, _ = exhibit.render(root, "lomo_table1", "laptop")
     assert shown.values["activations.largest_error_percent"]["value"] == pytest.approx(100 * (1 - 45 / 45.61))
     ours = next(row for row in shown.rows if row[:3] == ["LOMO", "on", "ours"])
     assert ours[6] == "1.80" and float(ours[7]) == pytest.approx(12.55 + 0.24 + 1.8, abs=0.02)
@@ -120,7 +120,7 @@ def test_one_missing_cell_leaves_the_accuracy_open(root):
 
 def test_equal_batch_shows_ratios_and_what_does_not_fit(root):
     write_equal_batch(root, "laptop")
-    shown = exhibit.make(root, "extra_equal_batch", "laptop")
+    _, shown, _ = exhibit.render(root, "extra_equal_batch", "laptop")
     assert shown.values["largest.adam_mini"]["value"] == 1.5
     assert "out of memory" in shown.values["largest.sgd"]["reason"]
     assert shown.values["two_passes"]["value"] == pytest.approx(1 / 0.6, rel=0.01)
@@ -135,7 +135,7 @@ def test_adafactor_panel_takes_its_gain_from_equal_batches(root):
 
 def test_ablation_says_what_each_change_saves(root):
     write_simulated(root, "laptop")
-    shown = exhibit.make(root, "extra_savings_ablation", "laptop")
+    _, shown, _ = exhibit.render(root, "extra_savings_ablation", "laptop")
     lomo = next(row for row in shown.rows if row[0] == "LOMO, checkpointing")
     assert lomo[1] == "40.00" and lomo[2] == "33 %"
 

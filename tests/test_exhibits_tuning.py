@@ -1,6 +1,5 @@
 """Exhibits on fine-tuning and on LOMO's text: what they read out of records, whose names they print, what they refuse."""
 
-import functools
 import json
 import re
 
@@ -21,12 +20,10 @@ def root(tmp_path, monkeypatch):
     return checkout(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    """full(id): an exhibit made from records of all these runs, once for the whole file."""
-    top = checkout(tmp_path_factory.mktemp("full") / "root")
-    made.write_everything(top)
-    return functools.cache(lambda id: exhibit.make(top, id, "laptop"))
+@pytest.fixture
+def full(everything):
+    """full(id): an exhibit made from all records."""
+    return everything[1].__getitem__
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -42,7 +39,7 @@ def test_with_all_records_every_value_of_this_report_is_there(full, id):
 
 @pytest.mark.parametrize("id", IDS)
 def test_without_records_every_value_says_why(root, id):
-    shown = exhibit.make(root, id, "paper")
+    _, shown, _ = exhibit.render(root, id, "paper")
     for name, value in shown.values.items():
         assert value["value"] is not None or value["reason"].startswith("not run"), (name, value)
 
@@ -74,7 +71,7 @@ def test_a_missing_task_takes_the_number_away_instead_of_averaging_the_rest(root
     made.write_accuracies(root, "superglue")
     gone = next(run for run in experiments.runs(root, "superglue", "laptop") if "wic-lomo" in run["variant"])
     (root / "results/laptop" / gone["id"] / "record.json").unlink()
-    value = exhibit.make(root, "lomo_table3", "laptop").values["gain.lomo_lora"]
+    value = exhibit.render(root, "lomo_table3", "laptop")[1].values["gain.lomo_lora"]
     assert value["value"] is None and "not run" in value["reason"]
 
 
@@ -82,7 +79,7 @@ def test_a_diverged_lomo_run_counts_against_lomo(root):
     made.write_accuracies(root, "superglue")
     run = next(run for run in experiments.runs(root, "superglue", "laptop") if "boolq-lomo" in run["variant"])
     record(root, run, {"accuracy": None}, [], status="diverged", reason="loss is not finite at step 3")
-    shown = exhibit.make(root, "lomo_table3", "laptop")
+    _, shown, _ = exhibit.render(root, "lomo_table3", "laptop")
     assert shown.values["gain.lomo_lora"]["failed"] == "subject"
     row = claims.row(
         next(c for c in claims.load(root) if c["id"] == "lomo_beats_lora"), shown.values["gain.lomo_lora"], "laptop"
@@ -98,11 +95,11 @@ def test_lora_and_lomo_is_compared_rank_by_rank(root):
         return 60 + (by_rank[rank] if method.startswith("lora_lomo") else 0)
 
     made.write_accuracies(root, "lora_lomo", level=level)
-    assert exhibit.make(root, "lomo_fig3", "laptop").values["gain"]["value"] == pytest.approx(2.0, abs=0.1)
+    assert exhibit.render(root, "lomo_fig3", "laptop")[1].values["gain"]["value"] == pytest.approx(2.0, abs=0.1)
 
 
 def test_the_paper_tier_keeps_every_published_setting_but_the_added_rates(root):
-    shown = exhibit.make(root, "lomo_table4", "paper")
+    _, shown, _ = exhibit.render(root, "lomo_table4", "paper")
     changed = {(row[0], row[1]) for row in shown.rows if row[4] == "no"}
     added = {("LoRA", "learning rate"), ("LOMO", "warm-up ratio"), ("LoRA + LOMO", "learning rate of LoRA")}
     assert changed <= added | {("LoRA + LOMO", "warm-up ratio of LOMO"), ("LoRA", "warm-up ratio")}
@@ -111,11 +108,11 @@ def test_the_paper_tier_keeps_every_published_setting_but_the_added_rates(root):
 
 def test_a_clipping_that_lets_seeds_diverge_has_fewer_usable_rates(root):
     made.write_losses(root, "lomo_clipping")
-    before = exhibit.make(root, "lomo_clipping", "laptop").values
+    before = exhibit.render(root, "lomo_clipping", "laptop")[1].values
     for run in experiments.runs(root, "lomo_clipping", "laptop"):
         if run["variant"] == "none-1e1":
             record(root, run, {"val_loss": None}, [], status="diverged", reason="loss is not finite at step 4")
-    after = exhibit.make(root, "lomo_clipping", "laptop").values
+    after = exhibit.render(root, "lomo_clipping", "laptop")[1].values
     assert after["usable.none"]["value"] == before["usable.none"]["value"] - 1
     assert after["usable.norm_minus_none"]["value"] == before["usable.norm_minus_none"]["value"] + 1
 

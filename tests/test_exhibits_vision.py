@@ -31,12 +31,10 @@ def root(tmp_path, monkeypatch):
     return checkout(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    """full(id): an exhibit made from all records, once for the whole file."""
-    top = checkout(tmp_path_factory.mktemp("full") / "root")
-    synthetic_vision.write_everything(top)
-    return functools.cache(lambda id: exhibit.make(top, id, "laptop"))
+@pytest.fixture
+def full(everything):
+    """full(id): an exhibit made from all records."""
+    return everything[1].__getitem__
 
 
 @pytest.mark.parametrize("id", FIGURES + TABLES)
@@ -84,7 +82,7 @@ def test_own_distances_never_stand_under_the_published_names(full):
 def test_pictures_without_classes_are_not_measured_and_it_says_why(root):
     for experiment in ("ddpm", "dit"):
         synthetic_vision.write(root, experiment, "paper")
-    shown = exhibit.make(root, "adam_mini_table7", "paper")
+    _, shown, _ = exhibit.render(root, "adam_mini_table7", "paper")
     assert (
         shown.values["ddpm.distance"]["value"] is None and "without classes" in shown.values["ddpm.distance"]["reason"]
     )
@@ -172,7 +170,7 @@ def test_a_diverged_run_is_shown_and_decides_by_its_side(root):
             lines = synthetic_vision.curve(run, 0)[:2]
             reason = "loss is not finite at step 70"
             record(root, run, {"val_loss": None, "step": 70}, lines, status="diverged", reason=reason)
-    shown = exhibit.make(root, "adam_mini_fig18", "laptop")
+    _, shown, _ = exhibit.render(root, "adam_mini_fig18", "laptop")
     assert shown.values["resnet18.behind"]["failed"] == "subject"
     assert any("diverged" in str(cell) for row in shown.rows for cell in row)
     assert (
@@ -183,12 +181,12 @@ def test_a_diverged_run_is_shown_and_decides_by_its_side(root):
 
 def test_full_width_accuracy_is_that_of_the_workstation_tier(root):
     synthetic_vision.write(root, "resnet", "workstation")
-    shown = exhibit.make(root, "adam_mini_fig18", "workstation")
+    _, shown, _ = exhibit.render(root, "adam_mini_fig18", "workstation")
     assert (
         shown.values["full.accuracy"]["value"] == pytest.approx(80 - 1, abs=0.02)
         and shown.values["full.accuracy"]["n"] == 3
     )
-    assert exhibit.make(root, "adam_mini_fig18", "paper").values["full.accuracy"]["value"] is None
+    assert exhibit.render(root, "adam_mini_fig18", "paper")[1].values["full.accuracy"]["value"] is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import re
 from urllib.parse import unquote
 
 import pytest
-from synthetic import ROOT, checkout, drawn, only, record, write_losses, write_state_memory
+from synthetic import ROOT, checkout, only, record, write_losses, write_state_memory
 
 from lowmem import claims, exhibit, experiments, plan, report
 from lowmem.errors import Failed
@@ -12,9 +12,9 @@ from lowmem.files import read_json, read_yaml
 
 
 @pytest.fixture(scope="module")
-def full():
+def full(everything):
     """A checkout with all records and the page made from them."""
-    root = drawn()
+    root, _ = everything
     path = root / "reports/laptop/so_far/index.html"
     return root, path, path.read_text(encoding="utf-8")
 

@@ -113,6 +113,15 @@ def make(
 
     archived: from the records kept in data/records alone, not from results/.
     """
+    header, shown, runs = render(root, id, tier, options, archived)
+    write(out or root / "reports" / tier, header, shown, runs, tier)
+    return shown
+
+
+def render(
+    root: Path, id: str, tier: str, options: dict | None = None, archived: bool = False
+) -> tuple[dict, Shown, Runs]:
+    """(header, what is shown, the runs it was given) of one exhibit; writes nothing."""
     headers = plan.exhibits(root)
     if id not in headers:
         raise Misuse(f"unknown exhibit {id!r}{nearest(id, headers)}")
@@ -125,9 +134,7 @@ def make(
     runs = Runs(own, beside)
     module = importlib.import_module(f"lowmem.exhibits.{id}")
     with style() if header["kind"] == "figure" else contextlib.nullcontext():
-        shown = module.render(runs, published(root, header), tier)
-    write(out or root / "reports" / tier, header, shown, runs, tier)
-    return shown
+        return header, module.render(runs, published(root, header), tier), runs
 
 
 def style():

@@ -59,7 +59,7 @@ def exhibits(root: Path) -> dict[str, dict]:
     """
     found = {}
     for path in sorted((root / "src/lowmem/exhibits").glob("[a-z]*.py")):
-        header = read_header(path)
+        header = dict(read_header(path, path.read_text(encoding="utf-8")))
         if header.get("id") != path.stem:
             raise Misuse(f"{path}: EXHIBIT['id'] is {header.get('id')!r}; it must be the file's name")
         if header.get("kind") not in ("table", "figure"):
@@ -69,10 +69,11 @@ def exhibits(root: Path) -> dict[str, dict]:
     return dict(sorted(found.items(), key=lambda item: (papers.get(item[1]["paper"], 9), item[1]["order"])))
 
 
-def read_header(path: Path) -> dict:
-    """The literal after `EXHIBIT =` in a Python file."""
+@functools.cache
+def read_header(path: Path, text: str) -> dict:
+    """The literal after `EXHIBIT =` in the text of a Python file."""
     try:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in ast.parse(text).body:
             if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == ["EXHIBIT"]:
                 return ast.literal_eval(node.value)
     except (SyntaxError, ValueError) as error:
