@@ -13,7 +13,7 @@ STAMP = $(VENV)/.installed
 # For the recipes, the environment's programs come first: rules call `python`.
 RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: report test slow lint lock clean
+.PHONY: report test slow lint docs lock clean
 
 report: $(STAMP)
 	@$(RUN) sh -c 'if snakemake --cores $(CORES) --config tier=$(TIER); then \
@@ -31,6 +31,10 @@ slow: $(STAMP)
 
 lint: $(STAMP)
 	@$(RUN) sh -c 'ruff check . && ruff format --check . && snakefmt --check Snakefile workflow && snakemake --lint'
+
+# Pages of the public API, from its docstrings: docs/api/index.html.
+docs: $(STAMP)
+	@$(RUN) sh -c 'python -m pip install --quiet --no-compile "pdoc>=16" && python docs/build.py'
 
 # One stamp file: a second make does not install again. It is made anew when the lock or the package's own file changes.
 $(STAMP): requirements.lock pyproject.toml
@@ -55,4 +59,4 @@ lock:
 
 # Generated files; raw data, the environment and reports stay.
 clean:
-	rm -rf results logs data/prepared .snakemake .pytest_cache .ruff_cache .hypothesis build
+	rm -rf results logs data/prepared docs/api .snakemake .pytest_cache .ruff_cache .hypothesis build
