@@ -279,7 +279,10 @@ def curve_ends(root, run):
     return found[0], found[-1]
 
 
-@pytest.mark.parametrize("wrong", [{"reward": None}, {"kl": "two"}, {"answer_tokens": 999}, {"lenght": 3}])
+WRONG = [{"reward": None}, {"kl": "two"}, {"answer_tokens": 999}, {"lenght": 3}, {"questions": "none.jsonl"}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_settings_that_do_not_fit_are_one_line(root, wrong):
     made = train.train_run(root, run_of(config("remax", {**RULE, **wrong})))
     assert made["status"] == "failed" and "\n" not in made["reason"] and "train.log" not in made["reason"]

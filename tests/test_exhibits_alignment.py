@@ -143,14 +143,16 @@ def test_answers_for_a_judge_are_written_and_printed(root, tmp_path, capsys):
 
     run = runs_of("sft")[0]
     folder = root / "results/laptop" / run["id"]
-    made = write_arrays(folder, judge.answers(model(), WORDS, questions, "human", 5))
+    settings = {"questions": questions.name, "template": "human", "answer_tokens": 5}
+    made = write_arrays(folder, judge.answers(model(), WORDS, judge.asked(tmp_path, settings), settings))
     record(root, run, {}, arrays=made)
     assert main(["records", "answers", str(folder)]) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["question_id"] == 81 and line["model_id"] == run["id"] and len(line["choices"][0]["turns"]) == 2
     questions.write_text('{"turns": []}\n')
     with pytest.raises(Failed, match=r"question\.jsonl, line 1: no field 'question_id'"):
-        judge.answers(model(), WORDS, questions, "human", 5)
+        judge.asked(tmp_path, settings)
+    assert judge.answers(model(), WORDS, judge.asked(tmp_path, {"questions": None}), settings) is None
 
 
 def test_a_judge_without_a_single_score_is_an_error(tmp_path):

@@ -41,29 +41,28 @@ def lines(path: Path, *keys: str) -> list[dict]:
     return found
 
 
-def asked(model: torch.nn.Module, words: Words, root: Path, settings: dict) -> dict[str, np.ndarray] | None:
-    """The answers that measure.questions asks for; None where it names no file."""
-    if not settings["questions"]:
+def asked(root: Path, settings: dict) -> list[dict]:
+    """The questions of measure.questions, read before a run trains for hours; [] where it names no file."""
+    return lines(Path(root) / settings["questions"], "question_id", "turns") if settings["questions"] else []
+
+
+def answers(
+    model: torch.nn.Module, words: Words, questions: list[dict], settings: dict
+) -> dict[str, np.ndarray] | None:
+    """{"answers": jsonl as bytes}: greedy answers of at most measure.answer_tokens to every turn, earlier turns before it."""
+    if not questions:
         return None
-    return answers(model, words, Path(root) / settings["questions"], settings["template"], settings["answer_tokens"])
-
-
-def answers(model: torch.nn.Module, words: Words, questions: Path, template: str, new: int) -> dict[str, np.ndarray]:
-    """{"answers": jsonl as bytes}: greedy answers of at most `new` tokens to every turn, earlier turns before it."""
     model.eval()
-    rows, told = lines(questions, "question_id", "turns"), []
-    turns: list[list] = [[] for _ in rows]
-    for turn in range(max((len(row["turns"]) for row in rows), default=0)):
-        for row, before in zip(rows, turns, strict=True):
-            if turn < len(row["turns"]):
-                before.append(["user", row["turns"][turn]])
-                prompt = words.encode(dialogues.question(before, template), start=True)
-                [answer] = roll_out(model, [prompt[-(model.config.block_size - new) :]], new, words.end)
-                text = words.decode([token for token in answer if token != words.end])
-                before.append(["assistant", text.strip()])
-    for row, before in zip(rows, turns, strict=True):
-        choices = [{"index": 0, "turns": [text for role, text in before if role == "assistant"]}]
-        told.append(json.dumps({"question_id": row["question_id"], "choices": choices}))
+    new, told = settings["answer_tokens"], []
+    for row in questions:
+        turns, replies = [], []
+        for text in row["turns"]:
+            turns.append(["user", text])
+            prompt = words.encode(dialogues.question(turns, settings["template"]), start=True)
+            [answer] = roll_out(model, [prompt[-(model.config.block_size - new) :]], new, words.end)
+            replies.append(words.decode([token for token in answer if token != words.end]).strip())
+            turns.append(["assistant", replies[-1]])
+        told.append(json.dumps({"question_id": row["question_id"], "choices": [{"index": 0, "turns": replies}]}))
     return {"answers": np.frombuffer("\n".join(told).encode(), np.uint8)}
 
 

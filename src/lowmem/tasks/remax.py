@@ -36,7 +36,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     train, settings = config["train"], settled(config, DEFAULTS)
     if settings["kl"] not in ("one_step", "full"):
         raise Misuse(f"measure.kl is {settings['kl']!r}; choose one_step or full")
-    folder = prepare.ready(root, config["data"])
+    folder, questions = prepare.ready(root, config["data"]), judge.asked(root, settings)
     model, words = stages.language_model(root, config["model"], device)
     limit = settings["longest"] + settings["answer_tokens"]
     if limit > model.config.block_size:
@@ -84,7 +84,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
 
     def finish(model: torch.nn.Module) -> tuple[dict, dict | None]:
         counts = {"excluded": dialogues.excluded(folder), "prompts": len(learn), "eval_prompts": len(held_out)}
-        return counts, judge.asked(model, words, root, settings)
+        return counts, judge.answers(model, words, questions, settings)
 
     return Task(model, batch, loss, evaluate, units=size // parts, unit="prompt", inputs=tuple(paths), finish=finish)
 

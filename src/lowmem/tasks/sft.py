@@ -27,7 +27,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
 def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]:
     """The task and the words that its model reads."""
     train, settings = config["train"], settled(config, DEFAULTS)
-    folder = prepare.ready(root, config["data"])
+    folder, questions = prepare.ready(root, config["data"]), judge.asked(root, settings)
     model, words = stages.language_model(root, config["model"], device)
     limit = length_limit(train, model)
     learn, held_out, counts, paths = [], [], {}, []
@@ -50,7 +50,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
         return {"val_loss": held_out_loss(model, groups, words.end, device)}
 
     def finish(model: torch.nn.Module) -> tuple[dict, dict | None]:
-        return {"excluded": dialogues.excluded(folder), **counts}, judge.asked(model, words, root, settings)
+        return {"excluded": dialogues.excluded(folder), **counts}, judge.answers(model, words, questions, settings)
 
     task = Task(model, batch, loss, evaluate, units=size // parts, unit="example", inputs=tuple(paths), finish=finish)
     return task, words
