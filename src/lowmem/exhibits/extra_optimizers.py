@@ -11,7 +11,7 @@ from lowmem.exhibit import Run, Runs, Shown
 EXHIBIT = {
     "id": "extra_optimizers",
     "paper": "extra",
-    "label": "Optimizers",
+    "label": "Comparison",
     "order": 6,
     "kind": "table",
     "topic": "cost",
