@@ -354,6 +354,15 @@ def test_a_start_that_does_not_exist_is_refused_by_name():
         )
 
 
+def test_a_start_that_is_no_run_is_refused_before_anything_is_read(tmp_path):
+    from lowmem import plan
+
+    path = tmp_path / "run.json"
+    write_json(path, {"config": config("sft", model={"name": "llama", "pretrained": {"steps": 3}})})
+    with pytest.raises(Misuse, match=r"model\.pretrained: .* is no run"):
+        plan.read_run(experiments.find_root(), path)
+
+
 def test_logits_of_answers_are_fp32_for_any_weights():
     at = padded([Example([1], [[2, 3]], 0)], END, "cpu")
     logs = remax.token_logs(model().bfloat16(), at)

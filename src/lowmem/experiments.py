@@ -168,6 +168,10 @@ def stages(config: dict) -> Iterator[dict]:
         found = (config.get(key) or {}).get(inner)
         if isinstance(found, dict) and "task" in found:
             yield from stages(found)
+        elif isinstance(found, dict) and key == "model":
+            raise Misuse(
+                f"model.pretrained: {found} is no run; an experiment's file may name one as experiment and variant"
+            )
 
 
 def unavailable(root: Path, dataset: str, tier: str, options: dict | None = None) -> str | None:
