@@ -120,12 +120,12 @@ def unlimited(rule: dict, value: dict, decides: bool) -> tuple[str, str]:
         low = high = value["value"]
     inside, outside = place(rule, low, high)
     if inside and decides:
-        return "reproduced", f"as ruled: {words(rule)}"
+        return "reproduced", f"meets the rule: {words(rule)}"
     claimed, other = side(rule, low, high, inside, outside)
     if claimed:
         return "direction_only", "on the claimed side" + ("" if decides else "; this tier cannot confirm the size")
     if other:
-        return "contradicted", "on the other side" if "direction" in rule else f"not as ruled: {words(rule)}"
+        return "contradicted", "on the other side" if "direction" in rule else f"does not meet the rule: {words(rule)}"
     if not inside and not outside:
         return "inconclusive", f"the interval covers both sides of the rule: {words(rule)}"
     return "inconclusive", "the interval covers both sides of no effect"
