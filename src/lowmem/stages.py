@@ -6,8 +6,11 @@ about, and kept under data/prepared/networks by a hash of everything that decide
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ from lowmem.schedule import lr_at
 from lowmem.task import Task
 
 SEED = 0  # one network for all seeds and optimizers, so that all start alike and are scored alike
+PAUSE = 5.0  # seconds between two tries for a lock
 
 
 def language_model(root: Path, settings: dict, device: str) -> tuple[nn.Module, Words]:
@@ -80,7 +84,7 @@ def kept_at(root: Path, config: dict, task: Task, device: str) -> Path:
 def fit_once(task: Task, config: dict, device: str, place: Path) -> bool:
     """Train and keep the weights unless they are there; whether it trained. One process holds the lock, all train."""
     first, many = distributed.rank() == 0, distributed.world() > 1
-    with fetch.locked(place) if first else contextlib.nullcontext():
+    with all_of_us(place, first) if many else fetch.locked(place):
         missing = distributed.anywhere(first and not place.is_file()) if many else not place.is_file()
         if missing:
             model = fit(task, config, device)
@@ -88,9 +92,28 @@ def fit_once(task: Task, config: dict, device: str, place: Path) -> bool:
             if first:
                 with atomic_path(place) as temporary:
                     torch.save(state, temporary)
-    if many:
-        distributed.anywhere(False)  # nobody reads before it is written
+        if many:
+            distributed.anywhere(False)  # nobody reads before it is written
     return missing
+
+
+@contextlib.contextmanager
+def all_of_us(place: Path, first: bool) -> Iterator[None]:
+    """The lock of fetch.locked, held by rank 0. Another job may hold it for hours: until then the ranks ask each other
+    every few seconds, since a rank that waits in silence for longer than distributed.TIMEOUT would be given up."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(place.parent / f".{place.name}.lock", "w") as file:
+
+        def taken() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                if first:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return first
+            return False
+
+        while not distributed.anywhere(taken()):
+            time.sleep(PAUSE)
+        yield
 
 
 def fit(task: Task, config: dict, device: str) -> nn.Module:

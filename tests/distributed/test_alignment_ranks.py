@@ -1,5 +1,8 @@
 """ReMax on two devices: the start and the reward model are trained sharded, kept whole, and the run is that of one."""
 
+import fcntl
+import time
+
 import pytest
 import test_alignment
 from test_torchrun import torchrun
@@ -23,6 +26,11 @@ def test_two_devices_train_all_stages_and_give_the_rewards_of_one(root, tmp_path
         path.unlink()
     two = test_alignment.run_of({**settings, "train": {**settings["train"], "devices": 2}}, variant="two")
     process = torchrun(root, two, 2)
+    [lock] = (root / "data/prepared/networks").glob(".sft-*.lock")
+    with open(lock, "w") as held:  # another job trains the start: both ranks wait and stay in touch
+        fcntl.flock(held, fcntl.LOCK_EX)
+        time.sleep(15)
+        assert process.poll() is None
     told, _ = process.communicate(timeout=100)
     assert process.returncode == 0, told.decode()[-2000:]
     other = read_json(record.folder(root, two) / "record.json")
