@@ -5,6 +5,7 @@ Each sub-command imports what it needs when it runs, so that help, plan and bad 
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -191,11 +192,14 @@ def train(root, arguments):
         selected = plan.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
     from lowmem import fetch, record, train  # after the arguments are known to be good: this imports PyTorch
 
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
     with contextlib.ExitStack() as stack:
-        for run in selected:  # a second pipeline, or the orphan of a killed one, may be at the same runs
+        for run in (
+            selected if first else ()
+        ):  # a second pipeline, or the orphan of a killed one, may be at the same runs
             stack.enter_context(fetch.locked(record.folder(root, run)))
         code = train.run_job(root, selected)
-        if code == 0 and arguments.done:
+        if code == 0 and arguments.done and first:
             plan.write_done(root, selected, arguments.done)
             from lowmem import estimate, progress
 

@@ -153,3 +153,19 @@ def test_a_rank_that_dies_ends_the_run_without_a_hang(root):
     assert time.monotonic() - started < 60
     made = record.folder(root, run) / "record.json"
     assert not made.exists() or json.loads(made.read_text())["status"] == "failed"
+
+
+def test_the_command_line_under_torchrun_ends_with_its_summary(root):
+    """As the pipeline starts it: the processes of one job do not lock each other out, and one writes done.json."""
+    for name in ("workflow", "src"):
+        (root / name).symlink_to(Path(__file__).parents[2] / name)
+    (root / "data/sources.yaml").write_text("tiny: {sources: []}\n")
+    run = make_run(devices=2, micro_batch_size=2)
+    (root / "run.json").write_text(json.dumps({key: run[key] for key in ("experiment", "seed", "tier", "config")}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lowmem"]
+    command += ["train", str(root / "run.json"), "--done", str(root / "done.json")]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "LOWMEM_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [row] = json.loads((root / "done.json").read_text())
+    assert row["status"] == "done"
