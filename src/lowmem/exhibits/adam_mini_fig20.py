@@ -46,6 +46,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[
             "Three seeds; the paper shows one run.",
             "The learned rewards of ours and of the paper have no common scale. d is ours.",
+            "A higher learned reward is not a better answer: how good the reward model is stands in Table 3.",
         ],
     )
     drawn, panels = plots.figure([["lora", "full"], ["learned", "rule"]], width=9.6, height=5.8)
