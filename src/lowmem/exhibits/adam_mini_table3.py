@@ -138,7 +138,7 @@ def publish(shown: Shown, published: dict) -> None:
 
 def deviations(runs: Runs, tier: str) -> list[str]:
     """What differs from the paper, read off the configurations."""
-    told = ["The archived rows are another model, fine-tuned for 40 steps of 4 answers on a laptop."]
+    told = ["The archived rows are another model, fine-tuned for 40 steps of 4 answers at one rate, not tuned."]
     told += ["The reward model by Adam-mini, the pairs of HH-RLHF and the rule are ours.", al.left_out(runs)]
     if tier != "paper":
         told.append("Model, data and length are those of this tier, not Llama-2-7B and UltraFeedback.")
