@@ -5,9 +5,11 @@ Some folders need what this environment may not have; .ci/run runs them where it
 
 import importlib.util
 import os
+import pickle
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import filelock
 import pytest
 import torch
 
@@ -22,16 +24,15 @@ if "LOWMEM_SLURM" not in os.environ:  # starts a SLURM on this machine
 
 
 @pytest.fixture(scope="session")
-def everything():
-    """(root, {id: what is shown}) of the laptop tier drawn whole from synthetic records; to be read only."""
+def everything(tmp_path_factory):
+    """(root, {id: what is shown}) of the laptop tier drawn whole from synthetic records, once for all workers; read only."""
     import synthetic
 
-    return synthetic.drawn()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """One worker runs all tests that read `everything`, so that it is drawn once."""
-    for item in items:
-        if "everything" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("everything"))
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # which the workers share
+    with filelock.FileLock(place / "everything.lock"):
+        kept = place / "everything.pickle"
+        if not kept.exists():
+            synthetic.draw(place / "everything", kept)
+        return place / "everything", pickle.loads(kept.read_bytes())

@@ -1,9 +1,11 @@
 """A checkout without results, and records written into it: what exhibits, claims and the report are tested on."""
 
 import atexit
+import dataclasses
 import functools
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -104,24 +106,19 @@ def only(monkeypatch, *ids: str) -> list[str]:
     return list(ids)
 
 
-@functools.cache
-def drawn() -> tuple[Path, dict]:
-    """(a root with all records of the laptop tier and in reports/laptop/so_far everything drawn, {id: what is shown}).
-
-    Tests that only read share it, since drawing everything takes long; they ask for the fixture `everything`.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="lowmem-drawn-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+def draw(folder: Path, kept: Path) -> None:
+    """Records of the whole laptop tier in a folder, in reports/laptop/so_far all that is drawn from them; kept: a pickle of
+    {id: what is shown}. Tests ask for the fixture `everything`, which calls this once, since it takes long."""
     root = checkout(folder)
     write_all(root)
     shown, make = {}, exhibit.make
 
     def keep(root, id, *arguments, **options):
-        shown[id] = make(root, id, *arguments, **options)
+        shown[id] = dataclasses.replace(make(root, id, *arguments, **options), figure=None)
 
     with mock.patch.object(exhibit, "make", keep):
         report.make(root, "laptop", {}, "so_far")
-    return root, shown
+    kept.write_bytes(pickle.dumps(shown))
 
 
 def write_state_memory(root: Path, tier: str) -> None:

@@ -114,10 +114,15 @@ def test_bf16_autocast_gives_the_plain_result():
 def test_a_compiled_model_gives_the_plain_result(settings, closure):
     plain, ours = net(), net()
     compiled = torch.compile(ours, backend="aot_eager")
-    if settings and not closure:
-        lomo = Lomo(compiled, lr=0.1, **settings)
-        refused(lomo, compiled, RuntimeError, "pass a closure", lambda: lomo.backward(loss_of(compiled, 0)))
-        return
+    if settings and not closure:  # the compiler may hand buffers of the graph on: then it cannot run twice and is refused
+        lomo, before = Lomo(compiled, lr=0.1, **settings), weights(ours)
+        try:
+            lomo.backward(loss_of(compiled, 0))
+        except RuntimeError as error:
+            assert "pass a closure" in str(error) and same(before, weights(ours), 0)
+            return
+        ours = net()
+        compiled = torch.compile(ours, backend="aot_eager")
     train_plain(plain, SGD(plain, lr=0.1), clip=settings.get("max_grad_norm"))
     lomo = Lomo(compiled, lr=0.1, **settings)
     train_fused(compiled, lomo, closure=closure)
