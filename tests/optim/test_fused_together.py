@@ -114,7 +114,9 @@ def test_bf16_autocast_gives_the_plain_result():
 def test_a_compiled_model_gives_the_plain_result(settings, closure):
     plain, ours = net(), net()
     compiled = torch.compile(ours, backend="aot_eager")
-    if settings and not closure:  # the compiler may hand buffers of the graph on: then it cannot run twice and is refused
+    if (
+        settings and not closure
+    ):  # the compiler may hand buffers of the graph on: then it cannot run twice and is refused
         lomo, before = Lomo(compiled, lr=0.1, **settings), weights(ours)
         try:
             lomo.backward(loss_of(compiled, 0))
