@@ -5,7 +5,6 @@ Some folders need what this environment may not have; .ci/run runs them where it
 
 import importlib.util
 import os
-import pickle
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,11 +27,14 @@ def everything(tmp_path_factory):
     """(root, {id: what is shown}) of the laptop tier drawn whole from synthetic records, once for all workers; read only."""
     import synthetic
 
+    from lowmem.exhibit import Shown
+    from lowmem.files import read_json
+
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = place.parent  # which the workers share
     with filelock.FileLock(place / "everything.lock"):
-        kept = place / "everything.pickle"
+        kept = place / "everything.json"
         if not kept.exists():
             synthetic.draw(place / "everything", kept)
-        return place / "everything", pickle.loads(kept.read_bytes())
+        return place / "everything", {id: Shown(**row) for id, row in read_json(kept).items()}

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import os
-import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -107,8 +106,8 @@ def only(monkeypatch, *ids: str) -> list[str]:
 
 
 def draw(folder: Path, kept: Path) -> None:
-    """Records of the whole laptop tier in a folder, in reports/laptop/so_far all that is drawn from them; kept: a pickle of
-    {id: what is shown}. Tests ask for the fixture `everything`, which calls this once, since it takes long."""
+    """Records of the whole laptop tier in a folder, in reports/laptop/so_far all that is drawn from them; kept: a file
+    with {id: what is shown}. Tests ask for the fixture `everything`, which calls this once, since it takes long."""
     root = checkout(folder)
     write_all(root)
     shown, make = {}, exhibit.make
@@ -118,7 +117,7 @@ def draw(folder: Path, kept: Path) -> None:
 
     with mock.patch.object(exhibit, "make", keep):
         report.make(root, "laptop", {}, "so_far")
-    kept.write_bytes(pickle.dumps(shown))
+    write_json(kept, {id: dataclasses.asdict(one) for id, one in shown.items()})
 
 
 def write_state_memory(root: Path, tier: str) -> None:

@@ -12,6 +12,8 @@ from lowmem.exhibit import Run
 from lowmem.stats import estimate
 
 OPTIMIZERS = ("adamw", "adam_mini")
+TASKS = ("sft", "reward", "remax")
+CUT = ("questions", "answers")  # what a run counts as cut to length
 Groups = dict[str, list[Run]]  # {optimizer: runs by seed}
 
 
@@ -94,15 +96,12 @@ def data_of(runs: Iterable[Run]) -> str:
     return ", ".join(dict.fromkeys(stage["data"]["dataset"] for stage in stages))
 
 
-TASKS = ("sft", "reward", "remax")
-
-
 def left_out(runs: Iterable[Run]) -> str:
     """How many rows of the data were left out or changed, as the runs counted them."""
     told = {}
     for run in runs:
         if run.status == "done":
-            cut = sum(run.final(f"{split}_{what}_cut") or 0 for split in ("train", "val") for what in PARTS)
+            cut = sum(run.final(f"{split}_{what}_cut") or 0 for split in ("train", "val") for what in CUT)
             name = f"{run.config['data']['dataset']} in {run.experiment}"
             told[name] = (run.final("excluded") or 0, cut, run.final("train_equal_when_cut") or 0)
     return "; ".join(
@@ -110,6 +109,3 @@ def left_out(runs: Iterable[Run]) -> str:
         f"{cut} texts cut to length"
         for name, (rows, cut, equal) in told.items()
     )
-
-
-PARTS = ("questions", "answers")

@@ -194,10 +194,9 @@ def train(root, arguments):
 
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
     with contextlib.ExitStack() as stack:
-        for run in (
-            selected if first else ()
-        ):  # a second pipeline, or the orphan of a killed one, may be at the same runs
-            stack.enter_context(fetch.locked(record.folder(root, run)))
+        if first:  # a second pipeline, or the orphan of a killed one, may be at the same runs
+            for run in selected:
+                stack.enter_context(fetch.locked(record.folder(root, run)))
         code = train.run_job(root, selected)
         if code == 0 and arguments.done and first:
             plan.write_done(root, selected, arguments.done)

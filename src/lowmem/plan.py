@@ -199,9 +199,8 @@ def prepared(root: Path, config: dict, known: dict) -> list[tuple[str, dict]]:
         if stage.get("data"):
             needed.append(stage["data"])
         weights = (stage.get("model") or {}).get("pretrained")
-        if (
-            isinstance(weights, str) and weights in known
-        ):  # else a folder or a name of the hub, which the run itself reads
+        # a name that is not known is a folder's or one of the hub, which the run itself reads; a mapping is an earlier stage
+        if isinstance(weights, str) and weights in known:
             needed.append({"dataset": weights, "source": "package"})
     for data in needed:
         if data["dataset"] not in known:

@@ -6,6 +6,7 @@ depends on the time or the machine, so that equal records give equal bytes.
 
 import io
 import re
+import textwrap
 
 import matplotlib
 
@@ -178,7 +179,9 @@ def published_mark(axes: Axes, x, y, **options) -> None:
 def empty(axes: Axes, reason: str) -> None:
     """A panel without data says why."""
     axes.set_axis_off()
-    axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, wrap=True)
+    words = textwrap.fill(reason, 30)  # matplotlib would wrap at the edge of the figure, not of the panel
+    text = axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
+    text.set_in_layout(False)  # a long reason must not squeeze the panels
 
 
 def settle(drawn: Figure) -> None:

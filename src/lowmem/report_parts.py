@@ -30,10 +30,8 @@ def glance(headers: dict[str, dict], rows: list[dict], papers: dict, tier: str) 
 
 def sentence(counts: dict[str, int], later: int) -> str:
     """'8 of 12 reproduced, 1 contradicted, 3 not run; 5 can be confirmed only at a larger scale'."""
-    total, others = (
-        sum(counts.values()),
-        [(verdict, n) for verdict, n in counts.items() if n and verdict != "reproduced"],
-    )
+    total = sum(counts.values())
+    others = [(verdict, n) for verdict, n in counts.items() if n and verdict != "reproduced"]
     parts = ", ".join(f"{n} {DONE_WORDS[verdict]}" for verdict, n in others)
     scale = f"; {'all' if later == total else later} can be confirmed only at a larger scale" if later else ""
     return f"{counts['reproduced']} of {total} reproduced{', ' if parts else ''}{parts}{scale}"

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from checkout import SMOKE_TRAIN, edit, snakemake, start, wait_for
+from checkout import ROOT, SMOKE_TRAIN, edit, snakemake, start, wait_for
 
-from lowmem import plan, record
+from lowmem import experiments, plan, record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
 
@@ -24,7 +24,7 @@ def scheduled(text: str) -> dict[str, set[str]]:
     return jobs
 
 
-@pytest.mark.parametrize("tier", ["smoke", "laptop", "workstation", "paper"])
+@pytest.mark.parametrize("tier", experiments.tier_names(ROOT))
 def test_a_dry_run_schedules_every_exhibit_every_claim_and_every_run(project, tier):
     jobs = scheduled(snakemake(project, "--dry-run", "--config", f"tier={tier}").stdout)
     assert jobs["train"] == {job["done"] for job in plan.jobs(project, tier, {}).values()}

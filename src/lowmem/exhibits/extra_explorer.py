@@ -6,6 +6,7 @@ The cells were computed once and are kept in data/records; each takes seconds, a
 from lowmem import plots
 from lowmem.cells import GIB, shown, use
 from lowmem.exhibit import Run, Runs, Shown, unfinished
+from lowmem.memory.parts import PARTS
 
 EXHIBIT = {
     "id": "extra_explorer",
@@ -24,13 +25,6 @@ MACHINES = {"rtx_4090": "1 x RTX 4090, 24 GB", "a100": "1 x A100, 80 GB"}
 MACHINES |= {"8_rtx_3090": "8 x RTX 3090, 24 GB, ZeRO-3", "8_a100": "8 x A100, 80 GB, ZeRO-3"}
 PRECISIONS = {"mixed": "fp32, products in bf16", "bf16": "bf16 throughout"}
 BATCHES = {"one": "1", "largest": "the largest that fits"}
-PARTS = {
-    "weights": ("parameters",),
-    "gradients": ("gradients",),
-    "state": ("optimizer_state",),
-    "activations": ("activations",),
-    "other": ("communication", "temporaries"),
-}
 COLUMNS = ["optimizer", "model", "machine", "precision", "sequences per GPU", "fits", "batch", "peak GiB per GPU"]
 COLUMNS += [*PARTS, "tokens/s"]
 

@@ -13,6 +13,7 @@ from lowmem.errors import Misuse, nearest
 from lowmem.memory import hardware, target, throughput
 from lowmem.memory.accountant import Account, Cell, account
 from lowmem.memory.hardware import Gpu
+from lowmem.memory.parts import PARTS
 from lowmem.memory.target import Target
 from lowmem.memory.throughput import Plan
 from lowmem.optim import names
@@ -21,13 +22,6 @@ GIB = 2**30
 BASE = "adamw"
 USUAL = ("adamw", "adam_mini", "lomo")
 BACKWARD = "+backward"
-PARTS = {
-    "weights": ("parameters",),
-    "gradients": ("gradients",),
-    "state": ("optimizer_state",),
-    "activations": ("activations",),
-    "other": ("communication", "temporaries"),
-}
 WIDTHS = {"gradients": 11, "activations": 13}  # of columns; others 9
 PRECISIONS = {
     "fp32": "fp32 throughout",
