@@ -13,7 +13,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import lowmem
@@ -191,7 +191,7 @@ def reach(entries: list[Path], leaves: tuple[str, ...]) -> set[Path]:
 def imported(path: Path) -> list[Path]:
     """Files of this package that a module names in import statements, at top level or inside functions."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in statements(ast.parse(path.read_text(encoding="utf-8")).body):
         modules = []
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -202,6 +202,14 @@ def imported(path: Path) -> list[Path]:
                 place = PACKAGE.joinpath(*module.split(".")[1:])
                 found += [place.with_suffix(".py"), place / "__init__.py"]
     return found
+
+
+def statements(body: list) -> Iterator[ast.AST]:
+    """All statements of a syntax tree, those inside others too. Unlike ast.walk it leaves out expressions, which are many."""
+    for node in body:
+        yield node
+        for part in ("body", "handlers", "cases", "orelse", "finalbody"):
+            yield from statements(getattr(node, part, []))
 
 
 def commit(root: Path) -> dict:
