@@ -181,7 +181,7 @@ def test_the_gradient_of_bradley_terry_is_minus_the_chance_of_being_wrong():
 
 
 def test_a_score_is_that_of_the_text_alone_whatever_stands_beside_it():
-    net = rewards.with_scalar_head(model())
+    net = rewards.with_scalar_head(model(), "cpu")
     texts = [[1, 2, 3, 4, 5], [6, 7], [8]]
     together = rewards.scores(net, texts, END)
     alone = torch.cat([rewards.scores(net, [text], END) for text in texts])

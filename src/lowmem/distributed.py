@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lowmem.errors import Misuse
+from lowmem.errors import Failed, Misuse
 
 TIMEOUT = datetime.timedelta(minutes=10)  # until a rank gives up waiting for the others
+_apart = False  # whether rank 0 works by itself for a while
 
 
 def devices(run: dict) -> int:
@@ -27,7 +28,8 @@ def devices(run: dict) -> int:
 
 
 def world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """How many processes share the work at hand; 1 for a run of one device, whoever waits beside it."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _apart else 1
 
 
 def rank() -> int:
@@ -59,14 +61,35 @@ def joined(runs: list[dict]) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def shard(model: nn.Module, seed: int) -> nn.Module:
-    """The model cut over all ranks, block by block; afterwards every rank draws its own random numbers."""
+@contextlib.contextmanager
+def apart(run: dict) -> Iterator[None]:
+    """While rank 0 does a run of one device, it is a world of its own."""
+    global _apart
+    before, _apart = _apart, devices(run) == 1
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def cut(model: nn.Module) -> nn.Module:
+    """The model cut over all ranks, block by block; weights that are still in files are read now, by each rank its part."""
     from torch.distributed.fsdp import fully_shard
+
+    from lowmem import streamed
 
     for block in getattr(model, "blocks", ()):
         fully_shard(block)
+    fully_shard(model)
+    streamed.read(model, _where())
+    return model
+
+
+def shard(model: nn.Module, seed: int) -> nn.Module:
+    """The model to train, cut; afterwards every rank draws its own random numbers."""
+    cut(model)
     torch.manual_seed(seed + 7919 * rank())  # dropout must not repeat itself over the batch; rank 0 stays as it was
-    return fully_shard(model)
+    return model
 
 
 def mean(value: float) -> float:
@@ -81,6 +104,22 @@ def mean(value: float) -> float:
 def anywhere(flag: bool) -> bool:
     """Whether a flag is set on any rank."""
     return mean(float(flag)) > 0
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What raises Failed in this block on one rank does so on all of them, in the same words. Collective."""
+    problem = None
+    try:
+        yield
+    except Failed as error:
+        problem = str(error)
+    told = [problem]
+    if world() > 1:
+        told = [None] * world()
+        dist.all_gather_object(told, problem)
+    if any(told):
+        raise Failed(next(filter(None, told)))
 
 
 def share(batch: int, micro: int, ranks: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ chosen axis values joined by "-". Everything that decides the result is in `conf
 
 import copy
 import fnmatch
+import functools
 import hashlib
 import itertools
 import json
@@ -136,6 +137,9 @@ def use_tier_data(config: dict, tier: dict, options: dict) -> dict:
         chosen = {"source": options[wanted], **{k: v for k, v in stand_in.items() if k == "tokenizer"}}
     else:
         chosen = dict(tier.get("data", {}).get(wanted, {}))
+        opt_in = chosen.pop("opt_in", {})  # what is used only where its own dataset is asked for, as in bigbench=true
+        if opt_in.get("dataset") in options:
+            chosen = dict(opt_in)
         if chosen.get("dataset") in options:  # the stand-in from elsewhere, as in `--config sotu=url`
             chosen["source"] = options[chosen["dataset"]]
     return {**config, "data": {**data, **chosen}}
@@ -180,15 +184,20 @@ def unavailable(root: Path, dataset: str, tier: str, options: dict | None = None
     return None if dataset in (options or {}) else stand_in.get("unavailable")
 
 
+@functools.cache
+def names_in(folder: str) -> list[str]:
+    """Names of the tasks, models or optimizers there are."""
+    return optim.names() if folder == "optim" else [p.stem for p in (Path(__file__).parent / folder).glob("[a-z]*.py")]
+
+
 def check_files_exist(config: dict, path: Path) -> None:
     """Task, model, optimizer and dataset are named after the file that holds them; an unknown name is refused."""
-    package = Path(__file__).parent
     for key, folder in (("task", "tasks"), ("model", "models"), ("optimizer", "optim")):
         value = config.get(key)
         name = value.get("name") if isinstance(value, dict) else value
         if name is None:
             continue
-        known = optim.names() if folder == "optim" else [p.stem for p in (package / folder).glob("[a-z]*.py")]
+        known = names_in(folder)
         if name not in known:
             raise Misuse(f"{path}: unknown {key} {name!r}{nearest(name, known)}")
     if config.get("model"):

@@ -17,6 +17,8 @@ STAND_INS = {  # table of a package: (task, what it is)
     "rte": ("rte", "WordNet substitution (for RTE)"),
     "openbookqa": ("multirc", "OpenBookQA answers (for MultiRC)"),
     "piqa": ("copa", "PIQA (for COPA)"),
+    "wsc": ("wsc", "Winograd sentences of BIG-bench (for WSC)"),
+    "multirc": ("multirc", "MultiRC of BIG-bench, split anew (for MultiRC)"),
 }
 METHODS = {
     "zero": "no training",
@@ -31,6 +33,7 @@ METHODS = {
 }
 PUBLISHED = {"zero": "Zero-shot", "lora": "LoRA", "lomo": "LOMO"}
 NEEDS = "not run: needs the hub or superglue_dir"
+OPT_IN = "not run: needs the hub, superglue_dir or bigbench=true"
 
 Points = dict[str, list[Run]]  # {point of a method's grid: its runs by seed}
 

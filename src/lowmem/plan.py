@@ -27,7 +27,8 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
     switches = {key: value for key, value in config.items() if key in schema["properties"]}
     experiments.check(root, switches, "config", Path("workflow/config/config.yaml"))
     named = {key: value for key, value in config.items() if key not in switches}
-    options = {**superglue.options(switches.get("superglue"), switches.get("superglue_dir")), **named}
+    wanted = (switches.get(name) for name in ("superglue", "superglue_dir", "bigbench"))
+    options = {**superglue.options(*wanted), **named}
     if switches.get("hh_rlhf_dir"):
         if not Path(switches["hh_rlhf_dir"]).expanduser().is_dir():
             raise Misuse(

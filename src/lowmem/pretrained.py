@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowmem import fetch, gguf
+from lowmem import distributed, fetch, gguf, streamed
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml
 from lowmem.models import llama
@@ -49,34 +49,47 @@ def language_model(root: Path, settings: dict, device: str = "cpu") -> tuple[lla
 
     pretrained: see the module's docstring; without it fresh weights and bytes as words. dtype: how weights are stored.
     adapter: {kind: lora | prefix, ...}, keywords of the attach() in models/<kind>.py.
+    Where several processes share the work, the weights of a folder stay in their files until distributed.cut().
     Raises Misuse for settings that do not fit, Failed when a checkpoint cannot be had or read.
     """
     own = {key: value for key, value in settings.items() if key not in ("name", "pretrained", "dtype", "adapter")}
-    source, dtype = settings.get("pretrained"), settings.get("dtype", "float32")
-    if settings.get("name") != "llama" or dtype not in DTYPES:
-        raise Misuse(f"a language model needs name llama and a dtype of {', '.join(DTYPES)}; got {settings}")
+    source = settings.get("pretrained")
+    if settings.get("name") != "llama":
+        raise Misuse(f"a language model needs name llama; got {settings}")
     if source is None:
         model, words = llama.build(**{"vocab_size": 258, **own}), byte_words()
     else:
         if own:
             raise Misuse(f"model: {next(iter(own))} cannot be set beside pretrained; the checkpoint decides it")
-        model, words = checkpoint(root, source)
-    model = model.to(DTYPES[dtype]).to(device)
-    adapter = dict(settings.get("adapter") or {})
+        with distributed.together():
+            model, words = checkpoint(root, source, device)
+    return finished(model, settings, device), words
+
+
+def finished(model: llama.Llama, settings: dict, device: str) -> llama.Llama:
+    """The model in its dtype, with its adapter; and with its weights, unless several processes will share them."""
+    dtype, adapter = settings.get("dtype", "float32"), dict(settings.get("adapter") or {})
+    if dtype not in DTYPES:
+        raise Misuse(f"model.dtype is {dtype!r}; choose {', '.join(DTYPES)}")
+    model = model.to(DTYPES[dtype])
+    if not hasattr(model, "unread"):
+        model = model.to(device)
     if adapter:
-        attach(model, adapter.pop("kind", None), adapter)
-    return model, words
+        attach(model, adapter.pop("kind", None), adapter, device)
+    if distributed.world() == 1:
+        streamed.read(model, device)
+    return model
 
 
-def attach(model: llama.Llama, kind: str | None, settings: dict) -> None:
-    """Put an adapter on the model, in place."""
+def attach(model: llama.Llama, kind: str | None, settings: dict, device: str) -> None:
+    """Put a fresh adapter on the model, in place."""
     from lowmem.models import lora, prefix  # named, so that a change to one of them makes its records stale
 
     kinds = {"lora": lora.attach, "prefix": prefix.attach}
     if kind not in kinds:
         raise Misuse(f"model.adapter.kind is {kind!r}; choose lora or prefix")
     try:
-        kinds[kind](model, **settings)
+        kinds[kind](model, device=device, **settings)
     except TypeError as error:
         raise Misuse(f"model.adapter: {error}") from error
 
@@ -93,8 +106,8 @@ def byte_words() -> Words:
     return Words(encode, decode, end=256, size=257)
 
 
-def checkpoint(root: Path, source: str) -> tuple[llama.Llama, Words]:
-    """Model and words of a checkpoint, see the module's docstring."""
+def checkpoint(root: Path, source: str, device: str) -> tuple[llama.Llama, Words]:
+    """Model and words of a checkpoint, see the module's docstring; a folder's weights are only noted, see streamed.py."""
     if source in read_yaml(Path(root) / "data/sources.yaml"):
         folder = fetch.prepared_folder(root, {"dataset": source})
         found = sorted(folder.glob("*.gguf"))
@@ -104,14 +117,16 @@ def checkpoint(root: Path, source: str) -> tuple[llama.Llama, Words]:
     folder = Path(source).expanduser()
     if not folder.is_absolute():
         folder = folder if folder.is_dir() else Path(root) / folder
-    return from_folder(folder if folder.is_dir() else download(source))
+    return from_folder(folder if folder.is_dir() else download(source), device)
 
 
-def blank(config: dict) -> llama.Llama:
-    """A Llama without initial weights: they are about to be replaced."""
+def blank(config: dict, device: str = "cpu") -> llama.Llama:
+    """A Llama without weights, whose buffers are on the device."""
     with torch.device("meta"):
         model = llama.build(**config)
-    model.cos, model.sin = llama.rotary_table(model.config.block_size, model.config.head_dim, model.config.rope_base)
+    made = model.config
+    with torch.device(device):
+        model.cos, model.sin = llama.rotary_table(made.block_size, made.head_dim, made.rope_base)
     return model
 
 
@@ -223,7 +238,7 @@ def download(name: str) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise Failed(f"{name} is no local folder, and the hub needs a package; pip install 'lowmem[hub]'") from error
-    wanted = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json", "generation_config.json"]
+    wanted = ["config.json", "tokenizer.json", "model*.safetensors", streamed.INDEX, "generation_config.json"]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub's library raises dozens of kinds
@@ -235,39 +250,39 @@ def download(name: str) -> Path:
         raise Failed(f"cannot get the model {name} ({kind}: {told}); name a local folder, or see the hub") from error
 
 
-def from_folder(folder: Path) -> tuple[llama.Llama, Words]:
-    """Model and words of a Hugging Face folder: config.json, *.safetensors, tokenizer.json."""
-    import safetensors.torch
+def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Words]:
+    """Model and words of a Hugging Face folder: config.json, *.safetensors, tokenizer.json. streamed.read() brings the weights."""
     import tokenizers
 
-    shards = sorted(folder.glob("*.safetensors"))
     for path in (folder / "config.json", folder / "tokenizer.json"):
         if not path.is_file():
             raise Failed(f"{path} is missing; a model's folder holds config.json, tokenizer.json and *.safetensors")
-    if not shards:
-        raise Failed(f"{folder} holds no *.safetensors; older formats run code when they are read, convert them first")
-    about = read_json(folder / "config.json")
-    config = described(about, folder)
-    names = {f"{theirs}.weight": f"{ours}.weight" for ours, (theirs, _) in OUTSIDE.items()} | {
-        "lm_head.weight": "head.weight"
-    }
-    for layer in range(config["n_layer"]):
-        for ours, (theirs, _) in LAYER.items():
-            names[f"model.layers.{layer}.{theirs}.weight"] = f"blocks.{layer}.{ours}.weight"
-    weights = {}
+    about, files = read_json(folder / "config.json"), streamed.tensors(folder)
+    model = blank(described(about, folder), device)
+    named = {ours: theirs_of(ours) for ours, _ in model.named_parameters()}  # a tied head is no parameter of its own
+    absent = sorted(theirs for theirs in named.values() if theirs not in files)
+    if absent:
+        raise Failed(f"{folder} does not hold the weights that its config.json says: no {absent[0]}; get it again")
+    streamed.note(model, {ours: (files[theirs], theirs) for ours, theirs in named.items()})
     try:
-        for shard in shards:
-            for name, weight in safetensors.torch.load_file(shard).items():
-                if name in names:
-                    weights[names[name]] = weight
         words = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # both libraries raise kinds of their own
-        raise Failed(f"{folder} holds a damaged file ({' '.join(str(error).split())[:160]}); get it again") from error
+    except Exception as error:  # the library raises Exception itself
+        told = " ".join(str(error).split())[:160]
+        raise Failed(f"{folder / 'tokenizer.json'} is a damaged file ({told}); get it again") from error
     ends = about.get("eos_token_id")
     end = ends[0] if isinstance(ends, list) else ends
     if end is None:
         raise Failed(f"{folder}/config.json: no eos_token_id; add the id of the token that ends a text")
-    return fill(blank(config), weights, folder), as_words(words, end)
+    return model, as_words(words, end)
+
+
+def theirs_of(ours: str) -> str:
+    """The name on the hub of one of our parameters."""
+    if ours.startswith("blocks."):
+        _, layer, name = ours.removesuffix(".weight").split(".", 2)
+        return f"model.layers.{layer}.{LAYER[name][0]}.weight"
+    names = {**{name: theirs for name, (theirs, _) in OUTSIDE.items()}, "head": "lm_head"}
+    return f"{names[ours.removesuffix('.weight')]}.weight"
 
 
 def described(about: dict, folder: Path) -> dict:

@@ -178,10 +178,10 @@ def code_paths(config: dict) -> list[Path]:
 
 def reach(entries: list[Path], leaves: tuple[str, ...]) -> set[Path]:
     """The existing ones of `entries` and what they import, directly or not; imports of modules in `leaves` do not count."""
-    waiting, found = list(entries), set()
+    waiting, found = [path for path in entries if path.is_file()], set()
     while waiting:
         path = waiting.pop()
-        if path not in found and path.is_file():
+        if path not in found:
             found.add(path)
             waiting += [] if path.parent == PACKAGE and path.stem in leaves else imported(path)
     return found
@@ -200,7 +200,7 @@ def imported(path: Path) -> list[Path]:
         for module in modules:
             if module.startswith("lowmem."):
                 place = PACKAGE.joinpath(*module.split(".")[1:])
-                found += [place.with_suffix(".py"), place / "__init__.py"]
+                found += [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
     return found
 
 

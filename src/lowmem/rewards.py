@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from lowmem.errors import Misuse
 
 
-def with_scalar_head(model: nn.Module) -> nn.Module:
-    """The model, in place, with a head of one output in place of the one over the vocabulary."""
-    width, old = model.config.n_embd, model.head.weight
-    model.head = nn.Linear(width, 1, bias=False, device=old.device, dtype=old.dtype)
+def with_scalar_head(model: nn.Module, device: str) -> nn.Module:
+    """The model, in place, with a fresh head of one output in place of the one over the vocabulary."""
+    width, dtype = model.config.n_embd, model.head.weight.dtype
+    model.head = nn.Linear(width, 1, bias=False, device=device, dtype=dtype)
     nn.init.normal_(model.head.weight, std=(width + 1) ** -0.5)
     return model
 

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
-from lowmem import distributed, fetch, pretrained, record
+from lowmem import distributed, fetch, pretrained, record, streamed
 from lowmem.errors import Misuse
 from lowmem.files import atomic_path
 from lowmem.optim.adamw import AdamW
@@ -37,15 +38,14 @@ def language_model(root: Path, settings: dict, device: str) -> tuple[nn.Module, 
     if own:
         raise Misuse(f"model: {own[0]} cannot be set beside pretrained; the earlier training decides it")
     model, words = trained(root, source, device)
-    model = model.to(pretrained.DTYPES[settings.get("dtype", "float32")])
-    adapter = dict(settings.get("adapter") or {})
-    if adapter:
-        pretrained.attach(model, adapter.pop("kind", None), adapter)
-    return model, words
+    return pretrained.finished(model, settings, device), words
 
 
 def trained(root: Path, config: dict, device: str) -> tuple[nn.Module, Words]:
-    """Model and words at the end of a run's training. The caller's random numbers stay untouched."""
+    """Model and words at the end of a run's training. The caller's random numbers stay untouched.
+
+    The weights are only noted: streamed.read() brings them, or distributed.cut() where several processes share them.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         task, words = built(root, config, device)
@@ -53,7 +53,7 @@ def trained(root: Path, config: dict, device: str) -> tuple[nn.Module, Words]:
         if fit_once(task, config, device, place):
             torch.manual_seed(SEED)
             task, words = built(root, config, device)  # the one that was trained may be sharded
-        task.model.load_state_dict(torch.load(place, map_location=device, weights_only=True))
+        streamed.note(task.model, {name: (place, name) for name, _ in task.model.named_parameters()})
     return task.model, words
 
 
@@ -78,7 +78,11 @@ def kept_at(root: Path, config: dict, task: Task, device: str) -> Path:
     inputs = {name: record.hash_of(root, name) for name in record.names(root, task.inputs)}
     deciding = {key: value for key, value in config.items() if key != "resources"}
     known = json.dumps([deciding, inputs, record.code_files(config), device], sort_keys=True)
-    return root / "data/prepared/networks" / f"{config['task']}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.pt"
+    return (
+        root
+        / "data/prepared/networks"
+        / f"{config['task']}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
+    )
 
 
 def fit_once(task: Task, config: dict, device: str, place: Path) -> bool:
@@ -90,8 +94,9 @@ def fit_once(task: Task, config: dict, device: str, place: Path) -> bool:
             model = fit(task, config, device)
             state = gathered(model) if many else model.state_dict()
             if first:
+                kept = {name: state[name].contiguous() for name, _ in model.named_parameters()}  # tied ones once
                 with atomic_path(place) as temporary:
-                    torch.save(state, temporary)
+                    safetensors.torch.save_file(kept, temporary)
         if many:
             distributed.anywhere(False)  # nobody reads before it is written
     return missing

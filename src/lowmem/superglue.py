@@ -1,4 +1,7 @@
-"""Which source each task of SuperGLUE comes from: `--config superglue=hub` for all, superglue_dir=DIR for what DIR holds."""
+"""Which source each task of SuperGLUE comes from: `--config superglue=hub` for all, superglue_dir=DIR for what DIR holds.
+
+bigbench=true adds what the package of BIG-bench holds (tier key `opt_in`) where those two name no source.
+"""
 
 from pathlib import Path
 
@@ -14,10 +17,27 @@ OFFICIAL = {
     "copa": "COPA",
 }  # folder names
 SOURCES = ("package", "hub", "url")
+REQUEST = (
+    "bigbench: 358 MB, and its authors ask that this data never appear in training corpora: "
+    "compare methods with it, and release no model that was trained on it"
+)
 
 
-def options(everything: str | None, folder: str | None) -> dict[str, str]:
-    """{superglue_<task>: source} from the two switches; "package" and tasks that the folder lacks keep the tier's source."""
+def options(everything: str | None, folder: str | None, bigbench: bool | str | None = None) -> dict[str, str]:
+    """{dataset: source} from the three switches; "package" and tasks that the folder lacks keep the tier's source.
+
+    bigbench: true or "true"; "package" is what a job is told by the workflow, which has said the authors' request.
+    """
+    found = named(everything, folder)
+    if bigbench not in (None, False, "false", "False"):
+        if bigbench != "package":
+            say(REQUEST)
+        found["bigbench"] = "package"
+    return found
+
+
+def named(everything: str | None, folder: str | None) -> dict[str, str]:
+    """{superglue_<task>: source} as superglue and superglue_dir name it."""
     if everything is not None and everything not in SOURCES:
         advice = "; for files you have: superglue_dir=DIR" if everything == "folder" else nearest(everything, SOURCES)
         raise Misuse(f"--config superglue={everything}: unknown source{advice}")

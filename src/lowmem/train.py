@@ -46,7 +46,8 @@ def run_all(root: Path, runs: list[dict]) -> int:
             say(f"{label}: {old['status']} before, record kept")
             continue
         try:
-            made = train_run(root, run, label)
+            with distributed.apart(run):
+                made = train_run(root, run, label)
         except Failed as error:  # not even the record could be written
             made = {"status": "failed", "reason": str(error)}
         if {"pretrained", "size"} & run["config"].get("model", {}).keys():
@@ -318,8 +319,6 @@ class Loop:
         say(f"{self.label}: continuing from step {self.step}{on}")
 
     def finish(self) -> None:
-        if self.many:
-            self.model.reshard()  # evaluation leaves the last weights gathered
         self.made["status"] = self.made["status"] or "done"
         final, arrays = self.metrics(), None
         if self.task.finish and self.made["status"] == "done":
@@ -327,6 +326,8 @@ class Loop:
             with torch.no_grad(), self.autocast():
                 found, arrays = self.task.finish(self.model)
             final |= found
+        if self.many:
+            self.model.reshard()  # evaluation leaves the last weights gathered
         self.made["metrics"] = {"final": final, "best": self.best or {}}
         self.made["arrays"] = record.write_arrays(self.folder, arrays) if distributed.rank() == 0 else None
         self.made["throughput"] = usage.throughput(self.times, self.parts * self.task.units, self.task.unit)

@@ -22,7 +22,7 @@ def test_two_devices_train_all_stages_and_give_the_rewards_of_one(root, tmp_path
     one = test_alignment.run_of(settings, variant="one")
     made = train.train_run(root, one)
     assert made["status"] == "done", made["reason"]
-    for path in (root / "data/prepared/networks").glob("*.pt"):
+    for path in (root / "data/prepared/networks").glob("*.safetensors"):
         path.unlink()
     two = test_alignment.run_of({**settings, "train": {**settings["train"], "devices": 2}}, variant="two")
     process = torchrun(root, two, 2)
@@ -34,6 +34,6 @@ def test_two_devices_train_all_stages_and_give_the_rewards_of_one(root, tmp_path
     told, _ = process.communicate(timeout=100)
     assert process.returncode == 0, told.decode()[-2000:]
     other = read_json(record.folder(root, two) / "record.json")
-    assert other["world_size"] == 2 and len(list((root / "data/prepared/networks").glob("*.pt"))) == 2
+    assert other["world_size"] == 2 and len(list((root / "data/prepared/networks").glob("*.safetensors"))) == 2
     for key in ("reward", "kl", "val_loss"):
         assert other["metrics"]["final"][key] == pytest.approx(made["metrics"]["final"][key], rel=0.02, abs=1e-4)

@@ -14,9 +14,9 @@ from lowmem.errors import Misuse
 class LoraLinear(nn.Module):
     """y = base(x) + alpha / rank * B A dropout(x), (..., in) -> (..., out); B starts at zero, so y starts as base(x)."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float, device: str | None = None):
         super().__init__()
-        where = {"device": base.weight.device, "dtype": base.weight.dtype}  # fully_shard wants one dtype in a layer
+        where = {"device": device or base.weight.device, "dtype": base.weight.dtype}  # fully_shard wants one dtype
         self.base_layer = base
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, **where)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, **where)
@@ -37,8 +37,12 @@ def attach(
     dropout: float = 0.05,
     targets: tuple[str, ...] = ("wq", "wv"),
     freeze: bool = True,
+    device: str | None = None,
 ) -> None:
-    """Wrap every linear layer called one of `targets`, in place. freeze: only the adapters train (else all does)."""
+    """Wrap every linear layer called one of `targets`, in place. freeze: only the adapters train (else all does).
+
+    device: of the adapters, where the layers have no weights yet (null: as theirs).
+    """
     if not isinstance(rank, int) or rank < 1:
         raise Misuse(f"model.adapter.rank is {rank!r}; it must be a whole number of 1 or more")
     if freeze:
@@ -52,4 +56,4 @@ def attach(
     if not places:
         raise Misuse(f"model.adapter.targets: no linear layer is called {' or '.join(targets)}")
     for module, name in places:
-        setattr(module, name, LoraLinear(getattr(module, name), rank, alpha, dropout))
+        setattr(module, name, LoraLinear(getattr(module, name), rank, alpha, dropout, device))

@@ -15,11 +15,11 @@ from lowmem.models.llama import Attention, extended, rotate
 class PrefixAttention(nn.Module):
     """An attention layer whose queries also see P trained keys; (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, inner: Attention, length: int):
+    def __init__(self, inner: Attention, length: int, device: str | None = None):
         super().__init__()
         self.inner = inner
         width = 2 * inner.n_kv_head * inner.head_dim
-        where = {"device": inner.wk.weight.device, "dtype": inner.wk.weight.dtype}
+        where = {"device": device or inner.wk.weight.device, "dtype": inner.wk.weight.dtype}
         self.prefix = nn.Embedding(length, width, **where)  # one row: keys, then values
         nn.init.normal_(self.prefix.weight, std=0.02)
 
@@ -40,10 +40,13 @@ class PrefixAttention(nn.Module):
         return inner.wo(y.transpose(1, 2).reshape(batch, length, -1))
 
 
-def attach(model: nn.Module, length: int = 20) -> None:
-    """Freeze a Llama and give each of its attention layers `length` trained keys and values, in place."""
+def attach(model: nn.Module, length: int = 20, device: str | None = None) -> None:
+    """Freeze a Llama and give each of its attention layers `length` trained keys and values, in place.
+
+    device: of the prefixes, where the layers have no weights yet (null: as theirs).
+    """
     if not isinstance(length, int) or length < 1:
         raise Misuse(f"model.adapter.length is {length!r}; it must be a whole number of 1 or more")
     model.requires_grad_(False)
     for block in model.blocks:
-        block.attention = PrefixAttention(block.attention, length)
+        block.attention = PrefixAttention(block.attention, length, device)

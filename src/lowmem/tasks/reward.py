@@ -26,7 +26,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
     train, settings = config["train"], settled(config, DEFAULTS)
     folder = prepare.ready(root, config["data"])
     model, words = stages.language_model(root, config["model"], device)
-    model = rewards.with_scalar_head(model)
+    model = rewards.with_scalar_head(model, device)
     limit = length_limit(train, model)
     learn, held_out, counts, paths = [], [], {}, []
     for split, into in (("train", learn), ("val", held_out)):
