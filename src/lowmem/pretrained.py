@@ -251,7 +251,7 @@ def download(name: str) -> Path:
 
 
 def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Words]:
-    """Model and words of a Hugging Face folder: config.json, *.safetensors, tokenizer.json. streamed.read() brings the weights."""
+    """Model, its weights noted for streamed.read(), and words of a folder: config.json, *.safetensors, tokenizer.json."""
     import tokenizers
 
     for path in (folder / "config.json", folder / "tokenizer.json"):

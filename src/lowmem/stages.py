@@ -44,7 +44,7 @@ def language_model(root: Path, settings: dict, device: str) -> tuple[nn.Module, 
 def trained(root: Path, config: dict, device: str) -> tuple[nn.Module, Words]:
     """Model and words at the end of a run's training. The caller's random numbers stay untouched.
 
-    The weights are only noted: streamed.read() brings them, or distributed.cut() where several processes share them.
+    Where several processes share the work, the weights stay in their file until distributed.cut().
     """
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
@@ -54,6 +54,8 @@ def trained(root: Path, config: dict, device: str) -> tuple[nn.Module, Words]:
             torch.manual_seed(SEED)
             task, words = built(root, config, device)  # the one that was trained may be sharded
         streamed.note(task.model, {name: (place, name) for name, _ in task.model.named_parameters()})
+        if distributed.world() == 1:
+            streamed.read(task.model, device)
     return task.model, words
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowmem import dialogues, distributed, judge, prepare, rewards, stages, streamed
+from lowmem import dialogues, distributed, judge, prepare, rewards, stages
 from lowmem.answers import Example, padded, picked
 from lowmem.errors import Misuse
 from lowmem.sampling import roll_out
@@ -119,8 +119,6 @@ def reward_of(root: Path, settings: dict | None, words, device: str):
     model.eval().requires_grad_(False)
     if distributed.world() > 1:
         distributed.cut(model)
-    else:
-        streamed.read(model, device)
 
     @torch.no_grad()
     def learned(asked: list[list[int]], answers: list[list[int]]) -> Tensor:
