@@ -55,7 +55,25 @@ def test_a_stand_in_never_carries_the_name_of_what_it_stands_in_for(full):
 def test_wsc_says_what_it_needs(full):
     shown = full("lomo_table3")
     live = next(row for row in shown.rows if row[0] == "LOMO" and row[2] == "laptop")
-    assert live[shown.columns.index("WSC")] == "not run: needs the hub or superglue_dir"
+    assert live[shown.columns.index("WSC")] == "not run: needs the hub, superglue_dir or bigbench=true"
+
+
+def test_every_cell_of_every_method_has_an_interval_or_a_reason(full):
+    shown = full("lomo_table3")
+    first, last = shown.columns.index("WordNet substitution (for RTE)"), shown.columns.index("average")
+    rows = [row for row in shown.rows if row[3].startswith(("last epoch", "as it is"))]
+    assert {row[0] for row in rows} >= {"no training", "LoRA", "LOMO"}
+    for row in rows:
+        assert all("[" in cell or cell.startswith("not run") for cell in row[first : last + 1]), row
+
+
+def test_a_run_alone_gets_the_interval_of_its_questions(root):
+    made.write_accuracies(root, "superglue", level=lambda run: 50.0)
+    runs = [run for run in exhibit.load(root, ["superglue"], "laptop", {}) if run.variant == "boolq-zero"]
+    entry = ft.among_questions(ft.last(runs), [runs])
+    assert entry["low"] == pytest.approx(38.1, abs=1.5) and entry["high"] == pytest.approx(61.9, abs=1.5)  # of 64
+    several = [run for run in exhibit.load(root, ["superglue"], "laptop", {}) if run.variant.startswith("boolq-lomo")]
+    assert ft.among_questions(ft.last(several), [several])["method"] == "t"
 
 
 def test_gains_are_means_over_tasks_of_the_last_epoch_and_best_takes_any_epoch(root, full):

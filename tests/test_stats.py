@@ -30,6 +30,11 @@ def test_one_value_has_no_interval():
     assert stats.estimate([1.5]) == stats.Estimate(1.5, None, None, 1, "single")
 
 
+@pytest.mark.parametrize(("part", "count", "low", "high"), [(0.0, 10, 0.0, 0.2775), (0.5, 100, 0.4038, 0.5962)])
+def test_a_share_gets_the_interval_of_wilson(part, count, low, high):
+    assert stats.share(part, count) == pytest.approx((low, high), abs=1e-4)  # printed in textbooks
+
+
 def test_many_values_get_the_bootstrap_and_it_is_the_same_every_time():
     values = np.random.default_rng(3).normal(size=40)
     first = stats.estimate(values)

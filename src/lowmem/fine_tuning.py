@@ -6,9 +6,10 @@ A variant is task-method_point, e.g. boolq-lomo_3e.2; a method's first point is 
 import re
 from collections.abc import Iterable
 
+from lowmem import superglue
 from lowmem.curves import absent, value
 from lowmem.exhibit import Run
-from lowmem.stats import estimate
+from lowmem.stats import estimate, share
 
 TASKS = {"rte": "RTE", "boolq": "BoolQ", "wsc": "WSC", "wic": "WIC", "multirc": "MultiRC", "copa": "COPA"}  # as printed
 STAND_INS = {  # table of a package: (task, what it is)
@@ -32,10 +33,14 @@ METHODS = {
     "adam_mini_backward": "Adam-mini in backward",
 }
 PUBLISHED = {"zero": "Zero-shot", "lora": "LoRA", "lomo": "LOMO"}
-NEEDS = "not run: needs the hub or superglue_dir"
-OPT_IN = "not run: needs the hub, superglue_dir or bigbench=true"
 
 Points = dict[str, list[Run]]  # {point of a method's grid: its runs by seed}
+
+
+def needs(task: str) -> str:
+    """Why a task is not run where the tier has nothing to stand in for it."""
+    ways = ", superglue_dir or bigbench=true" if task in superglue.IN_BIGBENCH else " or superglue_dir"
+    return f"not run: needs the hub{ways}"
 
 
 def asked(run: Run) -> tuple[str, str]:
@@ -83,6 +88,19 @@ def last(runs: list[Run]) -> dict:
     return over_seeds(runs, lambda run: run.final("accuracy"))
 
 
+def among_questions(entry: dict, groups: list[list[Run]]) -> dict:
+    """An accuracy of one seed gets the interval that follows from how many questions were asked; others stay."""
+    if entry.get("n") != 1:
+        return entry
+    low, high = share(entry["value"] / 100, len(groups) * min(questions(group[0]) for group in groups))
+    return {**entry, "low": 100 * low, "high": 100 * high, "method": "questions"}
+
+
+def questions(run: Run) -> int:
+    """How many were asked; records from before this was counted had as many as their configuration says."""
+    return run.final("questions") or run.config["measure"]["val_examples"]
+
+
 def over_seeds(runs: list[Run], measure) -> dict:
     gone = absent(runs, runs)
     return gone or value(estimate([measure(run) for run in runs]), "%")
@@ -109,10 +127,13 @@ def gain(found: dict[tuple[str, str], Points], subject: str, baseline: str, unit
 
 
 def average(found: dict[tuple[str, str], Points], name: str) -> dict:
-    """Mean over the tasks of this method, then over seeds, as an entry."""
+    """Mean over the tasks of this method, then over seeds, as an entry; see among_questions for a single seed."""
     groups = [first(points) for (_, other), points in found.items() if other == name]
     gone = absent(flat(groups), flat(groups))
-    return gone or value(estimate([mean_by_seed(groups)(seed) for seed in common_seeds(groups)]), "%")
+    if gone:
+        return gone
+    entry = value(estimate([mean_by_seed(groups)(seed) for seed in common_seeds(groups)]), "%")
+    return among_questions(entry, groups)
 
 
 def flat(groups: list[list[Run]]) -> list[Run]:

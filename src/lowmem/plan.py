@@ -24,7 +24,7 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
     config: workflow/config/config.yaml with what `--config` adds: switches of the schema, and dataset names.
     """
     schema = read_yaml(root / "workflow/schemas/config.schema.yaml")
-    switches = {key: value for key, value in config.items() if key in schema["properties"]}
+    switches = {key: value for key, value in spelt(config).items() if key in schema["properties"]}
     experiments.check(root, switches, "config", Path("workflow/config/config.yaml"))
     named = {key: value for key, value in config.items() if key not in switches}
     wanted = (switches.get(name) for name in ("superglue", "superglue_dir", "bigbench"))
@@ -41,8 +41,18 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
             raise Misuse(f"--config: unknown key {name!r}{nearest(name, {*schema['properties'], *datasets})}")
         if not isinstance(source, str) or source not in SOURCES:
             raise Misuse(f"--config {name}={source}: unknown source{nearest(source, SOURCES)}")
-    experiments.load_tier(root, switches["tier"])  # an unknown tier is said here, before anything else is read
+    of_tier = experiments.load_tier(
+        root, switches["tier"]
+    )  # an unknown tier is said here, before anything else is read
+    if "bigbench" in options and not any("opt_in" in entry for entry in of_tier.get("data", {}).values()):
+        raise Misuse(f"bigbench=true: tier {switches['tier']} runs the published tasks alone; leave it out")
     return switches["tier"], options
+
+
+def spelt(config: dict) -> dict:
+    """The configuration with "true" and "false", as a command line gives them, as booleans."""
+    words = {"true": True, "false": False}
+    return {key: words.get(value, value) if isinstance(value, str) else value for key, value in config.items()}
 
 
 def dataset_names(root: Path) -> set[str]:

@@ -87,6 +87,14 @@ def turned(e: Estimate) -> Estimate:
     return Estimate(-e.value, None if e.high is None else -e.high, None if e.low is None else -e.low, e.n, e.method)
 
 
+def share(part: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share in [0, 1] that was seen in `count` independent cases (Wilson 1927)."""
+    z = 1.959964
+    middle, half = part + z * z / (2 * count), z * math.sqrt(part * (1 - part) / count + (z / (2 * count)) ** 2)
+    scale = 1 + z * z / count
+    return (middle - half) / scale, (middle + half) / scale
+
+
 def t_quantile(p: float, df: int) -> float:
     """Quantile of Student's t for whole degrees of freedom, by bisection of its closed-form distribution."""
     if not 0.5 <= p < 1:

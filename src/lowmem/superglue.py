@@ -17,6 +17,7 @@ OFFICIAL = {
     "copa": "COPA",
 }  # folder names
 SOURCES = ("package", "hub", "url")
+IN_BIGBENCH = ("wsc", "multirc")
 REQUEST = (
     "bigbench: 358 MB, and its authors ask that this data never appear in training corpora: "
     "compare methods with it, and release no model that was trained on it"
@@ -26,14 +27,17 @@ REQUEST = (
 def options(everything: str | None, folder: str | None, bigbench: bool | str | None = None) -> dict[str, str]:
     """{dataset: source} from the three switches; "package" and tasks that the folder lacks keep the tier's source.
 
-    bigbench: true or "true"; "package" is what a job is told by the workflow, which has said the authors' request.
+    bigbench: true; "package" is what a job is told by the workflow, which has said the authors' request.
     """
     found = named(everything, folder)
-    if bigbench not in (None, False, "false", "False"):
-        if bigbench != "package":
-            say(REQUEST)
-        found["bigbench"] = "package"
-    return found
+    if not bigbench:
+        return found
+    if {f"superglue_{task}" for task in IN_BIGBENCH} <= found.keys():
+        say("bigbench: superglue or superglue_dir brings the real tasks, so nothing is taken from it")
+        return found
+    if bigbench != "package":
+        say(REQUEST)
+    return {**found, "bigbench": "package"}
 
 
 def named(everything: str | None, folder: str | None) -> dict[str, str]:

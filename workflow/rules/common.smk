@@ -8,6 +8,7 @@ from lowmem.errors import Misuse
 from lowmem.files import read_yaml
 
 ROOT = Path(workflow.basedir)
+config.update(plan.spelt(config))
 
 try:
     TIER, OPTIONS = plan.settings(ROOT, config)

@@ -55,7 +55,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
                     shown.rows.append([headers[task], ft.METHODS[name], rank or "none", text(number, digits=1)])
     for task in TASKS:
         if task not in headers:
-            shown.rows.append([ft.TASKS[task], "", "", ft.NEEDS])
+            shown.rows.append([ft.TASKS[task], "", "", ft.needs(task)])
         shown.values[f"gain.{task}"] = gain(cells, [task])
     shown.values["gain"] = gain(cells, TASKS)
     shown.figure = draw(cells, headers, published)
@@ -100,7 +100,7 @@ def draw(cells: dict, headers: dict, published: dict):
         axes = panels[task]
         axes.set_title(headers.get(task, ft.TASKS[task]))
         if task not in headers:
-            plots.empty(axes, ft.NEEDS)
+            plots.empty(axes, ft.needs(task))
             continue
         labels = []
         for k, name in enumerate(("lomo", *METHODS)):

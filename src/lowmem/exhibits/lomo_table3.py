@@ -5,6 +5,7 @@ this report, labelled; they never fill a column of other data.
 """
 
 from lowmem import fine_tuning as ft
+from lowmem import superglue
 from lowmem.curves import text, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 
@@ -28,7 +29,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     own, kept = ft.grouped(runs), ft.grouped(runs.archived)
     headers = names(runs, runs.archived)
     shown = Shown(
-        caption="Accuracy in percent. Last epoch: mean over seeds at the point fixed beforehand, with its 95 % interval. Best: "
+        caption="Accuracy in percent. Last epoch: mean over seeds at the point fixed beforehand, with its 95 % interval; where "
+        "one run stands alone, the interval of a share among its questions (Wilson), which knows nothing of other seeds. Best: "
         "best point of the grid and best epoch at one seed, on the split that is reported, as the paper prints it. Average: "
         "over the columns of a row that have a number.",
         columns=["method", "model", "runs", "shown", *headers.values(), "average"],
@@ -63,10 +65,11 @@ def add_rows(shown: Shown, found: dict, name: str, source: list[Run], label: str
     if not any(other == name for _, other in found):
         return
     asked = dict(ft.asked(run) for run in source)
+    seeds = {run.seed for (_, other), points in found.items() if other == name for run in ft.first(points)}
     rows = [
         (
-            "last epoch" if name != "zero" else "as it is",
-            lambda points: ft.last(ft.first(points)),
+            "as it is" if name == "zero" else "last epoch" if len(seeds) > 1 else "last epoch, one seed",
+            lambda points: ft.among_questions(ft.last(ft.first(points)), [ft.first(points)]),
             ft.average(found, name),
         )
     ]
@@ -76,7 +79,7 @@ def add_rows(shown: Shown, found: dict, name: str, source: list[Run], label: str
         cells = []
         for task, header in headers.items():
             if (task, name) not in found:
-                cells.append(ft.NEEDS if task not in asked else "not run: not planned")
+                cells.append(ft.needs(task) if task not in asked else "not run: not planned")
             elif asked[task] != header:
                 cells.append(f"other data: {asked[task]}")
             else:
@@ -126,18 +129,36 @@ def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:
             continue
         train, measure = trained[0].config["train"], trained[0].config.get("measure", {})
         sizes = [measure.get(f"{split}_examples", 1000) for split in ("train", "val")]
-        longest, seeds = measure.get("longest") or train.get("seq_len"), len({run.seed for run in trained})
+        longest = measure.get("longest") or train.get("seq_len")
         told.append(
             f"{label}: {model_of(trained[0])}; {train['steps']} steps of {train['batch_size']} (paper: 630 of 16); at most "
             f"{sizes[0]} training and {sizes[1]} validation examples; questions of at most {longest} tokens where there are "
-            f"enough; seeds: {seeds} (paper: 1)."
+            f"enough; seeds: {seeds_of(trained)} (paper: 1)."
         )
+    if any(run.config["data"]["dataset"] == "bigbench" for run in (*own, *kept)):
+        told.append(f"{superglue.REQUEST}.")
     stand_ins = [name for name in headers.values() if " (for " in name]
     if stand_ins:
         real = "superglue=hub or superglue_dir=DIR runs the real tasks"
         told.append(f"Stand-ins, not SuperGLUE data: {', '.join(stand_ins)}; {real}.")
     told.append(
+        "LoRA with LOMO on the base weights is in Figure 3. Methods that the paper's table lacks are ours to add."
+    )
+    told.append(
         "A text that is too long starts later; the official code cuts its end, and with it the question. The space before an "
         "answer belongs to the answer, as the tokenizer expects."
     )
     return told
+
+
+def seeds_of(trained: list[Run]) -> str:
+    """How many seeds, by method where they differ: "3 for LoRA and LOMO, 1 for AdamW"."""
+    seeds: dict[str, set[int]] = {}
+    for run in trained:
+        seeds.setdefault(ft.METHODS[ft.method(run)[0]], set()).add(run.seed)
+    counts: dict[int, list[str]] = {}
+    for name, found in seeds.items():
+        counts.setdefault(len(found), []).append(name)
+    if len(counts) == 1:
+        return str(next(iter(counts)))
+    return ", ".join(f"{count} for {' and '.join(names)}" for count, names in sorted(counts.items(), reverse=True))

@@ -33,7 +33,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         theirs = listed(found["value"]) if found else None
         shown.published += mark(f"{group}: {setting}", found)
         same = "" if found is None or not ours else "yes" if ours == theirs else "no"
-        shown.rows.append([group, setting, words(theirs), words(ours) or ft.NEEDS, same, finished(own)])
+        shown.rows.append(
+            [group, setting, words(theirs), words(ours) or "not run: not planned in this tier", same, finished(own)]
+        )
     compared = [row[4] for row in shown.rows if row[4]]
     shown.runs_used = used(runs)
     gone = None if shown.runs_used else missing("not run: no record")  # settings of runs that nobody made say nothing

@@ -144,8 +144,8 @@ def branching(group: list[Example], end: int, device: str) -> dict[str, Tensor]:
 
 
 def score(model: torch.nn.Module, groups: list[list[Example]], rule: str, end: int, device: str) -> dict[str, float]:
-    """val_loss (nats per token of the right answers), accuracy, first (how often the first answer was chosen) and most
-    (accuracy of always giving the most frequent answer), all but the first in percent."""
+    """val_loss (nats per token of the right answers); accuracy, first (how often the first answer was chosen) and most
+    (accuracy of always giving the most frequent answer), in percent; questions (how many)."""
     chosen, labels, total, count = [], [], 0.0, 0
     for group in groups:
         at = branching(group, end, device)
@@ -167,4 +167,5 @@ def score(model: torch.nn.Module, groups: list[list[Example]], rule: str, end: i
         "accuracy": share * hits,
         "first": share * chosen.count(0),
         "most": share * most,
+        "questions": len(labels),
     }
