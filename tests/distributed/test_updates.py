@@ -18,9 +18,7 @@ RULES["came"] = (CAME, dict(lr=2e-3))  # at 1e-2 its weights move by whole units
 MAIN = ("adam_mini", "adam_mini-max", "adamw", "adafactor", "came", "sm3", "lamb")  # each kind of sum once
 SUMS = ("adam_mini", "came", "sm3")  # one, three and a largest
 LAYOUTS = {  # rules; on simulated ranks all do all (test_sharding.py)
-    ("fsdp", 2): MAIN,
     ("fsdp", 3): tuple(RULES),
-    ("fsdp", 4): MAIN,
     ("columns", 3): SUMS,
     ("tensor-parallel", 2): MAIN,
     ("fsdp-tensor-parallel", 4): SUMS,
