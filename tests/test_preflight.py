@@ -69,6 +69,37 @@ def test_gated_weights_need_a_token_and_a_folder_needs_none(monkeypatch, tmp_pat
     assert "no folder with a config.json" in preflight.of_weights(ROOT, "/nowhere/llama")
 
 
+def test_the_row_says_gpus_expected_hours_limit_needs_and_what_is_not_as_published(root, capsys):
+    code, said = answer(root, capsys, "paper", "sft")
+    row = next(line for line in said.splitlines() if line.startswith("sft")).split()
+    assert code == 1 and row[:3] == ["sft", "12", "8"] and {"min", "h"} & set(row[3:]) and row[-1] == "no"
+    assert "needs: ultrafeedback (hub, size unknown), weights meta-llama/Llama-2-7b-hf (14 GB)" in said
+    assert "not as published: MT-Bench scores need" in said and "14 GB of weights into the hub's cache" in said
+    assert "outlast their limit" not in said
+    assert "6 of its jobs should outlast their limit" in answer(root, capsys, "paper", "llama_scaling")[1]
+
+
+def test_weights_in_the_hubs_cache_are_enough(root, capsys, tmp_path):
+    preflight.hub_cache("meta-llama/Llama-2-7b-hf").mkdir(parents=True)
+    write_json(root / "data/raw/ultrafeedback@hub/fetched.json", {})
+    code, said = answer(root, capsys, "paper", "sft")
+    assert "missing: weights" not in said and "0 MB of weights" in said
+    assert code == 0 or "missing: disk" in said
+
+
+def test_a_gated_dataset_needs_a_token(root, capsys, monkeypatch):
+    monkeypatch.setattr(preflight, "answers", lambda host: True)
+    assert "ILSVRC/imagenet-1k is gated" in answer(root, capsys, "paper", "resnet")[1]
+
+
+def test_what_runs_write_is_asked_of_the_disk_and_unknown_sizes_are_named(root, capsys, monkeypatch):
+    usage = shutil._ntuple_diskusage(10**12, 10**11, 10**11)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    said = answer(root, capsys, "paper", "remax")[1]  # three models of 7 B and their checkpoints
+    assert "missing: disk space for data and checkpoints" in said and "besides: ultrafeedback, whose size" in said
+    assert "disk space" not in answer(root, capsys, "laptop", "remax")[1].replace("disk: ", "")
+
+
 def test_a_full_disk_is_said(root, capsys, monkeypatch):
     usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

@@ -22,35 +22,52 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def check(root: Path, tier: str, options: dict, names: list[str] | None = None) -> int:
-    """Print a row per experiment and what each lacks; 1 when one could not start, else 0."""
+    """Print a row per experiment, what it needs and what of that is lacking; 1 when one could not start, else 0."""
     jobs = plan.jobs(root, tier, options, names)
+    seconds = expected(root, tier, jobs)
     lacking: dict[str, list[str]] = {}
-    print(f"{'experiment':<24}{'runs':>6}{'GPUs':>6}{'longest':>10}  ready")
+    print(f"{'experiment':<24}{'runs':>6}{'GPUs':>6}{'longest':>10}{'limit':>10}{'all':>10}  ready")
     for name in sorted({job["experiment"] for job in jobs.values()}):
         own = {key: job for key, job in jobs.items() if job["experiment"] == name}
         needs = {need for job in own.values() for need in of_job(job)}
         problems = sorted({problem for need in needs if (problem := lacks(root, *need))})
         runs = sum(len(job["runs"]) for job in own.values())
-        longest = estimate.duration(max(60 * job["minutes"] for job in own.values()))
+        times = [seconds[key] for key in own], [60 * job["minutes"] for job in own.values()]
+        shown = "".join(f"{estimate.duration(t):>10}" for t in (max(times[0]), max(times[1]), sum(times[0])))
         gpus = max(job["gpus"] for job in own.values())
-        print(f"{name:<24}{runs:>6}{gpus:>6}{longest:>10}  {'no' if problems else 'yes'}")
+        print(f"{name:<24}{runs:>6}{gpus:>6}{shown}  {'no' if problems else 'yes'}")
+        if needs:
+            print(f"    needs: {', '.join(sorted(words(root, *need) for need in needs))}")
         for problem in problems:
             print(f"    missing: {problem}")
             lacking.setdefault(problem, []).append(name)
+        cut = sum(took > limit for took, limit in zip(*times, strict=True))
+        if cut:
+            print(f"    {cut} of its jobs should outlast their limit: started again, they go on from their checkpoint")
         for text in experiments.load_experiment(root, name).get("cannot", []):
             print(f"    not as published: {text}")
-    wanted, free = needed_bytes(root, jobs), shutil.disk_usage(root).free
-    print(
-        f"downloads: {estimate.size(wanted)} known, and about three times as much prepared; free: {estimate.size(free)}"
-    )
-    if 4 * wanted > free:
-        lacking["disk"] = ["all"]
-        print(
-            "    missing: disk space for the downloads and what is prepared from them; free some, or link data/ elsewhere"
-        )
+    print("longest, all: what its longest job should take, and all in turn; limit: what a job asks the queue for")
+    lacking |= {problem: ["all"] for problem in disk(root, jobs)}
     stuck = sorted({name for names in lacking.values() for name in names} - {"all"})
     print(f"{len(stuck)} experiments could not start: {', '.join(stuck)}" if stuck else "every experiment could start")
     return int(bool(lacking))
+
+
+def expected(root: Path, tier: str, jobs: dict[str, dict]) -> dict[str, float]:
+    """Seconds that each job should take, as `lowmem plan` says."""
+    speeds = experiments.load_tier(root, tier)["estimate"]
+    known = estimate.costs(root), estimate.costs(root, modelled=True)
+    return {key: sum(estimate.cost(run, speeds, *known)[0] for run in job["runs"]) for key, job in jobs.items()}
+
+
+def words(root: Path, kind: str, name: str, source: str = "package") -> str:
+    """One need for a reader, with its size where that is known."""
+    if kind == "weights":
+        return f"weights {name} ({estimate.size(weight_bytes(root, name))})"
+    if kind == "tokenizer":
+        return "tokenizer gpt2"
+    count = estimate.download_bytes(read_yaml(root / "data/sources.yaml")[name], source)
+    return f"{name} ({source}, {estimate.size(count)})"
 
 
 def of_job(job: dict) -> set[tuple[str, ...]]:
@@ -112,6 +129,8 @@ def of_weights(root: Path, name: str) -> str | None:
         return None
     if name.startswith((".", "/", "~")):
         return f"weights {name}: no folder with a config.json there"
+    if hub_cache(name).is_dir():
+        return None
     if importlib.util.find_spec("huggingface_hub") is None:
         return "the package huggingface_hub is not installed: pip install 'lowmem[hub]'"
     if not answers(HUB):
@@ -121,7 +140,7 @@ def of_weights(root: Path, name: str) -> str | None:
 
 def gated(is_gated: bool | None, name: str) -> str | None:
     """Why a gated repository could not be had, or None."""
-    login = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"), "token").expanduser()
+    login = hub_home() / "token"
     if not is_gated or login.is_file() or any(os.environ.get(key) for key in TOKENS):
         return None
     return f"{name} is gated: accept its licence on its page, then `hf auth login` or set HF_TOKEN"
@@ -137,9 +156,74 @@ def answers(host: str) -> bool:
     return True
 
 
-def needed_bytes(root: Path, jobs: dict[str, dict]) -> int:
-    """Known bytes of the downloads that are not here yet."""
+# -- disk --------------------------------------------------------------------------------------------------------------
+
+
+def disk(root: Path, jobs: dict[str, dict]) -> list[str]:
+    """Print what will be written and where; returns what does not fit."""
+    sizes, problems = needed_bytes(root, jobs), []
+    unknown = [name for name, count in sizes.items() if count is None]
+    data = 4 * sum(count or 0 for count in sizes.values())  # as it comes, and about three times as much prepared
+    own, weights = written_bytes(jobs), sum(missing_weights(root, jobs).values())
+    free, free_cache = shutil.disk_usage(root).free, shutil.disk_usage(existing(hub_home())).free
+    print(f"disk: {estimate.size(data + own)} of data and checkpoints here, free {estimate.size(free)}", end="; ")
+    print(f"{estimate.size(weights)} of weights into the hub's cache, free there {estimate.size(free_cache)}")
+    if unknown:
+        print(f"    besides: {', '.join(unknown)}, whose size the source does not say")
+    if data + own > free:
+        problems.append("disk space for data and checkpoints; free some, or link data/ and results/ elsewhere")
+    if weights > free_cache:
+        problems.append("disk space for weights; free some, or set HF_HOME to a folder on another disk")
+    for problem in problems:
+        print(f"    missing: {problem}")
+    return problems
+
+
+def needed_bytes(root: Path, jobs: dict[str, dict]) -> dict[str, int | None]:
+    """Bytes of each dataset that is not here yet; None where its source does not say."""
     known = read_yaml(root / "data/sources.yaml")
-    wanted = {(data["dataset"], data["source"]) for data in plan.datasets(jobs).values()}
+    wanted = sorted({(data["dataset"], data["source"]) for data in plan.datasets(jobs).values()})
     missing = [pair for pair in wanted if not (fetch.raw_folder(root, *pair) / "fetched.json").is_file()]
-    return sum(estimate.download_bytes(known[dataset], source) or 0 for dataset, source in missing)
+    return {dataset: estimate.download_bytes(known[dataset], source) for dataset, source in missing}
+
+
+def missing_weights(root: Path, jobs: dict[str, dict]) -> dict[str, int]:
+    """Bytes of the hub's weights that are not here yet."""
+    named = {need[1] for job in jobs.values() for need in of_job(job) if need[0] == "weights"}
+    known = read_yaml(root / "data/sources.yaml")
+    absent = [name for name in named - known.keys() if not hub_cache(name).is_dir() and not Path(name).is_dir()]
+    return {name: weight_bytes(root, name) or 0 for name in absent}
+
+
+def weight_bytes(root: Path, name: str) -> int | None:
+    """A dataset's as sources.yaml says; a hub's by the size in its name, two bytes a weight; None where it has none."""
+    known = read_yaml(root / "data/sources.yaml")
+    if name in known:
+        return estimate.download_bytes(known[name], "package")
+    return 2 * estimate.parameters({"pretrained": name}) or None
+
+
+def written_bytes(jobs: dict[str, dict]) -> int:
+    """What runs write: the largest checkpoint and the one that replaces it, and the weights of earlier trainings.
+
+    Counted as weights and two moments of four bytes each; one job of the largest kind at a time.
+    """
+    configs = [run["config"] for job in jobs.values() for run in job["runs"] if run["config"].get("train")]
+    kept = [estimate.parameters(c.get("model") or {}) for c in configs if c["train"].get("checkpoint_every")]
+    earlier = {str(stage): stage for config in configs for stage in list(experiments.stages(config))[1:]}
+    return 24 * max(kept, default=0) + 4 * sum(estimate.parameters(c.get("model") or {}) for c in earlier.values())
+
+
+def hub_home() -> Path:
+    """Where the hub's clients keep what they download."""
+    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+
+
+def hub_cache(name: str) -> Path:
+    """Where the weights of a hub repository are kept, once they are here."""
+    return hub_home() / "hub" / f"models--{name.replace('/', '--')}" / "snapshots"
+
+
+def existing(path: Path) -> Path:
+    """The path, or its nearest parent that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
