@@ -17,8 +17,9 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import BinaryIO
 
-from lowmem import archives
+from lowmem import archives, superglue
 from lowmem.errors import Failed
+from lowmem.progress import say
 
 TASKS = {"wsc": "winowhy", "multirc": "subtask058_multirc_question_answering"}  # folders of the package
 HELD_OUT = 6  # about every sixth group of twins, and paragraph, is for validation
@@ -33,6 +34,7 @@ RIGHT = re.compile(r"[A-Z](, [A-Z])*\.")  # "A, C."
 
 def files(raw: Path) -> Iterator[tuple[str, BinaryIO]]:
     """Yield (file name, open stream)."""
+    say(superglue.REQUEST)
     found = tasks(raw)
     for name, make in (("wsc", wsc), ("multirc", multirc)):
         place = f"task.json of {TASKS[name]}"
