@@ -1,6 +1,7 @@
 """The accountant against the allocator, against full depth, and against what must hold whatever the numbers are."""
 
 import dataclasses
+import gc
 import os
 import subprocess
 import sys
@@ -29,6 +30,12 @@ HERE = Cell(optimizer={"name": "adamw"}, batch=3, seq_len=64, precision="fp32", 
 THERE = Cell(optimizer={"name": "adamw"}, batch=2, seq_len=64)
 
 
+def garbage(size: int) -> None:
+    """Leave bytes that only the garbage collector can free."""
+    cycle = [torch.zeros(size, dtype=torch.uint8)]
+    cycle.append(cycle)
+
+
 def of(cell: Cell, name: str, **changes) -> Cell:
     backward = {"backward": {}} if name.endswith("+backward") else {}
     return dataclasses.replace(cell, optimizer={"name": name.removesuffix("+backward"), **backward}, **changes)
@@ -39,6 +46,16 @@ def test_predicted_peak_is_the_allocators(name):
     cell = of(HERE, name)
     peak, _ = measured.peak_bytes(target.find(LLAMA), cell)
     assert account(target.find(LLAMA), cell).peak == pytest.approx(peak, rel=0.01)
+
+
+def test_what_earlier_work_left_is_not_counted_when_it_is_freed_during_the_step():
+    def make_step(target, cell, device):
+        return lambda: (gc.collect(), torch.zeros(1 << 20, dtype=torch.uint8))[0]
+
+    gc.collect()
+    garbage(1 << 24)
+    peak, _ = measured.peak_bytes(None, HERE, make_step=make_step)
+    assert peak == 1 << 20
 
 
 @pytest.mark.parametrize("changes", [{"checkpointing": True}, {"batch": 1, "seq_len": 128}])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -73,8 +74,10 @@ def inference(target: Target, cell: Cell, device: str) -> Callable[[], None]:
 def peak_bytes(target: Target, cell: Cell, device: str = "cpu", make_step: Callable = build) -> tuple[int, int | None]:
     """(peak of the allocator, growth of the process's resident memory or None) over one step after the first.
 
-    make_step: build, or inference.
+    make_step: build, or inference. What earlier work left to the garbage collector is freed before: freed during the
+    step, it would count against the step.
     """
+    gc.collect()
     return (_peak_of_gpu if device == "cuda" else _peak_of_cpu)(functools.partial(make_step, target, cell))
 
 
