@@ -49,12 +49,14 @@ def test_predicted_peak_is_the_allocators(name):
 
 
 def test_what_earlier_work_left_is_not_counted_when_it_is_freed_during_the_step():
-    def make_step(target, cell, device):
+    def leaves_garbage(target, cell, device):
+        return lambda: garbage(1 << 24)
+
+    def collects_it(target, cell, device):
         return lambda: (gc.collect(), torch.zeros(1 << 20, dtype=torch.uint8))[0]
 
-    gc.collect()
-    garbage(1 << 24)
-    peak, _ = measured.peak_bytes(None, HERE, make_step=make_step)
+    measured.peak_bytes(None, HERE, make_step=leaves_garbage)
+    peak, _ = measured.peak_bytes(None, HERE, make_step=collects_it)
     assert peak == 1 << 20
 
 
