@@ -1,6 +1,7 @@
 """Run a function on several processes joined by gloo, with a hard end: no test may hang."""
 
 import datetime
+import gc
 import multiprocessing
 import re
 import tempfile
@@ -13,6 +14,7 @@ PRELOAD = [
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
     "torch.distributed.checkpoint",
+    "torch._dynamo",  # fully_shard loads it: two seconds in each process
     "zoo",
 ]
 COLLECTIVE_TIMEOUT = 20
@@ -82,6 +84,7 @@ def _enter(function, rank: int, world: int, store: str, patience: float, pipe, a
     import torch
     import torch.distributed as dist
 
+    gc.freeze()  # what the fork brought along is not garbage; looking through it takes a third of a second
     torch.set_num_threads(1)
     try:
         dist.init_process_group(

@@ -23,9 +23,15 @@ END = WORDS.end
 @pytest.fixture
 def root(tmp_path):
     """A root with 24 + 8 instructions and as many pairs, prepared."""
-    folder = tmp_path / "data/prepared/talk"
-    folder.mkdir(parents=True)
+    (tmp_path / "data").mkdir()
     (tmp_path / "data/sources.yaml").write_text("x: {sources: []}\n")
+    write_talk(tmp_path)
+    return tmp_path
+
+
+def write_talk(root):
+    folder = root / "data/prepared/talk"
+    folder.mkdir(parents=True)
     for split, count in (("train", 24), ("val", 8)):
         turns = [[["user", f"{split} question {k}?"]] for k in range(count)]
         rows = [{"turns": t, "answer": "yes " * (1 + k % 4)} for k, t in enumerate(turns)]
@@ -35,7 +41,6 @@ def root(tmp_path):
             (folder / f"{name}.{split}.jsonl").write_text(text)
     write_json(folder / "excluded.json", {"empty": 2, "equal": 1, "two questions": 0})
     write_json(folder / "meta.json", {"sha256": {}})
-    return tmp_path
 
 
 def config(task, measure=None, model=None, **settings):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lowmem.distributed import rank, world
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, write_json
+from lowmem.optim.together import Together
 
 
 def save(
@@ -79,7 +80,6 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     path = _agreed(Path(folder))
     if path is None:
         return None
-    getattr(optimizer, "inner", optimizer).prepare()
     tensors, here = _content(model, optimizer)
     saved = read_json(path / "layout.json")
     _compare(path, saved, here)
@@ -89,14 +89,18 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         warnings.simplefilter("ignore")
         dcp.load(tensors, checkpoint_id=path)
     model.load_state_dict(tensors["model"])
-    state = optimizer.state_dict()
-    for i, name in _names(optimizer, state).items():
-        state["state"][i] = tensors["optimizer"][name]
-    for group, settings in zip(state["param_groups"], saved["groups"]):
-        group.update({key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
-    if "fused" in saved:
-        state["fused"] = saved["fused"]
-    optimizer.load_state_dict(state)
+    groups = iter(saved["groups"])
+    for part in _parts(optimizer):
+        state = part.state_dict()
+        for i, name in _names(part, state).items():
+            state["state"][i] = tensors["optimizer"][name]
+        for group, settings in zip(state["param_groups"], groups):
+            group.update({key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
+        if "fused" in state:
+            state["fused"] = saved["fused"]
+        part.load_state_dict(state)
+    if isinstance(optimizer, Together):
+        optimizer.share()
     if "rng" in tensors:
         torch.set_rng_state(tensors["rng"][str(rank())])
     return {"step": saved["step"], **saved["extra"]}
@@ -104,29 +108,29 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 def _content(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
     """(tensors by name, layout): tensors are the live ones where optimizer and model keep them so."""
-    inner = getattr(optimizer, "inner", optimizer)
-    inner.prepare()
-    state = optimizer.state_dict()
-    names = _names(optimizer, state)
-    tensors = {
-        "model": model.state_dict(),
-        "optimizer": {name: state["state"][i] for i, name in names.items() if i in state["state"]},
-        "rng": {str(rank()): torch.get_rng_state()},
-    }
-    live = [p for group in inner.param_groups for p in group["params"]]
-    layout = {
-        "rule": type(inner).__name__,
-        "model": {key: [list(x.shape), str(x.dtype)] for key, x in tensors["model"].items() if isinstance(x, Tensor)},
-        "blocks": {inner.name(p): inner.blocks(p).signature for p in live} if inner.uses_blocks else {},
-        "optimizer": {n: {k: list(v.shape) for k, v in entry.items()} for n, entry in tensors["optimizer"].items()},
-        "groups": [{key: v for key, v in g.items() if _plain(v) and key != "params"} for g in state["param_groups"]],
-    }
-    for group in layout["groups"]:
-        for key in ("blocks", "param_names"):
-            group.pop(key, None)
-    if "fused" in state:
-        layout["fused"] = state["fused"]
+    tensors = {"model": model.state_dict(), "optimizer": {}, "rng": {str(rank()): torch.get_rng_state()}}
+    shapes = {key: [list(x.shape), str(x.dtype)] for key, x in tensors["model"].items() if isinstance(x, Tensor)}
+    layout = {"rule": "", "model": shapes, "blocks": {}, "optimizer": {}, "groups": []}
+    for part in _parts(optimizer):
+        inner = getattr(part, "inner", part)
+        inner.prepare()
+        state = part.state_dict()
+        own = {name: state["state"][i] for i, name in _names(part, state).items() if i in state["state"]}
+        live = [p for group in inner.param_groups for p in group["params"]]
+        unsaved = ("params", "blocks", "param_names")
+        groups = [{k: v for k, v in g.items() if _plain(v) and k not in unsaved} for g in state["param_groups"]]
+        tensors["optimizer"] |= own
+        layout["rule"] += ("+" if layout["rule"] else "") + type(inner).__name__
+        layout["blocks"] |= {inner.name(p): inner.blocks(p).signature for p in live} if inner.uses_blocks else {}
+        layout["optimizer"] |= {n: {k: list(v.shape) for k, v in entry.items()} for n, entry in own.items()}
+        layout["groups"] += groups
+        layout |= {"fused": state["fused"]} if "fused" in state else {}
     return tensors, layout
+
+
+def _parts(optimizer: torch.optim.Optimizer) -> tuple:
+    """The optimizers in one: two on different parameters where they work together (optim/together.py)."""
+    return (optimizer.fused, optimizer.beside) if isinstance(optimizer, Together) else (optimizer,)
 
 
 def _names(optimizer: torch.optim.Optimizer, state: dict) -> dict[int, str]:

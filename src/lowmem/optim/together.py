@@ -22,9 +22,9 @@ class Together(Optimizer):
             )
         self.fused, self.beside, self.max_grad_norm = fused, beside, max_grad_norm
         super().__init__([*fused.param_groups, *beside.param_groups], {})
-        self._share()
+        self.share()
 
-    def _share(self) -> None:
+    def share(self) -> None:
         """One list over the groups and states of both, so that schedules and counts of bytes see everything."""
         self.param_groups = [*self.fused.param_groups, *self.beside.param_groups]
         self.state = {**self.fused.state, **self.beside.state}
@@ -44,7 +44,7 @@ class Together(Optimizer):
             parameters = [p for group in self.beside.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.beside.step()
-        self._share()
+        self.share()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients."""
@@ -57,4 +57,4 @@ class Together(Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         self.fused.load_state_dict(state_dict["fused"])
         self.beside.load_state_dict(state_dict["beside"])
-        self._share()
+        self.share()
