@@ -58,6 +58,14 @@ def test_wsc_says_what_it_needs(full):
     assert live[shown.columns.index("WSC")] == "not run: needs the hub, superglue_dir or bigbench=true"
 
 
+def test_seeds_and_rates_of_the_runs_stand_below_the_table(full):
+    told = " ".join(full("lomo_table3").deviations)
+    assert (
+        "This report: SmolLM2-135M-Instruct" in told
+        and "seeds: 3 (paper: 1). Learning rates: LoRA 0.0005, LOMO 0.03." in told
+    )
+
+
 def test_every_cell_of_every_method_has_an_interval_or_a_reason(full):
     shown = full("lomo_table3")
     first, last = shown.columns.index("WordNet substitution (for RTE)"), shown.columns.index("average")
@@ -65,6 +73,11 @@ def test_every_cell_of_every_method_has_an_interval_or_a_reason(full):
     assert {row[0] for row in rows} >= {"no training", "LoRA", "LOMO"}
     for row in rows:
         assert all("[" in cell or cell.startswith("not run") for cell in row[first : last + 1]), row
+
+
+def test_no_interval_of_an_accuracy_leaves_what_accuracies_can_be():
+    assert ft.percent([5.0, 95.0]) == {**ft.percent([5.0, 95.0]), "value": 50.0, "low": 0.0, "high": 100.0, "n": 2}
+    assert ft.percent([50.0])["low"] is None
 
 
 def test_a_run_alone_gets_the_interval_of_its_questions(root):

@@ -103,7 +103,14 @@ def questions(run: Run) -> int:
 
 def over_seeds(runs: list[Run], measure) -> dict:
     gone = absent(runs, runs)
-    return gone or value(estimate([measure(run) for run in runs]), "%")
+    return gone or percent([measure(run) for run in runs])
+
+
+def percent(shares: list[float]) -> dict:
+    """Mean of accuracies as an entry; the t-interval of few seeds may leave 0 to 100, which no accuracy can."""
+    found = value(estimate(shares), "%")
+    ends = {key: min(max(found[key], 0.0), 100.0) for key in ("low", "high") if found[key] is not None}
+    return {**found, **ends}
 
 
 def best(points: Points) -> dict:
@@ -132,7 +139,7 @@ def average(found: dict[tuple[str, str], Points], name: str) -> dict:
     gone = absent(flat(groups), flat(groups))
     if gone:
         return gone
-    entry = value(estimate([mean_by_seed(groups)(seed) for seed in common_seeds(groups)]), "%")
+    entry = percent([mean_by_seed(groups)(seed) for seed in common_seeds(groups)])
     return among_questions(entry, groups)
 
 

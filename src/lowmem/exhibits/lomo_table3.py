@@ -136,7 +136,7 @@ def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:
         told.append(
             f"{label}: {model_of(trained[0])}; {train['steps']} steps of {train['batch_size']} (paper: 630 of 16); at most "
             f"{sizes[0]} training and {sizes[1]} validation examples; questions of at most {longest} tokens where there are "
-            f"enough; seeds: {seeds_of(trained)} (paper: 1)."
+            f"enough; seeds: {seeds_of(trained)} (paper: 1). Learning rates: {rates_of(trained)}."
         )
     if any(run.config["data"]["dataset"] == "bigbench" for run in (*own, *kept)):
         told.append(f"{superglue.REQUEST}.")
@@ -165,3 +165,12 @@ def seeds_of(trained: list[Run]) -> str:
     if len(counts) == 1:
         return str(next(iter(counts)))
     return ", ".join(f"{count} for {' and '.join(names)}" for count, names in sorted(counts.items(), reverse=True))
+
+
+def rates_of(trained: list[Run]) -> str:
+    """The rates of each method: "LoRA 0.0005, LOMO 0.03"."""
+    rates: dict[str, list[str]] = {}
+    for run in trained:
+        found = rates.setdefault(ft.METHODS[ft.method(run)[0]], [])
+        found += [rate for rate in [f"{run.config['optimizer']['lr']:g}"] if rate not in found]
+    return ", ".join(f"{name} {' or '.join(found)}" for name, found in rates.items())
