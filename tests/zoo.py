@@ -87,13 +87,12 @@ def advance(optimizer, model: nn.Module, step: int) -> Tensor:
 
 
 def apply(optimizer, loss: Tensor) -> Tensor:
-    if isinstance(optimizer, FusedBackward):
+    optimizer.zero_grad()
+    if hasattr(optimizer, "backward"):  # gradients are used inside backward, all or some of them
         optimizer.backward(loss)
-        optimizer.step()
     else:
-        optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+    optimizer.step()
     return loss.detach()
 
 

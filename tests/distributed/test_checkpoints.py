@@ -18,10 +18,12 @@ from torch.distributed.checkpoint.state_dict import (
 from lowmem import partition, sharded_checkpoint
 from lowmem.errors import Failed, Misuse
 from lowmem.optim import CAME, SGD, SM3, AdaLomo, AdamMini, AdamW, Lamb, Lomo, state
+from lowmem.optim import make as make_optimizer
 from lowmem.optim.zero1 import Zero1
 
 pytestmark = pytest.mark.slow
 
+BESIDE = {"parameters": "*attention*", "name": "adamw", "lr": 1e-2}
 RULES = {
     "adam_mini": lambda m: AdamMini(m, lr=1e-2),
     "came": lambda m: CAME(m, lr=1e-3),
@@ -30,6 +32,7 @@ RULES = {
     "sgd": lambda m: SGD(m, lr=1e-1, momentum=0.9),
     "adalomo": lambda m: AdaLomo(m, lr=1e-2),
     "lomo": lambda m: Lomo(m, lr=1e-1),
+    "lomo beside adamw": lambda m: make_optimizer(m, name="lomo", lr=1e-1, beside=BESIDE),
     "zero1": lambda m: Zero1(AdamMini(m, lr=1e-2), average=True) if dist.get_world_size() > 1 else AdamMini(m, lr=1e-2),
 }
 
