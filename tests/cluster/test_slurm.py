@@ -1,19 +1,16 @@
-"""The pipeline on a real SLURM of one node (slurm.sh, as root).
+"""The pipeline on a real SLURM of one node (slurm.sh, as root), disturbed. .ci/run also sends the whole smoke tier through it.
 
 LOWMEM_SLURM=1 python -m pytest -m slow -n 0 tests/cluster
 """
 
 import json
-import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import checkout
 import pytest
-import small_pipeline
 from checkout import SMOKE_TRAIN, edit, start, wait_for
 
 from lowmem import record
@@ -101,17 +98,6 @@ def test_a_cancelled_job_goes_on_though_its_node_is_drained_and_the_controller_r
     records = [json.loads(path.read_text()) for path in (project / GPT2).rglob("record.json")]
     assert len(records) == 4 and any(made["resumed_from"] for made in records)
     assert record.equal(undisturbed / GPT2, project / GPT2) == []
-
-
-def test_a_whole_pipeline_of_few_exhibits_runs_through_slurm(tmp_path):
-    project = small_pipeline.make(tmp_path / "project")
-    environment = small_pipeline.environment(project)
-    command = [sys.executable, "-m", "snakemake", *SMOKE, *PROFILE]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-6000:]
-    assert (project / "reports/smoke/index.html").stat().st_size > 10_000
-    jobs = re.findall(r"Job \d+ has been submitted with SLURM jobid", done.stderr + done.stdout)
-    assert len(jobs) == 3  # prepare and two experiments; downloads and drawing stay where snakemake runs
 
 
 def test_slurm_of_somebody_else_is_left_alone(tmp_path):
