@@ -52,6 +52,15 @@ def test_a_stand_in_never_carries_the_name_of_what_it_stands_in_for(full):
     assert row[shown.columns.index("BoolQ")] == "87.5"
 
 
+def test_larger_models_have_rows_of_their_own_where_they_can_run(root, full):
+    shown = exhibit.render(root, "lomo_table3", "paper")[1]
+    rows = {(row[0], row[1], row[2]) for row in shown.rows}
+    for size in ("13", "30", "65"):
+        assert {("LOMO", f"huggyllama/llama-{size}b", "paper"), ("LOMO", f"LLaMA-{size}B", "published")} <= rows
+    assert all("not run" in row[5] for row in shown.rows if row[2] == "paper")
+    assert not any("LLaMA-13B" in row for row in full("lomo_table3").rows)
+
+
 def test_wsc_says_what_it_needs(full):
     shown = full("lomo_table3")
     live = next(row for row in shown.rows if row[0] == "LOMO" and row[2] == "laptop")

@@ -128,9 +128,9 @@ def render(
     header = headers[id]
     beside = [run for name in header.get("archived", []) for run in archived_runs(root, name)]
     if archived:
-        own = [run for name in header["experiments"] for run in archived_runs(root, f"{tier}/{name}")]
+        own = [run for name in plan.shown_by(header, tier) for run in archived_runs(root, f"{tier}/{name}")]
     else:
-        own = load(root, header["experiments"], tier, options or {}).all
+        own = load(root, plan.shown_by(header, tier), tier, options or {}).all
     runs = Runs(own, beside)
     module = importlib.import_module(f"lowmem.exhibits.{id}")
     with style() if header["kind"] == "figure" else contextlib.nullcontext():

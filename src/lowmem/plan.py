@@ -98,6 +98,11 @@ def exhibit_files(tier: str, header: dict) -> list[str]:
     return [f"reports/{tier}/{folder}/{header['id']}.{end}" for end in (ending, "csv", "json")]
 
 
+def shown_by(header: dict, tier: str) -> list[str]:
+    """The experiments of an exhibit; `also` holds those for which only one tier has the machine: {tier: [experiment]}."""
+    return [*header["experiments"], *header.get("also", {}).get(tier, [])]
+
+
 def published_files(header: dict) -> list[str]:
     """The file with the papers' own values that an exhibit names: two papers, two files; AdaLomo stands with LOMO."""
     name = header.get("published")
@@ -120,7 +125,7 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     its name is the folder of its done.json below results/<tier>.
     """
     if names is None:
-        names = sorted({name for header in exhibits(root).values() for name in header["experiments"]})
+        names = sorted({name for header in exhibits(root).values() for name in shown_by(header, tier)})
     of_tier = experiments.load_tier(root, tier)
     per_run, per_node = of_tier["job"] == "run", of_tier.get("gpus_per_node")
     known = read_yaml(root / "data/sources.yaml")

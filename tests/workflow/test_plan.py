@@ -39,7 +39,8 @@ def test_a_bad_exhibit_header_is_one_line(project, text, words):
 
 def test_every_experiment_is_shown_somewhere_and_every_shown_one_exists(root):
     headers = plan.exhibits(root).values()
-    shown = {name for header in headers for name in header["experiments"]}
+    tiers = experiments.tier_names(root)
+    shown = {name for header in headers for tier in tiers for name in plan.shown_by(header, tier)}
     shown |= {name.partition("/")[2] for header in headers for name in header.get("archived", [])}  # longer runs
     texts = [experiments.load_experiment(root, name) for name in shown]
     shown |= {

@@ -62,7 +62,7 @@ def exhibit_inputs(wildcards):
     """Finished jobs of the exhibit's experiments, and the files that draw it."""
     header = EXHIBITS[wildcards.id]
     return {
-        "jobs": [job["done"] for job in JOBS.values() if job["experiment"] in header["experiments"]],
+        "jobs": [job["done"] for job in JOBS.values() if job["experiment"] in plan.shown_by(header, TIER)],
         "code": plan.code_files("exhibit.py", f"exhibits/{wildcards.id}.py"),
         "published": plan.published_files(header),
         "archived": plan.archived_files(ROOT, header),

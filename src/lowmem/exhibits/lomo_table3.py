@@ -17,6 +17,7 @@ EXHIBIT = {
     "kind": "table",
     "title": "SuperGLUE: no training, LoRA, LOMO",
     "experiments": ["superglue"],
+    "also": {"paper": ["superglue_sizes"]},
     "published": "lomo.table3",
     "archived": ["laptop/superglue_long"],
 }
@@ -26,7 +27,8 @@ SIZES = ("7B", "13B", "30B", "65B")
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: gain.lomo_lora, gain.lomo_zero, gain.lora_zero (points, mean over tasks), each also as long.<name>."""
-    own, kept = ft.grouped(runs), ft.grouped(runs.archived)
+    by_size = sizes(runs)
+    own, kept = ft.grouped(by_size[0]), ft.grouped(runs.archived)
     headers = names(runs, runs.archived)
     shown = Shown(
         caption="Accuracy in percent. Last epoch: mean over seeds at the point fixed beforehand, with its 95 % interval; where "
@@ -37,10 +39,11 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         rows=[],
         runs_used=used(runs),
     )
-    add_published(shown, published, headers)
-    for found, source, label in ((own, list(runs), tier), (kept, runs.archived, "archived, longer")):
+    add_published(shown, published, headers, SIZES if len(by_size) > 1 else SIZES[:1])
+    groups = [(group, tier) for group in by_size]
+    for source, label in (*groups, (runs.archived, "archived, longer")):
         for name in ft.METHODS:
-            add_rows(shown, found, name, source, label, headers)
+            add_rows(shown, ft.grouped(source), name, source, label, headers)
     frequent = [most(own, kept, task) for task in headers]
     shown.rows.append(["the most frequent answer", "", "", "", *frequent, ""])
     for prefix, found in (("", own), ("long.", kept)):
@@ -48,6 +51,14 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             shown.values[f"{prefix}gain.{ours}_{theirs}"] = ft.gain(found, ours, theirs)
     shown.deviations = deviations(list(runs), runs.archived, headers)
     return shown
+
+
+def sizes(runs: Runs) -> list[list[Run]]:
+    """The runs of each model: those of the experiment superglue first, which the values speak of."""
+    found: dict[str, list[Run]] = {"": []}
+    for run in runs:
+        found.setdefault("" if run.experiment == "superglue" else model_of(run), []).append(run)
+    return list(found.values())
 
 
 def names(*groups: list[Run]) -> dict[str, str]:
@@ -109,8 +120,8 @@ def most(own: dict, kept: dict, task: str) -> str:
     return ""
 
 
-def add_published(shown: Shown, published: dict, headers: dict) -> None:
-    """LLaMA-7B as rows, every size as published values."""
+def add_published(shown: Shown, published: dict, headers: dict, rows: tuple[str, ...]) -> None:
+    """Every size as published values, some of them as rows."""
     for size in SIZES:
         for name, theirs in ft.PUBLISHED.items():
             cells = []
@@ -119,8 +130,8 @@ def add_published(shown: Shown, published: dict, headers: dict) -> None:
                 shown.published += mark(f"{ft.METHODS[name]}, LLaMA-{size}, {task}", found)
                 number = "" if found is None else f"{found['value']:.1f}"
                 cells.append(number if header == task else f"{number} on {task}")
-            if size == "7B":
-                shown.rows.append([ft.METHODS[name], "LLaMA-7B", "published", "best, one seed", *cells])
+            if size in rows:
+                shown.rows.append([ft.METHODS[name], f"LLaMA-{size}", "published", "best, one seed", *cells])
 
 
 def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:
