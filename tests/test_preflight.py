@@ -95,8 +95,10 @@ def test_a_gated_dataset_needs_a_token(root, capsys, monkeypatch):
 def test_what_runs_write_is_asked_of_the_disk_and_unknown_sizes_are_named(root, capsys, monkeypatch):
     usage = shutil._ntuple_diskusage(10**12, 10**11, 10**11)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    said = answer(root, capsys, "paper", "remax")[1]  # three models of 7 B and their checkpoints
-    assert "missing: disk space for data and checkpoints" in said and "besides: ultrafeedback, whose size" in said
+    said = answer(root, capsys, "paper", "remax")[1]  # 7 B: twice a checkpoint with two moments, two kept weights
+    assert "disk: 224 GB of data and checkpoints" in said and "besides: ultrafeedback, whose size" in said
+    assert "missing: disk space for data and checkpoints" in said
+    assert "disk: 260 GB" in answer(root, capsys, "paper", "superglue_sizes")[1]  # LOMO on 65 B in 16 bits, twice
     assert "disk space" not in answer(root, capsys, "laptop", "remax")[1].replace("disk: ", "")
 
 

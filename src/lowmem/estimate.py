@@ -56,7 +56,10 @@ def run_seconds(run: dict, speeds: dict) -> float:
     devices, bf16 = max(1, run["resources"]["gpus"]), config["train"].get("precision") == "bf16"
     rate = speeds.get("bf16_flops_per_second", speeds["flops_per_second"]) if bf16 else speeds["flops_per_second"]
     passes = config["train"]["steps"] + sampled_tokens(config)
-    return training_flops(config) / (rate * devices) + passes * speeds["seconds_per_step"]
+    counted = run["resources"].get("forward_flops")  # of models whose size does not follow from their name
+    examples = config["train"]["steps"] * config["train"]["batch_size"]
+    flops = 3 * counted * examples if counted else training_flops(config)  # backward counts twice
+    return flops / (rate * devices) + passes * speeds["seconds_per_step"]
 
 
 def sampled_tokens(config: dict) -> int:

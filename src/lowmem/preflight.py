@@ -18,6 +18,15 @@ from lowmem.files import read_yaml
 
 CLIENTS = {"npm": "npm", "apt": "apt-get", "pip": None}  # pip comes with Python
 HUB = "huggingface.co"
+MOMENTS = {
+    "sgd": 0,
+    "lomo": 0,
+    "adalomo": 0,
+    "adafactor": 0,
+    "sm3": 0,
+    "adam_mini": 1,
+    "lion": 1,
+}  # as large as the weights
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -204,14 +213,24 @@ def weight_bytes(root: Path, name: str) -> int | None:
 
 
 def written_bytes(jobs: dict[str, dict]) -> int:
-    """What runs write: the largest checkpoint and the one that replaces it, and the weights of earlier trainings.
-
-    Counted as weights and two moments of four bytes each; one job of the largest kind at a time.
-    """
+    """What runs write: the largest checkpoint and the one that replaces it, and the weights of earlier trainings."""
     configs = [run["config"] for job in jobs.values() for run in job["runs"] if run["config"].get("train")]
-    kept = [estimate.parameters(c.get("model") or {}) for c in configs if c["train"].get("checkpoint_every")]
-    earlier = {str(stage): stage for config in configs for stage in list(experiments.stages(config))[1:]}
-    return 24 * max(kept, default=0) + 4 * sum(estimate.parameters(c.get("model") or {}) for c in earlier.values())
+    saved = [checkpoint_bytes(config) for config in configs if config["train"].get("checkpoint_every")]
+    earlier = {str(stage): stage["model"] for config in configs for stage in list(experiments.stages(config))[1:]}
+    return 2 * max(saved, default=0) + sum(stored(model) for model in earlier.values())
+
+
+def checkpoint_bytes(config: dict) -> int:
+    """Weights, and the moments of those that are trained, in the type of the weights."""
+    model = config.get("model") or {}
+    adapter = model.get("adapter")
+    frozen = bool(adapter) and adapter.get("freeze", True)
+    return stored(model) * (1 + (0 if frozen else MOMENTS.get(config["optimizer"].get("name"), 2)))
+
+
+def stored(model: dict) -> int:
+    """Bytes of a model's weights in the type it keeps them in."""
+    return estimate.parameters(model) * (2 if model.get("dtype") in ("bfloat16", "float16") else 4)
 
 
 def hub_home() -> Path:
