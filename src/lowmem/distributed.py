@@ -92,6 +92,22 @@ def shard(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Every rank keeps all weights of a cut model meanwhile: a text sampled token by token would gather them for each."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not model, recurse=False)  # as fully_shard has it by itself
+            part.reshard()
+
+
 def mean(value: float) -> float:
     """The mean of a number over all ranks, the same bits on each."""
     if world() == 1:

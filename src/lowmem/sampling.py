@@ -1,12 +1,13 @@
 """Answers of a language model, token by token, with the keys and values of earlier tokens kept (the cache)."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from lowmem import distributed
 
 
-@torch.no_grad()
 def roll_out(
     model, prompts: list[list[int]], new: int, end: int, draw: torch.Generator | None = None, greedy: int = 0
 ) -> list[list[int]]:
@@ -15,6 +16,14 @@ def roll_out(
     The last `greedy` rows, or all without a generator, take the likeliest token; the others draw at temperature 1.
     Prompts of several lengths are padded in front, where nothing sees it. draw: on the model's device.
     """
+    with torch.no_grad(), distributed.gathered(model) if distributed.world() > 1 else contextlib.nullcontext():
+        return answered(model, prompts, new, end, draw, greedy)
+
+
+def answered(
+    model, prompts: list[list[int]], new: int, end: int, draw: torch.Generator | None, greedy: int
+) -> list[list[int]]:
+    """As roll_out."""
     device = next(model.parameters()).device
     count, width = len(prompts), max(map(len, prompts))
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)

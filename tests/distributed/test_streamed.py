@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lowmem import distributed, optim, pretrained, streamed
 from lowmem.errors import Failed
-from lowmem.optim.sharding import local
+from lowmem.optim.sharding import is_dtensor, local
 
 pytestmark = pytest.mark.slow
 
@@ -77,9 +77,14 @@ def compared(rank: int, world: int, root: str) -> dict:
         with distributed.apart({"config": {}}):
             alone = built(folder, settings)
         tied = model.head.weight is model.tokens.weight
+        with torch.no_grad(), distributed.gathered(model):
+            model(TOKENS)
+            kept = not any(is_dtensor(p) for p in model.parameters())
+        kept &= all(is_dtensor(p) for p in model.parameters())
         theirs, ours = trained(alone), trained(model)
         worst = max((ours[name] - value).abs().max().item() for name, value in theirs.items())
         found[case] = {"worst": worst, "asked": asked, "own": own, "tied": tied, "names": ours.keys() == theirs.keys()}
+        found[case]["kept"] = kept
     return found
 
 
@@ -112,6 +117,7 @@ def test_three_ranks_read_their_rows_alone_and_train_as_one_process(root):
         width = torch.empty(0, dtype=stored.get("dtype", torch.float32)).element_size()
         assert sum(found["own"] for found in of_case) == sum(elements), case
         for found in of_case:
+            assert found["kept"], f"{case}: whole between tokens of a text, and cut again afterwards"
             assert found["names"] and found["tied"] == stored.get("tied", False), case
             assert found["worst"] <= (0.05 if settings.get("dtype") == "bfloat16" else 5e-6), (case, found["worst"])
             assert sum(found["asked"]) == width * found["own"] < 0.5 * width * sum(elements), case
