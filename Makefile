@@ -10,6 +10,9 @@ TIER = laptop
 TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then echo https://download.pytorch.org/whl/cpu; fi)
 TORCH = torch==2.13.0
 STAMP = $(VENV)/.installed
+# Python keeps the bytecode of what it imports, also where images forbid it: without, each of some hundred processes compiles
+# PyTorch's sources anew, which takes 3 s.
+unexport PYTHONDONTWRITEBYTECODE
 # For the recipes, the environment's programs come first: rules call `python`.
 RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 

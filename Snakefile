@@ -1,9 +1,11 @@
 # Adam-mini and LOMO, reproduced: from download to verdict. `snakemake --cores all` runs the laptop tier.
+import os
 import sys
 
 from snakemake.utils import min_version
 
 min_version("9.20")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # set in many images: each step would compile PyTorch's sources anew, 3 s
 
 
 configfile: "workflow/config/config.yaml"
