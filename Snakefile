@@ -5,7 +5,9 @@ import sys
 from snakemake.utils import min_version
 
 min_version("9.20")
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # set in many images: each step would compile PyTorch's sources anew, 3 s
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # set in many images: each step would compile PyTorch's sources anew, 3 s
 
 
 configfile: "workflow/config/config.yaml"
