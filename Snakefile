@@ -5,9 +5,8 @@ import sys
 from snakemake.utils import min_version
 
 min_version("9.20")
-os.environ.pop(
-    "PYTHONDONTWRITEBYTECODE", None
-)  # set in many images: each step would compile PyTorch's sources anew, 3 s
+# Many images forbid Python to keep bytecode; then each step, a process of its own, would compile PyTorch's sources anew: 3 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 configfile: "workflow/config/config.yaml"
