@@ -74,13 +74,15 @@ def apart(run: dict) -> Iterator[None]:
 
 def cut(model: nn.Module) -> nn.Module:
     """The model cut over all ranks, block by block; weights that are still in files are read now, by each rank its part."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     from lowmem import streamed
 
+    mesh = init_device_mesh(_where(), (world(),))  # else a run on CPUs would use the GPUs of its machine
     for block in getattr(model, "blocks", ()):
-        fully_shard(block)
-    fully_shard(model)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     streamed.read(model, _where())
     return model
 

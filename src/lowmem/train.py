@@ -43,7 +43,7 @@ def run_all(root: Path, runs: list[dict]) -> int:
             old = old or {"status": "final"}
         if old:
             checkpoint.remove(checkpoint.place(record.folder(root, run), run["config_hash"]))
-            say(f"{label}: {old['status']} before, record kept")
+            tell(f"{label}: {old['status']} before, record kept")
             continue
         try:
             with distributed.apart(run):
@@ -54,9 +54,15 @@ def run_all(root: Path, runs: list[dict]) -> int:
             gc.collect()  # hooks make a model part of a cycle: a large one must not wait for Python to find it
         failed += made["status"] == "failed"
         speeds.append(made.get("throughput"))
-        say(f"{label}: {made['status']}" + (f": {made['reason']}" if made["reason"] else f" {ticker.summary(made)}"))
+        tell(f"{label}: {made['status']}" + (f": {made['reason']}" if made["reason"] else f" {ticker.summary(made)}"))
     ticker.share(speeds)
     return int(failed > 0)
+
+
+def tell(line: str) -> None:
+    """Say what all ranks know, once."""
+    if distributed.rank() == 0:
+        say(line)
 
 
 def train_run(root: Path, run: dict, label: str = "") -> dict:
@@ -170,7 +176,7 @@ class Loop:
                 if stop or (self.step % every == 0 and self.step < self.steps):
                     self.save(curve)
                 if stop:
-                    say(f"{self.label}: stopped at step {self.step}, checkpoint written; the same command continues")
+                    tell(f"{self.label}: stopped at step {self.step}, checkpoint written; the same command continues")
                     raise SystemExit(143)
         self.finish()
 
@@ -316,7 +322,7 @@ class Loop:
             os.truncate(curve, notes["curve_bytes"])
         self.made["resumed_from"] = [*notes["resumed_from"], self.step]
         on = f" on {distributed.world()} devices" if self.many else ""
-        say(f"{self.label}: continuing from step {self.step}{on}")
+        tell(f"{self.label}: continuing from step {self.step}{on}")
 
     def finish(self) -> None:
         self.made["status"] = self.made["status"] or "done"
