@@ -3,7 +3,7 @@ import re
 import shlex
 from pathlib import Path
 
-from lowmem import claims, estimate, kept, plan, superglue
+from lowmem import claims, estimate, files, kept, plan, superglue
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
 
@@ -19,6 +19,12 @@ try:
     CLAIMS = claims.load(ROOT)
 except Misuse as error:
     sys.exit(f"lowmem: {error}")
+
+MADE = [*ROOT.glob("data/raw/*/fetched.json"), *ROOT.glob("data/prepared/*/meta.json")]
+MADE += [ROOT / job["done"] for job in JOBS.values()]
+MADE += [ROOT / name for header in EXHIBITS.values() for name in plan.exhibit_files(TIER, header)]
+if ahead := files.back_from_the_future(MADE):
+    print(f"lowmem: {len(ahead)} files were dated in the future, by a wrong clock; they are dated now", file=sys.stderr)
 
 OPTION_ARGUMENTS = " ".join(f"--option {name}={source}" for name, source in sorted(OPTIONS.items()))
 

@@ -67,6 +67,7 @@ class Adafactor(RuleOptimizer):
     """
 
     form = "shaped"
+    lengths = {"eps": 2}
     stages = (Stage(squares, moments, factored.axes), Stage(norms, sums=lambda ndim: ((), ())), Stage(update))
 
     def __init__(
@@ -100,7 +101,7 @@ class Adafactor(RuleOptimizer):
             beta1=beta1,
             decay_rate=decay_rate,
             beta2_cap=beta2_cap,
-            eps=tuple(eps),
+            eps=eps,
             clip_threshold=clip_threshold,
             weight_decay=weight_decay,
             scale_parameter=scale_parameter,

@@ -46,7 +46,7 @@ class CAME(RuleOptimizer):
     """CAME. betas: momentum, second moment, instability. eps: added to g^2 and to the instability."""
 
     form = "shaped"
-    beta_count = 3
+    lengths = {"betas": 3, "eps": 2}
     stages = (
         Stage(squares, moments, factored.axes),
         Stage(update_norm, sums=lambda ndim: ((),)),
@@ -64,7 +64,7 @@ class CAME(RuleOptimizer):
         weight_decay=0.0,
         **common,
     ):
-        defaults = dict(lr=lr, betas=betas, eps=tuple(eps), clip_threshold=clip_threshold, weight_decay=weight_decay)
+        defaults = dict(lr=lr, betas=betas, eps=eps, clip_threshold=clip_threshold, weight_decay=weight_decay)
         super().__init__(params, defaults, **common)
 
     @staticmethod

@@ -42,8 +42,11 @@ def is_number(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def check_settings(group: dict, beta_count: int = 2) -> None:
-    """ValueError for a learning rate, beta, eps, momentum, decay or dtype that no rule can work with."""
+def check_settings(group: dict, lengths: dict[str, int]) -> None:
+    """ValueError for a learning rate, beta, eps, momentum, decay or dtype that no rule can work with.
+
+    lengths: {key: how many numbers} of the settings that are not one number each.
+    """
 
     def check(key: str, fits: bool, want: str) -> None:
         if not fits:
@@ -56,11 +59,13 @@ def check_settings(group: dict, beta_count: int = 2) -> None:
     given = {key for key in NUMBERS & group.keys() if not (group[key] is None and key in unused)}
     for key in given:
         hint = " (YAML reads 1e-3 as text, 1.0e-3 as a number)" if any(isinstance(v, str) for v in values(key)) else ""
+        several, count = isinstance(group[key], (tuple, list)), lengths.get(key)
+        fits = len(values(key)) == count if several else count is None
+        check(key, fits, f"must be {count} numbers" if count else "must be one number")
         check(key, all(map(is_number, values(key))), "must be a number" + hint)
     if "lr" in given:
         check("lr", 0 <= float(group["lr"]) < math.inf, "a learning rate is 0 or more, and finite")
     if "betas" in given:
-        check("betas", len(values("betas")) == beta_count, f"{beta_count} numbers")
         check("betas", all(0 <= beta < 1 for beta in group["betas"]), "each beta lies in [0, 1)")
     for key in given & {"momentum", "beta", "beta1"}:
         check(key, 0 <= group[key] < 1, "lies in [0, 1)")
