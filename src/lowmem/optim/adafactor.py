@@ -67,7 +67,7 @@ class Adafactor(RuleOptimizer):
     """
 
     form = "shaped"
-    lengths = {"eps": 2}
+    eps_count = 2
     stages = (Stage(squares, moments, factored.axes), Stage(norms, sums=lambda ndim: ((), ())), Stage(update))
 
     def __init__(

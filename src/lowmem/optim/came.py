@@ -46,7 +46,7 @@ class CAME(RuleOptimizer):
     """CAME. betas: momentum, second moment, instability. eps: added to g^2 and to the instability."""
 
     form = "shaped"
-    lengths = {"betas": 3, "eps": 2}
+    beta_count, eps_count = 3, 2
     stages = (
         Stage(squares, moments, factored.axes),
         Stage(update_norm, sums=lambda ndim: ((),)),

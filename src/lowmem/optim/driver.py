@@ -49,7 +49,7 @@ class RuleOptimizer(Optimizer):
 
     form = "flat"
     uses_blocks = False
-    lengths = {"betas": 2}  # of the settings that hold several numbers
+    beta_count, eps_count = 2, 1
     stages: tuple[Stage, ...] = ()
 
     def __init__(
@@ -105,7 +105,7 @@ class RuleOptimizer(Optimizer):
                 stacklevel=3,
             )
         defaults = {**defaults, "rounding": rounding, "state_dtype": state_dtype}
-        check_settings(defaults, self.lengths)
+        check_settings(defaults, self.beta_count, self.eps_count)
         super().__init__(params, defaults)
         if not any(group["params"] for group in self.param_groups):
             warnings.warn(f"{type(self).__name__} got no trainable parameter", stacklevel=3)
@@ -125,7 +125,7 @@ class RuleOptimizer(Optimizer):
                 raise ValueError(
                     f"{name or 'a parameter'}: complex parameters are not supported; use torch.view_as_real"
                 )
-        check_settings({**self.defaults, **group}, self.lengths)
+        check_settings({**self.defaults, **group}, self.beta_count, self.eps_count)
         keep, rest = named, []
         if self._no_decay is not None and {**self.defaults, **group}.get("weight_decay", 0) != 0:
             rest = [(name, p) for name, p in named if is_picked(self._no_decay, name, p)]

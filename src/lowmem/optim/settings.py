@@ -42,11 +42,8 @@ def is_number(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def check_settings(group: dict, lengths: dict[str, int]) -> None:
-    """ValueError for a learning rate, beta, eps, momentum, decay or dtype that no rule can work with.
-
-    lengths: {key: how many numbers} of the settings that are not one number each.
-    """
+def check_settings(group: dict, beta_count: int, eps_count: int) -> None:
+    """ValueError for a learning rate, beta, eps, momentum, decay or dtype that no rule can work with."""
 
     def check(key: str, fits: bool, want: str) -> None:
         if not fits:
@@ -59,9 +56,10 @@ def check_settings(group: dict, lengths: dict[str, int]) -> None:
     given = {key for key in NUMBERS & group.keys() if not (group[key] is None and key in unused)}
     for key in given:
         hint = " (YAML reads 1e-3 as text, 1.0e-3 as a number)" if any(isinstance(v, str) for v in values(key)) else ""
-        several, count = isinstance(group[key], (tuple, list)), lengths.get(key)
-        fits = len(values(key)) == count if several else count is None
-        check(key, fits, f"must be {count} numbers" if count else "must be one number")
+        count = {"betas": beta_count, "eps": eps_count}.get(key, 1)
+        several = isinstance(group[key], (tuple, list))
+        fits = several and len(group[key]) == count if count > 1 else not several
+        check(key, fits, f"must be {count} numbers" if count > 1 else "must be one number")
         check(key, all(map(is_number, values(key))), "must be a number" + hint)
     if "lr" in given:
         check("lr", 0 <= float(group["lr"]) < math.inf, "a learning rate is 0 or more, and finite")
