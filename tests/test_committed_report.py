@@ -5,7 +5,7 @@ import json
 import pytest
 from synthetic import ROOT
 
-from lowmem import claims, exhibit, kept, plan
+from lowmem import claims, exhibit, fine_tuning, kept, plan
 from lowmem.files import read_json
 
 REPORT = ROOT / "reports/laptop"
@@ -35,6 +35,23 @@ def test_rows_values_and_verdicts_of_the_committed_report_follow_from_the_archiv
         for claim in (one for one in claims.load(ROOT) if one["exhibit"] == id and one["id"] in committed):
             found = claims.verdict(claim, written["values"][claim["value"]], "laptop")[0]
             assert found == committed[claim["id"]]["verdict"], claim["id"]
+
+
+def test_every_method_stands_in_the_superglue_table_with_an_interval_in_every_column_that_packages_fill():
+    shown = read_json(REPORT / "tables/lomo_table3.json")
+    columns = shown["columns"]
+    rows = {
+        row[0]: dict(zip(columns, row, strict=True))
+        for row in shown["rows"]
+        if "archived" in row[2] and "best" not in row[3]
+    }
+    assert rows.keys() == {
+        name for key, name in fine_tuning.METHODS.items() if key != "lora_lomo"
+    }  # that one: Figure 3
+    for name, row in rows.items():
+        cells = {column: row[column] for column in columns[4:]}
+        assert cells.pop("WSC") == fine_tuning.needs("wsc")
+        assert len(cells) == 6 and all("[" in cell for cell in cells.values()), (name, cells)
 
 
 def test_pictures_and_tables_of_the_committed_report_are_all_there_and_small():

@@ -166,7 +166,7 @@ def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:
 
 
 def seeds_of(trained: list[Run]) -> str:
-    """How many seeds, by method where they differ: "3 for LoRA and LOMO, 1 for AdamW"."""
+    """How many seeds, by method where they differ: "3 for LoRA, LOMO; 1 for AdamW"."""
     seeds: dict[str, set[int]] = {}
     for run in trained:
         seeds.setdefault(ft.METHODS[ft.method(run)[0]], set()).add(run.seed)
@@ -175,7 +175,7 @@ def seeds_of(trained: list[Run]) -> str:
         counts.setdefault(len(found), []).append(name)
     if len(counts) == 1:
         return str(next(iter(counts)))
-    return ", ".join(f"{count} for {' and '.join(names)}" for count, names in sorted(counts.items(), reverse=True))
+    return "; ".join(f"{count} for {', '.join(names)}" for count, names in sorted(counts.items(), reverse=True))
 
 
 def rates_of(trained: list[Run]) -> str:
