@@ -4,6 +4,8 @@ Columns are named after what was really asked. Rows of longer runs that are kept
 this report, labelled; they never fill a column of other data.
 """
 
+from collections.abc import Iterable
+
 from lowmem import fine_tuning as ft
 from lowmem import superglue
 from lowmem.curves import text, used
@@ -44,8 +46,11 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for source, label in (*groups, (runs.archived, "archived, longer")):
         for name in ft.METHODS:
             add_rows(shown, ft.grouped(source), name, source, label, headers)
-    frequent = [most(own, kept, task) for task in headers]
-    shown.rows.append(["the most frequent answer", "", "", "", *frequent, ""])
+    for source, label in ((runs, tier), (runs.archived, "archived, longer")):  # each has its own questions
+        asked = dict(ft.asked(run) for run in source)
+        frequent = [most(source, task) if asked.get(task) == header else "" for task, header in headers.items()]
+        if any(frequent):
+            shown.rows.append(["the most frequent answer", "", label, "", *frequent, ""])
     for prefix, found in (("", own), ("long.", kept)):
         for ours, theirs in (("lomo", "lora"), ("lomo", "zero"), ("lora", "zero")):
             shown.values[f"{prefix}gain.{ours}_{theirs}"] = ft.gain(found, ours, theirs)
@@ -110,14 +115,10 @@ def model_of(run: Run) -> str:
     return weights or "fresh weights, bytes"
 
 
-def most(own: dict, kept: dict, task: str) -> str:
-    """Accuracy of always giving the most frequent answer, in the runs whose data the column shows."""
-    for found in (own, kept):
-        for (other, _), points in found.items():
-            for run in ft.first(points) if other == task else ():
-                if run.final("most") is not None:
-                    return f"{run.final('most'):.1f}"
-    return ""
+def most(runs: Iterable[Run], task: str) -> str:
+    """Accuracy of always giving the most frequent answer to the questions of these runs."""
+    found = (run.final("most") for run in runs if ft.asked(run)[0] == task)
+    return next((f"{share:.1f}" for share in found if share is not None), "")
 
 
 def add_published(shown: Shown, published: dict, headers: dict, rows: tuple[str, ...]) -> None:
