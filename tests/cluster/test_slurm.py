@@ -35,7 +35,7 @@ def slurm():
 def longer(tmp_path):
     """A project whose runs last long enough to be disturbed, and the records of the same runs without a cluster."""
     project = checkout.with_toy_text(checkout.copy(tmp_path / "project"))
-    steps = "train: {steps: 600, eval_every: 300, eval_batches: 2, checkpoint_every: 25}"
+    steps = "train: {steps: 400, eval_every: 200, eval_batches: 2, checkpoint_every: 25}"
     edit(project / "workflow/config/experiments/gpt2_sizes.yaml", SMOKE_TRAIN, steps)
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(project, undisturbed)
