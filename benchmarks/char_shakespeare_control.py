@@ -33,11 +33,13 @@ def rate(step: int) -> float:
 
 
 def windows(text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (N, BLOCK) from each of N starts in a text (T,), and those that follow each of them, (N, BLOCK)."""
     rows = starts[:, None] + torch.arange(BLOCK)
     return text[rows], text[rows + 1]
 
 
 def draw(text: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch of BATCH windows at random places, as nanoGPT draws it."""
     return windows(text, torch.randint(len(text) - BLOCK, (BATCH,)))
 
 

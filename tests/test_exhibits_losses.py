@@ -248,6 +248,15 @@ def test_archived_records_stand_in_for_the_long_run_and_say_so(root):
     assert "shakespeare (for tinyshakespeare)" in shown.rows[-1][1]
 
 
+def test_the_published_loss_is_in_sight_below_runs_that_miss_it(root):
+    write(root, "char_shakespeare", "workstation", offset=lambda run: 1.0)
+    _, shown, _ = exhibit.render(root, "extra_char_shakespeare", "workstation")
+    [axes] = shown.figure.axes
+    [mark] = [line for line in axes.get_lines() if line.get_label() == "_published"]
+    low, high = axes.get_ylim()
+    assert low < mark.get_ydata()[0] < high
+
+
 def test_without_archived_records_the_published_result_is_not_run(root):
     write(root, "char_shakespeare", "laptop")
     assert values(root, "extra_char_shakespeare")["adamw.val_loss"]["reason"].startswith("not run")

@@ -15,6 +15,7 @@ from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.fetch import script as fetch_script
 from lowmem.files import read_json, read_yaml, sha256, write_json
 
+STARTING = 10  # minutes that a job gets to start in: a busy node of a cluster takes its time
 SHARED = (*record.ROUTING, "plan")  # used by everything: their own text counts, what they import does not
 
 
@@ -41,9 +42,7 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
             raise Misuse(f"--config: unknown key {name!r}{nearest(name, {*schema['properties'], *datasets})}")
         if not isinstance(source, str) or source not in SOURCES:
             raise Misuse(f"--config {name}={source}: unknown source{nearest(source, SOURCES)}")
-    of_tier = experiments.load_tier(
-        root, switches["tier"]
-    )  # an unknown tier is said here, before anything else is read
+    of_tier = experiments.load_tier(root, switches["tier"])  # an unknown tier is said before anything else is read
     if "bigbench" in options and not any("opt_in" in entry for entry in of_tier.get("data", {}).values()):
         raise Misuse(f"bigbench=true: tier {switches['tier']} runs the published tasks alone; leave it out")
     return switches["tier"], options
@@ -188,7 +187,7 @@ def make_job(
         "threads": max(r["threads"] for r in needed),
         "mem_mb": max(r["mem_mb"] for r in needed),
         "gpus": max(r["gpus"] for r in needed),
-        "minutes": sum(r["minutes"] for r in needed),
+        "minutes": STARTING + sum(r["minutes"] for r in needed),
     }
 
 

@@ -18,15 +18,8 @@ from lowmem.files import read_yaml
 
 CLIENTS = {"npm": "npm", "apt": "apt-get", "pip": None}  # pip comes with Python
 HUB = "huggingface.co"
-MOMENTS = {
-    "sgd": 0,
-    "lomo": 0,
-    "adalomo": 0,
-    "adafactor": 0,
-    "sm3": 0,
-    "adam_mini": 1,
-    "lion": 1,
-}  # as large as the weights
+# Moments as large as the weights that a checkpoint holds; of rules that are not named here: two.
+MOMENTS = {**dict.fromkeys(("sgd", "lomo", "adalomo", "adafactor", "sm3"), 0), "adam_mini": 1, "lion": 1}
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 

@@ -23,7 +23,7 @@ def roll_out(
 def answered(
     model, prompts: list[list[int]], new: int, end: int, draw: torch.Generator | None, greedy: int
 ) -> list[list[int]]:
-    """As roll_out."""
+    """roll_out() once the weights are at hand."""
     device = next(model.parameters()).device
     count, width = len(prompts), max(map(len, prompts))
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)

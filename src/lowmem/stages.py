@@ -80,11 +80,8 @@ def kept_at(root: Path, config: dict, task: Task, device: str) -> Path:
     inputs = {name: record.hash_of(root, name) for name in record.names(root, task.inputs)}
     deciding = {key: value for key, value in config.items() if key != "resources"}
     known = json.dumps([deciding, inputs, record.code_files(config), device], sort_keys=True)
-    return (
-        root
-        / "data/prepared/networks"
-        / f"{config['task']}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
-    )
+    name = f"{config['task']}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
+    return root / "data/prepared/networks" / name
 
 
 def fit_once(task: Task, config: dict, device: str, place: Path) -> bool:

@@ -20,6 +20,7 @@ try:
 except Misuse as error:
     sys.exit(f"lowmem: {error}")
 
+# What Snakemake compares by its date.
 MADE = [*ROOT.glob("data/raw/*/fetched.json"), *ROOT.glob("data/prepared/*/meta.json")]
 MADE += [ROOT / job["done"] for job in JOBS.values()]
 MADE += [ROOT / name for header in EXHIBITS.values() for name in plan.exhibit_files(TIER, header)]
@@ -32,13 +33,11 @@ OPTION_ARGUMENTS = " ".join(f"--option {name}={source}" for name, source in sort
 def user_folder(wildcards):
     """Where the user's own files of a dataset are, or None."""
     dataset, _, source = wildcards.raw.partition("@")
-    if source == "folder" and dataset == "hh_rlhf" and config.get("hh_rlhf_dir"):
+    if source != "folder":
+        return None
+    if dataset == "hh_rlhf" and config.get("hh_rlhf_dir"):
         return Path(config["hh_rlhf_dir"]).expanduser()
-    return (
-        superglue.folder_of(config["superglue_dir"], dataset)
-        if source == "folder" and config.get("superglue_dir")
-        else None
-    )
+    return superglue.folder_of(config["superglue_dir"], dataset) if config.get("superglue_dir") else None
 
 
 def fetch_arguments(wildcards):

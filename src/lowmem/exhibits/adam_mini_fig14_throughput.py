@@ -64,11 +64,10 @@ def rows(shown: Shown, panel: str, speeds: dict) -> None:
 def draw(axes, speeds: dict, panel: str) -> None:
     """A bar for each optimizer, or in its place why there is none, in two words."""
     for i, (optimizer, (speed, reason)) in enumerate(speeds.items()):
-        if reason:
-            axes.text(0, i, f" {reason.partition(':')[0].partition(' (')[0]}", va="center")
-            continue
-        axes.barh(i, speed, 0.6, color=plots.COLOURS[optimizer])
-        axes.text(speed, i, f" {speed:,.0f}", va="center")
+        if not reason:
+            axes.barh(i, speed, 0.6, color=plots.COLOURS[optimizer])
+        words = reason.partition(":")[0].partition(" (")[0] if reason else f"{speed:,.0f}"
+        axes.annotate(words, (0 if reason else speed, i), xytext=(4, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(speeds)), [plots.name(optimizer) for optimizer in speeds])
     axes.set_ylim(-0.6, len(speeds) - 0.4)
     axes.set_xlabel("tokens per second")

@@ -96,7 +96,8 @@ def draw(groups: dict[str, list[Run]]):
     loss_curves(panels["loss"], groups)
     if any(run.status == "done" for group in groups.values() for run in group):
         last = 2000 * 12 * 64
-        plots.published_mark(panels["loss"], [last], [PUBLISHED])
+        plots.published_mark(panels["loss"], [last], [PUBLISHED], clip_on=False)  # it stands on the edge
+        panels["loss"].set_ylim(bottom=min(panels["loss"].get_ylim()[0], PUBLISHED - 0.05))  # below every run of ours
         panels["loss"].annotate(
             f"published {PUBLISHED}",
             (last, PUBLISHED),

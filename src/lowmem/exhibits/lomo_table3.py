@@ -81,9 +81,8 @@ def add_rows(shown: Shown, found: dict, name: str, source: list[Run], label: str
     if not any(other == name for _, other in found):
         return
     asked = dict(ft.asked(run) for run in source)
-    seen = {
-        key: points for key, points in found.items() if asked[key[0]] == headers[key[0]]
-    }  # a column of other data is not
+    # a column shows one set of data; what was asked of another set is not in the average either
+    seen = {key: points for key, points in found.items() if asked[key[0]] == headers[key[0]]}
     seeds = {run.seed for (_, other), points in found.items() if other == name for run in ft.first(points)}
     rows = [
         (
