@@ -11,6 +11,7 @@ A block layout is small: along one axis of the tensor, consecutive slices are gr
     query (heads * head_dim, in)            axis 0, segments ((0, out, head_dim),)
     fused qkv (3 * out, in)                 axis 0, segments ((0, out, d), (out, 2 out, d), (2 out, 3 out, 1))
     transposed Conv1D (in, out)             axis 1, segments ((0, out, 1),)
+    experts (experts, in, out)              stack 1, axis 1, segments ((0, out, 1),)
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class ParamBlocks:
     kind: token, head, neuron, tensor, coordinate, or mixed (a fused projection). count: number of blocks, which is the
     number of second-moment scalars. axis: the axis whose slices are grouped, counted after the first `merge` axes are
     merged into one. segments: (start, stop, size) along that axis; slices start..stop form blocks of `size` slices.
-    Empty segments mean one block per coordinate.
+    Empty segments mean one block per coordinate. stack: 1 where each entry along the first axis has all these blocks for
+    itself; the other fields then speak of one entry, without that axis.
     """
 
     name: str
@@ -54,16 +56,23 @@ class ParamBlocks:
     axis: int = 0
     segments: tuple[tuple[int, int, int], ...] = ()
     merge: int = 1
+    stack: int = 0
 
     @property
     def signature(self) -> str:
         """Short text that two equal partitions share; state dictionaries carry it."""
         pieces = ",".join(f"{start}:{stop}:{size}" for start, stop, size in self.segments)
-        return f"{self.kind} x {self.count} @ {self.axis}/{self.merge} [{pieces}]"
+        stacked = " stacked" if self.stack else ""
+        return f"{self.kind} x {self.count} @ {self.axis}/{self.merge}{stacked} [{pieces}]"
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def entry(self) -> ParamBlocks:
+        """The blocks of one entry of a stack."""
+        return dataclasses.replace(self, shape=self.shape[1:], count=self.count // self.shape[0], stack=0)
 
 
 def one_block(name: str, shape: tuple[int, ...]) -> ParamBlocks:
@@ -78,10 +87,11 @@ def coordinates(name: str, shape: tuple[int, ...]) -> ParamBlocks:
     return ParamBlocks(name, tuple(shape), "coordinate", math.prod(shape))
 
 
-def along(name: str, shape, kind: str, segments, axis: int = 0, merge: int = 1) -> ParamBlocks:
+def along(name: str, shape, kind: str, segments, axis: int = 0, merge: int = 1, stack: int = 0) -> ParamBlocks:
     """Blocks of consecutive slices along an axis; Misfit names the parameter when sizes do not divide."""
     shape = tuple(shape)
-    merged = (math.prod(shape[:merge]), *shape[merge:])
+    entry = shape[stack:]
+    merged = (math.prod(entry[:merge]), *entry[merge:])
     count, position = 0, 0
     for start, stop, size in segments:
         if start != position or size < 1 or (stop - start) % size:
@@ -96,9 +106,10 @@ def along(name: str, shape, kind: str, segments, axis: int = 0, merge: int = 1) 
             f"{name}: blocks cover {position} of {merged[axis]} slices along axis {axis} (shape {shape}); "
             f"check head size and number of key heads, or pass overrides={{{name!r}: 'row'}}"
         )
+    count *= math.prod(shape[:stack])
     if count == 1:
         return one_block(name, shape)
-    return ParamBlocks(name, shape, kind, count, axis, tuple(tuple(s) for s in segments), merge)
+    return ParamBlocks(name, shape, kind, count, axis, tuple(tuple(s) for s in segments), merge, stack)
 
 
 class Misfit(ValueError):
@@ -233,7 +244,7 @@ def partition(
 
 def _reads_tokens(model: nn.Module) -> bool:
     """Whether a model has token tables and norms but no recurrent layer: it may be a Transformer of unusual words."""
-    from lowmem.roles import NORMS, is_embedding
+    from lowmem.layers import NORMS, is_embedding
 
     kinds = [(is_embedding(m), isinstance(m, NORMS), isinstance(m, nn.RNNBase)) for m in model.modules()]
     table, norm, recurrent = map(any, zip(*kinds))
@@ -265,11 +276,11 @@ def _by_role(name: str, shape: tuple[int, ...], role, switches: dict) -> ParamBl
     if role.name in ("other", "unknown") or not shape:
         return one_block(name, shape)
     if role.name == "fused":  # several projections in one tensor: each part by its own rule
-        if switches["value"] == switches["head"] == "tensor":
+        if switches["value"] == switches["head"] == switches["neuron"] == "tensor":
             return one_block(name, shape)
         segments, start = [], 0
         for part, length, head_dim in role.parts:
-            setting = switches["value"] if part == "value" else switches["head"]
+            setting = switches[part if part in ("value", "neuron") else "head"]
             if setting == "coordinate":
                 raise Misfit(f"{name}: value='coordinate' cannot hold inside a fused projection; use 'row' or 'tensor'")
             size = {"row": 1, "head": head_dim, "tensor": length}[setting]
@@ -283,11 +294,11 @@ def _by_role(name: str, shape: tuple[int, ...], role, switches: dict) -> ParamBl
         return coordinates(name, shape)
     if setting == "tensor":
         return one_block(name, shape)
-    length = shape[role.axis] if role.merge == 1 else math.prod(shape[: role.merge])
+    length = shape[role.stack + role.axis] if role.merge == 1 else math.prod(shape[: role.merge])
     if setting == "head":
         return along(name, shape, "head", ((0, length, role.head_dim),), role.axis)
     kind = "token" if role.name in ("embedding", "output", "position") else "neuron"
-    return along(name, shape, kind, ((0, length, 1),), role.axis, role.merge)
+    return along(name, shape, kind, ((0, length, 1),), role.axis, role.merge, role.stack)
 
 
 def _joined(segments: list[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:

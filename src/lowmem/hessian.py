@@ -109,6 +109,9 @@ def labels(blocks: ParamBlocks) -> np.ndarray:
     """The block of each element of a flattened parameter, (n,) whole numbers from 0."""
     if not blocks.segments:
         return np.arange(blocks.numel)
+    if blocks.stack:
+        entry = blocks.entry
+        return np.concatenate([labels(entry) + entry.count * i for i in range(blocks.shape[0])])
     shape = (int(np.prod(blocks.shape[: blocks.merge])), *blocks.shape[blocks.merge :])
     of_slice, first = np.empty(shape[blocks.axis], dtype=np.int64), 0
     for start, stop, size in blocks.segments:

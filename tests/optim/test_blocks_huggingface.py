@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import nn
 
+from lowmem.attention_roles import find_attention
 from lowmem.blocks import Misfit, partition
-from lowmem.roles import find_attention
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
@@ -107,6 +107,11 @@ FAMILIES = {
          "num_conv_pos_embedding_groups": 2},
     ),
     "longformer": ("LongformerForMaskedLM", "LongformerConfig", {**COMMON, "attention_window": 4}),
+    "gpt oss": ("GptOssForCausalLM", "GptOssConfig", {**WIDE, "num_local_experts": 3, "num_experts_per_tok": 2}),
+    "llama 4": (
+        "Llama4ForCausalLM", "Llama4TextConfig",
+        {**WIDE, "num_local_experts": 3, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 24},
+    ),
 }  # fmt: skip
 OUTPUTS = ("o_proj", "c_proj", "out_proj", "dense", "out_lin", "Wo", "o")  # names of the projection after attention
 
@@ -138,6 +143,9 @@ def labels(blocks) -> torch.Tensor:
     """Which block each element belongs to, shaped like the parameter."""
     if blocks.kind == "coordinate":
         return torch.arange(blocks.numel).view(blocks.shape)
+    if blocks.stack:
+        entry = labels(blocks.entry)
+        return torch.stack([entry + i * blocks.entry.count for i in range(blocks.shape[0])])
     merged = (math.prod(blocks.shape[: blocks.merge]), *blocks.shape[blocks.merge :])
     line, first = torch.empty(merged[blocks.axis], dtype=torch.long), 0
     for start, stop, size in blocks.segments:
@@ -248,7 +256,9 @@ def test_every_parameter_has_one_layout_that_covers_it(name):
 
 
 def test_the_probe_notices_a_wrong_row_order(monkeypatch):
-    monkeypatch.setattr("lowmem.roles.GROUPED", ())  # BigCode as if it were GPT-2: queries, then keys, then values
+    monkeypatch.setattr(
+        "lowmem.attention_roles.GROUPED", ()
+    )  # BigCode as if it were GPT-2: queries, then keys, then values
     with pytest.raises(AssertionError):
         test_blocks_of_query_and_key_are_heads_and_those_of_value_are_neurons("bigcode")
 
@@ -327,25 +337,12 @@ def test_counts_of_known_families_are_those_counted_by_hand(name):
 
 
 UNKNOWN = {
-    "gpt oss": ("GptOssForCausalLM", "GptOssConfig", {**WIDE, "num_local_experts": 3}, "gate_up_proj"),
     "xlnet": (
         "XLNetLMHeadModel", "XLNetConfig", dict(vocab_size=20, d_model=16, n_layer=1, n_head=4, d_inner=24), "rel_attn.q",
     ),
     "deberta": (
         "DebertaForMaskedLM", "DebertaConfig", {**COMMON, "relative_attention": True, "pos_att_type": ["c2p"]},
         "in_proj.weight",
-    ),
-    "qwen3 next": (
-        "Qwen3NextForCausalLM", "Qwen3NextConfig",
-        {**GQA, "num_experts": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "linear_num_value_heads": 2,
-         "linear_num_key_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 4},
-        "in_proj_qkvz.weight",
-    ),
-    "deepseek v2": (
-        "DeepseekV2ForCausalLM", "DeepseekV2Config",
-        {**COMMON, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4,
-         "n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "n_group": 1, "topk_group": 1},
-        "q_a_proj.weight",
     ),
 }  # fmt: skip
 

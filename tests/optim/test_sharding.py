@@ -24,6 +24,8 @@ SHAPES = {
     "columns": (5, 6),
     "outer": (3, 4, 2, 2),
     "rows": (7, 3),
+    "experts": (3, 4, 6),
+    "stacked heads": (2, 6, 5),
     "whole": (3, 5),
     "norm": (7,),
     "bias": (6,),
@@ -36,6 +38,8 @@ BLOCKS = {
     "columns": along("columns", (5, 6), "neuron", ((0, 6, 1),), axis=1),
     "outer": along("outer", (3, 4, 2, 2), "neuron", ((0, 4, 2),), axis=1),
     "rows": along("rows", (7, 3), "neuron", ((0, 7, 1),)),
+    "experts": along("experts", (3, 4, 6), "neuron", ((0, 6, 1),), axis=1, stack=1),
+    "stacked heads": along("stacked heads", (2, 6, 5), "head", ((0, 6, 3),), stack=1),
     "whole": one_block("whole", (3, 5)),
     "norm": one_block("norm", (7,)),
     "bias": coordinates("bias", (6,)),
@@ -48,6 +52,11 @@ def block_numbers(blocks: ParamBlocks) -> torch.Tensor:
     """Which block every element belongs to, by a definition that shares no code with the package."""
     if blocks.kind == "coordinate":
         return torch.arange(blocks.numel).view(blocks.shape)
+    if blocks.stack:
+        inside = block_numbers(
+            ParamBlocks("", blocks.shape[1:], blocks.kind, 0, blocks.axis, blocks.segments, blocks.merge)
+        )
+        return torch.stack([inside + i * (int(inside.max()) + 1) for i in range(blocks.shape[0])])
     merged = (math.prod(blocks.shape[: blocks.merge]), *blocks.shape[blocks.merge :])
     found, first = torch.full(merged or (1,), -1), 0
     for start, stop, size in blocks.segments:

@@ -136,8 +136,23 @@ def layout(form: str, blocks: ParamBlocks, boxes: tuple[Box, ...] | None = None)
         return Layout((Piece(None, (1, -1, 1), None, ((0, 1),) * 3, 1, False),), (1, numel, 1), held, blocks)
     if blocks.kind == "tensor":
         return Layout((Piece(None, (1, 1, -1), None, ((0, 1),) * 3, numel, held != numel),), (1, 1, 1), held, blocks)
-    pieces = [piece for box in boxes for piece in _block_pieces(blocks, box, len(boxes) == 1)]
+    if blocks.stack:
+        pieces = [piece for box in boxes for piece in _stacked_pieces(blocks, box)]
+    else:
+        pieces = [piece for box in boxes for piece in _block_pieces(blocks, box, len(boxes) == 1)]
     return Layout(tuple(pieces), (1, blocks.count, 1), held, blocks)
+
+
+def _stacked_pieces(blocks: ParamBlocks, box: Box) -> list[Piece]:
+    """Pieces of one box of a stack: those of each entry, whose blocks follow those of the entries before."""
+    entry, inside, found = blocks.entry, math.prod(box.lengths[1:]), []
+    for index in range(box.lengths[0]):
+        first = (box.start[0] + index) * entry.count
+        part = Box(box.start[1:], box.lengths[1:], box.offset + index * inside)
+        for piece in _block_pieces(entry, part, False):
+            (before, (start, length), after) = piece.ranges
+            found.append(dataclasses.replace(piece, ranges=(before, (first + start, length), after)))
+    return found
 
 
 def _block_pieces(blocks: ParamBlocks, box: Box, alone: bool) -> list[Piece]:
