@@ -13,6 +13,7 @@ from torch import nn
 
 from lowmem.blocks import ParamBlocks, Partition, along, coordinates, one_block
 from lowmem.optim import AdamMini, AdamW, kernel
+from lowmem.optim.adamw import in_one_kernel
 
 needs_compiler = pytest.mark.skipif(kernel.library() is None, reason="no C compiler here")
 SETTINGS = dict(lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
@@ -37,7 +38,7 @@ def optimizer_over(layouts: list[ParamBlocks], seed: int):
 def run(optimizer, parameters, steps=3):
     for step in range(steps):
         for k, p in enumerate(parameters):
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(97 * step + k))
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(97 * step + k)).to(p.dtype)
         optimizer.step()
     state = [optimizer.state[p][key] for p in parameters for key in ("exp_avg", "exp_avg_sq")]
     return [p.detach().clone() for p in parameters] + [s.clone() for s in state]
@@ -124,6 +125,26 @@ def test_adamw_equals_its_pytorch_path(monkeypatch):
     in_c = train()
     without_kernel(monkeypatch)
     for a, b in zip(in_c, train(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
+
+
+def test_the_kernel_for_gpus_equals_the_pytorch_path_and_leaves_other_types(monkeypatch):
+    """torch's fused AdamW also exists for CPUs, where it can be tried without a GPU."""
+    without_kernel(monkeypatch)
+
+    def train(fast):
+        torch.manual_seed(0)
+        kinds = (torch.float32, torch.float32, torch.bfloat16)
+        parameters = [nn.Parameter(torch.randn(30, 7).to(kind)) for kind in kinds]
+        groups = [{"params": parameters[:1], "lr": torch.tensor(0.02)}, {"params": parameters[1:], "weight_decay": 0.0}]
+        optimizer, left = AdamW(groups, **SETTINGS), []
+        if fast:
+            optimizer.fast = lambda ready: left.append(in_one_kernel(ready, "cpu")) or left[-1]
+        return run(optimizer, parameters), [len(entries) for entries in left]
+
+    (plain, _), (fused, left) = train(fast=False), train(fast=True)
+    assert left and set(left) == {1}, "the 16-bit tensor alone went the general way"
+    for a, b in zip(fused, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
 
 

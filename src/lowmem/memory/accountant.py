@@ -22,10 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from lowmem.errors import Misuse, nearest
 from lowmem.memory import kernels, ranks
+from lowmem.memory.official import Official
 from lowmem.memory.target import Target
 from lowmem.memory.tracker import ROLES, Tracker
 from lowmem.memory.work import Work, extrapolated
-from lowmem.optim import kernel, make, parallel
+from lowmem.optim import AdamW, kernel, make, parallel
 from lowmem.optim.fused_backward import FusedBackward
 
 IN_C = ("lowmem.optim.adamw", "lowmem.optim.adam_mini")  # rules with a C kernel for fp32 tensors on a CPU
@@ -40,7 +41,8 @@ class Cell:
     bf16; "master": bf16 weights and gradients, fp32 copy and fp32 moments. gpus: all of them; tensor_parallel of them
     share one copy of each activation, the rest are data-parallel. zero: what these split: 0 nothing, 1 optimizer state,
     2 also gradients, 3 also weights (1 is zero1.py, 2 and 3 are fully_shard). offload: moments live in host memory.
-    device: "gpu" kernels, or "cpu" as this machine would run it.
+    device: "gpu" kernels, or "cpu" as this machine would run it. official: the optimizers of the paper's own runs in
+    place of ours, see official.py.
     """
 
     optimizer: dict
@@ -54,6 +56,7 @@ class Cell:
     tensor_parallel: int = 1
     offload: bool = False
     device: str = "gpu"
+    official: bool = False
 
     @property
     def data_parallel(self) -> int:
@@ -125,6 +128,10 @@ def check(target: Target, cell: Cell) -> None:
         )
     if cell.device == "cpu" and cell.attention != "fused":
         raise Misuse("attention eager is a GPU setting; on a CPU the model chooses for itself")
+    if cell.official and (cell.device == "cpu" or cell.offload or cell.precision == "master" or cell.zero == 1):
+        raise Misuse(
+            "official: these optimizers are simulated on GPUs only, without offload, master weights and zero 1"
+        )
     if cell.seq_len > target.longest:
         raise Misuse(
             f"{target.name} knows {target.longest} positions, not {cell.seq_len}; use --seq-len {target.longest}"
@@ -220,13 +227,16 @@ def watch(tracker: Tracker, model: nn.Module, layers: list[nn.Module]) -> None:
 
 def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module, twin: nn.Module | None, tokens):
     """A function that does one training step: forward, backward, update, gradients dropped."""
-    optimizer = make(model if twin is None else ranks.shard(place(twin), target, cell, mesh), **cell.optimizer)
+    if cell.official:
+        optimizer = Official(model, **cell.optimizer)
+    else:
+        optimizer = make(model if twin is None else ranks.shard(place(twin), target, cell, mesh), **cell.optimizer)
     fused, inner = isinstance(optimizer, FusedBackward), getattr(optimizer, "inner", optimizer)
     if twin is not None:
         if fused:
             raise Misuse("precision master: an optimizer inside backward keeps no fp32 copy; use bf16 or mixed")
         tracker.mark(twin.parameters(), "optimizer_state")
-    stand_in(inner, cell)
+    stand_in(tracker, inner, cell)
     ranks.share_heads(model, cell)
     updater = ranks.state_sharded(optimizer, cell)
     counters = "optimizer_state" if cell.device == "cpu" else "host"  # steps are counted on the host
@@ -288,11 +298,20 @@ def update_through(optimizer, model: nn.Module, twin: nn.Module) -> None:
             p.copy_(q)
 
 
-def stand_in(optimizer, cell: Cell) -> None:
-    """What fake tensors on a CPU cannot show: the C kernel updates in place; offloaded moments come over to be updated."""
+def stand_in(tracker: Tracker, optimizer, cell: Cell) -> None:
+    """What fake tensors on a CPU cannot show: kernels in C or on a GPU update fp32 tensors in place, in one pass;
+    offloaded moments come over to be updated."""
     in_c = cell.device == "cpu" and optimizer.fast.__func__.__module__ in IN_C and kernel.library() is not None
-    if in_c:
-        optimizer.fast = lambda ready: [entry for entry in ready if entry[1].dtype != torch.float32]
+    fused = cell.device == "gpu" and isinstance(optimizer, AdamW) and not cell.offload
+
+    def in_one_kernel(ready: list) -> list:
+        for _, p, *_ in ready:
+            if p.dtype == torch.float32:
+                tracker.work.touched(tracker.stage, p, 7)  # reads p, g, m, v; writes p, m, v
+        return [entry for entry in ready if entry[1].dtype != torch.float32]
+
+    if in_c or fused:
+        optimizer.fast = in_one_kernel
     if cell.offload:
         apply = optimizer._apply
 

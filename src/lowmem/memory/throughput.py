@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable
 
 from lowmem.memory.accountant import Account, Cell, account
-from lowmem.memory.hardware import LAUNCH, LINK, MATMUL, STREAM, Gpu
+from lowmem.memory.hardware import DTENSOR, LAUNCH, LINK, MATMUL, STREAM, Gpu
 from lowmem.memory.target import Target
 from lowmem.memory.work import Work
 
@@ -40,6 +40,7 @@ def speed(work: Work, cell: Cell, gpu: Gpu) -> Speed:
     """Speed of a step whose work was counted under that cell."""
     rate = gpu.flops * MATMUL / (1 if cell.precision != "fp32" else 8)  # fp32 products run outside 16-bit tensor cores
     ranks = {"data": cell.data_parallel, "tensor": cell.tensor_parallel}
+    on_dtensors = cell.official and cell.gpus > 1  # our own optimizers work on the local tensors behind them
     times: dict[str, dict[str, float]] = {}
     for (stage, kind, amount, *rest), count in work.items():
         of_stage = times.setdefault(stage, {"compute": 0.0, "launches": 0.0, "link": 0.0})
@@ -50,7 +51,7 @@ def speed(work: Work, cell: Cell, gpu: Gpu) -> Speed:
         traffic = rest[0] if kind == "matmul" else amount
         arithmetic = amount / rate if kind == "matmul" else 0.0
         of_stage["compute"] += count * max(arithmetic, traffic / (gpu.stream * STREAM))
-        of_stage["launches"] += count * LAUNCH
+        of_stage["launches"] += count * (DTENSOR if on_dtensors and stage == "update" else LAUNCH)
     stages = {stage: max(found.values()) for stage, found in times.items()}
     limits = {stage: max(found, key=found.get) for stage, found in times.items()}
     seconds = sum(stages.values())

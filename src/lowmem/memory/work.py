@@ -50,7 +50,8 @@ class Work(Counter):
         if operation.namespace in ("c10d", "_c10d_functional"):
             self.collective(stage, operation, args, result)
         elif _runs(operation):
-            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            written = args[0] if result is None and args else result  # what works on lists in place returns nothing
+            tensors = [x for x in tree_leaves((args, kwargs, written)) if isinstance(x, Tensor)]
             size = sum(map(_bytes, tensors))
             formula = flop_registry.get(operation.overloadpacket)
             if formula is not None:
