@@ -38,8 +38,8 @@ PROJECTIONS = {
     **dict.fromkeys(("v", "wv", "vs", "value", "values"), "value"),
 }
 DECORATION = {
-    "w", "proj", "projection", "linear", "lin", "layer", "to", "attn", "attention", "self", "head", "heads", "fc", "net",
-    "dense", "conv",
+    "w", "proj", "project", "projection", "linear", "lin", "layer", "to", "attn", "attention", "self", "head", "heads", "fc",
+    "net", "dense", "conv",
 }  # fmt: skip
 ATTENTION_WORDS = ("attention", "attn", "mha", "mhsa", "gqa", "mqa", "mla")
 # Fused projections under these names hold all queries, then all keys, then all values: GPT-2; timm, BLIP; Phi-3; MPT and
@@ -144,13 +144,16 @@ def _layout(module: nn.Module) -> dict[str, Role]:
     vector; the latent of keys and values beside the one rotary key that all heads share; from that latent, key and value
     of each head in turn. Rows that make a latent are neurons.
     Gated delta networks: query, key, value and gate of each key head in turn (Qwen3-Next), or all queries, all keys, all
-    values, and the gate apart (Qwen3.5). Their full attention has query and gate of each head in turn.
+    values, and the gate apart (Qwen3.5), or each by itself (Olmo hybrid). Their full attention has query and gate of
+    each head in turn. The indexer of sparse attention (DeepSeek-V3.2) has queries of its heads and one key.
     """
     children = module._modules.keys()
     if {"kv_a_proj_with_mqa", "kv_b_proj"} <= children:
         return _latent_attention(module)
-    if {"in_proj_qkvz", "in_proj_qkv"} & children:
+    if {"in_proj_qkvz", "in_proj_qkv"} & children or ("q_proj" in children and hasattr(module, "head_k_dim")):
         return _delta_network(module)
+    if {"wq_b", "wk", "weights_proj"} <= children and (size := _first(module, HEAD_SIZES)):
+        return dict.fromkeys(("wq_b", "wk"), Role("head", head_dim=size))
     if _is_a(module, GATED_QUERIES) and (size := _first(module, HEAD_SIZES)):
         turn = (("query", size, size), ("neuron", size, size))
         queries = Role("fused", parts=turn * (head_counts(module)[0] or 1))
@@ -183,6 +186,8 @@ def _delta_network(module: nn.Module) -> dict[str, Role]:
         rows = value_heads // heads * value  # several value heads share a key head
         turn = (("query", size, size), ("key", size, size), ("value", rows, rows), ("neuron", rows, rows))
         return {"in_proj_qkvz": Role("fused", parts=turn * heads)}
+    if "q_proj" in module._modules:
+        return {"q_proj": Role("head", head_dim=size), "k_proj": Role("head", head_dim=size), "v_proj": Role("value")}
     rows = value_heads * value
     parts = (("query", heads * size, size), ("key", heads * size, size), ("value", rows, rows))
     return {"in_proj_qkv": Role("fused", parts=parts)}
@@ -193,7 +198,7 @@ def _claim_layout(module: nn.Module, layout: dict[str, Role], claim: Claim) -> N
     for name, child in module._modules.items():
         if name in layout and child is not None:
             _claim_projection(child, layout[name], claim)
-        elif child is not None and not is_projection(base_of(child)):
+        elif child is not None and not is_projection(base_of(child)) and not _layout(child):
             why = f"{type(child).__name__} inside {type(module).__name__} is of unknown shape"
             for parameter in _unexplained(child):
                 claim(parameter, Role("unknown", why=why))
@@ -301,7 +306,10 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> int | None:
     """The first positive whole number under one of the names, in the module, else in its config."""
     for place in (module, getattr(module, "config", None)):
         for name in names:
-            value = getattr(place, name, None)
+            try:
+                value = getattr(place, name, None)
+            except Exception:  # some configs refuse what differs between layers
+                continue
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
     return None

@@ -33,8 +33,8 @@ OUTPUTS = (
     "lm_head", "output", "head", "embed_out", "proj_out", "to_logits", "output_layer", "output_projection", "unembed",
     "decoder", "generator",
 )  # fmt: skip
-# Experts of a mixture whose weights are (experts, in, out) without saying so.
-TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
+# Experts of a mixture that do not say whether their weights are (experts, in, out).
+TRANSPOSED = {"Llama4TextExperts": True, "LongcatFlashExperts": False, "JetMoeParallelExperts": False}
 
 
 def find_roles(model: nn.Module) -> tuple[dict[int, Role], bool]:
@@ -93,8 +93,8 @@ def _claim_layer(module: nn.Module, claim: Claim, is_output: bool) -> None:
 
 def _experts_transposed(module: nn.Module) -> bool | None:
     """Whether a mixture's stacked weights are (experts, in, out), as Hugging Face says it; None for any other module."""
-    if type(module).__name__ in TRANSPOSED_EXPERTS:
-        return True
+    if type(module).__name__ in TRANSPOSED:
+        return TRANSPOSED[type(module).__name__]
     said = getattr(module, "is_transposed", None)
     return said if isinstance(said, bool) and hasattr(module, "has_gate") else None
 

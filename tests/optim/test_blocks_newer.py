@@ -147,13 +147,29 @@ def test_a_block_of_stacked_experts_is_one_output_neuron_of_one_expert(name, wei
     assert len(moved) >= 3 * 16 - 4, "a clamped gate may hide a few"
 
 
-def test_what_stands_beside_latent_attention_and_is_not_known_is_refused_by_name():
+def test_the_indexer_of_sparse_attention_is_cut_by_head_and_strangers_beside_latent_attention_are_refused():
     config = transformers.DeepseekV32Config(
         **COMMON, **LATENT, **SPARSE, q_lora_rank=8, index_n_heads=2, index_head_dim=8, index_topk=4
     )
     model = transformers.DeepseekV32ForCausalLM(config)
-    with pytest.raises(Misfit, match=r"indexer\.\w+\.weight: DeepseekV32Indexer .*overrides="):
+    blocks = partition(model)
+    found = {name: blocks[f"model.layers.0.self_attn.indexer.{name}.weight"] for name in ("wq_b", "wk", "weights_proj")}
+    assert {name: b.count for name, b in found.items()} == {"wq_b": 2, "wk": 1, "weights_proj": 2}
+    attention = model.model.layers[0].self_attn
+    attention.memory = torch.nn.Bilinear(3, 4, 5)
+    with pytest.raises(Misfit, match=r"self_attn\.memory\.weight: Bilinear inside DeepseekV32Attention .*overrides="):
         partition(model)
+
+
+def test_settings_that_a_config_refuses_to_tell_are_read_from_the_module():
+    class PerLayer:
+        def __getattr__(self, name):
+            raise LookupError(f"{name} differs between layers")
+
+    model, _ = build("minicpm3")
+    expected = [b.count for b in partition(model)]
+    model.model.layers[0].self_attn.config = PerLayer()
+    assert [b.count for b in partition(model)] == expected
 
 
 def test_another_number_of_rows_than_the_heads_need_is_refused():
