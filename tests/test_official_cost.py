@@ -83,7 +83,7 @@ def test_adam_mini_moves_and_holds_what_the_official_package_does():
 def test_the_accountant_adds_the_copy_to_the_peak_and_the_delay_to_the_time():
     shape = target.find({"name": "llama", **SHAPE})
     ours, theirs = (
-        Cell(optimizer={"name": "adamw"}, gpus=2, precision="mixed", seq_len=16, official=official)
+        Cell(optimizer={"name": "adamw", "lr": 1e-4}, gpus=2, precision="mixed", seq_len=16, official=official)
         for official in (False, True)
     )
     of_ours, of_theirs = account(shape, ours), account(shape, theirs)

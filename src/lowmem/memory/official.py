@@ -20,9 +20,11 @@ LR, BETA1, BETA2, EPS, KEEP = 3e-4, 0.9, 0.95, 1e-8, 1 - 3e-4 * 0.1  # their val
 class Official:
     """What accountant.py asks of an optimizer: prepare(), state, step(), zero_grad()."""
 
-    def __init__(self, model: nn.Module, name: str):
+    def __init__(self, model: nn.Module, name: str, **settings):
         if name not in NAMES:
             raise Misuse(f"official: no optimizer {name!r} is known to it{nearest(name, NAMES)}")
+        if unknown := settings.keys() - {"lr", "betas", "eps", "weight_decay"}:
+            raise Misuse(f"official: {sorted(unknown)[0]!r} is not simulated; drop it, or official")
         self.mini, self.parameters, self.state = name == "adam_mini", list(model.parameters()), {}
 
     def prepare(self) -> None:
