@@ -268,4 +268,4 @@ def test_the_fitted_link_of_the_3090_server_is_what_the_first_row_gives():
     cell = Cell(optimizer={"name": "adamw"}, seq_len=1024, gpus=8, precision="master", checkpointing=True)
     found = account(target.find("llama-7b"), cell)
     gpu = hardware.find("rtx-3090-x8")
-    assert throughput.fitted_link(found.work, cell, gpu, 8 * 67.37) == pytest.approx(gpu.link, rel=0.01)
+    assert throughput.fitted_link(found.work, cell, gpu, 8 * 67.37) == pytest.approx(gpu.link, rel=0.001)
