@@ -9,7 +9,6 @@ tensor; torch's AdamW starts each operation on a list of them; ours work on the 
 
 import logging
 import statistics
-import time
 import warnings
 
 import torch
@@ -21,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lowmem import optim
+from lowmem.memory.measured import in_turn
 from lowmem.memory.official import Official
 from lowmem.memory.tracker import Tracker
 from lowmem.models import llama
@@ -36,17 +36,6 @@ def build(mesh) -> torch.nn.Module:
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     return model
-
-
-def seconds(step, rounds: int = 11) -> float:
-    """Median time of a step, after two that make its state."""
-    step(), step()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def operations() -> int:
@@ -68,15 +57,17 @@ def main() -> None:
     found = {}
     for label, mesh in (("tensors", None), ("DTensors", init_device_mesh("cpu", (2,)))):
         of = [build(mesh) for _ in range(3)]
-        found["torch AdamW(foreach=True)", label] = seconds(torch.optim.AdamW(of[0].parameters(), foreach=True).step)
-        official = Adam_mini(named_parameters=of[1].named_parameters(), lr=1e-6, **names)
-        found["adam-mini (official)", label] = seconds(official.step)
-        found["lowmem AdamMini", label] = seconds(optim.AdamMini(of[2], lr=1e-6).step)
-    optimizers = dict.fromkeys(name for name, _ in found)
-    rows = [(name, *(f"{1000 * found[name, label]:.1f}" for label in ("tensors", "DTensors"))) for name in optimizers]
+        steps = {
+            "torch AdamW(foreach=True)": torch.optim.AdamW(of[0].parameters(), foreach=True).step,
+            "adam-mini (official)": Adam_mini(named_parameters=of[1].named_parameters(), lr=1e-6, **names).step,
+            "lowmem AdamMini": optim.AdamMini(of[2], lr=1e-6).step,
+        }
+        alone = {name: in_turn({name: step}, 11)[name] for name, step in steps.items()}  # with warm caches
+        found[label] = {name: statistics.median(times) for name, times in alone.items()}
+    rows = [(name, *(f"{1000 * of[name]:.1f}" for of in found.values())) for name in found["tensors"]]
     count = operations()
-    each = found["adam-mini (official)", "DTensors"] / count
-    print(f"{machine()}\n\n{table(rows, ('step of 291 tensors, ms', 'on tensors', 'on DTensors'))}")
+    each = found["DTensors"]["adam-mini (official)"] / count
+    print(f"{machine()}\n\n{table(rows, ('step of 291 tensors, ms', *(f'on {label}' for label in found)))}")
     print(f"\nDTENSOR: {each:.2g} s for each of the {count} operations of the official Adam-mini")
     dist.destroy_process_group()
 

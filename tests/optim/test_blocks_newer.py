@@ -35,6 +35,12 @@ GATED_MOVES = {  # 4 query heads of 8 and 2 key heads: two query heads see one v
 # Values of a head go through a norm together; two value heads share a key head.
 DELTA_MOVES = {"in_proj_qkvz": {(4, 4): 2 * 2, (1, 2): 8, (1, 1): 8}, "in_proj_ba": {(1, 2): 8}}
 DELTA_APART = {"in_proj_qkv": {(4, 4): 2 * 2, (1, 2): 8}, "in_proj_z": {(1, 1): 8}, "in_proj_b": {(1, 2): 4}}
+DELTA_SEPARATE = {"q_proj": {(4, 4): 2}, "k_proj": {(4, 4): 2}, "v_proj": {(1, 2): 8}, "g_proj": {(1, 1): 8}}
+NORMED_MOVES = {
+    "q_proj": {(4, 16): HEADS},
+    "k_proj": {(4, 16): HEADS},
+    "v_proj": {(1, 1): 16},
+}  # one norm over all heads
 FAMILIES = {
     "deepseek v2": (
         "DeepseekV2ForCausalLM", "DeepseekV2Config", {**COMMON, **LATENT, **SPARSE, "q_lora_rank": None},
@@ -49,6 +55,7 @@ FAMILIES = {
         "Qwen3NextForCausalLM", "Qwen3NextConfig", {**WIDE, **DELTA, **MIXTURE}, [DELTA_MOVES, GATED_MOVES],
     ),
     "qwen3.5": ("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", {**WIDE, **DELTA}, [DELTA_APART, GATED_MOVES]),
+    "olmo hybrid": ("OlmoHybridForCausalLM", "OlmoHybridConfig", {**COMMON, **DELTA}, [DELTA_SEPARATE, NORMED_MOVES]),
 }  # fmt: skip
 
 
@@ -109,24 +116,29 @@ def test_every_parameter_is_covered_and_can_be_trained(name):
 
 
 def experts(name: str):
-    """(experts module whose inner width is the outer one, read(): (experts x tokens, width) of its result)."""
+    """(experts module whose inner width is the outer one, read(): (experts, width) of its result for a token each)."""
     torch.manual_seed(0)
+    models, settings = transformers.models, {**WIDE, "intermediate_size": 16, "num_local_experts": 3}
+    routed = (torch.randn(3, 16), torch.arange(3)[:, None], torch.ones(3, 1))
     if name == "llama 4":
-        config = transformers.Llama4TextConfig(**{**WIDE, "intermediate_size": 16, "num_local_experts": 3})
-        module = transformers.models.llama4.modeling_llama4.Llama4TextExperts(config)
-        arguments = (torch.randn(3, 16),)
+        module = models.llama4.modeling_llama4.Llama4TextExperts(transformers.Llama4TextConfig(**settings))
+        routed = routed[:1]
+    elif name == "gpt oss":
+        module = models.gpt_oss.modeling_gpt_oss.GptOssExperts(transformers.GptOssConfig(**settings))
     else:
-        config = transformers.GptOssConfig(**{**WIDE, "intermediate_size": 16, "num_local_experts": 3})
-        module = transformers.models.gpt_oss.modeling_gpt_oss.GptOssExperts(config).eval()
-        arguments = (torch.randn(3, 16), torch.arange(3)[:, None], torch.ones(3, 1))
+        sizes = dict(hidden_size=16, expert_ffn_hidden_size=16, n_routed_experts=3, zero_expert_num=0)
+        config = transformers.LongcatFlashConfig(**sizes)
+        module = models.longcat_flash.modeling_longcat_flash.LongcatFlashExperts(config)
+        own = routed[1]  # it wants two experts for a token: the second one's result counts nothing
+        routed = (routed[0], torch.cat([own, own.roll(1)], 1), torch.tensor([[1.0, 0.0]] * 3))
     with torch.no_grad():
         for p in module.parameters():
             p.normal_(0, 0.5)
         module.down_proj.copy_(torch.eye(16).expand(3, 16, 16))
-    return module, lambda: module(*arguments).detach().reshape(3, 16)
+    return module, lambda: module(*routed).detach().reshape(3, 16)
 
 
-@pytest.mark.parametrize("name", ["llama 4", "gpt oss"])
+@pytest.mark.parametrize("name", ["llama 4", "gpt oss", "longcat"])
 @pytest.mark.parametrize("weight", ["gate_up_proj", "down_proj"])
 def test_a_block_of_stacked_experts_is_one_output_neuron_of_one_expert(name, weight):
     module, read = experts(name)
@@ -134,7 +146,7 @@ def test_a_block_of_stacked_experts_is_one_output_neuron_of_one_expert(name, wei
     holder.attention, holder.experts = torch.nn.MultiheadAttention(16, 4), module
     blocks = partition(holder)[f"experts.{weight}"]
     p, before, moved = getattr(module, weight), read(), Counter()
-    assert blocks.count == 3 * p.shape[2]
+    assert blocks.count == p.numel() // 16, "one for each of the outputs, which all see 16 inputs"
     for block in range(blocks.count):
         chosen, saved = labels(blocks) == block, p.detach().clone()
         with torch.no_grad():
@@ -145,6 +157,22 @@ def test_a_block_of_stacked_experts_is_one_output_neuron_of_one_expert(name, wei
         assert len(changed) <= 1, "one column of one expert's result"
         moved.update(map(tuple, changed))
     assert len(moved) >= 3 * 16 - 4, "a clamped gate may hide a few"
+
+
+def test_experts_of_jetmoe_are_cut_by_output_neuron():
+    module = transformers.models.jetmoe.modeling_jetmoe.JetMoeParallelExperts(3, 4, 5)
+    holder = torch.nn.Module()
+    holder.attention, holder.experts = torch.nn.MultiheadAttention(16, 4), module
+    blocks = partition(holder)["experts.weight"]
+    torch.nn.init.normal_(module.weight)
+    inputs = torch.randn(3, 4)  # a token for each expert
+
+    def read() -> torch.Tensor:
+        return module(inputs, [1, 1, 1]).detach().reshape(1, -1)
+
+    before = read()
+    moved = [columns_changed(read, before, module.weight, labels(blocks) == block) for block in range(blocks.count)]
+    assert moved == [frozenset({i}) for i in range(3 * 5)]
 
 
 def test_the_indexer_of_sparse_attention_is_cut_by_head_and_strangers_beside_latent_attention_are_refused():

@@ -65,7 +65,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             gains.append(pair[1].final("tokens_per_s") / pair[0].final("tokens_per_s"))
             lengths += [run.final("batch") for run in pair] == [1, 4]
     add_printed(table, published)
-    add_rerun(table, runs, published)
+    add_rerun(table, runs)
     reason = unfinished(runs.one(f"t2.{optimizer}.{length}") for optimizer in OPTIMIZERS for length in LENGTHS)
     if reason or not gains:
         table.values["gain"] = table.values["lengths_as_printed"] = {"value": None, "reason": reason or "nothing fits"}
@@ -77,19 +77,24 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return table
 
 
+def add_row(table: Shown, *cells) -> None:
+    """A row of these cells, empty to the right of them."""
+    table.rows.append([*cells, *[""] * (len(COLUMNS) - len(cells))])
+
+
 def add_length(table: Shown, optimizer: str, length: int, run: Run) -> None:
     """One simulated row at the largest batch."""
     use(table, run)
     name = plots.name(optimizer)
     if run.status != "done":
-        table.rows.append(["simulated, A800", name, length, run.reason, *[""] * 8])
+        add_row(table, "simulated, A800", name, length, run.reason)
         return
     if run.final("batch") is None:
-        table.rows.append(["simulated, A800", name, length, "none fits", shown(gib(run)), *[""] * 7])
+        add_row(table, "simulated, A800", name, length, "none fits", shown(gib(run)))
         return
     rate = run.final("tokens_per_s")
     cells = [run.final("batch"), shown(gib(run)), shown(rate, 0), shown(1e9 / rate / 3600, 1)]
-    table.rows.append(["simulated, A800", name, length, *cells, *[""] * 5])
+    add_row(table, "simulated, A800", name, length, *cells)
 
 
 def add_printed(table: Shown, published: dict) -> None:
@@ -101,32 +106,19 @@ def add_printed(table: Shown, published: dict) -> None:
             continue
         table.published += mark(f"{optimizer}, batch {batch} per GPU", value)
         recalled = f"{hours['value']} (recalled)" if hours else ""
-        row = [
-            "printed, A800",
-            optimizer,
-            "not stated",
-            batch,
-            "",
-            "",
-            recalled,
-            f"{value['value']:,.2f}",
-            "",
-            "",
-            "",
-            "",
-        ]
-        table.rows.append(row)
+        cells = [optimizer, "not stated", batch, "", "", recalled, f"{value['value']:,.2f}"]
+        add_row(table, "printed, A800", *cells)
     memory = printed(published, "tokens_per_s", optimizer="AdamW", batch_per_gpu=2)
     if memory is not None:
         table.published += mark("AdamW, batch 2 per GPU", memory)
-        table.rows.append(["printed, A800", "AdamW", "not stated", 2, memory["value"], *[""] * 7])
+        add_row(table, "printed, A800", "AdamW", "not stated", 2, memory["value"])
     table.published += mark("gain", printed(published, "throughput_gain_pct"))
     table.published += mark("wall-clock saved", printed(published, "wallclock_saving_pct"))
     for what, key in (("throughput", "2xA100_SXM_torch2.8_seq2048_30steps"), ("memory", "memory_percent_of_80GB")):
         table.published += mark(f"independent rerun, {what}", printed(published, f"independent_rerun_{key}"))
 
 
-def add_rerun(table: Shown, runs: Runs, published: dict) -> None:
+def add_rerun(table: Shown, runs: Runs) -> None:
     """Each cell of the rerun beside what the model says of it, as it is and with one delay fitted to the first cell."""
     names = ("error_percent", "error_without_retries", "error_with_delay", "memory_error_percent")
     worst, reason, delay = dict.fromkeys(names, 0.0), None, None
@@ -139,7 +131,7 @@ def add_rerun(table: Shown, runs: Runs, published: dict) -> None:
             cells = ["rerun, A100", plots.name(optimizer), 2048, batch]
             if run.status != "done":
                 reason = reason or run.reason
-                table.rows.append([*cells, run.reason, "", "", theirs, "", "", "", memory or ""])
+                add_row(table, *cells, run.reason, "", "", theirs, "", "", "", memory or "")
                 continue
             rate, seconds, share = run.final("tokens_per_s"), run.final("step_seconds"), run.final("peak_bytes") / CARD
             errors, differences = {}, ["", ""]
@@ -155,8 +147,8 @@ def add_rerun(table: Shown, runs: Runs, published: dict) -> None:
             fits = run.final("fits")
             speed = f"{rate:,.0f}" if fits else "out of memory"
             hours = shown(1e9 / rate / 3600, 1) if fits else ""
-            row = [*cells, shown(gib(run)), speed, hours, theirs, *differences, f"{100 * share:.1f}", memory or ""]
-            table.rows.append(row)
+            found = [shown(gib(run)), speed, hours, theirs, *differences, f"{100 * share:.1f}", memory or ""]
+            add_row(table, *cells, *found)
     for name, value in worst.items():
         table.values[f"rerun.largest_{name}"] = value_or_reason(value, "%", reason)
     equal = [runs.one(f"rerun.{optimizer}.1") for optimizer in OPTIMIZERS]

@@ -181,15 +181,15 @@ def remarks(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], asked: 
     if first.batch is None:
         lines.append(f"{asked[0]} does not fit: {advice(model, cell, gpu, asked[0])}.")
     if cell.precision in ("mixed", "fp32") and not cell.offload:
-        copy = base.single.most["parameters"] / GIB
+        copy = base.single.most["optimizer_state"] / 2 / GIB  # as large as one of the two moments, split as they are
         lines.append(
             f"AdamW is one fused kernel here; torch's default on a GPU (foreach) holds {copy:.1f} GiB more during its step."
         )
     lines.append(
-        "Simulated, no GPU was used. Peaks come from tracing the real step, and were within 1 % of what an independent run\n"
-        "on 2 x A100 measured; the parts are each at their most, which is never all at once. Speeds come from a roofline\n"
-        "model without the delays of Python and allocator, and tend to be too high (see Table 2 of Adam-mini in the report).\n"
-        f"{hardware.OUTSIDE:g} GiB is set aside for CUDA; energy is at board power."
+        "Simulated, no GPU was used. Peaks come from tracing the real step, and were within 1 % of what an independent run of\n"
+        "Llama2-7B on 2 x A100 measured; the parts are each at their most, which is never all at once. Speeds come from a\n"
+        "roofline model without the delays of Python and allocator, and tend to be too high (see Table 2 of Adam-mini in the\n"
+        f"report). {hardware.OUTSIDE:g} GiB is set aside for CUDA; energy is at board power."
     )
     if gpu.calibrated:
         lines.append(f"{gpu.name}: {gpu.calibrated}.")

@@ -276,9 +276,8 @@ class RuleOptimizer(Optimizer):
         ready, jobs = [], []
         if states:
             torch._foreach_add_([state["step"] for state in states], 1.0)
-        compiling = torch.compiler.is_compiling()
         for (group, p, g), state, lay in zip(work, states, layouts):
-            step = state["step"] if compiling else state["step"].item()
+            step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
             key = (id(group), step)
             if key not in scalars:
                 scalars[key] = self.scalars(as_numbers(group), step)
