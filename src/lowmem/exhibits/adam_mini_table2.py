@@ -35,7 +35,7 @@ RERUN = {
 }
 CARD = hardware.find("a100-80gb").memory * 2**30
 COLUMNS = ["what", "optimizer", "tokens per sequence", "batch per GPU", "peak GiB per GPU", "tokens/s", "hours for 1 B"]
-COLUMNS += ["printed or measured", "difference", "with the delay of the first", "% of the card's memory", "measured"]
+COLUMNS += ["printed or measured", "difference", "with delay", "memory, % (measured)"]
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
@@ -51,7 +51,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "torch's AdamW over all tensors at once, which holds a further copy of the weights, or the official Adam-mini.",
             "The model knows neither allocator retries (near full memory real runs slow down, as two cells show) nor the "
             "delays of PyTorch 2.8, which the rerun used: DTensor operations were timed with the version used here. The "
-            "column 'with the delay of the first' adds to every step the seconds that the first cell lacks.",
+            "column 'with delay' adds to every step the seconds that the first cell lacks.",
             "The task speaks of eight cells of the rerun; seven have a number. The eighth, AdamW at batch 4, is shown.",
             "The printed pair was measured with version 1.0 of Adam-mini and was not measured again for 1.1.",
         ],
@@ -126,12 +126,12 @@ def add_rerun(table: Shown, runs: Runs) -> None:
         for batch in (1, 2, 3, 4):
             run = runs.one(f"rerun.{optimizer}.{batch}")
             use(table, run)
-            measured, memory, note = RERUN.get((optimizer, batch), (None, None, "not run"))
-            theirs = f"{measured:,} {note}".strip() if measured else note
-            cells = ["rerun, A100", plots.name(optimizer), 2048, batch]
+            measured, memory, note = RERUN.get((optimizer, batch), (None, None, ""))
+            theirs = f"{measured:,}" if measured else "not run"
+            cells = [f"rerun, A100, {note}" if note else "rerun, A100", plots.name(optimizer), 2048, batch]
             if run.status != "done":
                 reason = reason or run.reason
-                add_row(table, *cells, run.reason, "", "", theirs, "", "", "", memory or "")
+                add_row(table, *cells, run.reason, "", "", theirs)
                 continue
             rate, seconds, share = run.final("tokens_per_s"), run.final("step_seconds"), run.final("peak_bytes") / CARD
             errors, differences = {}, ["", ""]
@@ -147,8 +147,8 @@ def add_rerun(table: Shown, runs: Runs) -> None:
             fits = run.final("fits")
             speed = f"{rate:,.0f}" if fits else "out of memory"
             hours = shown(1e9 / rate / 3600, 1) if fits else ""
-            found = [shown(gib(run)), speed, hours, theirs, *differences, f"{100 * share:.1f}", memory or ""]
-            add_row(table, *cells, *found)
+            held = f"{100 * share:.1f} ({memory})" if memory else f"{100 * share:.1f}"
+            add_row(table, *cells, shown(gib(run)), speed, hours, theirs, *differences, held)
     for name, value in worst.items():
         table.values[f"rerun.largest_{name}"] = value_or_reason(value, "%", reason)
     equal = [runs.one(f"rerun.{optimizer}.1") for optimizer in OPTIMIZERS]
