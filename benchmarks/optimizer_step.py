@@ -1,6 +1,6 @@
 """Time of one optimizer step against torch's fused AdamW and the public packages, and LOMO against plain training.
 
-    python benchmarks/optimizer_step.py                # everything, about six minutes on two cores
+    python benchmarks/optimizer_step.py                # everything, about ten minutes on two cores
     python benchmarks/optimizer_step.py --only step    # or rules, lomo
 
 Every comparison happens in one process, in turn, on the same parameters and gradients; the tables show medians of the
@@ -41,7 +41,7 @@ def with_gradients(model: torch.nn.Module) -> torch.nn.Module:
 
 def steps(count: int, device: str) -> str:
     """Adam-mini and AdamW on 124 M GPT-2-shaped fp32 parameters."""
-    model = with_gradients(gpt2.build(n_layer=12, n_head=12, n_embd=768, vocab_size=50304, block_size=1024).to(device))
+    model = with_gradients(gpt2.build("125m").to(device))
     base = "torch.optim.AdamW(fused=True)"
     optimizers = {
         base: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True),
@@ -63,7 +63,7 @@ def steps(count: int, device: str) -> str:
 
 
 def rules(count: int, device: str) -> str:
-    """Every other rule against its public package on 22 M parameters, at equal settings."""
+    """Every other rule against its public package on 124 M GPT-2-shaped fp32 parameters, at equal settings."""
     publics = {  # module, class, and what makes its settings those of ours
         "Lion": ("lion_pytorch", "Lion", {}),
         "CAME": ("came_pytorch", "CAME", {}),
@@ -77,12 +77,12 @@ def rules(count: int, device: str) -> str:
         public = package(module, public_name)
         if public is None:
             continue
-        model = with_gradients(gpt2.build(n_layer=6, n_head=8, n_embd=512, vocab_size=4096, block_size=512).to(device))
+        model = with_gradients(gpt2.build("125m").to(device))
         ours, theirs = getattr(optim, name)(model, lr=1e-6), public(model.parameters(), lr=1e-6, **settings)
         label = f"{public.__module__.split('.')[0]} {public_name}"
         seconds = in_turn({name: ours.step, label: theirs.step}, count)
         rows.append(row(seconds, f"{name}", label)[:2] + (label, show(ratios(seconds, name, label))))
-    return table(rows, ("rule, 21 M fp32", "median ms", "against", "ratio (lowest to highest)"))
+    return table(rows, ("rule, 124 M fp32", "median ms", "against", "ratio (lowest to highest)"))
 
 
 def lomo(count: int, device: str) -> str:

@@ -18,12 +18,12 @@ from lowmem.layers import (
     CONTAINERS,
     CONVOLUTIONS,
     NORMS,
-    POSITION_TABLES,
     Claim,
     Role,
     base_of,
     is_embedding,
     is_linear,
+    is_position_table,
     is_projection,
     is_transposed,
     out_features,
@@ -43,8 +43,8 @@ DECORATION = {
 }  # fmt: skip
 ATTENTION_WORDS = ("attention", "attn", "mha", "mhsa", "gqa", "mqa", "mla")
 # Fused projections under these names hold all queries, then all keys, then all values: GPT-2; timm, BLIP; Phi-3; MPT and
-# ModernBERT; lucidrains.
-CONCATENATED = ("c_attn", "qkv", "qkv_proj", "Wqkv", "to_qkv")
+# ModernBERT; lucidrains; Bark.
+CONCATENATED = ("c_attn", "qkv", "qkv_proj", "Wqkv", "to_qkv", "att_proj")
 # These classes hold the queries, key and value of key head 0, then of key head 1, ...
 GROUPED = (
     "GPTNeoXAttention", "GPTNeoXJapaneseAttention", "BloomAttention", "PersimmonAttention", "FalconAttention",
@@ -146,6 +146,9 @@ def _layout(module: nn.Module) -> dict[str, Role]:
     Gated delta networks: query, key, value and gate of each key head in turn (Qwen3-Next), or all queries, all keys, all
     values, and the gate apart (Qwen3.5), or each by itself (Olmo hybrid). Their full attention has query and gate of
     each head in turn. The indexer of sparse attention (DeepSeek-V3.2) has queries of its heads and one key.
+    Deformable attention (arXiv 2010.04159, equation 2) has no keys: offsets and weights are linear in the query.
+    lucidrains' to_kv beside to_q: all keys, then all values. DeBERTa (arXiv 2006.03654, equation 4): query, key and value
+    of each head in turn, and a key and a query of positions.
     """
     children = module._modules.keys()
     if {"kv_a_proj_with_mqa", "kv_b_proj"} <= children:
@@ -154,6 +157,12 @@ def _layout(module: nn.Module) -> dict[str, Role]:
         return _delta_network(module)
     if {"wq_b", "wk", "weights_proj"} <= children and (size := _first(module, HEAD_SIZES)):
         return dict.fromkeys(("wq_b", "wk"), Role("head", head_dim=size))
+    if {"sampling_offsets", "attention_weights"} <= children:
+        return {"value_proj": Role("value")}
+    if "in_proj" in children and _is_a(module, ("DisentangledSelfAttention",)):
+        return _disentangled(module)
+    if {"to_q", "to_kv"} <= children and "to_k" not in children:
+        return _queries_beside_keys_and_values(module)
     if _is_a(module, GATED_QUERIES) and (size := _first(module, HEAD_SIZES)):
         turn = (("query", size, size), ("neuron", size, size))
         queries = Role("fused", parts=turn * (head_counts(module)[0] or 1))
@@ -163,17 +172,45 @@ def _layout(module: nn.Module) -> dict[str, Role]:
 
 def _latent_attention(module: nn.Module) -> dict[str, Role]:
     heads, _ = head_counts(module)
-    sizes = [_first(module, (key,)) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")]
-    if not heads or not all(sizes):
+    sizes = [_first(module, (key,)) for key in ("qk_nope_head_dim", "v_head_dim", "kv_lora_rank", "qk_rope_head_dim")]
+    if getattr(module, "qk_rope_head_dim", None) == 0:  # a layer without positions
+        sizes[-1] = 0
+    if not heads or not all(sizes[:-1]) or sizes[-1] is None:
         return {}
-    plain, rotary, value, latent = sizes
+    plain, value, latent, rotary = sizes
+    shared = (("key", rotary, rotary),) if rotary else ()
     query = Role("head", head_dim=plain + rotary)
     return {
         "q_proj": query,
         "q_a_proj": Role("neuron"),
         "q_b_proj": query,
-        "kv_a_proj_with_mqa": Role("fused", parts=(("neuron", latent, latent), ("key", rotary, rotary))),
+        "kv_a_proj_with_mqa": Role("fused", parts=(("neuron", latent, latent), *shared)),
         "kv_b_proj": Role("fused", parts=(("key", plain, plain), ("value", value, value)) * heads),
+    }
+
+
+def _disentangled(module: nn.Module) -> dict[str, Role]:
+    """DeBERTa: in_proj (3 x heads x size, width), pos_proj and pos_q_proj (heads x size, width)."""
+    heads, _ = head_counts(module)
+    rows = out_features(base_of(module._modules["in_proj"])) // 3
+    if not heads or rows % heads:
+        return {}
+    size = rows // heads
+    head = Role("head", head_dim=size)
+    turn = (("query", size, size), ("key", size, size), ("value", size, size))
+    return {"in_proj": Role("fused", parts=turn * heads), "pos_proj": head, "pos_q_proj": head}
+
+
+def _queries_beside_keys_and_values(module: nn.Module) -> dict[str, Role]:
+    """to_q (heads x size, width) and to_kv (2 x heads x size, width)."""
+    queries, both = (base_of(module._modules[name]) for name in ("to_q", "to_kv"))
+    size, _ = head_size(module, out_features(queries))
+    rows = out_features(both) // 2
+    if not size or rows % size or out_features(both) % 2:
+        return {}
+    return {
+        "to_q": Role("head", head_dim=size),
+        "to_kv": Role("fused", parts=(("key", rows, size), ("value", rows, size))),
     }
 
 
@@ -275,6 +312,8 @@ def _fewest_matrices(path: str, module: nn.Module) -> float:
     of_class = words(type(module).__name__)
     if is_linear(module) or isinstance(module, (*CONTAINERS, CONVOLUTIONS)) or {"graph", "gat"} & set(of_class):
         return math.inf
+    if of_class[-1:] in (["mlp"], ["output"]):  # LxmertAttentionOutput: a layer after attention
+        return math.inf
     if any(word.endswith(ATTENTION_WORDS) for word in of_class):
         return 1
     called = any(word.endswith(ATTENTION_WORDS) for word in words(path.rsplit(".", 1)[-1])[-1:])
@@ -289,7 +328,7 @@ def _unexplained(module: nn.Module) -> list[nn.Parameter]:
             continue
         for key, parameter in inner.named_parameters(recurse=False):
             vector = parameter.numel() == max(parameter.shape, default=1)
-            if not vector and key not in POSITION_TABLES and "bias" not in words(key):
+            if not vector and not is_position_table(inner, key, parameter) and "bias" not in words(key):
                 found.append(parameter)
     return found
 

@@ -13,11 +13,15 @@ CONVOLUTIONS = nn.modules.conv._ConvNd
 TRANSPOSED_CONVOLUTIONS = nn.modules.conv._ConvTransposeNd
 WRAPPERS = ("base_layer", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
-POSITION_TABLES = (
-    "pos_embed", "pos_embedding", "pos_emb", "position_embedding", "position_embeddings", "positional_embedding",
-    "decoder_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w", "time_embeddings", "level_embed",
-    "register_tokens", "reg_token", "query_tokens", "mask_tokens",  # learned tokens: a row of their own too
+POSITION_TABLES = (  # those of is_position_table that their words do not tell
+    "relative_position_bias_table", "rel_pos_h", "rel_pos_w", "emb_rel_k", "emb_rel_v", "time_embeddings", "level_embed",
+    "latent_query",
 )  # fmt: skip
+POSITION_WORDS = {"pos", "position", "positional"}
+TABLE_WORDS = {"emb", "embed", "embedding", "embeddings", "enc", "encoding", "table"}
+LEARNED_INPUTS = re.compile(
+    r"(.*_)?(token|tokens|latents)(_\dd)?"
+)  # detection_tokens, latents_1d: a row of their own too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,18 @@ def words(name: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
 
 
+def is_position_table(module: nn.Module, key: str, parameter: nn.Parameter) -> bool:
+    """Whether a bare parameter holds one row per position or learned token, in its last axis: pos_embed (1, T, C),
+    detection_tokens (1, T, C), latents (T, C), the embedding of a module called so. Not channels first, (1, C, H, W).
+    """
+    shape = parameter.shape
+    if len(shape) < 2 or (len(shape) > 3 and shape[1] > shape[-1]):
+        return False
+    called = words(key) + (words(type(module).__name__) if key in ("embedding", "weight") else [])
+    positions = POSITION_WORDS & set(called) and TABLE_WORDS & set(called)
+    return key in POSITION_TABLES or bool(positions) or LEARNED_INPUTS.fullmatch(key) is not None
+
+
 def is_linear(module: nn.Module) -> bool:
     """nn.Linear and everything of its shape (in_features, out_features), or a transposed Conv1D of Hugging Face."""
     return (hasattr(module, "out_features") and hasattr(module, "in_features")) or bool(is_transposed(module))
@@ -57,7 +73,12 @@ def is_projection(module: nn.Module) -> bool:
 
 
 def is_embedding(module: nn.Module) -> bool:
-    return hasattr(module, "num_embeddings") and hasattr(module, "embedding_dim")
+    """A table of tokens: nn.Embedding and everything of its words, or a class called embedding with a padding token."""
+    if hasattr(module, "num_embeddings") and hasattr(module, "embedding_dim"):
+        return True
+    weight = module._parameters.get("weight")
+    called = words(type(module).__name__)[-1:] == ["embedding"] and hasattr(module, "padding_idx")
+    return called and weight is not None and weight.ndim == 2
 
 
 def is_transposed(module: nn.Module) -> int:
@@ -84,4 +105,6 @@ def weight_of(module: nn.Module) -> nn.Parameter | None:
 def base_of(module: nn.Module) -> nn.Module:
     """The layer inside adapters (peft), torch.compile, and checkpoint or FSDP wrappers, else the module itself."""
     inner = next((module._modules[key] for key in WRAPPERS if module._modules.get(key) is not None), None)
+    if inner is None and list(module._modules) == ["linear"] and not is_linear(module) and not module._parameters:
+        inner = module._modules["linear"]  # one linear layer in a class of its own: Moshi, Gemma 4
     return module if inner is None else base_of(inner)

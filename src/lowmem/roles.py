@@ -16,13 +16,13 @@ from lowmem.attention_roles import claim_attention, find_attention
 from lowmem.layers import (
     CONVOLUTIONS,
     NORMS,
-    POSITION_TABLES,
     TRANSPOSED_CONVOLUTIONS,
     Claim,
     Role,
     base_of,
     is_embedding,
     is_linear,
+    is_position_table,
     is_transposed,
     out_features,
     weight_of,
@@ -85,6 +85,8 @@ def _claim_layer(module: nn.Module, claim: Claim, is_output: bool) -> None:
         claim(weight, Role("other"))
     elif weight is not None and weight.ndim == 2 and getattr(module, "num_experts", 0) == len(weight):
         claim(weight, Role("neuron"))  # router of a mixture of experts, (experts, width)
+    elif type(module).__name__ == "CsmCodebooksHead":  # one output layer per codebook: (codebooks, width, tokens)
+        claim(weight, Role("output", axis=1, stack=1))
     elif (transposed := _experts_transposed(module)) is not None:
         for parameter in module.parameters(recurse=False):
             if parameter.ndim == 3:  # (experts, in, out) or (experts, out, in)
@@ -92,20 +94,31 @@ def _claim_layer(module: nn.Module, claim: Claim, is_output: bool) -> None:
 
 
 def _experts_transposed(module: nn.Module) -> bool | None:
-    """Whether a mixture's stacked weights are (experts, in, out), as Hugging Face says it; None for any other module."""
+    """Whether a mixture's stacked weights are (experts, in, out): by its class, by what it says itself (Hugging Face), or by
+    its sizes where these differ; None for any other module.
+    """
     if type(module).__name__ in TRANSPOSED:
         return TRANSPOSED[type(module).__name__]
     said = getattr(module, "is_transposed", None)
-    return said if isinstance(said, bool) and hasattr(module, "has_gate") else None
+    if isinstance(said, bool) and hasattr(module, "has_gate"):
+        return said
+    sizes = [getattr(module, key, None) for key in ("num_experts", "intermediate_dim", "hidden_dim")]
+    both = module._parameters.get("gate_up_proj")  # gate and up: (experts, 2 intermediate, hidden), or transposed
+    if both is None or None in sizes or sizes[2] == 2 * sizes[1]:
+        return None
+    layouts = {(sizes[0], 2 * sizes[1], sizes[2]): False, (sizes[0], sizes[2], 2 * sizes[1]): True}
+    return layouts.get(tuple(both.shape))
 
 
 def _bare_role(module: nn.Module, key: str, parameter: nn.Parameter, is_transformer: bool) -> Role:
     """Role of a parameter that no kind of layer explains; unknown when a Transformer's structure leaves it open."""
     shape = parameter.shape
-    if key in POSITION_TABLES and len(shape) >= 2:
+    if is_position_table(module, key, parameter):
         return Role("position", merge=len(shape) - 1)
     if "bias" in words(key):
         return Role("bias")
+    if key == "mm_input_projection_weight":  # Gemma 3 multiplies from the right: (vision width, text width)
+        return Role("neuron", axis=1)
     vector = parameter.numel() == max(shape, default=1)  # gains, layer scales, class tokens, magnitudes of weight norm
     if vector or not is_transformer:
         return Role("other")
@@ -125,7 +138,7 @@ def _output_layers(model: nn.Module) -> set[nn.Module]:
                 continue
             if isinstance(layer, nn.Module):
                 found.add(base_of(layer))
-    tables = {module.num_embeddings for module in model.modules() if is_embedding(module)}
+    tables = {len(weight) for weight in map(weight_of, filter(is_embedding, model.modules())) if weight is not None}
     for name, module in model.named_modules():
         if name.rsplit(".", 1)[-1] in OUTPUTS and is_linear(module) and out_features(module) in tables:
             found.add(module)

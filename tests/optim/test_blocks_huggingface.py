@@ -56,6 +56,15 @@ FAMILIES = {
         "DebertaV2ForMaskedLM", "DebertaV2Config",
         {**COMMON, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": False},
     ),
+    "deberta": (
+        "DebertaForMaskedLM", "DebertaConfig", {**COMMON, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    ),
+    "bark": (
+        "BarkSemanticModel", "BarkSemanticConfig",
+        dict(input_vocab_size=TOKENS, output_vocab_size=TOKENS, hidden_size=WIDTH, num_layers=1, num_heads=HEADS,
+             block_size=16),
+    ),
+    "moshi, with layers inside modules": ("MoshiForCausalLM", "MoshiConfig", {**GQA, "ffn_dim": HIDDEN, "sliding_window": 16}),
     "modernbert": ("ModernBertForMaskedLM", "ModernBertConfig", COMMON),
     "vit": ("ViTForImageClassification", "ViTConfig", IMAGE),
     "swin": ("SwinForImageClassification", "SwinConfig", SWIN),
@@ -340,9 +349,9 @@ UNKNOWN = {
     "xlnet": (
         "XLNetLMHeadModel", "XLNetConfig", dict(vocab_size=20, d_model=16, n_layer=1, n_head=4, d_inner=24), "rel_attn.q",
     ),
-    "deberta": (
-        "DebertaForMaskedLM", "DebertaConfig", {**COMMON, "relative_attention": True, "pos_att_type": ["c2p"]},
-        "in_proj.weight",
+    "swiftformer": (
+        "SwiftFormerForImageClassification", "SwiftFormerConfig",
+        dict(depths=[1] * 4, embed_dims=[8] * 4, image_size=64, num_labels=3), "attn.to_query.weight",
     ),
 }  # fmt: skip
 

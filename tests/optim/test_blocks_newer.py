@@ -1,5 +1,5 @@
-"""Blocks of latent attention, gated delta networks, gated queries and stacked experts of Hugging Face, by what they do:
-how many columns of the layer's result follow when one block changes.
+"""Blocks of latent attention, gated delta networks, gated queries, stacked experts and other layouts of Hugging Face, by
+what they do: how many columns of the layer's result follow when one block changes.
 """
 
 from collections import Counter
@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from test_blocks_huggingface import COMMON, HEADS, LENGTH, TOKENS, WIDE, columns_changed, labels, output_of, reader
+from transformers.models.ibert.quant_modules import QuantEmbedding
 
 from lowmem.attention_roles import find_attention
 from lowmem.blocks import Misfit, partition
@@ -36,11 +37,8 @@ GATED_MOVES = {  # 4 query heads of 8 and 2 key heads: two query heads see one v
 DELTA_MOVES = {"in_proj_qkvz": {(4, 4): 2 * 2, (1, 2): 8, (1, 1): 8}, "in_proj_ba": {(1, 2): 8}}
 DELTA_APART = {"in_proj_qkv": {(4, 4): 2 * 2, (1, 2): 8}, "in_proj_z": {(1, 1): 8}, "in_proj_b": {(1, 2): 4}}
 DELTA_SEPARATE = {"q_proj": {(4, 4): 2}, "k_proj": {(4, 4): 2}, "v_proj": {(1, 2): 8}, "g_proj": {(1, 1): 8}}
-NORMED_MOVES = {
-    "q_proj": {(4, 16): HEADS},
-    "k_proj": {(4, 16): HEADS},
-    "v_proj": {(1, 1): 16},
-}  # one norm over all heads
+# One norm over all heads.
+NORMED_MOVES = {"q_proj": {(4, 16): HEADS}, "k_proj": {(4, 16): HEADS}, "v_proj": {(1, 1): 16}}
 FAMILIES = {
     "deepseek v2": (
         "DeepseekV2ForCausalLM", "DeepseekV2Config", {**COMMON, **LATENT, **SPARSE, "q_lora_rank": None},
@@ -205,3 +203,137 @@ def test_another_number_of_rows_than_the_heads_need_is_refused():
     model.model.layers[0].self_attn.v_head_dim = 3
     with pytest.raises(Misfit, match=r"kv_b_proj\.weight: blocks cover 44 of 40"):
         partition(model)
+
+
+def counts(holder: torch.nn.Module) -> dict[str, int]:
+    """{parameter: number of blocks}."""
+    return {b.name: b.count for b in partition(holder)}
+
+
+def holding(**modules: torch.nn.Module) -> torch.nn.Module:
+    """A Transformer with these modules: beside what they hold it has only a usual attention."""
+    holder = torch.nn.Module()
+    holder.usual = torch.nn.MultiheadAttention(16, 4)
+    for name, module in modules.items():
+        holder.add_module(name, module)
+    return holder
+
+
+def test_keys_and_values_in_one_projection_beside_the_queries_are_cut_like_each_alone():
+    config = transformers.GraniteSpeechEncoderConfig(
+        hidden_dim=16, num_heads=4, dim_head=4, context_size=4, max_pos_emb=8
+    )
+    module = transformers.models.granite_speech.modeling_granite_speech.GraniteSpeechConformerAttention(config).eval()
+    blocks = partition(holding(attention=module))
+    inputs, distances = torch.randn(1, 4, 16), torch.zeros(4, 4, dtype=torch.long)
+
+    def read() -> torch.Tensor:
+        seen = []
+        handle = module.to_out.register_forward_pre_hook(lambda layer, args: seen.append(args[0].detach()[0]))
+        with torch.no_grad():
+            module(inputs, attention_dists=distances)
+        handle.remove()
+        return seen[0].clone()
+
+    before = read()
+    for name, wanted in {"to_q": {(4, 4): 4}, "to_kv": {(4, 4): 4, (1, 1): 16}}.items():
+        p, found = getattr(module, name).weight, Counter()
+        which = labels(blocks[f"attention.{name}.weight"])
+        for block in range(int(which.max()) + 1):
+            chosen = which == block
+            found[int(chosen.any(1).sum()), len(columns_changed(read, before, p, chosen))] += 1
+        assert found == wanted, name
+
+
+def test_deformable_attention_has_values_and_neurons_but_no_keys():
+    config = transformers.RTDetrConfig(d_model=16, decoder_attention_heads=4, decoder_n_points=2, num_feature_levels=1)
+    module = transformers.models.rt_detr.modeling_rt_detr.RTDetrMultiscaleDeformableAttention(config, 4, 2)
+    found = counts(holding(attention=module))
+    offsets = 4 * config.num_feature_levels * 2 * 2
+    assert found["attention.sampling_offsets.weight"] == offsets == module.sampling_offsets.out_features
+    assert found["attention.attention_weights.weight"] == offsets // 2 == module.attention_weights.out_features
+    assert (found["attention.value_proj.weight"], found["attention.output_proj.weight"]) == (16, 16)
+
+
+def test_a_layer_of_latent_attention_without_rotary_rows_has_only_the_latent():
+    config = transformers.DeepseekV3Config(**COMMON, **LATENT, **SPARSE, q_lora_rank=8)
+    attention = transformers.DeepseekV3ForCausalLM(config).model.layers[0].self_attn
+    attention.kv_a_proj_with_mqa = torch.nn.Linear(16, 6, bias=False)
+    attention.qk_rope_head_dim, attention.qk_nope_head_dim = 0, 8 + 4
+    attention.kv_b_proj = torch.nn.Linear(6, HEADS * (12 + 2), bias=False)
+    found = counts(holding(attention=attention))
+    assert found["attention.kv_a_proj_with_mqa.weight"] == 6
+    assert found["attention.kv_b_proj.weight"] == HEADS + 2 * HEADS
+
+
+class Bare(torch.nn.Module):
+    """A module with one bare parameter of random numbers."""
+
+    def __init__(self, name: str, *shape: int):
+        super().__init__()
+        self.register_parameter(name, torch.nn.Parameter(torch.randn(shape)))
+
+
+@pytest.mark.parametrize(
+    "name, shape, count",
+    [
+        ("pos_embed", (1, 9, 16), 9),
+        ("positional_embedding_vlm", (9, 16), 9),
+        ("memory_temporal_positional_encoding", (7, 1, 1, 16), 7),
+        ("mid_position_embeddings", (3, 1, 5, 16), 15),
+        ("detection_tokens", (1, 6, 16), 6),
+        ("latents_1d", (6, 16), 6),
+        ("emb_rel_k", (1, 9, 4), 9),
+    ],
+)
+def test_a_row_of_a_bare_table_of_positions_or_learned_tokens_is_a_block(name, shape, count):
+    blocks = partition(holding(table=Bare(name, *shape)))[f"table.{name}"]
+    which = labels(blocks).reshape(count, shape[-1])
+    assert (blocks.count, which.unique().tolist()) == (count, list(range(count)))
+    assert all(len(row.unique()) == 1 for row in which), "a block is one row over the last axis"
+
+
+class PatchEmbedding(Bare):
+    """No table: its rows are no tokens."""
+
+
+@pytest.mark.parametrize(
+    "kind, name, shape",
+    [
+        (Bare, "pos_embed", (1, 16, 7, 7)),
+        (Bare, "query", (4, 16)),
+        (Bare, "token_mixing", (4, 4)),
+        (PatchEmbedding, "weight", (12, 16)),
+    ],
+)
+def test_tables_with_channels_first_and_words_that_may_mean_anything_are_refused(kind, name, shape):
+    with pytest.raises(Misfit, match=rf"table\.{name}: a bare parameter of shape .*overrides="):
+        partition(holding(table=kind(name, *shape)))
+
+
+def test_tables_of_a_class_of_their_own_are_cut_by_token_and_projectors_that_multiply_from_the_right_by_column():
+    quantised = QuantEmbedding(5, 16)
+    vision = transformers.Gemma3Config(
+        text_config=dict(hidden_size=24), vision_config=dict(hidden_size=16, image_size=8, patch_size=4)
+    )
+    projector = transformers.models.gemma3.modeling_gemma3.Gemma3MultiModalProjector(vision)
+    heads = transformers.models.csm.modeling_csm.CsmCodebooksHead(16, 3, 5)
+    blocks = partition(holding(words=quantised, projector=projector, heads=heads))
+    assert blocks["words.weight"].count == 5
+    weight = blocks["projector.mm_input_projection_weight"]
+    assert (weight.shape, weight.count, weight.axis) == ((16, 24), 24, 1)
+    stacked = blocks["heads.weight"]
+    assert (stacked.shape, stacked.count) == ((2, 16, 5), 2 * 5)
+    assert torch.equal(labels(stacked)[1], (5 + torch.arange(5)).expand(16, 5))
+
+
+def test_experts_that_only_their_sizes_explain_are_cut_by_output_neuron():
+    def experts(*shape: int) -> torch.nn.Module:
+        module = Bare("gate_up_proj", *shape)
+        module.num_experts, module.intermediate_dim, module.hidden_dim = 3, 4, 16
+        return module
+
+    assert counts(holding(experts=experts(3, 8, 16)))["experts.gate_up_proj"] == 3 * 8
+    assert counts(holding(experts=experts(3, 16, 8)))["experts.gate_up_proj"] == 3 * 8
+    with pytest.raises(Misfit, match=r"experts\.gate_up_proj: a bare parameter"):
+        partition(holding(experts=experts(3, 9, 16)))

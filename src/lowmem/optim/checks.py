@@ -22,13 +22,13 @@ RECHECK_MODEL_EVERY = 64  # steps; walking all modules costs about as much as a 
 def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Raises when a parameter's shape, or now and then the model's list of parameters, is not what it was."""
     for p in parameters:
-        if p not in optimizer._blocks:
+        blocks = optimizer._blocks.get(p)
+        if blocks is None:
             raise RuntimeError(REPLACED)
-        shape = optimizer.blocks(p).shape
-        if tuple(p.shape) != shape and (is_dtensor(p) or optimizer.shard(p) is None):
+        if p.shape != blocks.shape and (is_dtensor(p) or optimizer.shard(p) is None):
             raise RuntimeError(
-                f"{optimizer.name(p)}: shape is {tuple(p.shape)} but was {shape} when the optimizer was built; build a "
-                "new optimizer after changing the model"
+                f"{optimizer.name(p)}: shape is {tuple(p.shape)} but was {blocks.shape} when the optimizer was built; "
+                "build a new optimizer after changing the model"
             )
     model = optimizer.model()
     optimizer._since_check -= 1

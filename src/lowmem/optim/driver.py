@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partition
 from lowmem.optim.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_wrapping
 from lowmem.optim.exchange import Job, local_gradient, rounds
-from lowmem.optim.rounding import round_into
+from lowmem.optim.rounding import as_exact, round_into
 from lowmem.optim.settings import as_numbers, check_settings, is_picked, one_of, refuse_unknown
 from lowmem.optim.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.stages import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
@@ -325,10 +325,9 @@ class RuleOptimizer(Optimizer):
         """All stages on one tensor: 16-bit or strided tensors go through a contiguous fp32 copy, others in place."""
         exact = p.dtype if p.dtype == torch.float64 else torch.float32
         plain = {key: value for key, value in state.items() if key != "step"}
-        copies = {key: value.to(p.device, exact).contiguous() for key, value in plain.items()}
-        weight = p.to(exact).contiguous()
-        small = self.small(lay.blocks)
-        for w in works(self.form, lay, weight, g.to(exact).contiguous(), copies, small, h):
+        copies = {key: as_exact(value, p.device, exact) for key, value in plain.items()}
+        weight, gradient, small = as_exact(p, p.device, exact), as_exact(g, g.device, exact), self.small(lay.blocks)
+        for w in works(self.form, lay, weight, gradient, copies, small, h):
             if self._compile and not torch.compiler.is_compiling():
                 compiled_stages(self.stages)(w.p, w.g, w.s, as_tensors(w.h, p.device), w.frame, w.size)
             else:

@@ -12,27 +12,28 @@ from lowmem.optim.stages import Stage, Work, add_square, axpy, shrink
 
 
 def candidates(w: Work, totals: list) -> list[torch.Tensor]:
-    """v = min over axes of accumulators (+ g^2), kept for the update; its largest value in every slice of every axis.
+    """v = min over axes of accumulators (+ g^2) + eps, kept for the update; its largest value in every slice of every axis.
 
     beta and eps go into the accumulators before they are spread over the tensor, which saves two passes over it.
     """
     beta, eps = w.h["beta"], w.h["eps"]
     accumulators = [w.s[f"accumulator_{axis}"] for axis in range(len(w.frame))]
     spread = [(a * beta if beta > 0 else a) + eps for a in accumulators]
-    v = spread[0].expand_as(w.g).clone() if len(spread) == 1 else torch.minimum(*spread[:2])
+    v = spread[0] if len(spread) == 1 else torch.minimum(*spread[:2])
     for other in spread[2:]:
         v = torch.minimum(v, other)
     add_square(v, w.g, 1 - beta)
     w.kept["v"] = v
     if len(spread) == 1:
-        return [v - eps]
-    return [v.amax(tuple(a for a in range(v.ndim) if a != axis), keepdim=True) - eps for axis in range(v.ndim)]
+        return [v.clone()]
+    axes = range(v.ndim)
+    return [v.amax([a for a in axes if a != axis], keepdim=True) for axis in axes]
 
 
 def accumulate(w: Work, totals: list) -> None:
-    """Accumulators become the largest v of their slice; with beta they also forget."""
+    """Accumulators become the largest v of their slice, without eps; with beta they also forget."""
     for axis, largest in enumerate(totals[-1]):
-        accumulator = w.s[f"accumulator_{axis}"]
+        accumulator, largest = w.s[f"accumulator_{axis}"], largest - w.h["eps"]
         accumulator.copy_(torch.maximum(accumulator, largest) if w.h["beta"] > 0 else largest)
 
 
