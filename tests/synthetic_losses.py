@@ -37,6 +37,8 @@ def write(root, experiment, tier="laptop", offset=None, steps=STEPS):
             "step": steps,
             "tokens": tokens,
         }
+        if "starts" in run["config"].get("measure", {}):
+            final["starts_loss"] = lines[-1]["val_loss"] - 0.01
         inside = "backward" in run["config"]["optimizer"]
         memory = {"parameters": 400, "gradients": 0 if inside else 400, "optimizer_state": 800, "peak_rss": 1}
         memory["peak_device"] = None

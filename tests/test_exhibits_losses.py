@@ -238,13 +238,15 @@ def test_updates_inside_backward_are_told_by_loss_and_bytes(root):
 
 def test_archived_records_stand_in_for_the_long_run_and_say_so(root):
     write(root, "char_shakespeare", "workstation", offset=lambda run: -1.0)
-    assert kept.keep(root, "workstation/char_shakespeare") == 6
+    assert kept.keep(root, "workstation/char_shakespeare") == 10
     shutil.rmtree(root / "results/workstation")
     write(root, "char_shakespeare", "laptop")
     _, shown, _ = exhibit.render(root, "extra_char_shakespeare", "laptop")
     tiers = [row[2] for row in shown.rows]
     assert tiers == ["workstation, archived"] * 2 + ["laptop"] * 2
-    assert shown.values["adamw.val_loss"]["n"] == 3 and shown.values["adamw.seconds"]["value"] == 110.0
+    assert shown.values["adamw.val_loss"]["n"] == 5 and shown.values["adamw.seconds"]["value"] == 110.0
+    assert shown.values["adamw.starts_loss"]["value"] == pytest.approx(shown.values["adamw.val_loss"]["value"] - 0.01)
+    assert [row[4] for row in shown.rows[2:]] == ["another text"] * 2
     assert "shakespeare (for tinyshakespeare)" in shown.rows[-1][1]
 
 

@@ -55,6 +55,35 @@ def test_targets_are_the_next_tokens_and_validation_windows_do_not_overlap(root)
     assert np.array_equal(windows[:, 1:].ravel(), np.arange(1, 41))
 
 
+def test_named_starts_are_measured_at_the_end_and_enter_the_record(root):
+    evaluated = [0, 16, 32, 48, 64, 80, 96, 112]  # the evaluation's own eight windows
+    (root / "starts.yaml").write_text(f"starts: {evaluated}\n")
+    run = make_run()
+    run["config"]["measure"] = {"starts": "starts.yaml"}
+    made = train.train_run(root, run)
+    assert made["metrics"]["final"]["starts_loss"] == pytest.approx(made["metrics"]["final"]["val_loss"], rel=1e-6)
+    assert "starts.yaml" in made["code"]["files"]
+    (root / "starts.yaml").write_text("starts: [3, 500, 900]\n")
+    again = train.train_run(root, run)
+    assert again["metrics"]["final"]["starts_loss"] != made["metrics"]["final"]["starts_loss"]
+
+
+@pytest.mark.parametrize(
+    "measure, said",
+    [
+        ({"starts": "none.yaml"}, "none.yaml is not there"),
+        ({"starts": "far.yaml"}, "starts 1 to 984; the validation text holds 0 to 983"),
+        ({"start": "far.yaml"}, "knows measure.starts alone; got ['start']"),
+    ],
+)
+def test_starts_that_do_not_fit_are_refused(root, measure, said):
+    (root / "far.yaml").write_text("starts: [1, 984]\n")  # 1,000 tokens, windows of 16 and the token after
+    run = make_run()
+    run["config"]["measure"] = measure
+    made = train.train_run(root, run)
+    assert made["status"] == "failed" and said in made["reason"]
+
+
 def test_data_order_is_equal_across_optimizers(root, monkeypatch):
     seen = {}
     original = pretrain.train_windows

@@ -24,4 +24,4 @@ class Task:
     units: int
     unit: str = "token"
     inputs: tuple[Path, ...] = ()
-    finish: Callable[[nn.Module], tuple[dict, dict]] | None = None
+    finish: Callable[[nn.Module], tuple[dict, dict | None]] | None = None

@@ -9,12 +9,16 @@ from torch import Tensor
 
 from lowmem import prepare
 from lowmem.errors import Misuse
-from lowmem.files import read_json
+from lowmem.files import read_json, read_yaml
 from lowmem.task import Task
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
-    """Task from config keys data, model and train; the model's weights come from the global generator."""
+    """Task from config keys data, model and train; the model's weights come from the global generator.
+
+    measure.starts: a file below the root with places of the validation tokens; the final weights' mean loss over the
+    windows that start there becomes metrics.final.starts_loss.
+    """
     train = config["train"]
     if "seq_len" not in train or "data" not in config or "model" not in config:
         raise Misuse("task pretrain needs data, model and train.seq_len in its configuration")
@@ -25,6 +29,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     with torch.device(device):
         model = importlib.import_module(f"lowmem.models.{config['model']['name']}").build(**settings)
     check_fit(model, folder, train_tokens, length)
+    starts = read_starts(root, config.get("measure") or {}, len(val_tokens) - length - 1)
     windows = val_windows(val_tokens, length, train.get("eval_batches", 1) * micro, folder)  # (windows, T + 1)
 
     def batch(index: int) -> tuple[Tensor, Tensor]:
@@ -38,7 +43,31 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         total = sum(loss(model, inputs_and_targets(part, device)).item() for part in parts)
         return {"val_loss": total / len(parts)}  # all batches are equally large, so the mean of means is the mean
 
-    return Task(model, batch, loss, evaluate, units=micro * length, inputs=(folder / "train.bin", folder / "val.bin"))
+    def finish(model: torch.nn.Module) -> tuple[dict[str, float], None]:
+        chosen = val_tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+        losses = [loss(model, inputs_and_targets(window[None], device)).item() for window in chosen]
+        return {"starts_loss": sum(losses) / len(losses)}, None
+
+    inputs = [folder / "train.bin", folder / "val.bin"]
+    if len(starts):
+        inputs.append(root / config["measure"]["starts"])
+    last = finish if len(starts) else None
+    return Task(model, batch, loss, evaluate, units=micro * length, inputs=tuple(inputs), finish=last)
+
+
+def read_starts(root: Path, measure: dict, last: int) -> np.ndarray:
+    """Places of measure.starts, (windows,) int64, none without it; Misuse unless all are places from 0 to `last`."""
+    if measure.keys() - {"starts"}:
+        raise Misuse(f"task pretrain knows measure.starts alone; got {sorted(measure)}")
+    if "starts" not in measure:
+        return np.zeros(0, dtype=np.int64)
+    path = root / measure["starts"]
+    if not path.is_file():
+        raise Misuse(f"measure.starts: {path} is not there; name a file of data/published")
+    found = np.asarray(read_yaml(path)["starts"], dtype=np.int64)
+    if found.min() < 0 or found.max() > last:
+        raise Misuse(f"{path}: starts {found.min()} to {found.max()}; the validation text holds 0 to {last}")
+    return found
 
 
 def check_fit(model: torch.nn.Module, folder: Path, tokens: np.ndarray, length: int) -> None:
