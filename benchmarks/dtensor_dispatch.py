@@ -1,4 +1,4 @@
-"""Host time of an optimizer step on DTensors, which memory/hardware.py's DTENSOR stands for.
+"""Host time of an optimizer step on DTensors with the PyTorch at hand; memory/hardware.py's DTENSOR is that of 2.8.
 
     python benchmarks/dtensor_dispatch.py
 
@@ -68,7 +68,7 @@ def main() -> None:
     count = operations()
     each = found["DTensors"]["adam-mini (official)"] / count
     print(f"{machine()}\n\n{table(rows, ('step of 291 tensors, ms', *(f'on {label}' for label in found)))}")
-    print(f"\nDTENSOR: {each:.2g} s for each of the {count} operations of the official Adam-mini")
+    print(f"\n{each:.2g} s for each of the {count} operations of the official Adam-mini")
     dist.destroy_process_group()
 
 

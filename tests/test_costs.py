@@ -5,8 +5,8 @@ import copy
 import pytest
 from synthetic import ROOT
 
-from lowmem import estimate, experiments
-from lowmem.files import write_json
+from lowmem import estimate, experiments, plan
+from lowmem.files import read_json, write_json
 from lowmem.memory import costs
 
 
@@ -46,3 +46,15 @@ def test_measured_and_modelled_costs_stand_side_by_side(tmp_path):
     write_json(tmp_path / estimate.COSTS, {"smoke/a/x": 5, "paper/a/x": {"seconds": 7.0, "gpu": "t4"}})
     assert estimate.costs(tmp_path) == {"smoke/a/x": 5}
     assert estimate.costs(tmp_path, modelled=True) == {"paper/a/x": 7.0}
+
+
+@pytest.mark.parametrize("tier", ["workstation", "paper"])
+def test_the_kept_costs_are_of_runs_that_there_are_on_the_tiers_own_gpu(tier):
+    gpu = experiments.load_tier(ROOT, tier)["estimate"]["gpu"]
+    kept = {key: value for key, value in read_json(ROOT / estimate.COSTS).items() if key.startswith(f"{tier}/")}
+    jobs = plan.jobs(ROOT, tier, {}).values()
+    known = {f"{tier}/{run['experiment']}/{run['variant']}": run for job in jobs for run in job["runs"]}
+    assert len(kept) > 100 and not kept.keys() - known.keys()
+    assert {value["gpu"] for value in kept.values()} == {gpu}
+    cheapest = min(kept, key=lambda key: kept[key]["seconds"])  # the smallest model: a second or two to count again
+    assert kept[cheapest]["seconds"] == pytest.approx(costs.seconds(known[cheapest], gpu), rel=0.01, abs=0.1)

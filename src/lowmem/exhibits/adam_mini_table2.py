@@ -49,9 +49,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "runs: fully_shard, fp32 weights computing in bf16, no checkpointing.",
             "The A800 rows simulate the optimizers of this package. The rerun's rows simulate what it ran: clipping, then "
             "torch's AdamW over all tensors at once, which holds a further copy of the weights, or the official Adam-mini.",
-            "The model knows neither allocator retries (near full memory real runs slow down, as two cells show) nor the "
-            "delays of PyTorch 2.8, which the rerun used: DTensor operations were timed with the version used here. The "
-            "column 'with delay' adds to every step the seconds that the first cell lacks.",
+            "The model does not know allocator retries: near full memory real runs slow down, as two cells show. One operation "
+            "on DTensors takes the 90 microseconds that PyTorch's own test expected when 2.8 was new, which the rerun used. "
+            "The column 'with delay' adds to every step the seconds that the first cell lacks.",
             "The task speaks of eight cells of the rerun; seven have a number. The eighth, AdamW at batch 4, is shown.",
             "The printed pair was measured with version 1.0 of Adam-mini and was not measured again for 1.1.",
         ],
