@@ -70,6 +70,23 @@ def examples(
     return made, {"rows": len(made), **counts}
 
 
+def both_splits(
+    folder: Path, part: str, keys: tuple[str, ...], words, settings: dict, limit: int
+) -> tuple[list[Example], list[Example], dict[str, int], tuple[Path, ...]]:
+    """(training examples, held-out examples, counts by split, files read) of a prepared part.
+
+    settings: template, longest, train_examples and val_examples of a task's `measure`; limit: see examples().
+    """
+    made, counts, paths = {}, {}, []
+    for split in ("train", "val"):
+        path, found = rows(folder, part, split)
+        count = settings[f"{split}_examples"]
+        made[split], told = examples(found, keys, words, settings["template"], limit, settings["longest"], count)
+        paths.append(path)
+        counts |= {f"{split}_{key}": value for key, value in told.items()}
+    return made["train"], made["val"], counts, tuple(paths)
+
+
 def excluded(folder: Path) -> int:
     """How many rows data/dialogues/prepare.py left out as empty, equal or not to one question."""
     return sum(read_json(folder / "excluded.json").values())

@@ -205,6 +205,7 @@ def check_files_exist(config: dict, path: Path) -> None:
 
 
 _validators: dict = {}
+_passed: set = set()
 
 
 def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
@@ -215,8 +216,12 @@ def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
     if key not in _validators:
         loaded = read_yaml(root / f"workflow/schemas/{schema}.schema.yaml")
         _validators[key] = jsonschema.Draft202012Validator(loaded)
+    seen = (*key, repr(value))
+    if seen in _passed:  # many runs share a tier and stages; a check takes milliseconds
+        return
     problem = jsonschema.exceptions.best_match(_validators[key].iter_errors(value))
     if problem is None:
+        _passed.add(seen)
         return
     where = ".".join(str(part) for part in problem.absolute_path) or "top level"
     message = problem.message

@@ -28,16 +28,9 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
     model, words = stages.language_model(root, config["model"], device)
     model = rewards.with_scalar_head(model, device)
     limit = length_limit(train, model)
-    learn, held_out, counts, paths = [], [], {}, []
-    for split, into in (("train", learn), ("val", held_out)):
-        path, rows = dialogues.rows(folder, "pairs", split)
-        count = settings[f"{split}_examples"]
-        found, told = dialogues.examples(
-            rows, ("chosen", "rejected"), words, settings["template"], limit, settings["longest"], count
-        )
-        into += found
-        paths.append(path)
-        counts |= {f"{split}_{key}": value for key, value in told.items()}
+    learn, held_out, counts, paths = dialogues.both_splits(
+        folder, "pairs", ("chosen", "rejected"), words, settings, limit
+    )
     size = train["batch_size"]
     parts = size // (train.get("micro_batch_size") or size)
     groups = by_length(held_out, settings["eval_tokens"])
@@ -61,7 +54,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
         found = hits(margins(model)).cpu().numpy()  # the same pairs in the same order for every run
         return {"excluded": dialogues.excluded(folder), **counts}, {"hits": found.astype(np.float32)}
 
-    task = Task(model, batch, loss, evaluate, units=size // parts, unit="pair", inputs=tuple(paths), finish=finish)
+    task = Task(model, batch, loss, evaluate, units=size // parts, unit="pair", inputs=paths, finish=finish)
     return task, words
 
 

@@ -30,15 +30,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
     folder, questions = prepare.ready(root, config["data"]), judge.asked(root, settings)
     model, words = stages.language_model(root, config["model"], device)
     limit = length_limit(train, model)
-    learn, held_out, counts, paths = [], [], {}, []
-    for split, into in (("train", learn), ("val", held_out)):
-        path, rows = dialogues.rows(folder, "instructions", split)
-        found, told = dialogues.examples(
-            rows, ("answer",), words, settings["template"], limit, settings["longest"], settings[f"{split}_examples"]
-        )
-        into += found
-        paths.append(path)
-        counts |= {f"{split}_{key}": value for key, value in told.items()}
+    learn, held_out, counts, paths = dialogues.both_splits(folder, "instructions", ("answer",), words, settings, limit)
     size = train["batch_size"]
     parts = size // (train.get("micro_batch_size") or size)
     groups = by_length(held_out, settings["eval_tokens"])
@@ -52,7 +44,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
     def finish(model: torch.nn.Module) -> tuple[dict, dict | None]:
         return {"excluded": dialogues.excluded(folder), **counts}, judge.answers(model, words, questions, settings)
 
-    task = Task(model, batch, loss, evaluate, units=size // parts, unit="example", inputs=tuple(paths), finish=finish)
+    task = Task(model, batch, loss, evaluate, units=size // parts, unit="example", inputs=paths, finish=finish)
     return task, words
 
 
