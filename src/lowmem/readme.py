@@ -48,7 +48,7 @@ def block(rows: list[dict], ids: list[str]) -> str:
         f"{count['contradicted']} contradicted, {count['inconclusive']} inconclusive, {count['not_run']} not run "
         f"([all of them](reports/{TIER}/claims.md)).",
         f"Of the {len(against)} contradicted, {here} can be decided at this scale; the others need the workstation or paper "
-        "tier, which have not been run yet. A selection:",
+        "tier, of which little has been run yet. A selection:",
         "",
         "| claim | published | ours, 95 % interval | verdict |",
         "|---|---|---|---|",
