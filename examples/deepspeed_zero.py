@@ -5,6 +5,7 @@ sh examples/environment.sh frameworks; export DS_ACCELERATOR=cpu    (or a GPU: l
 """
 
 import sys
+import time
 
 import deepspeed
 import torch
@@ -35,5 +36,8 @@ for step in range(20):
     loss = engine(tokens[:, :-1], tokens[:, 1:])
     engine.backward(loss)
     engine.step()
+    torch.distributed.all_reduce(mean := loss.detach() / engine.world_size)
     if engine.global_rank == 0:
-        print(f"step {step} loss {loss.item():.4f}")
+        print(f"step {step} loss {mean.item():.4f}")
+torch.distributed.destroy_process_group()
+time.sleep(0.5)  # gloo's threads let go of their tensors meanwhile; a process that ends before is aborted

@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 examples/fsdp2.py [adam_mini | lomo] [FOLDER]       
 """
 
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -38,3 +39,5 @@ for step in range(done["step"], done["step"] + 10):
         print(f"step {step} loss {mean.item():.4f}")
 if folder:
     sharded_checkpoint.save(folder, step + 1, model, optimizer)
+dist.destroy_process_group()
+time.sleep(0.5)  # gloo's threads let go of their tensors meanwhile; a process that ends before is aborted

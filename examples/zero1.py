@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 examples/zero1.py
 """
 
+import time
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -28,3 +30,5 @@ for step in range(20):
 whole = optimizer.state_dict()  # every process calls it; loads at any number of processes, also without Zero1
 if dist.get_rank() == 0:
     print(f"{optimizer.state_bytes()} bytes of state on this process")
+dist.destroy_process_group()
+time.sleep(0.5)  # gloo's threads let go of their tensors meanwhile; a process that ends before is aborted

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from lowmem import dialogues, experiments, record, rewards, stages, train
+from lowmem import dialogues, experiments, loop, record, rewards, stages, train
 from lowmem.answers import Example, padded
 from lowmem.errors import Failed, Misuse
 from lowmem.files import write_json
@@ -314,17 +314,17 @@ def test_an_interrupted_run_gives_the_record_of_an_uninterrupted_one(root, tmp_p
     settings = config(task, measure, start, checkpoint_every=2) if task == "remax" else config(task, checkpoint_every=2)
     whole, cut = run_of(settings, variant="whole"), run_of(settings, variant="cut")
     assert train.train_run(root, whole)["status"] == "done"
-    step = train.Loop.one_step
+    step = loop.Loop.one_step
 
-    def stop(loop, curve):
-        step(loop, curve)
-        if loop.step == 3:
+    def stop(self, curve):
+        step(self, curve)
+        if self.step == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Loop, "one_step", stop)
+    monkeypatch.setattr(loop.Loop, "one_step", stop)
     with pytest.raises(KeyboardInterrupt):
         train.train_run(root, cut)
-    monkeypatch.setattr(train.Loop, "one_step", step)
+    monkeypatch.setattr(loop.Loop, "one_step", step)
     made = train.train_run(root, cut)
     assert made["resumed_from"] == [2]
     assert record.equal(record.folder(root, whole), record.folder(root, cut)) == []

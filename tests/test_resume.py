@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
-from lowmem import checkpoint, record, train
+from lowmem import checkpoint, loop, record, train
 from lowmem.errors import Failed
 
 
@@ -70,14 +70,14 @@ def test_an_interrupted_and_resumed_run_gives_an_equal_record(root, tmp_path, ho
 
 def stop_at(step, monkeypatch):
     """Make the next run end as if killed after a step, right after its line is written."""
-    original = train.Loop.write
+    original = loop.Loop.write
 
     def write(self, curve, number, **columns):
         original(self, curve, number, **columns)
         if number == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Loop, "write", write)
+    monkeypatch.setattr(loop.Loop, "write", write)
 
 
 def interrupted(root, run, step, monkeypatch):

@@ -7,8 +7,6 @@ tensors and plain values, read with weights_only=True, so that no code in them r
 import shutil
 from pathlib import Path
 
-import torch
-
 from lowmem.errors import Failed
 from lowmem.files import atomic_path
 from lowmem.progress import say
@@ -20,6 +18,8 @@ def place(folder: Path, config_hash: str) -> Path:
 
 def save(path: Path, step: int, state: dict) -> None:
     """Write step<step>.pt, then remove older ones; Failed in one line when the disk is full, the older ones kept."""
+    import torch
+
     target = path / f"step{step}.pt"
     try:
         with atomic_path(target) as temporary, open(temporary, "wb") as file:
@@ -33,6 +33,8 @@ def save(path: Path, step: int, state: dict) -> None:
 
 def load(path: Path) -> dict | None:
     """The newest state that can be read, tensors on the CPU; None when there is none."""
+    import torch
+
     steps = {int(file.stem.removeprefix("step")): file for file in path.glob("step*.pt")}
     for step in sorted(steps, reverse=True):
         try:

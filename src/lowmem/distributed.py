@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m lowmem train RUN.json      # for a run with train.devices: 2
 
-A run without train.devices (or with 1) is done by rank 0 alone, whatever the world.
+A run without train.devices (or with 1) is done by rank 0 alone, whatever the world. PyTorch is imported where processes
+join: before that, each is alone.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
+import time
 from collections.abc import Iterator
-
-import torch
-import torch.distributed as dist
-from torch import nn
+from typing import TYPE_CHECKING
 
 from lowmem.errors import Failed, Misuse
+from lowmem.progress import say
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TIMEOUT = datetime.timedelta(minutes=10)  # until a rank gives up waiting for the others
 _apart = False  # whether rank 0 works by itself for a while
@@ -29,11 +33,18 @@ def devices(run: dict) -> int:
 
 def world() -> int:
     """How many processes share the work at hand; 1 for a run of one device, whoever waits beside it."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _apart else 1
+    dist = sys.modules.get("torch.distributed")
+    return dist.get_world_size() if dist and dist.is_available() and dist.is_initialized() and not _apart else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if world() > 1 else 0
+    return sys.modules["torch.distributed"].get_rank() if world() > 1 else 0
+
+
+def tell(line: str) -> None:
+    """Say what all ranks know, once."""
+    if rank() == 0:
+        say(line)
 
 
 @contextlib.contextmanager
@@ -46,7 +57,13 @@ def joined(runs: list[dict]) -> Iterator[None]:
             f"{asked['id']} asks for {devices(asked)} devices and {seen} process{'es' * (seen > 1)} run; start it with "
             f"torchrun --nproc-per-node {devices(asked)} -m lowmem train ..."
         )
-    if asked is None or seen == 1 or dist.is_initialized():
+    if asked is None or seen == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
         yield
         return
     on_gpu = any(run["resources"].get("gpus", 0) for run in runs)
@@ -59,6 +76,8 @@ def joined(runs: list[dict]) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        if not on_gpu:  # gloo's threads let go of their tensors meanwhile; a process that ends before is aborted
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -89,6 +108,8 @@ def cut(model: nn.Module) -> nn.Module:
 
 def shard(model: nn.Module, seed: int) -> nn.Module:
     """The model to train, cut; afterwards every rank draws its own random numbers."""
+    import torch
+
     cut(model)
     torch.manual_seed(seed + 7919 * rank())  # dropout must not repeat itself over the batch; rank 0 stays as it was
     return model
@@ -114,6 +135,9 @@ def mean(value: float) -> float:
     """The mean of a number over all ranks, the same bits on each."""
     if world() == 1:
         return value
+    import torch
+    import torch.distributed as dist
+
     total = torch.tensor(value, dtype=torch.float64, device=_where())
     dist.all_reduce(total)
     return (total / world()).item()
@@ -134,6 +158,8 @@ def together() -> Iterator[None]:
         problem = str(error)
     told = [problem]
     if world() > 1:
+        import torch.distributed as dist
+
         told = [None] * world()
         dist.all_gather_object(told, problem)
     if any(told):
@@ -154,4 +180,6 @@ def share(batch: int, micro: int, ranks: int) -> tuple[int, int]:
 
 
 def _where() -> str:
+    import torch.distributed as dist
+
     return "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -4,10 +4,9 @@ import contextlib
 import os
 import platform
 import signal
+import sys
 import threading
 from pathlib import Path
-
-import torch
 
 from lowmem.errors import Misuse
 
@@ -19,6 +18,8 @@ def device_of(run: dict) -> str:
     """cuda when the run asks for GPUs, else cpu; Misuse when there is none. More than one process comes later."""
     if run["resources"].get("gpus", 0) == 0:
         return "cpu"
+    import torch
+
     if not torch.cuda.is_available():
         raise Misuse(
             f"{run['id']} asks for a GPU and PyTorch sees none here; choose a tier for this machine (--tier laptop)"
@@ -31,17 +32,26 @@ def measuring_device(settings: dict) -> str:
     device = settings.pop("device", "cpu")
     if device not in ("cpu", "cuda"):
         raise Misuse(f"measure.device is {device!r}; choose cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise Misuse("measure.device is cuda and PyTorch sees no GPU here; use a tier for this machine")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise Misuse("measure.device is cuda and PyTorch sees no GPU here; use a tier for this machine")
     return device
 
 
 @contextlib.contextmanager
 def fixed(run: dict):
-    """Fix what the result must not inherit from the process: threads, seeds, determinism. Yields the device."""
+    """Fix what the result must not inherit from the process: threads, seeds, determinism. Yields the device.
+
+    All of it is PyTorch's: a task that did not import it draws from generators of its own.
+    """
+    device = device_of(run)
+    if not (torch := sys.modules.get("torch")):
+        yield device
+        return
     threads, deterministic = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    device = device_of(run)
     torch.set_num_threads(run["config"].get("train", {}).get("threads") or run["resources"].get("threads", 1))
     if run["config"].get("train", {}).get("compile"):
         torch.use_deterministic_algorithms(device == "cpu")  # tells the compiler too, whose import takes seconds
@@ -57,11 +67,15 @@ def fixed(run: dict):
 
 
 def describe(kind: str) -> dict:
-    """The machine: {type, name, cores, threads, flags, memory_bytes} of the CPU or GPU in use, and the platform."""
+    """The machine: {type, name, cores, threads, flags, memory_bytes} of the CPU or GPU in use, and the platform.
+
+    threads: PyTorch's; null where it is not in use.
+    """
+    torch = sys.modules.get("torch")
     common = {
         "type": kind,
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if torch else None,
         "platform": platform.platform(),
     }
     if kind == "cuda":
@@ -81,6 +95,13 @@ def describe(kind: str) -> dict:
     except (ValueError, OSError):
         memory = None
     return {**common, "name": name, "flags": flags, "memory_bytes": memory}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's, the GPU's and the CPU allocator's ways to say that memory ran out."""
+    torch = sys.modules.get("torch")
+    kinds = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 @contextlib.contextmanager

@@ -1,23 +1,20 @@
-"""The only training loop: any model, task and optimizer, interrupted at any moment and continued bit for bit."""
+"""The runs of a job, one after the other, each from its checkpoint to its record.
+
+PyTorch is imported by the tasks that use it: a task of NumPy alone answers before PyTorch would have started.
+"""
 
 import contextlib
 import gc
 import importlib
 import json
-import math
-import os
 import time
 import traceback
 from pathlib import Path
+from types import ModuleType
 
-import torch
-
-from lowmem import checkpoint, distributed, machine, record, ticker, usage
+from lowmem import checkpoint, distributed, machine, record, ticker
 from lowmem.errors import Failed, Misuse
 from lowmem.progress import say
-from lowmem.schedule import lr_at
-from lowmem.sketch import sketch
-from lowmem.task import Task
 
 
 def run_job(root: Path, runs: list[dict]) -> int:
@@ -43,7 +40,7 @@ def run_all(root: Path, runs: list[dict]) -> int:
             old = old or {"status": "final"}
         if old:
             checkpoint.remove(checkpoint.place(record.folder(root, run), run["config_hash"]))
-            tell(f"{label}: {old['status']} before, record kept")
+            distributed.tell(f"{label}: {old['status']} before, record kept")
             continue
         try:
             with distributed.apart(run):
@@ -54,15 +51,10 @@ def run_all(root: Path, runs: list[dict]) -> int:
             gc.collect()  # hooks make a model part of a cycle: a large one must not wait for Python to find it
         failed += made["status"] == "failed"
         speeds.append(made.get("throughput"))
-        tell(f"{label}: {made['status']}" + (f": {made['reason']}" if made["reason"] else f" {ticker.summary(made)}"))
+        ending = f": {made['reason']}" if made["reason"] else f" {ticker.summary(made)}"
+        distributed.tell(f"{label}: {made['status']}{ending}")
     ticker.share(speeds)
     return int(failed > 0)
-
-
-def tell(line: str) -> None:
-    """Say what all ranks know, once."""
-    if distributed.rank() == 0:
-        say(line)
 
 
 def train_run(root: Path, run: dict, label: str = "") -> dict:
@@ -74,13 +66,14 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     made, started = record.start(root, run), time.perf_counter()
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
+        task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
         with machine.fixed(run) as device:
             made["device"] = machine.describe(device)
-            carry_out(root, run, made, folder, device, label)
+            carry_out(root, run, task, made, folder, device, label)
         if made["throughput"]:
             made["throughput"]["run_s"] = round(time.perf_counter() - started, 3)  # with model, data and evaluations
     except Exception as error:
-        made["status"] = "oom" if usage.is_out_of_memory(error) else "failed"
+        made["status"] = "oom" if machine.is_out_of_memory(error) else "failed"
         made["reason"] = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, (Misuse, Failed)):
             made["reason"] = f"{type(error).__name__}: {made['reason']}; see train.log"
@@ -98,13 +91,12 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     return made
 
 
-def carry_out(root: Path, run: dict, made: dict, folder: Path, device: str, label: str) -> None:
+def carry_out(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, device: str, label: str) -> None:
     """Fill the record: by the task's own measurement, or by training."""
-    module = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
-    if hasattr(module, "measure"):
+    if hasattr(task, "measure"):
         if distributed.devices(run) > 1:
             raise Misuse(f"task {run['config']['task']} does not train; drop train.devices")
-        result = module.measure(run["config"], run["seed"], root)
+        result = task.measure(run["config"], run["seed"], root)
         inputs = record.names(root, result.get("inputs", ()))
         made["code"]["files"] |= {name: record.hash_of(root, name) for name in inputs}
         made["arrays"] = record.write_arrays(folder, result.get("arrays"))
@@ -113,230 +105,15 @@ def carry_out(root: Path, run: dict, made: dict, folder: Path, device: str, labe
             lines = [json.dumps(record.finite(line)) for line in result["curve"]]
             (folder / "curve.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return
-    from lowmem import optim
+    from lowmem import loop, optim, usage
 
     missing = [key for key in ("train", "optimizer") if not run["config"].get(key)]
     if missing:
         raise Misuse(f"task {run['config']['task']} trains and needs {' and '.join(missing)} in its configuration")
     usage.reset_peak(device)
-    task = module.build(run["config"], run["seed"], root, device)
-    made["code"]["files"] |= {name: record.hash_of(root, name) for name in record.names(root, task.inputs)}
+    built = task.build(run["config"], run["seed"], root, device)
+    made["code"]["files"] |= {name: record.hash_of(root, name) for name in record.names(root, built.inputs)}
     if distributed.devices(run) > 1:
-        task.model = distributed.shard(task.model, run["seed"])
-    optimizer = optim.make(task.model, **run["config"]["optimizer"])
-    Loop(run, task, optimizer, device, folder, made, label).run()
-
-
-KEPT = ("step", "seconds", "best", "train_loss", "val", "gradient_bytes")  # plain values of a Loop in its checkpoint
-
-
-class Loop:
-    """State of one training run: what a checkpoint holds, and what each step needs."""
-
-    def __init__(self, run, task: Task, optimizer, device: str, folder: Path, made: dict, label: str):
-        self.settings = run["config"]["train"]
-        self.schedule = run["config"].get("schedule") or {}
-        self.task, self.optimizer, self.device, self.made, self.label = task, optimizer, device, made, label
-        self.model, self.folder, self.steps = task.model, folder, self.settings["steps"]
-        batch, micro = self.settings["batch_size"], self.settings.get("micro_batch_size") or self.settings["batch_size"]
-        self.many = distributed.devices(run) > 1
-        self.parts, self.accumulate = distributed.share(batch, micro, distributed.world() if self.many else 1)
-        self.fused = hasattr(optimizer, "backward")  # gradients are used inside backward and never gathered
-        if self.fused and self.accumulate > 1:
-            raise Misuse("an optimizer that updates inside backward cannot accumulate; drop train.micro_batch_size")
-        if self.fused and self.settings.get("grad_clip"):
-            raise Misuse("an optimizer that updates inside backward clips by itself; set train.grad_clip to null")
-        self.peak = [group["lr"] for group in optimizer.param_groups]
-        self.path = checkpoint.place(folder, run["config_hash"])
-        self.step, self.seconds, self.best, self.train_loss, self.val = 0, 0.0, None, None, {}
-        self.times: list[float] = []
-        self.gradient_bytes = 0
-
-    def run(self) -> None:
-        """Train to the end or to divergence and fill the record."""
-        self.resume()
-        if self.settings.get("compile"):
-            for part in self.model.blocks if self.fused else [self.model]:  # whole-model backward keeps all gradients
-                part.compile()
-        self.model.train()
-        show = ticker.progress(self.label, self.steps)
-        every = self.settings.get("checkpoint_every") or math.inf
-        curve_file = self.folder / "curve.jsonl" if distributed.rank() == 0 else os.devnull
-        with open(curve_file, "a", encoding="utf-8") as curve, machine.on_sigterm() as arrived:
-            stopped = (lambda: distributed.anywhere(arrived())) if self.many else arrived
-            if self.step == 0 and (self.settings.get("eval_first", True) or self.steps == 0):
-                self.write(curve, 0, **self.evaluate())
-            while self.step < self.steps and not self.made["status"]:
-                self.one_step(curve)
-                if self.made["status"]:
-                    break
-                if distributed.rank() == 0:
-                    show(self.step, self.train_loss, self.task.units * self.parts, self.times)
-                stop = stopped()
-                if stop or (self.step % every == 0 and self.step < self.steps):
-                    self.save(curve)
-                if stop:
-                    tell(f"{self.label}: stopped at step {self.step}, checkpoint written; the same command continues")
-                    raise SystemExit(143)
-        self.finish()
-
-    def one_step(self, curve) -> None:
-        """One update and its line in the curve; sets the record's status when loss or gradient is not finite."""
-        started = time.perf_counter()
-        number = self.step + 1
-        for group, peak in zip(self.optimizer.param_groups, self.peak):
-            group["lr"] = lr_at(number, peak, self.schedule, self.steps)
-        losses = []
-        for part in range(self.accumulate):
-            at = part * distributed.world() + distributed.rank() if self.many else part
-            batch = self.task.batch(self.step * self.parts + at)
-            if self.fused and self.many:  # sharded weights are gathered anew for each pass
-                losses.append(self.optimizer.backward(lambda batch=batch: self.loss(batch)))
-                continue
-            loss = self.loss(batch)
-            losses.append(loss.detach())
-            if not self.fused:
-                (loss / self.accumulate if self.accumulate > 1 else loss).backward()
-        train_loss = torch.stack(losses).mean().item()
-        train_loss = distributed.mean(train_loss) if self.many else train_loss
-        norm = None
-        if self.fused and math.isfinite(train_loss):
-            if not self.many:
-                self.optimizer.backward(loss)
-            norm = getattr(self.optimizer, "grad_norm", None)  # known when it clips by the global norm
-        elif not self.fused:
-            norm = self.clip()
-        self.step, self.train_loss = number, train_loss
-        if not math.isfinite(train_loss) or not math.isfinite(norm or 0.0):
-            self.diverge("loss" if not math.isfinite(train_loss) else "gradient")
-        else:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.seconds += time.perf_counter() - started
-        self.times.append(time.perf_counter() - started)
-        at_end = number == self.steps and not self.made["status"]
-        every = self.settings.get("eval_every")
-        val = self.evaluate() if at_end or (every and number % every == 0 and not self.made["status"]) else {}
-        if val and self.settings.get("sketch"):
-            val = {**val, "sketch": sketch(self.model, self.settings["sketch"])}
-        self.write(curve, number, train_loss=train_loss, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
-
-    def loss(self, batch) -> torch.Tensor:
-        with self.autocast():
-            return self.task.loss(self.model, batch)
-
-    def clip(self) -> float:
-        """Global norm of the gradients before clipping (train.grad_clip; null measures only)."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if self.many else norm
-        if self.settings.get("grad_clip"):
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings["grad_clip"], norm)
-        self.gradient_bytes = self.gradient_bytes or usage.bytes_of(gradients)
-        return norm.item()
-
-    def autocast(self):
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.settings.get("precision", "fp32") == "bf16")
-
-    def evaluate(self) -> dict[str, float]:
-        """Numbers on the validation set; keeps the best and notices divergence."""
-        self.model.eval()
-        with torch.no_grad(), self.autocast():
-            self.val = self.task.evaluate(self.model)
-        if self.many:  # every rank evaluated everything; the mean makes them agree to the last bit
-            self.val = {key: distributed.mean(value) for key, value in self.val.items()}
-        self.model.train()
-        loss = self.val["val_loss"]
-        if not math.isfinite(loss):
-            self.diverge("validation loss")
-        elif self.best is None or loss < self.best["val_loss"]:
-            self.best = self.metrics()
-        return self.val
-
-    def metrics(self) -> dict:
-        tokens = self.step * self.parts * self.task.units
-        return {"train_loss": self.train_loss, **self.val, "step": self.step, f"{self.task.unit}s": tokens}
-
-    def diverge(self, what: str) -> None:
-        self.made.update(status="diverged", reason=f"{what} is not finite at step {self.step}")
-        self.val = dict.fromkeys(self.val)  # the last evaluation was of earlier weights
-
-    def write(self, curve, step: int, **columns) -> None:
-        """One line of curve.jsonl; a non-finite number is null."""
-        units = step * self.parts * self.task.units
-        line = {"step": step, f"{self.task.unit}s": units, **columns, "seconds": round(self.seconds, 4)}
-        curve.write(json.dumps(record.finite(line)) + "\n")
-        curve.flush()
-
-    def save(self, curve) -> None:
-        """Checkpoint after the current step; the curve goes to disk first, as the checkpoint names its length."""
-        length = 0
-        if distributed.rank() == 0:  # the others write no curve
-            os.fsync(curve.fileno())
-            length = os.fstat(curve.fileno()).st_size
-        notes = {key: getattr(self, key) for key in KEPT}
-        notes |= {"curve_bytes": length, "files": self.made["code"]["files"], "resumed_from": self.made["resumed_from"]}
-        if self.many:
-            from lowmem import sharded_checkpoint
-
-            sharded_checkpoint.save(self.path, self.step, self.model, self.optimizer, notes)
-            return
-        state = {
-            "notes": notes,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.device == "cuda" else None,
-        }
-        checkpoint.save(self.path, self.step, state)
-
-    def resume(self) -> None:
-        """Continue from the checkpoint if there is one of this code and data; cut the curve to its length."""
-        if self.many:
-            from lowmem import sharded_checkpoint
-
-            notes = sharded_checkpoint.peek(self.path)
-        else:
-            state = checkpoint.load(self.path)
-            notes = (state or {}).get("notes")
-        curve = self.folder / "curve.jsonl"
-        length = curve.stat().st_size if curve.is_file() else 0
-        stale = not notes or notes["files"] != self.made["code"]["files"] or length < notes["curve_bytes"]
-        if distributed.anywhere(stale) if self.many else stale:
-            if distributed.rank() == 0:
-                if notes:
-                    say(f"{self.label}: code, data or curve changed since the checkpoint; starting over")
-                curve.unlink(missing_ok=True)
-            return
-        if self.many:
-            sharded_checkpoint.load(self.path, self.model, self.optimizer)
-        else:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["rng"])
-            if self.device == "cuda":
-                torch.cuda.set_rng_state(state["cuda_rng"])
-        for key in KEPT:
-            setattr(self, key, notes[key])
-        if distributed.rank() == 0:
-            os.truncate(curve, notes["curve_bytes"])
-        self.made["resumed_from"] = [*notes["resumed_from"], self.step]
-        on = f" on {distributed.world()} devices" if self.many else ""
-        tell(f"{self.label}: continuing from step {self.step}{on}")
-
-    def finish(self) -> None:
-        self.made["status"] = self.made["status"] or "done"
-        final, arrays = self.metrics(), None
-        if self.task.finish and self.made["status"] == "done":
-            self.model.eval()
-            with torch.no_grad(), self.autocast():
-                found, arrays = self.task.finish(self.model)
-            final |= found
-        if self.many:
-            self.model.reshard()  # evaluation leaves the last weights gathered
-        self.made["metrics"] = {"final": final, "best": self.best or {}}
-        self.made["arrays"] = record.write_arrays(self.folder, arrays) if distributed.rank() == 0 else None
-        self.made["throughput"] = usage.throughput(self.times, self.parts * self.task.units, self.task.unit)
-        if self.made["throughput"]:
-            self.made["throughput"]["steps_s"] = round(sum(self.times), 3)
-        self.made["memory"] = usage.memory(self.model, self.optimizer, self.gradient_bytes, self.device)
+        built.model = distributed.shard(built.model, run["seed"])
+    optimizer = optim.make(built.model, **run["config"]["optimizer"])
+    loop.Loop(run, built, optimizer, device, folder, made, label).run()

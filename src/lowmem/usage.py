@@ -65,11 +65,6 @@ def memory(model: nn.Module, optimizer: torch.optim.Optimizer, gradients: int, d
     }
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's, the GPU's and the CPU allocator's ways to say that memory ran out."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
 def throughput(times: list[float], units: int, unit: str) -> dict | None:
     """Units per second and milliseconds per step without the first steps and without evaluation; null without steps."""
     counted = times[min(WARM_UP_STEPS, len(times) // 5) :]
