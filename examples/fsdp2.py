@@ -4,7 +4,6 @@ torchrun --nproc-per-node 2 examples/fsdp2.py [adam_mini | lomo] [FOLDER]       
 """
 
 import sys
-import time
 
 import torch
 import torch.distributed as dist
@@ -33,11 +32,9 @@ for step in range(done["step"], done["step"] + 10):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     else:  # the clip norm needs two passes, so a function that computes the loss
         loss = optimizer.backward(lambda tokens=tokens: model(tokens[:, :-1], tokens[:, 1:]))
-    optimizer.step(), optimizer.zero_grad()
     dist.all_reduce(mean := loss.detach() / dist.get_world_size())
+    optimizer.step(), optimizer.zero_grad()
     if dist.get_rank() == 0:
         print(f"step {step} loss {mean.item():.4f}")
 if folder:
     sharded_checkpoint.save(folder, step + 1, model, optimizer)
-dist.destroy_process_group()
-time.sleep(0.5)  # gloo's threads let go of their tensors meanwhile; a process that ends before is aborted

@@ -8,7 +8,7 @@ import sys
 import pytest
 from synthetic import ROOT, checkout, record, write_events, write_losses, write_state_memory
 
-from lowmem import exhibit, experiments, optim, plan, plots
+from lowmem import display, exhibit, experiments, optim, plan, plots
 from lowmem.errors import Misuse
 from lowmem.exhibits import adam_mini_fig10, lomo_fig1
 from lowmem.files import read_json, write_text
@@ -250,5 +250,5 @@ def test_saved_panels_leave_room_for_what_stands_beside_them():
 
 
 def test_every_optimizer_file_has_its_colour_and_name():
-    assert set(plots.COLOURS) == set(plots.NAMES)
+    assert set(plots.COLOURS) == set(display.NAMES)
     assert set(optim.names()) <= set(plots.COLOURS)

@@ -5,10 +5,10 @@ import pytest
 from synthetic import checkout
 from synthetic_hessians import hessians, write, write_everything
 
-from lowmem import claims, exhibit, experiments, matrices
-from lowmem.exhibits import adam_mini_fig4, adam_mini_fig7
+from lowmem import claims, exhibit, experiments, hessian_numbers, matrices
+from lowmem.exhibits import adam_mini_fig4
 
-MODULES = adam_mini_fig7.PANELS
+MODULES = hessian_numbers.MODULES
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import synthetic_vision
 from synthetic import ROOT, checkout, record
 from synthetic_vision import POINTS
 
-from lowmem import claims, exhibit, experiments, quarters
+from lowmem import claims, exhibit, experiments, quarter_plots, quarters
 from lowmem.tasks import classify, diffuse
 
 FIGURES = ("adam_mini_fig17", "adam_mini_fig18", "adam_mini_fig19")
@@ -205,11 +205,11 @@ def test_on_par_is_judged_by_the_margin_of_the_claim(root, points, verdict):
 
 def test_samples_are_shown_four_by_four_in_their_order():
     samples = np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
-    shown = quarters.tiles(samples)
+    shown = quarter_plots.tiles(samples)
     assert shown.shape == (8, 8, 4) and (shown[..., 3] == 255).all()
     assert shown[0, 2, 0] == 1 and shown[2, 0, 1] == 4 and shown[7, 7, 2] == 15
     colours = np.random.default_rng(0).integers(0, 256, (16, 3, 3, 3)).astype(np.uint8)
-    assert (quarters.tiles(colours)[:3, 3:6, :3] == colours[1]).all()
+    assert (quarter_plots.tiles(colours)[:3, 3:6, :3] == colours[1]).all()
 
 
 @pytest.mark.parametrize("id", FIGURES)

@@ -24,13 +24,47 @@ for name in optim.names():
         optimizer.close()
 """
 PLAN = "from lowmem import claims, plan"
+TABLES = """
+import importlib
+from lowmem import plan
+from lowmem.experiments import find_root
+headers = plan.exhibits(find_root())
+for id, header in headers.items():
+    if header["kind"] == "table":
+        importlib.import_module(f"lowmem.exhibits.{id}")
+"""
+FIGURES = TABLES.replace("table", "figure")
+NUMPY_RUN = """
+import json, sys, tempfile
+from pathlib import Path
+from lowmem import train
+config = {"task": "quadratic", "measure": {"blocks": {"a": {"values": [1, 2]}}, "size": 4, "horizons": [3]}}
+run = {"experiment": "e", "variant": "v", "seed": 0, "tier": "own", "id": "e/v/seed0", "config": config}
+run |= {"config_hash": "0" * 16, "resources": {"threads": 1, "gpus": 0}}
+with tempfile.TemporaryDirectory() as folder:
+    assert train.run_job(Path(folder), [run]) == 0
+    made = json.loads(next(Path(folder).rglob("record.json")).read_text())
+assert made["status"] == "done" and made["device"]["type"] == "cpu", made
+"""
 
 
-@pytest.mark.parametrize(("does", "unwanted"), [(OPTIMIZE, "torch._dynamo"), (PLAN, "torch"), (PLAN, "numpy")])
+@pytest.mark.parametrize(
+    ("does", "unwanted"),
+    [
+        (OPTIMIZE, "torch._dynamo"),
+        (PLAN, "torch"),
+        (PLAN, "numpy"),
+        (TABLES, "torch"),
+        (TABLES, "matplotlib"),
+        (FIGURES, "torch"),
+        (FIGURES, "matplotlib.pyplot"),
+        (NUMPY_RUN, "torch"),
+    ],
+)
 def test_a_process_does_not_load_what_it_does_not_need(does, unwanted):
     seen = f"{does}\nimport sys\nprint(sorted(m for m in sys.modules if m == {unwanted!r}))"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-    call = [sys.executable, "-c", seen]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    call, root = [sys.executable, "-c", seen], Path(__file__).parents[1]
+    done = subprocess.run(call, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"

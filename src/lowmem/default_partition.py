@@ -2,7 +2,7 @@
 
 import itertools
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import Tuned, absent, lead, mean, missing, models, ratio, text, train_losses, tuned, used
 from lowmem.exhibit import Run, Runs, Shown
 from lowmem.loss_plots import by_rate, corner, faint
@@ -55,7 +55,7 @@ def add(shown: Shown, found: dict[str, Tuned]) -> None:
     for name, one in found.items():
         loss = text(one.gone or mean(one.best))
         shown.rows.append(
-            ["Llama", "i", plots.name(name), f"best rate {one.rate}", "whole run", loss, "", "", len(one.best)]
+            ["Llama", "i", display.name(name), f"best rate {one.rate}", "whole run", loss, "", "", len(one.best)]
         )
         shown.runs_used += used(run for runs in one.rates.values() for run in runs)
     for key, words in (("default.excess", "excess loss (nat)"), ("default.roughness", "rises of the loss, times")):

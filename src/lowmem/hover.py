@@ -8,7 +8,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from lowmem import plots
+from lowmem import display, plots
 
 MOST = 60  # points of one line; a longer one is thinned evenly
 
@@ -58,9 +58,9 @@ def named(label: str, colour, dash: str) -> str:
 
     if not re.fullmatch(r"_(child\d+|nolegend_|container\d+)?|", label):
         return label.removeprefix("_")
-    known = [key for key in plots.NAMES if to_hex(plots.look(key)["color"]) == to_hex(colour)]
+    known = [key for key in display.NAMES if to_hex(plots.look(key)["color"]) == to_hex(colour)]
     same = [key for key in known if (plots.look(key)["linestyle"] == "solid") == (dash in ("-", "solid"))]
-    return plots.name(same[0]) if len(same) == 1 else ""
+    return display.name(same[0]) if len(same) == 1 else ""
 
 
 def places(axes: Axes, xy: list) -> list[str]:

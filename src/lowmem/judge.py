@@ -6,18 +6,22 @@ What the judge says (its lines with question_id and score) belongs into judged.j
 adam_mini_table3 finds it.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from lowmem import dialogues
 from lowmem.errors import Failed
 from lowmem.files import read_json
-from lowmem.pretrained import Words
 from lowmem.record import read_arrays
-from lowmem.sampling import roll_out
+
+if TYPE_CHECKING:
+    import torch
+
+    from lowmem.pretrained import Words
 
 SCORES = "judged.jsonl"
 
@@ -52,6 +56,8 @@ def answers(
     """{"answers": jsonl as bytes}: greedy answers of at most measure.answer_tokens to every turn, earlier turns before it."""
     if not questions:
         return None
+    from lowmem import dialogues, sampling  # which need PyTorch; a table that reads the scores does not
+
     model.eval()
     new, told = settings["answer_tokens"], []
     for row in questions:
@@ -59,7 +65,7 @@ def answers(
         for text in row["turns"]:
             turns.append(["user", text])
             prompt = words.encode(dialogues.question(turns, settings["template"]), start=True)
-            [answer] = roll_out(model, [prompt[-(model.config.block_size - new) :]], new, words.end)
+            [answer] = sampling.roll_out(model, [prompt[-(model.config.block_size - new) :]], new, words.end)
             replies.append(words.decode([token for token in answer if token != words.end]).strip())
             turns.append(["assistant", replies[-1]])
         told.append(json.dumps({"question_id": row["question_id"], "choices": [{"index": 0, "turns": replies}]}))

@@ -2,7 +2,7 @@
 
 import math
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import MARGIN, Pair, Tuned, losses
 from lowmem.exhibit import Run
 
@@ -22,13 +22,13 @@ def faint(colour: str) -> dict:
 
 def of_run(name: str, run: Run) -> dict:
     """Label of a single run's line: shown on the page when a point of it is pointed at, in no legend."""
-    return {"label": f"_{plots.name(name)}: {run.id}"}
+    return {"label": f"_{display.name(name)}: {run.id}"}
 
 
 def of_mean(name: str, runs: list[Run]) -> dict:
     """Label of a mean line, likewise."""
     place = f"{runs[0].experiment}/{runs[0].variant}" if runs else ""
-    return {"label": f"_{plots.name(name)}, mean of {len(runs)} seed{'s' * (len(runs) > 1)}: {place}"}
+    return {"label": f"_{display.name(name)}, mean of {len(runs)} seed{'s' * (len(runs) > 1)}: {place}"}
 
 
 def zero_and_margin(axes) -> None:
@@ -78,14 +78,14 @@ def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=lo
         x, y = mean_of(list(done.values()))
         if x:
             axes.plot(x, y, **look, **of_mean(name, runs))
-            labels.append((x[-1], y[-1], plots.name(name), look["color"]))
+            labels.append((x[-1], y[-1], display.name(name), look["color"]))
             heights += [value for at, value in zip(x, y, strict=True) if at >= start * x[-1]]
             last = max(last, x[-1])
         for run in runs:
             if run.status == "diverged" and curve(run):
                 at, value = curve(run)[-1]
                 axes.plot(at, value, marker="x", color=look["color"], markersize=7, **of_run(name, run))
-                labels.append((at, value, f"{plots.name(name)} {run.reason}", look["color"]))
+                labels.append((at, value, f"{display.name(name)} {run.reason}", look["color"]))
     if not labels:
         plots.empty(axes, "not run: no record")
         return
@@ -114,7 +114,7 @@ def corner(axes, names: list[str]) -> None:
     """Names in their colours in the upper right corner, where labels at the lines would take a neighbour's place."""
     for k, name in enumerate(names):
         style = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8}
-        axes.text(0.98, 0.97 - 0.08 * k, plots.name(name), color=plots.look(name)["color"], **style)
+        axes.text(0.98, 0.97 - 0.08 * k, display.name(name), color=plots.look(name)["color"], **style)
 
 
 def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = False) -> None:
@@ -132,14 +132,14 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = Fa
         scores = sorted(method.scores.items())
         if scores:
             seeds = len(next(iter(method.rates.values())))
-            said = {"label": f"_{plots.name(name)}, mean of {seeds} seed{'s' * (seeds > 1)}"}
+            said = {"label": f"_{display.name(name)}, mean of {seeds} seed{'s' * (seeds > 1)}"}
             axes.plot(*zip(*scores, strict=True), marker=".", **look, **said)
             if method.lr:
                 best = {
-                    "label": f"_{plots.name(name)}, best rate: {method.best[0].experiment}/{method.best[0].variant}"
+                    "label": f"_{display.name(name)}, best rate: {method.best[0].experiment}/{method.best[0].variant}"
                 }
                 axes.plot(method.lr, method.scores[method.lr], **{**look, "marker": "o", "markersize": 6}, **best)
-            labels.append(above((rates[-1], scores[-1][1], plots.name(name), look["color"]), top))
+            labels.append(above((rates[-1], scores[-1][1], display.name(name), look["color"]), top))
         for lr, runs in method.rates.items():
             if any(run.status == "diverged" for run in runs):
                 axes.plot(lr, top, marker="x", color=look["color"], markersize=7, clip_on=False)

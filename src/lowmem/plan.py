@@ -36,7 +36,7 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
                 f"hh_rlhf_dir={switches['hh_rlhf_dir']} is no folder; it holds train.jsonl.gz, test.jsonl.gz or both"
             )
         options["hh_rlhf"] = "folder"
-    datasets = dataset_names(root)
+    datasets = dataset_names(root) if options else set()
     for name, source in options.items():
         if name not in datasets:
             raise Misuse(f"--config: unknown key {name!r}{nearest(name, {*schema['properties'], *datasets})}")

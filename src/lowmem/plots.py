@@ -9,10 +9,6 @@ import re
 import textwrap
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -43,34 +39,6 @@ DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 
 DASHES |= {"adam_mini_neuron": (0, (2, 1.2))}
 DASHES |= {"adafactor_flags": (0, (1, 1)), "zhai_flags": (0, (3, 1, 1, 1)), "adam_mini_backward": (0, (2, 1.2))}
 MARKERS = {"adamw": "o", "adam_mini": "s", "lomo": "s", "sgd": "o", "adalomo": "^", "adafactor": "D"}
-NAMES = {
-    "adamw": "AdamW",
-    "adam_mini": "Adam-mini",
-    "lomo": "LOMO",
-    "sgd": "SGD",
-    "adalomo": "AdaLomo",
-    "adafactor": "Adafactor",
-    "came": "CAME",
-    "sm3": "SM3",
-    "lion": "Lion",
-    "lamb": "LAMB",
-    "adafactor_zhai": "Adafactor (Zhai)",
-    "adafactor_flags": "Adafactor, flags",
-    "zhai_flags": "Zhai, flags",
-    "adam_mini_backward": "Adam-mini in backward",
-    "adam_mini_neuron": "Adam-mini, by neuron",
-    "default_partition": "default partition",
-    "value_whole": "value as one block",
-    "embedding_whole": "embedding as one block",
-    "embedding_adam": "embedding by Adam",
-    "max": "maximum",
-    "min": "minimum",
-    "l1": "1-norm",
-    "l2": "2-norm",
-    "momentum": "SGD with momentum",
-    "variance": "second moment alone",
-    "adam": "Adam",
-}
 STYLE = {
     "svg.hashsalt": "lowmem",
     "svg.fonttype": "none",
@@ -108,21 +76,16 @@ STYLE = {
 
 def style():
     """Context in which colours, sizes and title places are the house's; exhibit.make renders inside it."""
-    return plt.rc_context(STYLE)
+    return matplotlib.rc_context(STYLE)
 
 
 def figure(mosaic: list[list[str]], width: float = 9.6, height: float = 3.6, **options) -> tuple[Figure, dict]:
-    """(Figure, {panel: Axes}) in house style, inches. options go to plt.subplot_mosaic, e.g. width_ratios."""
+    """(Figure, {panel: Axes}) in house style, inches. options go to Figure.subplot_mosaic, e.g. width_ratios."""
     with style():
-        drawn, panels = plt.subplot_mosaic(mosaic, figsize=(width, height), layout="constrained", **options)
-    plt.close(drawn)  # pyplot must not keep it alive
+        drawn = Figure(figsize=(width, height), layout="constrained")
+        panels = drawn.subplot_mosaic(mosaic, **options)
     drawn.get_layout_engine().set(w_pad=0.08, wspace=0.05, h_pad=0.06)
     return drawn, panels
-
-
-def name(optimizer: str) -> str:
-    """How an optimizer is written in a figure or table."""
-    return NAMES.get(optimizer, optimizer)
 
 
 def look(optimizer: str) -> dict:

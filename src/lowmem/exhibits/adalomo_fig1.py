@@ -1,6 +1,6 @@
 """Figure 1 of AdaLomo: SGD, SGD with momentum, SGD scaled by the second moment, and Adam. Which moment matters?"""
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import lead, mean, text, tuned, used
 from lowmem.exhibit import Runs, Shown
 from lowmem.loss_plots import by_rate, loss_curves
@@ -41,7 +41,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         if ahead:
             shown.values[f"{name}_over_sgd"] = ahead
         cells = [text(one.gone or mean(one.best)), text(ahead, True) if ahead else ""]
-        shown.rows.append([plots.name(name), one.rate, one.tried, *cells])
+        shown.rows.append([display.name(name), one.rate, one.tried, *cells])
     shown.values["variance_over_momentum"] = lead(methods["momentum"], methods["variance"])
     shown.figure = draw(methods)
     return shown

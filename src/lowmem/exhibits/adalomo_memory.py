@@ -1,6 +1,6 @@
 """Memory and throughput of AdaLomo beside AdamW, Adafactor and LOMO, simulated. The paper's table is only recalled."""
 
-from lowmem import plots
+from lowmem import display
 from lowmem.cells import SIMULATED, gib, rate, shown, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.memory.hardware import OUTSIDE
@@ -39,12 +39,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         for optimizer in OPTIMIZERS:
             run = runs.one(f"al.{size}.{optimizer}")
             use(table, run)
-            place = {"model": size.upper(), "optimizer": plots.name(optimizer), "gpus": gpus, "micro_batch": batch}
+            place = {"model": size.upper(), "optimizer": display.name(optimizer), "gpus": gpus, "micro_batch": batch}
             memory, theirs_speed = printed(published, "memory_gb_total", **place), printed(published, "tgs", **place)
-            table.published += mark(f"{size.upper()}, {plots.name(optimizer)}: GB in all", memory)
-            table.published += mark(f"{size.upper()}, {plots.name(optimizer)}: tokens/s per GPU", theirs_speed)
+            table.published += mark(f"{size.upper()}, {display.name(optimizer)}: GB in all", memory)
+            table.published += mark(f"{size.upper()}, {display.name(optimizer)}: tokens/s per GPU", theirs_speed)
             theirs = ["" if value is None else f"{value['value']:g}" for value in (memory, theirs_speed)]
-            cells = [size.upper(), plots.name(optimizer), gpus, batch]
+            cells = [size.upper(), display.name(optimizer), gpus, batch]
             speed, reason = rate(run)
             per_gpu = speed and speed / gpus
             key = f"{size}.{optimizer}.tokens_per_s"

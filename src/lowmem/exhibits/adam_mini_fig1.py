@@ -1,6 +1,6 @@
 """Figure 1 of Adam-mini: Llama2-7B at a glance. Loss by tokens and by time."""
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import Pair, losses, mean, pairs, text, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.loss_plots import limits, loss_curves
@@ -39,7 +39,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             text(gap, True) if optimizer == "adam_mini" else "",
             text(mean(group, seconds), digits=1),
         ]
-        shown.rows.append([plots.name(optimizer), *cells, len(size.seeds)])
+        shown.rows.append([display.name(optimizer), *cells, len(size.seeds)])
     shown.figure = draw(size)
     return shown
 
@@ -80,7 +80,7 @@ def draw_loss_by_time(axes, size: Pair) -> None:
         x = [sum(t for t, _ in column) / len(column) for column in columns]
         y = [sum(loss for _, loss in column) / len(column) for column in columns]
         axes.plot(x, y, **look)
-        labels.append((x[-1], y[-1], plots.name(name), look["color"]))
+        labels.append((x[-1], y[-1], display.name(name), look["color"]))
         heights += y[len(y) // 5 :]
     if not labels:
         plots.empty(axes, "not run: no record")

@@ -6,7 +6,7 @@ curve and training loss; here the fixed validation set decides, because at gaps 
 
 import itertools
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import MARGIN, Pair, as_estimate, largest, missing, pairs, smallest, text, value
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.loss_plots import (
@@ -160,7 +160,7 @@ def draw_loss(axes, sizes: list[Pair]) -> None:
     for k, optimizer in enumerate(("adamw", "adam_mini")):  # which colour is which, once, above the curves
         axes.plot([0.60, 0.68], [0.95 - 0.08 * k] * 2, transform=axes.transAxes, **plots.look(optimizer))
         style = {"transform": axes.transAxes, "color": plots.look(optimizer)["color"], "va": "center", "fontsize": 8}
-        axes.text(0.70, 0.95 - 0.08 * k, plots.name(optimizer), **style)
+        axes.text(0.70, 0.95 - 0.08 * k, display.name(optimizer), **style)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.12 * (high - low))
     plots.end_labels(axes, labels)

@@ -4,7 +4,7 @@ The released script runs Adafactor with flags that make its learning rate inert 
 ways stand here: rates that are used, from a grid as large as Adam-mini's, and the published flags.
 """
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import lead, mean, models, smallest, text, tuned, used
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.loss_plots import by_rate, loss_curves
@@ -47,7 +47,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             ahead = lead(one, methods["adam_mini"]) if name != "adam_mini" else None
             loss = text(one.gone or mean(one.best))
             rate = "no effect" if name in FLAGS else one.rate
-            shown.rows.append([size, plots.name(name), rate, one.tried, loss, text(ahead, True) if ahead else ""])
+            shown.rows.append([size, display.name(name), rate, one.tried, loss, text(ahead, True) if ahead else ""])
             if ahead and size == sizes[0]:
                 shown.values[f"{'lead_flags' if name in FLAGS else 'lead'}.{name}"] = ahead
     for key, names in (("lead", VERSIONS), ("lead_flags", FLAGS)):

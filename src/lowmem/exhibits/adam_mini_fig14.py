@@ -3,7 +3,7 @@
 Rates and the unchanged settings are runs of llama_variants; beta2, epsilon and warm-up those of adafactor_sweeps.
 """
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import Tuned, difference, lead, mean, models, smallest, text, tuned, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.loss_plots import by_rate
@@ -68,13 +68,13 @@ def add_rows(shown: Shown, methods: dict[str, Tuned], sweeps: dict) -> list[dict
         one = methods[version]
         leads.append(lead(one, mini))
         shown.rows.append(
-            [plots.name(version), "best rate", one.rate, text(one.gone or mean(one.best)), text(leads[-1], True)]
+            [display.name(version), "best rate", one.rate, text(one.gone or mean(one.best)), text(leads[-1], True)]
         )
         for setting, group in sweeps[version].items():
             entry = mini.gone or difference(group, mini.best)
             leads.append(entry)
             rate = f"{group[0].config['optimizer']['lr']:g}"
-            shown.rows.append([plots.name(version), words(setting), rate, text(mean(group)), text(entry, True)])
+            shown.rows.append([display.name(version), words(setting), rate, text(mean(group)), text(entry, True)])
     return leads
 
 

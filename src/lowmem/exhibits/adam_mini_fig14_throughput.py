@@ -1,6 +1,6 @@
 """Adam-mini against Adafactor: speed measured at equal batch here, and simulated for Llama2-7B. Sweeps: adam_mini_fig14."""
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.cells import SIMULATED, rate, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed
 
@@ -55,7 +55,7 @@ def rows(shown: Shown, panel: str, speeds: dict) -> None:
     (base, no_base), (ours, no_ours) = speeds["adafactor"], speeds["adam_mini"]
     for optimizer, (speed, reason) in speeds.items():
         ratio = f"{speed / base:.2f}" if speed and base else ""
-        shown.rows.append([panel, plots.name(optimizer), reason or f"{speed:.0f}", ratio])
+        shown.rows.append([panel, display.name(optimizer), reason or f"{speed:.0f}", ratio])
     reason = no_base or no_ours
     gain = None if reason else 100 * (ours / base - 1)
     shown.values[f"{panel}.gain_percent"] = value_or_reason(gain, "%", reason)
@@ -68,7 +68,7 @@ def draw(axes, speeds: dict, panel: str) -> None:
             axes.barh(i, speed, 0.6, color=plots.COLOURS[optimizer])
         words = reason.partition(":")[0].partition(" (")[0] if reason else f"{speed:,.0f}"
         axes.annotate(words, (0 if reason else speed, i), xytext=(4, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(speeds)), [plots.name(optimizer) for optimizer in speeds])
+    axes.set_yticks(range(len(speeds)), [display.name(optimizer) for optimizer in speeds])
     axes.set_ylim(-0.6, len(speeds) - 0.4)
     axes.set_xlabel("tokens per second")
     axes.set_title({"measured": "Measured, equal batch", "simulated": "Simulated, Llama2-7B, largest batch"}[panel])

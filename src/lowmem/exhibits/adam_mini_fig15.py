@@ -4,7 +4,7 @@ Which of the five the paper's figure shows, and whether it has a second panel on
 files); all five run on the model of Figure 8.
 """
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import lead, mean, smallest, text, tuned, used
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.loss_plots import by_rate, loss_curves, side_by_side
@@ -42,7 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         if name in BASELINES:
             shown.values[f"lead.{name}"] = lead(one, methods["adam_mini"])
         ahead = text(shown.values[f"lead.{name}"], True) if name in BASELINES else ""
-        shown.rows.append([plots.name(name), one.rate, one.tried, text(one.gone or mean(one.best)), ahead])
+        shown.rows.append([display.name(name), one.rate, one.tried, text(one.gone or mean(one.best)), ahead])
     shown.values["lead.least"] = smallest(list(shown.values.values()))
     shown.figure = draw(methods, shown.values)
     return shown
@@ -55,7 +55,7 @@ def draw(methods: dict, values: dict):
     by_rate(panels["rates"], methods)
     panels["rates"].set_title("Every rate tried")
     panels["rates"].set_ylabel("final validation loss (nat)")
-    rows = [(plots.name(name), values[f"lead.{name}"], plots.look(name)["color"]) for name in BASELINES]
+    rows = [(display.name(name), values[f"lead.{name}"], plots.look(name)["color"]) for name in BASELINES]
     side_by_side(panels["lead"], rows, "lead of Adam-mini (nat)")
     panels["lead"].set_title("Right of zero: ahead")
     return drawn

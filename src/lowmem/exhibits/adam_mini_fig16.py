@@ -3,7 +3,7 @@
 All run on one model with one AdamW baseline; each variant is shown at its best rate of an equal grid.
 """
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import lead, mean, models, smallest, text, tuned, used
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.loss_plots import by_rate, loss_curves
@@ -48,7 +48,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             continue
         behind = lead(one, methods["adam_mini"]) if name != "adam_mini" else None
         cells = [text(one.gone or mean(one.best)), text(behind, True) if behind else ""]
-        shown.rows.append([plots.name(name), one.rate, one.tried, *cells])
+        shown.rows.append([display.name(name), one.rate, one.tried, *cells])
     shown.values = {
         "value.gap": lead(methods["value_whole"], methods["adam_mini"]),
         "mean.lead": smallest(lead(methods[name], methods["adam_mini"]) for name in STATISTICS),

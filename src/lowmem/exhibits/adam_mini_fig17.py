@@ -3,9 +3,10 @@
 Transformers, so Adam-mini takes its usual blocks: heads, output neurons, tokens. ViT runs beside Swin as a row of ours.
 """
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, curves, data_of, of, sample_strip
+from lowmem.quarter_plots import curves, sample_strip
+from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 
 EXHIBIT = {
     "id": "adam_mini_fig17",
@@ -62,7 +63,7 @@ def draw(groups: dict):
         label, metric = MODELS[name]
         curves(panels[name], groups[name], metric, "images", "training images", f"{letter}  {label}")
     shown = {"dit": "DiT", "dcae": "DC-AE latents"}
-    strip = {f"{shown[name]}, {plots.name(o)}": runs for name in shown for o, runs in groups[name].items()}
+    strip = {f"{shown[name]}, {display.name(o)}": runs for name in shown for o, runs in groups[name].items()}
     sample_strip(panels["samples"], strip)
     panels["samples"].set_title("d  Samples", pad=20)
     return drawn

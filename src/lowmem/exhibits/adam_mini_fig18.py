@@ -6,10 +6,11 @@ Hessian blocks asks for and its rule for such models does not do.
 
 from collections.abc import Iterable
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import missing, value
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, curves, data_of, of, sample_strip
+from lowmem.quarter_plots import curves, sample_strip
+from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.stats import estimate
 
 EXHIBIT = {
@@ -68,6 +69,6 @@ def draw(resnet: dict, ddpm: dict):
     drawn, panels = plots.figure([["a", "b"], ["samples", "samples"]], height=6.4, height_ratios=[1.2, 1])
     curves(panels["a"], resnet, ACCURACY, "images", "training images", "a  ResNet-18")
     curves(panels["b"], ddpm, LOSS, "images", "training images", "b  DDPM, error of the predicted noise")
-    sample_strip(panels["samples"], {plots.name(optimizer): runs for optimizer, runs in ddpm.items()})
+    sample_strip(panels["samples"], {display.name(optimizer): runs for optimizer, runs in ddpm.items()})
     panels["samples"].set_title("c  Samples of the DDPM", pad=20)
     return drawn

@@ -6,7 +6,8 @@ The third optimizer is ours: one block for each output neuron of a layer; the ve
 from lowmem import plots
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.loss_plots import side_by_side
-from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, curves, data_of, of
+from lowmem.quarter_plots import curves
+from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
 
 EXHIBIT = {
     "id": "adam_mini_fig19",

@@ -1,6 +1,6 @@
 """Figure 1 of Adam-mini, its panels of memory and throughput. The loss panels are adam_mini_fig1."""
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.cells import SIMULATED, rate, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed
 
@@ -41,10 +41,10 @@ def memory_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
     for i, optimizer in enumerate(OPTIMIZERS):
         run = runs.one(f"llama2_7b-{optimizer}")
         use(shown, run)
-        state, theirs = run.final("state_bytes"), printed(published, "memory_GB", optimizer=plots.name(optimizer))
-        shown.published += mark(f"{plots.name(optimizer)}, optimizer state", theirs)
+        state, theirs = run.final("state_bytes"), printed(published, "memory_GB", optimizer=display.name(optimizer))
+        shown.published += mark(f"{display.name(optimizer)}, optimizer state", theirs)
         value = "" if state is None else f"{state / 1e9:.2f}"
-        shown.rows.append(["memory", plots.name(optimizer), "", "", value or run.reason, "GB"])
+        shown.rows.append(["memory", display.name(optimizer), "", "", value or run.reason, "GB"])
         shown.values[f"memory.{optimizer}"] = value_or_reason(state and state / 1e9, "GB", run.reason)
         if state is None:
             axes.text(i, 1, "not run", ha="center", rotation=90, va="bottom")
@@ -53,7 +53,7 @@ def memory_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
         axes.text(i, state / 1e9 + 1, value, ha="center")
         if theirs is not None:
             axes.hlines(theirs["value"], i - 0.38, i + 0.38, color=plots.INK, linestyle=":")
-    axes.set_xticks(range(len(OPTIMIZERS)), [plots.name(optimizer) for optimizer in OPTIMIZERS])
+    axes.set_xticks(range(len(OPTIMIZERS)), [display.name(optimizer) for optimizer in OPTIMIZERS])
     axes.set_ylabel("optimizer state (GB)")
     axes.set_title("Memory (dotted: printed)")
     axes.grid(axis="x", visible=False)
@@ -67,7 +67,7 @@ def throughput_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
             run = runs.one(f"t2.{optimizer}.{length}")
             use(shown, run)
             speed, reason = rate(run)
-            cells = ["throughput", plots.name(optimizer), length, run.final("batch") or ""]
+            cells = ["throughput", display.name(optimizer), length, run.final("batch") or ""]
             shown.rows.append([*cells, reason or f"{speed:.0f}", "token/s"])
             shown.values[f"throughput.{optimizer}.{length}"] = value_or_reason(speed, "token/s", reason)
             at = j + (i - 0.5) * 0.4
@@ -76,8 +76,8 @@ def throughput_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
                 continue
             axes.bar(at, speed, 0.38, color=plots.COLOURS[optimizer])
             axes.text(at, speed + 120, f"{run.final('batch')}", ha="center", fontsize=8)
-        theirs = printed(published, "throughput", optimizer=plots.name(optimizer))
-        shown.published += mark(f"{plots.name(optimizer)}, throughput", theirs)
+        theirs = printed(published, "throughput", optimizer=display.name(optimizer))
+        shown.published += mark(f"{display.name(optimizer)}, throughput", theirs)
         if theirs is not None:
             at = len(LENGTHS) + (i - 0.5) * 0.4
             axes.bar(at, theirs["value"], 0.38, facecolor="none", edgecolor=plots.COLOURS[optimizer], hatch="///")
@@ -89,6 +89,6 @@ def throughput_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
     axes.set_title("Throughput at the largest batch (simulated)")
     axes.grid(axis="x", visible=False)
     for i, optimizer in enumerate(OPTIMIZERS):
-        axes.text(0.99, 0.98 - 0.08 * i, plots.name(optimizer), color=plots.COLOURS[optimizer], ha="right", va="top",
+        axes.text(0.99, 0.98 - 0.08 * i, display.name(optimizer), color=plots.COLOURS[optimizer], ha="right", va="top",
                   transform=axes.transAxes, fontweight="bold")  # fmt: skip
     axes.margins(y=0.22)

@@ -6,7 +6,8 @@ The matrix is the query's of Figure 7. Bright: pairs of parameters with one rate
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from lowmem import matrices, plots
+from lowmem import display, matrices, plots
+from lowmem import hessian_numbers as hn
 from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {
@@ -36,8 +37,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=["The paper's matrix has about 1024 rows and 4 blocks of 256; ours has 256 rows and 4 of 64."],
     )
     done = [run for run in runs if run.status == "done"]
-    stage = matrices.stages(list(runs))[0]
-    found = matrices.numbers(done[:1], stage, MODULE, "size", "blocks", "share", "diagonal")
+    stage = hn.stages(list(runs))[0]
+    found = hn.numbers(done[:1], stage, MODULE, "size", "blocks", "share", "diagonal")
     picture = done[0].arrays().get(f"{MODULE}@{stage}") if done else None
     reason = unfinished(runs)
     if not found or picture is None:
@@ -47,7 +48,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     size, blocks, share, diagonal = found[0] if found else (0, 0, 0, 0)
     rates = {"sgd": (1, 1.0), "adam_mini": (blocks, share), "adamw": (size, diagonal)}
     for name, (count, inside) in rates.items():
-        label = {"adamw": "Adam"}.get(name, plots.name(name))
+        label = {"adamw": "Adam"}.get(name, display.name(name))
         if reason:
             shown.rows.append([label, reason, "", ""])
             shown.values[f"rates.{name}"] = {"value": None, "reason": reason}
@@ -65,7 +66,7 @@ def draw(picture, rates: dict, reason: str | None):
         if reason:
             plots.empty(axes, reason)
             continue
-        label = {"adamw": "Adam"}.get(name, plots.name(name))
+        label = {"adamw": "Adam"}.get(name, display.name(name))
         matrices.show(axes, picture, title=f"{label}: {count} rate{'s' if count > 1 else ''}")
         outline(axes, len(picture), min(count, len(picture)), plots.COLOURS[name])
     if not reason:

@@ -1,7 +1,7 @@
 """Fine-tuning and ReMax (Figure 20 in our count; the paper's number is unknown): held-out perplexity, then reward."""
 
 from lowmem import alignment as al
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import mean, text, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.loss_plots import loss_curves
@@ -61,9 +61,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
                 "" if tuning else text(mean(found, lambda run, key=key: run.final(key)), digits=2)
                 for key in ("kl", "answer_length")
             )
-            theirs = paper(shown, published, final, plots.name(optimizer))
+            theirs = paper(shown, published, final, display.name(optimizer))
             signed = text(gap, True) if optimizer == "adam_mini" else ""
-            shown.rows.append([title[3:], plots.name(optimizer), text(end), signed, kl, length, theirs])
+            shown.rows.append([title[3:], display.name(optimizer), text(end), signed, kl, length, theirs])
         draw(panels[kind], groups, tuning, title, al.word_of(runs))
     for what in ("lora_final_ppl.start", "remax_reward.start"):
         shown.published += mark(what, printed(published, what))

@@ -4,6 +4,7 @@ The hidden layer's exact Hessian, its mass inside the eight neurons' blocks agai
 changes with the number of classes, which the paper's later text says sharpens the blocks.
 """
 
+from lowmem import hessian_numbers as hn
 from lowmem import matrices, plots
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.stats import estimate, least, paired
@@ -50,7 +51,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     groups = by_classes(runs)
     for count, group in groups.items():
         shown.runs_used += [run.id for run in group if run.status == "done"]
-        for stage in matrices.stages(group):
+        for stage in hn.stages(group):
             add_row(shown, count, stage, group)
     summarise(shown, groups)
     shown.figure = draw(groups)
@@ -66,22 +67,22 @@ def by_classes(runs: Runs) -> dict[int, list[Run]]:
 
 
 def add_row(shown: Shown, count: int, stage: str, runs: list[Run]) -> None:
-    found = matrices.numbers(runs, stage, "hidden", "share", "null", "null_high", "contrast")
+    found = hn.numbers(runs, stage, "hidden", "share", "null", "null_high", "contrast")
     if not found:
-        shown.rows.append([count, matrices.at(stage), "", unfinished(runs), "", "", ""])
+        shown.rows.append([count, hn.at(stage), "", unfinished(runs), "", "", ""])
         return
     losses = [run.final("stages")[stage]["loss"] for run in runs if run.status == "done"]
     null, high, contrast = (sum(f[k] for f in found) / len(found) for k in (1, 2, 3))
-    share = matrices.percent(matrices.over_seeds([f[0] for f in found]))
+    share = hn.percent(hn.over_seeds([f[0] for f in found]))
     cells = [share, f"{100 * null:.1f} %, {100 * high:.1f} %", f"{contrast:.1f}", len(found)]
-    shown.rows.append([count, matrices.at(stage), f"{sum(losses) / len(losses):.3f}", *cells])
+    shown.rows.append([count, hn.at(stage), f"{sum(losses) / len(losses):.3f}", *cells])
 
 
 def shares(runs: list[Run]) -> dict[int, float]:
     """{seed: share inside the blocks, mean over the stages}."""
     found = {}
     for run in runs:
-        each = [f[0] for stage in matrices.stages(runs) for f in matrices.numbers([run], stage, "hidden", "share")]
+        each = [f[0] for stage in hn.stages(runs) for f in hn.numbers([run], stage, "hidden", "share")]
         if each:
             found[run.seed] = sum(each) / len(each)
     return found
@@ -92,21 +93,21 @@ def summarise(shown: Shown, groups: dict[int, list[Run]]) -> None:
     most, fewest = max(groups), min(groups)
     reason = unfinished(groups[most])
     excess, share = [], []
-    for stage in matrices.stages(groups[most]):
-        found = matrices.numbers(groups[most], stage, "hidden", "share", "null_high")
-        excess.append(matrices.over_seeds([f[0] - f[1] for f in found]))
-        share.append(matrices.over_seeds([f[0] for f in found]))
+    for stage in hn.stages(groups[most]):
+        found = hn.numbers(groups[most], stage, "hidden", "share", "null_high")
+        excess.append(hn.over_seeds([f[0] - f[1] for f in found]))
+        share.append(hn.over_seeds([f[0] for f in found]))
     for name, values in (("excess.least", excess), ("share.least", share)):
-        shown.values[name] = matrices.value(least(values) if None not in values else None, reason, "of |H|")
+        shown.values[name] = hn.value(least(values) if None not in values else None, reason, "of |H|")
     reason = unfinished([*groups[most], *groups[fewest]])
     gaps = list(paired(shares(groups[most]), shares(groups[fewest])).values())
-    shown.values["classes.effect"] = matrices.value(estimate(gaps) if gaps else None, reason, "of |H|")
+    shown.values["classes.effect"] = hn.value(estimate(gaps) if gaps else None, reason, "of |H|")
 
 
 def draw(groups: dict[int, list[Run]]):
     """Three stages of the first seed with most classes, and shares by number of classes."""
     runs = groups[max(groups)]
-    named = matrices.stages(runs)
+    named = hn.stages(runs)
     drawn, panels = plots.figure([[*named, "classes"]], width=9.6, height=3.1, width_ratios=[1] * len(named) + [1.15])
     run = next((run for run in runs if run.status == "done"), None)
     arrays = run.arrays() if run else {}
@@ -115,8 +116,8 @@ def draw(groups: dict[int, list[Run]]):
         if picture is None:
             plots.empty(panels[stage], unfinished(runs) or "not run: its arrays are lost")
             continue
-        *shares, blocks = matrices.numbers([run], stage, "hidden", "share", "null_low", "null_high", "blocks")[0]
-        matrices.show(panels[stage], picture, blocks, matrices.at(stage), matrices.inside(*shares))
+        *shares, blocks = hn.numbers([run], stage, "hidden", "share", "null_low", "null_high", "blocks")[0]
+        matrices.show(panels[stage], picture, blocks, hn.at(stage), hn.inside(*shares))
     if arrays:
         matrices.colour_bar(drawn, [panels[stage] for stage in named])
     draw_classes(panels["classes"], groups, named)
@@ -127,7 +128,7 @@ def draw_classes(axes, groups: dict[int, list[Run]], named: list[str]) -> None:
     """Share inside the blocks against the number of classes: a dot for each seed, a line for each stage's mean."""
     labels = []
     for k, (stage, colour) in enumerate(zip(named, plots.SERIES)):
-        found = {count: [f[0] for f in matrices.numbers(g, stage, "hidden", "share")] for count, g in groups.items()}
+        found = {count: [f[0] for f in hn.numbers(g, stage, "hidden", "share")] for count, g in groups.items()}
         found = {count * 1.06 ** (k - 1): values for count, values in found.items() if values}  # side by side
         if not found:
             continue

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from lowmem import hessian_numbers as hn
 from lowmem import matrices, plots
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.stats import estimate, least
@@ -58,10 +59,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     paper, dense = groups.get("paper", []), groups.get("dense", [])
     for key, reading in READINGS.items():
         smallest = least([order(paper, key, h) for h in horizons(paper)]) if not unfinished(paper) else None
-        shown.values[f"order.{reading}"] = matrices.value(smallest, unfinished(paper), "powers of ten")
+        shown.values[f"order.{reading}"] = hn.value(smallest, unfinished(paper), "powers of ten")
         for name, group, block in (("block1", paper, "block1"), ("dense", dense, "dense")):
             gap = least([inside(group, block, key, h) for h in horizons(group)]) if not unfinished(group) else None
-            shown.values[f"inside.{name}.{reading}"] = matrices.value(gap, unfinished(group), "powers of ten")
+            shown.values[f"inside.{name}.{reading}"] = hn.value(gap, unfinished(group), "powers of ten")
     shown.figure = draw(paper, dense)
     return shown
 

@@ -7,7 +7,8 @@ block. Medians, because kappa(D H) has no finite mean.
 import numpy as np
 from matplotlib.colors import BoundaryNorm
 
-from lowmem import matrices, plots
+from lowmem import hessian_numbers as hn
+from lowmem import plots
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.stats import Estimate, least, worst
 
@@ -87,13 +88,13 @@ def summarise(shown: Shown, found: dict[str, Run]) -> None:
     for ending in ("", "_similar"):
         trend = worst([as_estimate(row["trend" + ending]) for row in rows])
         dense = least([as_estimate(row["full" + ending]) for row in rows])
-        shown.values["trend.worst" + ending] = matrices.value(trend, reason, "rank correlation")
-        shown.values["dense.least" + ending] = matrices.value(dense, reason, "r")
+        shown.values["trend.worst" + ending] = hn.value(trend, reason, "rank correlation")
+        shown.values["dense.least" + ending] = hn.value(dense, reason, "r")
     run = found["by_kappa"]
     largest = None if run.status != "done" else max(run.final("rows").items(), key=lambda item: float(item[0]))[1]
     diagonal = largest and as_estimate(largest["diagonal"])
     reason = run.reason if run.status != "done" else None
-    shown.values["diagonal.largest_kappa"] = matrices.value(diagonal, reason, "r")
+    shown.values["diagonal.largest_kappa"] = hn.value(diagonal, reason, "r")
 
 
 def points(found: dict[str, Run]) -> dict:

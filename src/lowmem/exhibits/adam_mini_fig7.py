@@ -7,6 +7,7 @@ PyTorch's tensors as blocks, from the runs of llama_variants.
 """
 
 from lowmem import default_partition, matrices, plots
+from lowmem import hessian_numbers as hn
 from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
 from lowmem.stats import least
 
@@ -22,7 +23,6 @@ EXHIBIT = {
     "published": "adam_mini.figure7",
 }
 
-PANELS = ("query", "key", "value", "attn.proj", "mlp.fc", "mlp.proj", "embedding", "output")  # a to h
 COLUMNS = [
     "model",
     "panel",
@@ -55,13 +55,13 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "Value is cut by output neuron, as the paper's rule says, though its panel is labelled with 4 heads.",
         ],
     )
-    for panel, module in zip("abcdefgh", PANELS, strict=True):
+    for panel, module in zip("abcdefgh", hn.MODULES, strict=True):
         shown.published += mark(f"{panel}, {module}: blocks", printed(published, "blocks", panel=panel, module=module))
     excess = {}
     for name, group in (("1 layer, width 16", toy), (deep_name(deep), deep)):
         shown.runs_used += [run.id for run in group if run.status == "done"]
-        for stage in matrices.stages(group):
-            for letter, module in zip("abcdefgh", PANELS, strict=True):
+        for stage in hn.stages(group):
+            for letter, module in zip("abcdefgh", hn.MODULES, strict=True):
                 excess[name, stage, module] = add_row(shown, name, letter, module, stage, group)
     summarise(shown, toy, deep, excess)
     trained = default_partition.methods(runs)
@@ -78,40 +78,38 @@ def deep_name(runs: list) -> str:
 def add_row(shown: Shown, model: str, letter: str, module: str, stage: str, runs: list):
     """One row; returns the estimate over seeds of (share minus the null's 97.5 %)."""
     keys = ("share", "null", "null_high", "contrast", "blocks", "kind", "tensors")
-    found = matrices.numbers(runs, stage, module, *keys)
-    when = matrices.at(stage)
+    found = hn.numbers(runs, stage, module, *keys)
+    when = hn.at(stage)
     if not found:
         shown.rows.append([model, letter, module, "", when, unfinished(runs) or "not run: no such module", "", "", ""])
         return None
     share, excess = (
-        matrices.over_seeds([f[0] for f in found]),
-        matrices.over_seeds([f[0] - f[2] for f in found]),
+        hn.over_seeds([f[0] for f in found]),
+        hn.over_seeds([f[0] - f[2] for f in found]),
     )
     null, high, contrast = (sum(f[k] for f in found) / len(found) for k in (1, 2, 3))
-    blocks = f"{found[0][4]} {plural(found[0][5])}" + (f" in each of {found[0][6]}" if (found[0][6] or 1) > 1 else "")
-    cells = [matrices.percent(share), f"{100 * null:.1f} %, {100 * high:.1f} %", f"{contrast:.1f}", len(found)]
+    blocks = f"{found[0][4]} {hn.plural(found[0][5])}" + (
+        f" in each of {found[0][6]}" if (found[0][6] or 1) > 1 else ""
+    )
+    cells = [hn.percent(share), f"{100 * null:.1f} %, {100 * high:.1f} %", f"{contrast:.1f}", len(found)]
     shown.rows.append([model, letter, module, blocks, when, *cells])
     return excess
-
-
-def plural(kind: str) -> str:
-    return {"head": "heads", "token": "tokens", "neuron": "neurons"}.get(kind, kind)
 
 
 def summarise(shown: Shown, toy: list, deep: list, excess: dict) -> None:
     """Values for the claims, at the first stage, where the paper's panels stand."""
     reason = unfinished(toy) or (None if toy else "not run: no run is planned")
-    first = matrices.stages(toy)[0] if toy else ""
-    for module in PANELS:
+    first = hn.stages(toy)[0] if toy else ""
+    for module in hn.MODULES:
         e = excess.get(("1 layer, width 16", first, module))
-        shown.values[f"excess.{module}"] = matrices.value(e, reason, "of |H|")
-    shares = [matrices.over_seeds([f[0] for f in matrices.numbers(toy, first, module, "share")]) for module in PANELS]
+        shown.values[f"excess.{module}"] = hn.value(e, reason, "of |H|")
+    shares = [hn.over_seeds([f[0] for f in hn.numbers(toy, first, module, "share")]) for module in hn.MODULES]
     smallest = least(shares) if None not in shares else None
-    shown.values["share.least"] = matrices.value(smallest, reason, "of |H|")
+    shown.values["share.least"] = hn.value(smallest, reason, "of |H|")
     reason = unfinished(deep) or (None if deep else "not run: no run is planned")
-    first = matrices.stages(deep)[0] if deep else ""
-    found = [excess.get((deep_name(deep), first, module)) for module in PANELS]
-    shown.values["excess.deep"] = matrices.value(least(found) if None not in found else None, reason, "of |H|")
+    first = hn.stages(deep)[0] if deep else ""
+    found = [excess.get((deep_name(deep), first, module)) for module in hn.MODULES]
+    shown.values["excess.deep"] = hn.value(least(found) if None not in found else None, reason, "of |H|")
 
 
 def draw(runs: list, trained: dict):
@@ -120,18 +118,16 @@ def draw(runs: list, trained: dict):
     default_partition.draw(panels["i"], panels["j"], trained)
     run = next((run for run in runs if run.status == "done"), None)
     arrays = run.arrays() if run else {}
-    stage = matrices.stages(runs)[0] if runs else ""
-    for letter, module in zip("abcdefgh", PANELS, strict=True):
+    stage = hn.stages(runs)[0] if runs else ""
+    for letter, module in zip("abcdefgh", hn.MODULES, strict=True):
         picture = arrays.get(f"{module}@{stage}")
-        found = (
-            matrices.numbers([run], stage, module, "share", "null_low", "null_high", "blocks", "kind") if run else []
-        )
+        found = hn.numbers([run], stage, module, "share", "null_low", "null_high", "blocks", "kind") if run else []
         if picture is None or not found:
             plots.empty(panels[letter], unfinished(runs) or "not run: its arrays are lost")
             continue
         *shares, blocks, kind = found[0]
-        title = f"({letter}) {module}: {blocks} {plural(kind)}"
-        matrices.show(panels[letter], picture, blocks, title, matrices.inside(*shares))
+        title = f"({letter}) {module}: {blocks} {hn.plural(kind)}"
+        matrices.show(panels[letter], picture, blocks, title, hn.inside(*shares))
     if arrays:
         matrices.colour_bar(drawn, [panels[letter] for letter in "abcdefgh"])
     return drawn

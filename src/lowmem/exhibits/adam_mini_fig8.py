@@ -6,7 +6,7 @@ stands in workflow/config/experiments/gpt2_baselines.yaml, and is shown at its b
 
 import math
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import Tuned, lead, mean, missing, ratio, smallest, text, tuned, used, value
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.loss_plots import by_rate, loss_curves, mean_of, tokens_label
@@ -62,7 +62,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         far = text(end(gaps[name]), digits=2) if name in gaps else ""
         ahead = text(shown.values[f"lead.{name}"], True) if name in BASELINES else ""
         loss = text(one.gone or mean(one.best))
-        shown.rows.append([plots.name(name), one.rate, one.tried, loss, ahead, far])
+        shown.rows.append([display.name(name), one.rate, one.tried, loss, ahead, far])
     for key in ("lead", "closer"):
         found = [shown.values[f"{key}.{name}"] for name in BASELINES if f"{key}.{name}" in shown.values]
         shown.values[f"{key}.least"] = smallest(found)
@@ -150,7 +150,7 @@ def spread(shown: Shown, settings: dict[str, list[list[Run]]]) -> None:
         losses = {s: [run.final("val_loss") for run in runs if run.seed == s] for s in sorted(seeds)}
         by_seed[optimizer] = {seed: max(found) - min(found) for seed, found in losses.items()}
         entry = shown.values[f"spread.{optimizer}"] = value(estimate(list(by_seed[optimizer].values())))
-        label = f"spread over {len(groups)} settings, {plots.name(optimizer)}"
+        label = f"spread over {len(groups)} settings, {display.name(optimizer)}"
         shown.rows.append([label, "", "", text(entry), "", ""])
     if not gone:
         ours, theirs = by_seed["adam_mini"], by_seed["adamw"]
@@ -185,7 +185,7 @@ def draw_distances(axes, gaps: dict) -> None:
         if "value" not in by_seed:
             x, y = mean_of(list(by_seed.values()))
             axes.plot(x, y, marker=".", **plots.look(name))
-            labels.append((x[-1], y[-1], plots.name(name), plots.look(name)["color"]))
+            labels.append((x[-1], y[-1], display.name(name), plots.look(name)["color"]))
     if not labels:
         plots.empty(axes, "not run: no record")
         return
@@ -211,7 +211,7 @@ def draw_decay(axes, methods: dict[str, Tuned], decay: list[Run]) -> None:
             places = list(range(len(means)))
             axes.plot(places, [loss for _, loss in means], marker=".", **plots.look(name))
             axes.set_xticks(places, [f"{wd:g}" for wd, _ in means])
-            labels.append((places[-1], means[-1][1], plots.name(name), plots.look(name)["color"]))
+            labels.append((places[-1], means[-1][1], display.name(name), plots.look(name)["color"]))
     if not labels:
         plots.empty(axes, "not run: no record")
         return

@@ -3,7 +3,7 @@
 Below it, the independent rerun of the same table on other cards, which the performance model is held against.
 """
 
-from lowmem import plots
+from lowmem import display
 from lowmem.cells import SIMULATED, gib, missing, shown, use, value_or_reason
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.memory import hardware
@@ -85,7 +85,7 @@ def add_row(table: Shown, *cells) -> None:
 def add_length(table: Shown, optimizer: str, length: int, run: Run) -> None:
     """One simulated row at the largest batch."""
     use(table, run)
-    name = plots.name(optimizer)
+    name = display.name(optimizer)
     if run.status != "done":
         add_row(table, "simulated, A800", name, length, run.reason)
         return
@@ -128,7 +128,7 @@ def add_rerun(table: Shown, runs: Runs) -> None:
             use(table, run)
             measured, memory, note = RERUN.get((optimizer, batch), (None, None, ""))
             theirs = f"{measured:,}" if measured else "not run"
-            cells = [f"rerun, A100, {note}" if note else "rerun, A100", plots.name(optimizer), 2048, batch]
+            cells = [f"rerun, A100, {note}" if note else "rerun, A100", display.name(optimizer), 2048, batch]
             if run.status != "done":
                 reason = reason or run.reason
                 add_row(table, *cells, run.reason, "", "", theirs)

@@ -5,7 +5,7 @@ held-out pairs and reward under their own names; a score of a judge appears only
 """
 
 from lowmem import alignment as al
-from lowmem import judge, plots
+from lowmem import display, judge
 from lowmem.curves import difference, mean, missing, text, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
@@ -70,7 +70,7 @@ def add_rows(shown: Shown, label: str, experiment: str, kind: str, groups: al.Gr
         gap = gap if optimizer == "adam_mini" else ""
         told = score(runs) if kind in CELLS else ""
         told = told if isinstance(told, str) else text(told, digits=2)
-        shown.rows.append([label, plots.name(optimizer), name, start, end, gap, told, len(runs)])
+        shown.rows.append([label, display.name(optimizer), name, start, end, gap, told, len(runs)])
     if kind in CELLS:
         shown.values[f"judged.{kind}"] = judged_gap(groups)
 

@@ -4,7 +4,7 @@ Ours come from a classifier that we train on the same data, so they carry other 
 only which optimizer is ahead can be compared.
 """
 
-from lowmem import plots
+from lowmem import display
 from lowmem.curves import absent, mean, missing, ratio, text
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.quarters import data_of, of
@@ -46,7 +46,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         for optimizer, found in groups.items():
             shown.runs_used += [run.id for run in found if run.status == "done"]
             cells = [text(measured(found, key), digits=2) for key in ("frechet", "frechet_floor", "class_score")]
-            shown.rows.append([label, plots.name(optimizer), *cells, "", "", len(found)])
+            shown.rows.append([label, display.name(optimizer), *cells, "", "", len(found)])
         for key, column in (("distance", "frechet"), ("score", "class_score")):
             shown.values[f"{name}.{key}"] = compared(groups.get("adam_mini", []), groups.get("adamw", []), column)
         publish(shown, published, name)

@@ -4,7 +4,7 @@ Medians over draws of the rotation and of the weights: kappa(D H) has no finite 
 from a readable source; what an earlier check of ours gave stands beside our numbers and is no published value.
 """
 
-from lowmem import matrices
+from lowmem import hessian_numbers as hn
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.stats import Estimate, least
 
@@ -62,10 +62,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for key in ("r", "r_similar"):
         known = [estimated(sets[name][f"{key}_interval"]) for name in OF_PAPER if name in sets]
         name = "r.least" + key.removeprefix("r")
-        shown.values[name] = matrices.value(least(known), reason, "r")
+        shown.values[name] = hn.value(least(known), reason, "r")
     last = sets.get("1 to 1000")
     e = last and estimated(last["r_interval"])
-    shown.values["r.ill_conditioned"] = matrices.value(e, reason, "r")
+    shown.values["r.ill_conditioned"] = hn.value(e, reason, "r")
     return shown
 
 

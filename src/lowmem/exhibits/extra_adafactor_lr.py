@@ -4,7 +4,7 @@ The Adam-mini paper's baseline runs carry these flags in the released script. He
 must agree to the last bit, beside a grid of rates that are used.
 """
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import Tuned, final_loss, lead, mean, missing, models, smallest, text, tuned, used
 from lowmem.exhibit import Runs, Shown
 from lowmem.loss_plots import by_rate
@@ -40,7 +40,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
                 text(mean(one.rates[lr]), digits=4) if lr in one.rates else ""
                 for one in (methods[name], methods[flags])
             ]
-            shown.rows.append([plots.name(name), f"{lr:g}", *cells])
+            shown.rows.append([display.name(name), f"{lr:g}", *cells])
         shown.values[f"cost.{name}"] = lead(methods[flags], methods[name])
     shown.values["cost.least"] = smallest(list(shown.values.values()))
     shown.values["inert.largest_difference"] = inert([methods[flags] for flags in VERSIONS.values()])
@@ -66,5 +66,5 @@ def draw(methods: dict[str, Tuned]):
     drawn, panels = plots.figure([list(VERSIONS)], height=3.4)
     for name, flags in VERSIONS.items():
         by_rate(panels[name], {key: methods[key] for key in (name, flags)}, cut=False)
-        panels[name].set_title(plots.name(name))
+        panels[name].set_title(display.name(name))
     return drawn

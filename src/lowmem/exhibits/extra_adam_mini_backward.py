@@ -1,6 +1,6 @@
 """Adam-mini's rule run inside backward: half the optimizer state and no gradients kept, ours and in no paper."""
 
-from lowmem import plots
+from lowmem import display
 from lowmem.curves import absent, difference, final_loss, mean, text, used
 from lowmem.exhibit import Run, Runs, Shown
 
@@ -38,7 +38,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         share = f"{100 * total(group) / base:.1f} %" if base and total(group) else ""
         cells = ["" if part is None else f"{part:,}" for part in parts]
         gap = "" if name == "adam_mini" else text(against, True, digits=6)
-        shown.rows.append([plots.name(name), text(mean(group), digits=4), gap, *cells, share, milliseconds(group)])
+        shown.rows.append([display.name(name), text(mean(group), digits=4), gap, *cells, share, milliseconds(group)])
     shown.values = {"loss.largest_difference": furthest(variants), "gradient.share": gradients(variants)}
     return shown
 

@@ -4,7 +4,7 @@ The configuration is the workstation tier of the experiment and needs one CPU co
 tiers train a shortened stand-in on another text and show the archived records of the real one, labelled as such.
 """
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.curves import difference, mean, missing, text, used
 from lowmem.exhibit import Run, Runs, Shown
 from lowmem.loss_plots import loss_curves
@@ -76,7 +76,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 def add_row(shown: Shown, name: str, group: list[Run], archive: bool = False) -> None:
     run = next(iter(group), None)
     if run is None:
-        shown.rows.append([plots.name(name), "", "", "", "not run: no record", "", "", 0, ""])
+        shown.rows.append([display.name(name), "", "", "", "not run: no record", "", "", 0, ""])
         return
     data, tier = run.config["data"], (run.record or {}).get("tier", REAL[0] if archive else "")
     words = data["dataset"] if data["dataset"] == "tinyshakespeare" else f"{data['dataset']} (for tinyshakespeare)"
@@ -88,7 +88,7 @@ def add_row(shown: Shown, name: str, group: list[Run], archive: bool = False) ->
     on_windows = text(mean(group, starts_loss), digits=4) if same else "another text"
     cells = [words, place, run.config["train"]["steps"], on_windows, text(mean(group), digits=4)]
     time = f"{seconds['value']:.0f}" if seconds["value"] is not None else ""
-    shown.rows.append([plots.name(name), *cells, time, sum(r.status == "done" for r in group), machine])
+    shown.rows.append([display.name(name), *cells, time, sum(r.status == "done" for r in group), machine])
 
 
 def starts_loss(run: Run) -> float | None:

@@ -1,6 +1,6 @@
 """Measured speed at equal batch and at the largest batch under one memory cap, for every optimizer."""
 
-from lowmem import plots, stats
+from lowmem import display, stats
 from lowmem.cells import shown, use
 from lowmem.exhibit import Runs, Shown
 
@@ -38,7 +38,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     labels = list(settings["optimizers"])
     for label in labels:
         if run.status != "done":
-            table.rows.append([NAMES.get(label, plots.name(label)), run.reason, *[""] * (len(COLUMNS) - 2)])
+            table.rows.append([NAMES.get(label, display.name(label)), run.reason, *[""] * (len(COLUMNS) - 2)])
             for kind in ("equal", "largest"):
                 table.values[f"{kind}.{label}"] = {"value": None, "reason": run.reason}
             continue
@@ -49,7 +49,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             batch = [] if kind == "equal" else [found["batch"] or "none fits"]
             peak = None if found["peak_bytes"] is None else found["peak_bytes"] / 1e6
             cells += [*batch, shown(peak, 1), shown(found["tokens_per_s"], 0), interval(found["ratio"])]
-        table.rows.append([NAMES.get(label, plots.name(label)), *cells])
+        table.rows.append([NAMES.get(label, display.name(label)), *cells])
     table.values["two_passes"] = slowdown(run)
     return table
 

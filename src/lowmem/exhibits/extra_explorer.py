@@ -3,7 +3,7 @@
 The cells were computed once and are kept in data/records; each takes seconds, all of them most of an hour.
 """
 
-from lowmem import plots
+from lowmem import display
 from lowmem.cells import GIB, shown, use
 from lowmem.exhibit import Run, Runs, Shown, unfinished
 from lowmem.memory.parts import PARTS
@@ -63,9 +63,9 @@ def row(run: Run) -> list[str]:
     model, machine, precision, optimizer, batch = run.variant.split("-")
     place = [model.replace("_", "-"), MACHINES[machine], PRECISIONS[precision], BATCHES[batch]]
     if run.status != "done":
-        return [plots.name(optimizer), *place, run.reason, *[""] * (len(COLUMNS) - 6)]
+        return [display.name(optimizer), *place, run.reason, *[""] * (len(COLUMNS) - 6)]
     fits = run.final("fits")
     sizes = [sum(run.record["memory"].get(role, 0) for role in roles) / GIB for roles in PARTS.values()]
     speed = shown(run.final("tokens_per_s"), 0) if fits else ""
     cells = [str(run.final("batch") or 1), shown(run.final("peak_bytes") / GIB, 1), *(shown(x, 1) for x in sizes)]
-    return [plots.name(optimizer), *place, "yes" if fits else "no", *cells, speed]
+    return [display.name(optimizer), *place, "yes" if fits else "no", *cells, speed]

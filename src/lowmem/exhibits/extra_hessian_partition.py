@@ -4,9 +4,8 @@ Our question, in no paper: Adam-mini takes its blocks from the architecture. Her
 the number of blocks is compared with that rule by the adjusted Rand index: 1 the same grouping, 0 as by chance.
 """
 
-from lowmem import matrices
+from lowmem import hessian_numbers as hn
 from lowmem.exhibit import Run, Runs, Shown, unfinished
-from lowmem.exhibits.adam_mini_fig7 import PANELS, plural
 from lowmem.stats import least
 
 EXHIBIT = {
@@ -48,18 +47,18 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     toy = [run for run in runs if run.experiment == "hessian_transformer"]
     network = [run for run in runs if run.experiment == "hessian_mlp" and run.config["measure"].get("clusters")]
     found = {}
-    for model, group, modules in (("Transformer", toy, PANELS), ("eight neurons", network, ("hidden",))):
+    for model, group, modules in (("Transformer", toy, hn.MODULES), ("eight neurons", network, ("hidden",))):
         shown.runs_used += [run.id for run in group if run.status == "done"]
         for module in modules:
-            for stage in matrices.stages(group):
+            for stage in hn.stages(group):
                 found[module, stage] = add_row(shown, model, module, stage, group)
-    for ending, group, modules in (("least", toy, PANELS), ("mlp", network, ("hidden",))):
+    for ending, group, modules in (("least", toy, hn.MODULES), ("mlp", network, ("hidden",))):
         reason = unfinished(group) or (None if group else "not run: no run is planned")
-        stage = matrices.stages(group)[0] if group else ""
+        stage = hn.stages(group)[0] if group else ""
         for k, name in enumerate(("agreement", "above_chance")):
             estimates = [(found.get((module, stage)) or (None, None))[k] for module in modules]
             e = least(estimates) if None not in estimates else None
-            shown.values[f"{name}.{ending}"] = matrices.value(e, reason, "adjusted Rand index")
+            shown.values[f"{name}.{ending}"] = hn.value(e, reason, "adjusted Rand index")
     return shown
 
 
@@ -67,16 +66,16 @@ def add_row(shown: Shown, model: str, module: str, stage: str, runs: list[Run]) 
     """One row; returns estimates of the agreement and of its distance from the null's upper end."""
     names = ("agreement", "null_high", "agreement_by_input", "live")
     keys = ("blocks", "kind", "size", *[f"clusters.{name}" for name in names])
-    found = [f for f in matrices.numbers(runs, stage, module, *keys) if f[3] is not None]
-    when = matrices.at(stage)
+    found = [f for f in hn.numbers(runs, stage, module, *keys) if f[3] is not None]
+    when = hn.at(stage)
     if not found:
         shown.rows.append([model, module, "", when, unfinished(runs) or "nothing to cluster", "", "", "", ""])
         return None
-    agreement = matrices.over_seeds([f[3] for f in found])
-    above = matrices.over_seeds([f[3] - f[4] for f in found])
+    agreement = hn.over_seeds([f[3] for f in found])
+    above = hn.over_seeds([f[3] - f[4] for f in found])
     by_input, high = (sum(f[k] for f in found) / len(found) for k in (5, 4))
     live = sum(f[6] for f in found) / len(found) / found[0][2]
     interval = "" if agreement.low is None else f" [{agreement.low:.2f}, {agreement.high:.2f}]"
     cells = [f"{agreement.value:.2f}{interval}", f"{high:.3f}", f"{by_input:.2f}", f"{100 * live:.0f} %", len(found)]
-    shown.rows.append([model, module, f"{found[0][0]} {plural(found[0][1])}", when, *cells])
+    shown.rows.append([model, module, f"{found[0][0]} {hn.plural(found[0][1])}", when, *cells])
     return agreement, above

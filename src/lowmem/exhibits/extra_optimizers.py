@@ -3,7 +3,7 @@
 Nothing is trained for this table: it joins the runs of three other exhibits.
 """
 
-from lowmem import plots
+from lowmem import display
 from lowmem.cells import use
 from lowmem.curves import difference, missing, text, tuned
 from lowmem.exhibit import Run, Runs, Shown
@@ -68,7 +68,7 @@ def row(table: Shown, name: str, methods: dict, peaks: dict[str, Run], speeds: R
         gap = grid.gone or methods["adamw"].gone or difference(grid.best, methods["adamw"].best)
     table.values[f"{name}.gap"] = gap
     return [
-        plots.name(name),
+        display.name(name),
         f"{table.values[f'{name}.state']['value']:.2f}" if state else "not run",
         f"{state['gradients'] / state['parameters']:.2f}" if state else "",
         ratio,

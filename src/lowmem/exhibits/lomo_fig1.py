@@ -6,7 +6,7 @@ bytes alive at once as the chain grows, which the paper states as O(n) against O
 
 import re
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {
@@ -37,8 +37,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ],
     )
     for optimizer in OPTIMIZERS:
-        value = printed(published, "gradient_memory", optimizer=plots.name(optimizer))
-        shown.published += mark(f"{plots.name(optimizer)}, gradient memory", value)
+        value = printed(published, "gradient_memory", optimizer=display.name(optimizer))
+        shown.published += mark(f"{display.name(optimizer)}, gradient memory", value)
     depths = sorted({depth(run) for run in runs})
     found = {(d, name): runs.one(f"layers{d}-{name}") for d in depths for name in OPTIMIZERS}
     for (d, optimizer), run in found.items():
@@ -61,7 +61,7 @@ def events(run: Run) -> list[dict]:
 
 
 def add_row(shown: Shown, depth: int, optimizer: str, run: Run) -> None:
-    name = plots.name(optimizer)
+    name = display.name(optimizer)
     if run.status != "done":
         shown.rows.append([depth, name, run.reason, "", "", ""])
         return
@@ -105,7 +105,7 @@ def draw(found: dict, depths: list[int]):
             plots.empty(below, "")
             continue
         timeline(axes, events(run), optimizer)
-        axes.set_title(f"{plots.name(optimizer)}, {shallow} layers")
+        axes.set_title(f"{display.name(optimizer)}, {shallow} layers")
         heights = [e["live_gradient_bytes"] / unit for e in events(run)]
         colour = plots.look(optimizer)["color"]
         below.stairs(heights, color=colour, linewidth=1.8)
@@ -163,7 +163,7 @@ def peaks(axes, found: dict, depths: list[int], unit: int) -> None:
         if done:
             x, y = zip(*done, strict=True)
             plots.line(axes, x, y, optimizer, marker=plots.MARKERS[optimizer])
-            labels.append((x[-1], y[-1], plots.name(optimizer), plots.look(optimizer)["color"]))
+            labels.append((x[-1], y[-1], display.name(optimizer), plots.look(optimizer)["color"]))
     if not labels:
         plots.empty(axes, "not run: no record")
         return

@@ -1,6 +1,6 @@
 """Figure 2 of LOMO: shares of the training memory of LLaMA-7B, from the same runs as Table 1."""
 
-from lowmem import plots
+from lowmem import display, plots
 from lowmem.cells import SIMULATED, gib, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
 from lowmem.exhibits.lomo_table1 import components
@@ -44,10 +44,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ours = None if missing else share(components(counted), gib(cell, "kept_activation_bytes"))
         theirs = {}
         for part, (key, _) in PARTS.items():
-            value = printed(published, key, optimizer=plots.name(optimizer))
-            shown.published += mark(f"{plots.name(optimizer)}, {part}", value)
+            value = printed(published, key, optimizer=display.name(optimizer))
+            shown.published += mark(f"{display.name(optimizer)}, {part}", value)
             theirs[part] = None if value is None else value["value"]
-            row = [plots.name(optimizer), part, missing or f"{ours[part]:.1f}"]
+            row = [display.name(optimizer), part, missing or f"{ours[part]:.1f}"]
             shown.rows.append([*row, "" if value is None else f"{value['value']:.1f}"])
             key = f"{optimizer}.{part.replace(' ', '_')}"
             shown.values[key] = value_or_reason(ours and ours[part], "%", missing)
@@ -72,7 +72,7 @@ def draw(bars: dict, reason: str | None):
         for offset, whose, parts in ((0.0, "ours", ours), (0.4, "paper", theirs)):
             at, left = i * 1.1 + offset, 0.0
             ticks.append(at)
-            labels.append(f"{plots.name(optimizer)}, {whose}")
+            labels.append(f"{display.name(optimizer)}, {whose}")
             if parts is None or None in parts.values():
                 axes.text(1, at, "not run" if whose == "ours" else "unknown", va="center")
                 continue

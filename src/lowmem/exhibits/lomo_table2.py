@@ -1,6 +1,6 @@
 """Table 2 of LOMO: memory and speed per GPU on RTX 3090 cards, simulated; the first row fits the link, no other does."""
 
-from lowmem import plots
+from lowmem import display
 from lowmem.cells import SIMULATED, gib, rate, shown, use, value_or_reason
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.memory.hardware import OUTSIDE
@@ -53,11 +53,11 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     wrong, reason = 0, None
     for size, optimizer, gpus in ROWS:
         run = runs.one(f"l2.{size}.{optimizer}.{gpus}")
-        memory = printed(published, "memory_gb", params=size.upper(), optimizer=plots.name(optimizer), gpus=gpus)
-        speed = printed(published, "tgs", params=size.upper(), optimizer=plots.name(optimizer), gpus=gpus)
-        table.published += mark(f"{size.upper()}, {plots.name(optimizer)}, GPUs {gpus}: memory", memory)
-        table.published += mark(f"{size.upper()}, {plots.name(optimizer)}, GPUs {gpus}: tokens/s per GPU", speed)
-        add(table, run, size, plots.name(optimizer), gpus, memory, speed)
+        memory = printed(published, "memory_gb", params=size.upper(), optimizer=display.name(optimizer), gpus=gpus)
+        speed = printed(published, "tgs", params=size.upper(), optimizer=display.name(optimizer), gpus=gpus)
+        table.published += mark(f"{size.upper()}, {display.name(optimizer)}, GPUs {gpus}: memory", memory)
+        table.published += mark(f"{size.upper()}, {display.name(optimizer)}, GPUs {gpus}: tokens/s per GPU", speed)
+        add(table, run, size, display.name(optimizer), gpus, memory, speed)
         if run.status != "done":
             reason = reason or run.reason
         elif memory is not None:

@@ -1,0 +1,35 @@
+"""How optimizers are written in figures, tables and reports."""
+
+NAMES = {
+    "adamw": "AdamW",
+    "adam_mini": "Adam-mini",
+    "lomo": "LOMO",
+    "sgd": "SGD",
+    "adalomo": "AdaLomo",
+    "adafactor": "Adafactor",
+    "came": "CAME",
+    "sm3": "SM3",
+    "lion": "Lion",
+    "lamb": "LAMB",
+    "adafactor_zhai": "Adafactor (Zhai)",
+    "adafactor_flags": "Adafactor, flags",
+    "zhai_flags": "Zhai, flags",
+    "adam_mini_backward": "Adam-mini in backward",
+    "adam_mini_neuron": "Adam-mini, by neuron",
+    "default_partition": "default partition",
+    "value_whole": "value as one block",
+    "embedding_whole": "embedding as one block",
+    "embedding_adam": "embedding by Adam",
+    "max": "maximum",
+    "min": "minimum",
+    "l1": "1-norm",
+    "l2": "2-norm",
+    "momentum": "SGD with momentum",
+    "variance": "second moment alone",
+    "adam": "Adam",
+}
+
+
+def name(optimizer: str) -> str:
+    """How an optimizer is written in a figure or table."""
+    return NAMES.get(optimizer, optimizer)
