@@ -5,7 +5,7 @@ import random
 from synthetic_losses import write as write_losses
 
 from lowmem import experiments
-from lowmem import fine_tuning as ft
+from lowmem.drawing import fine_tuning as ft
 
 LEVEL = {"zero": 50.0, "lora": 60.0, "lomo": 63.0, "lora_lomo": 61.0, "prefix": 58.0}  # accuracy; others 62
 PEAK = {"inference": 100, "lomo": 110, "lomo_norm": 111, "adalomo": 112, "adam_mini_backward": 150, "sgd": 200}

@@ -8,9 +8,9 @@ import yaml
 from test_archives import tar_bytes
 
 from lowmem import experiments, plan, prompts, superglue
+from lowmem.drawing.fine_tuning import asked
 from lowmem.errors import Failed, Misuse
 from lowmem.exhibit import Run
-from lowmem.fine_tuning import asked
 
 ROOT = experiments.find_root()
 FOLDER = "bigbench-1.0.0/bigbench/benchmark_tasks"

@@ -5,7 +5,8 @@ import json
 import pytest
 from synthetic import ROOT
 
-from lowmem import claims, exhibit, fine_tuning, kept, plan
+from lowmem import claims, exhibit, kept, plan
+from lowmem.drawing import fine_tuning
 from lowmem.files import read_json
 
 REPORT = ROOT / "reports/laptop"

@@ -8,7 +8,8 @@ import sys
 import pytest
 from synthetic import ROOT, checkout, record, write_events, write_losses, write_state_memory
 
-from lowmem import display, exhibit, experiments, optim, plan, plots
+from lowmem import exhibit, experiments, optim, plan, plots
+from lowmem.drawing import display
 from lowmem.errors import Misuse
 from lowmem.exhibits import adam_mini_fig10, lomo_fig1
 from lowmem.files import read_json, write_text

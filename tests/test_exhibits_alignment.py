@@ -9,8 +9,9 @@ import pytest
 import synthetic_alignment
 from synthetic import ROOT, checkout, record
 
-from lowmem import alignment, claims, exhibit, experiments, judge
+from lowmem import claims, exhibit, experiments, judge
 from lowmem.cli import main
+from lowmem.drawing import alignment
 from lowmem.errors import Failed
 
 IDS = ("adam_mini_table3", "adam_mini_fig20")

@@ -5,7 +5,8 @@ import pytest
 from synthetic import checkout
 from synthetic_hessians import hessians, write, write_everything
 
-from lowmem import claims, exhibit, experiments, hessian_numbers, matrices
+from lowmem import claims, exhibit, experiments
+from lowmem.drawing import hessian_numbers, matrices
 from lowmem.exhibits import adam_mini_fig4
 
 MODULES = hessian_numbers.MODULES

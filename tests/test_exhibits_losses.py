@@ -9,7 +9,8 @@ import pytest
 from synthetic import ROOT, checkout, record, write_all
 from synthetic_losses import OFFSETS, curve, method, off_rate, write
 
-from lowmem import claims, curves, exhibit, experiments, kept
+from lowmem import claims, exhibit, experiments, kept
+from lowmem.drawing import curves
 from lowmem.exhibits import adam_mini_fig8, adam_mini_fig9
 from lowmem.files import read_yaml
 from lowmem.models import gpt2, llama

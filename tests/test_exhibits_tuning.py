@@ -8,7 +8,7 @@ import synthetic_tuning as made
 from synthetic import checkout, record
 
 from lowmem import claims, exhibit, experiments
-from lowmem import fine_tuning as ft
+from lowmem.drawing import fine_tuning as ft
 
 IDS = ["lomo_table3", "lomo_table4", "lomo_fig3", "lomo_fig4", "lomo_fig5", "lomo_eq", "lomo_clipping", "adalomo_fig1"]
 IDS += ["extra_rounding", "extra_peak_memory"]

@@ -10,7 +10,8 @@ import synthetic_vision
 from synthetic import ROOT, checkout, record
 from synthetic_vision import POINTS
 
-from lowmem import claims, exhibit, experiments, quarter_plots, quarters
+from lowmem import claims, exhibit, experiments
+from lowmem.drawing import quarter_plots, quarters
 from lowmem.tasks import classify, diffuse
 
 FIGURES = ("adam_mini_fig17", "adam_mini_fig18", "adam_mini_fig19")

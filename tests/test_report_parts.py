@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 import pytest
 from synthetic import checkout, record, write_losses
 
-from lowmem import estimate, exhibit, experiments, hover, kept, plots, report_parts
+from lowmem import estimate, exhibit, experiments, kept, plots, report_parts
+from lowmem.drawing import hover
 from lowmem.exhibits import extra_explorer
 from lowmem.files import read_json
 

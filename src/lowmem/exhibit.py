@@ -254,7 +254,8 @@ def write(out: Path, header: dict, shown: Shown, runs: Runs, tier: str) -> None:
         raise ValueError(f"{header['id']}: rows of {sorted(widths)} cells under {len(shown.columns)} columns")
     rows = [[cell(value) for value in row] for row in shown.rows]
     if header["kind"] == "figure":
-        from lowmem import hover, plots
+        from lowmem import plots
+        from lowmem.drawing import hover
 
         write_text(folder / f"{header['id']}.svg", plots.svg(shown.figure))
         pointed = hover.series(shown.figure)

@@ -1,7 +1,7 @@
 """Memory and throughput of AdaLomo beside AdamW, Adafactor and LOMO, simulated. The paper's table is only recalled."""
 
-from lowmem import display
-from lowmem.cells import SIMULATED, gib, rate, shown, use, value_or_reason
+from lowmem.drawing import display
+from lowmem.drawing.cells import SIMULATED, gib, rate, shown, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.memory.hardware import OUTSIDE
 

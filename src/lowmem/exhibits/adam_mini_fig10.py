@@ -6,10 +6,10 @@ curve and training loss; here the fixed validation set decides, because at gaps 
 
 import itertools
 
-from lowmem import display, plots
-from lowmem.curves import MARGIN, Pair, as_estimate, largest, missing, pairs, smallest, text, value
-from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import (
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import MARGIN, Pair, as_estimate, largest, missing, pairs, smallest, text, value
+from lowmem.drawing.loss_plots import (
     faint,
     gap_curve,
     limit_to_values,
@@ -19,6 +19,7 @@ from lowmem.loss_plots import (
     tokens_label,
     zero_and_margin,
 )
+from lowmem.exhibit import Runs, Shown, mark, printed
 
 EXHIBIT = {
     "id": "adam_mini_fig10",

@@ -4,9 +4,9 @@ Read off the paper's vector figure, Adam-mini starts behind AdamW and ends ahead
 """
 
 from lowmem import plots
-from lowmem.curves import Pair, pairs, text, used
+from lowmem.drawing.curves import Pair, pairs, text, used
+from lowmem.drawing.loss_plots import gap_curve, limit_to_values, loss_curves, zero_and_margin
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import gap_curve, limit_to_values, loss_curves, zero_and_margin
 
 EXHIBIT = {
     "id": "adam_mini_fig11",

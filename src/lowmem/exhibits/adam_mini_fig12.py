@@ -4,9 +4,9 @@ The paper shows training loss only. At equal seed both optimizers see the same b
 """
 
 from lowmem import plots
-from lowmem.curves import Pair, difference, largest, mean, pairs, smallest, text, train_losses, used, window
+from lowmem.drawing.curves import Pair, difference, largest, mean, pairs, smallest, text, train_losses, used, window
+from lowmem.drawing.loss_plots import loss_curves, side_by_side
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.loss_plots import loss_curves, side_by_side
 
 EXHIBIT = {
     "id": "adam_mini_fig12",

@@ -3,10 +3,11 @@
 Rates and the unchanged settings are runs of llama_variants; beta2, epsilon and warm-up those of adafactor_sweeps.
 """
 
-from lowmem import display, plots
-from lowmem.curves import Tuned, difference, lead, mean, models, smallest, text, tuned, used
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import Tuned, difference, lead, mean, models, smallest, text, tuned, used
+from lowmem.drawing.loss_plots import by_rate
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.loss_plots import by_rate
 
 EXHIBIT = {
     "id": "adam_mini_fig14",

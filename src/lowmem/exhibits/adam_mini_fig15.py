@@ -4,10 +4,11 @@ Which of the five the paper's figure shows, and whether it has a second panel on
 files); all five run on the model of Figure 8.
 """
 
-from lowmem import display, plots
-from lowmem.curves import lead, mean, smallest, text, tuned, used
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import lead, mean, smallest, text, tuned, used
+from lowmem.drawing.loss_plots import by_rate, loss_curves, side_by_side
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import by_rate, loss_curves, side_by_side
 
 EXHIBIT = {
     "id": "adam_mini_fig15",

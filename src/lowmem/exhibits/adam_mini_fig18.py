@@ -6,11 +6,12 @@ Hessian blocks asks for and its rule for such models does not do.
 
 from collections.abc import Iterable
 
-from lowmem import display, plots
-from lowmem.curves import missing, value
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import missing, value
+from lowmem.drawing.quarter_plots import curves, sample_strip
+from lowmem.drawing.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.quarter_plots import curves, sample_strip
-from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.stats import estimate
 
 EXHIBIT = {

@@ -4,10 +4,10 @@ The third optimizer is ours: one block for each output neuron of a layer; the ve
 """
 
 from lowmem import plots
+from lowmem.drawing.loss_plots import side_by_side
+from lowmem.drawing.quarter_plots import curves
+from lowmem.drawing.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import side_by_side
-from lowmem.quarter_plots import curves
-from lowmem.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
 
 EXHIBIT = {
     "id": "adam_mini_fig19",

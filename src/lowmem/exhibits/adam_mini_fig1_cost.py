@@ -1,7 +1,8 @@
 """Figure 1 of Adam-mini, its panels of memory and throughput. The loss panels are adam_mini_fig1."""
 
-from lowmem import display, plots
-from lowmem.cells import SIMULATED, rate, use, value_or_reason
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.cells import SIMULATED, rate, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed
 
 EXHIBIT = {

@@ -6,8 +6,9 @@ The matrix is the query's of Figure 7. Bright: pairs of parameters with one rate
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from lowmem import display, matrices, plots
-from lowmem import hessian_numbers as hn
+from lowmem import plots
+from lowmem.drawing import display, matrices
+from lowmem.drawing import hessian_numbers as hn
 from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {

@@ -1,10 +1,11 @@
 """Fine-tuning and ReMax (Figure 20 in our count; the paper's number is unknown): held-out perplexity, then reward."""
 
-from lowmem import alignment as al
-from lowmem import display, plots
-from lowmem.curves import mean, text, used
+from lowmem import plots
+from lowmem.drawing import alignment as al
+from lowmem.drawing import display
+from lowmem.drawing.curves import mean, text, used
+from lowmem.drawing.loss_plots import loss_curves
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.loss_plots import loss_curves
 
 EXHIBIT = {
     "id": "adam_mini_fig20",

@@ -4,8 +4,9 @@ The hidden layer's exact Hessian, its mass inside the eight neurons' blocks agai
 changes with the number of classes, which the paper's later text says sharpens the blocks.
 """
 
-from lowmem import hessian_numbers as hn
-from lowmem import matrices, plots
+from lowmem import plots
+from lowmem.drawing import hessian_numbers as hn
+from lowmem.drawing import matrices
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.stats import estimate, least, paired
 

@@ -8,8 +8,9 @@ import math
 
 import numpy as np
 
-from lowmem import hessian_numbers as hn
-from lowmem import matrices, plots
+from lowmem import plots
+from lowmem.drawing import hessian_numbers as hn
+from lowmem.drawing import matrices
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.stats import estimate, least
 

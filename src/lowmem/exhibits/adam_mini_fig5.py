@@ -7,8 +7,8 @@ block. Medians, because kappa(D H) has no finite mean.
 import numpy as np
 from matplotlib.colors import BoundaryNorm
 
-from lowmem import hessian_numbers as hn
 from lowmem import plots
+from lowmem.drawing import hessian_numbers as hn
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.stats import Estimate, least, worst
 

@@ -5,9 +5,9 @@ beats Adam; whether the rate that Adam-mini takes, from mean(v), does so too is 
 """
 
 from lowmem import plots
-from lowmem.curves import difference, largest, lost, mean, missing, text, used, window
+from lowmem.drawing.curves import difference, largest, lost, mean, missing, text, used, window
+from lowmem.drawing.loss_plots import side_by_side
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.loss_plots import side_by_side
 
 EXHIBIT = {
     "id": "adam_mini_fig6",

@@ -6,8 +6,9 @@ number. A second, deeper model is sampled by Hessian-vector products and stands 
 PyTorch's tensors as blocks, from the runs of llama_variants.
 """
 
-from lowmem import default_partition, matrices, plots
-from lowmem import hessian_numbers as hn
+from lowmem import plots
+from lowmem.drawing import default_partition, matrices
+from lowmem.drawing import hessian_numbers as hn
 from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
 from lowmem.stats import least
 

@@ -6,10 +6,11 @@ stands in workflow/config/experiments/gpt2_baselines.yaml, and is shown at its b
 
 import math
 
-from lowmem import display, plots
-from lowmem.curves import Tuned, lead, mean, missing, ratio, smallest, text, tuned, used, value
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import Tuned, lead, mean, missing, ratio, smallest, text, tuned, used, value
+from lowmem.drawing.loss_plots import by_rate, loss_curves, mean_of, tokens_label
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.loss_plots import by_rate, loss_curves, mean_of, tokens_label
 from lowmem.stats import estimate
 
 EXHIBIT = {

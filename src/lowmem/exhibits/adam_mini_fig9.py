@@ -7,9 +7,9 @@ not given.
 import math
 
 from lowmem import plots
-from lowmem.curves import Pair, missing, pairs, text, used, value
+from lowmem.drawing.curves import Pair, missing, pairs, text, used, value
+from lowmem.drawing.loss_plots import corner, decades, faint, tokens_label
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import corner, decades, faint, tokens_label
 from lowmem.stats import estimate
 
 EXHIBIT = {

@@ -3,8 +3,8 @@
 Below it, the independent rerun of the same table on other cards, which the performance model is held against.
 """
 
-from lowmem import display
-from lowmem.cells import SIMULATED, gib, missing, shown, use, value_or_reason
+from lowmem.drawing import display
+from lowmem.drawing.cells import SIMULATED, gib, missing, shown, use, value_or_reason
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.memory import hardware
 

@@ -4,9 +4,10 @@ The paper prints MT-Bench scores, which need a judge model. Elsewhere the table 
 held-out pairs and reward under their own names; a score of a judge appears only where its judged.jsonl is (judge.py).
 """
 
-from lowmem import alignment as al
-from lowmem import display, judge
-from lowmem.curves import difference, mean, missing, text, used
+from lowmem import judge
+from lowmem.drawing import alignment as al
+from lowmem.drawing import display
+from lowmem.drawing.curves import difference, mean, missing, text, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {

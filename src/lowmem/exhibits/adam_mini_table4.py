@@ -6,7 +6,7 @@ means over seeds on one fixed validation set.
 
 import math
 
-from lowmem.curves import Pair, final_loss, largest, mean, pairs, text, used
+from lowmem.drawing.curves import Pair, final_loss, largest, mean, pairs, text, used
 from lowmem.exhibit import Runs, Shown, mark, printed
 
 EXHIBIT = {

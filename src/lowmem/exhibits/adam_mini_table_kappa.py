@@ -4,7 +4,7 @@ Medians over draws of the rotation and of the weights: kappa(D H) has no finite 
 from a readable source; what an earlier check of ours gave stands beside our numbers and is no published value.
 """
 
-from lowmem import hessian_numbers as hn
+from lowmem.drawing import hessian_numbers as hn
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.stats import Estimate, least
 

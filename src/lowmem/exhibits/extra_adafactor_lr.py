@@ -4,10 +4,11 @@ The Adam-mini paper's baseline runs carry these flags in the released script. He
 must agree to the last bit, beside a grid of rates that are used.
 """
 
-from lowmem import display, plots
-from lowmem.curves import Tuned, final_loss, lead, mean, missing, models, smallest, text, tuned, used
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import Tuned, final_loss, lead, mean, missing, models, smallest, text, tuned, used
+from lowmem.drawing.loss_plots import by_rate
 from lowmem.exhibit import Runs, Shown
-from lowmem.loss_plots import by_rate
 
 EXHIBIT = {
     "id": "extra_adafactor_lr",

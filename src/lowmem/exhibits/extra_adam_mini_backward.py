@@ -1,7 +1,7 @@
 """Adam-mini's rule run inside backward: half the optimizer state and no gradients kept, ours and in no paper."""
 
-from lowmem import display
-from lowmem.curves import absent, difference, final_loss, mean, text, used
+from lowmem.drawing import display
+from lowmem.drawing.curves import absent, difference, final_loss, mean, text, used
 from lowmem.exhibit import Run, Runs, Shown
 
 EXHIBIT = {

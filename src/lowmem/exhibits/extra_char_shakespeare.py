@@ -4,10 +4,11 @@ The configuration is the workstation tier of the experiment and needs one CPU co
 tiers train a shortened stand-in on another text and show the archived records of the real one, labelled as such.
 """
 
-from lowmem import display, plots
-from lowmem.curves import difference, mean, missing, text, used
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import difference, mean, missing, text, used
+from lowmem.drawing.loss_plots import loss_curves
 from lowmem.exhibit import Run, Runs, Shown
-from lowmem.loss_plots import loss_curves
 
 EXHIBIT = {
     "id": "extra_char_shakespeare",

@@ -1,7 +1,8 @@
 """Measured speed at equal batch and at the largest batch under one memory cap, for every optimizer."""
 
-from lowmem import display, stats
-from lowmem.cells import shown, use
+from lowmem import stats
+from lowmem.drawing import display
+from lowmem.drawing.cells import shown, use
 from lowmem.exhibit import Runs, Shown
 
 EXHIBIT = {

@@ -3,8 +3,8 @@
 The cells were computed once and are kept in data/records; each takes seconds, all of them most of an hour.
 """
 
-from lowmem import display
-from lowmem.cells import GIB, shown, use
+from lowmem.drawing import display
+from lowmem.drawing.cells import GIB, shown, use
 from lowmem.exhibit import Run, Runs, Shown, unfinished
 from lowmem.memory.parts import PARTS
 

@@ -4,7 +4,7 @@ Our question, in no paper: Adam-mini takes its blocks from the architecture. Her
 the number of blocks is compared with that rule by the adjusted Rand index: 1 the same grouping, 0 as by chance.
 """
 
-from lowmem import hessian_numbers as hn
+from lowmem.drawing import hessian_numbers as hn
 from lowmem.exhibit import Run, Runs, Shown, unfinished
 from lowmem.stats import least
 

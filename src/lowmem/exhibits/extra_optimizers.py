@@ -3,9 +3,9 @@
 Nothing is trained for this table: it joins the runs of three other exhibits.
 """
 
-from lowmem import display
-from lowmem.cells import use
-from lowmem.curves import difference, missing, text, tuned
+from lowmem.drawing import display
+from lowmem.drawing.cells import use
+from lowmem.drawing.curves import difference, missing, text, tuned
 from lowmem.exhibit import Run, Runs, Shown
 
 EXHIBIT = {

@@ -1,6 +1,6 @@
 """LOMO's headline measured: the peak memory of a fine-tuning step by optimizer, over that of inference alone."""
 
-from lowmem.curves import missing
+from lowmem.drawing.curves import missing
 from lowmem.exhibit import Run, Runs, Shown, unfinished
 
 EXHIBIT = {

@@ -2,7 +2,7 @@
 
 import statistics
 
-from lowmem.cells import shown, use, value_or_reason
+from lowmem.drawing.cells import shown, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, unfinished
 
 EXHIBIT = {

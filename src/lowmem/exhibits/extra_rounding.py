@@ -1,6 +1,6 @@
 """How much of a LOMO step arrives in 16-bit weights: share of weights that change, with both kinds of rounding."""
 
-from lowmem.curves import absent, missing, text, used, value
+from lowmem.drawing.curves import absent, missing, text, used, value
 from lowmem.exhibit import Run, Runs, Shown
 from lowmem.stats import estimate
 

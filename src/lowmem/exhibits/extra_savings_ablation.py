@@ -1,6 +1,6 @@
 """What saves memory: LLaMA-7B, one change at a time from plain AdamW, then together. Asked in LOMO's issue 72."""
 
-from lowmem.cells import SIMULATED, gib, missing, part, shown, use
+from lowmem.drawing.cells import SIMULATED, gib, missing, part, shown, use
 from lowmem.exhibit import Runs, Shown
 
 EXHIBIT = {

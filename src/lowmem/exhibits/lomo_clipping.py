@@ -1,9 +1,9 @@
 """LOMO's clipping: none, by value, by the global norm (two passes), by each tensor's norm (one), over learning rates."""
 
 from lowmem import plots
-from lowmem.curves import Tuned, difference, lost, missing, tuned, used
+from lowmem.drawing.curves import Tuned, difference, lost, missing, tuned, used
+from lowmem.drawing.loss_plots import above, limits
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.loss_plots import above, limits
 
 EXHIBIT = {
     "id": "lomo_clipping",

@@ -6,7 +6,8 @@ bytes alive at once as the chain grows, which the paper states as O(n) against O
 
 import re
 
-from lowmem import display, plots
+from lowmem import plots
+from lowmem.drawing import display
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {

@@ -1,7 +1,8 @@
 """Figure 2 of LOMO: shares of the training memory of LLaMA-7B, from the same runs as Table 1."""
 
-from lowmem import display, plots
-from lowmem.cells import SIMULATED, gib, use, value_or_reason
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.cells import SIMULATED, gib, use, value_or_reason
 from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
 from lowmem.exhibits.lomo_table1 import components
 

@@ -1,10 +1,10 @@
 """Figure 3 of LOMO: LoRA alone and LoRA with LOMO on the base weights, by rank, and LOMO alone, on BoolQ and MultiRC."""
 
-from lowmem import fine_tuning as ft
 from lowmem import plots
-from lowmem.curves import absent, text, used, value
+from lowmem.drawing import fine_tuning as ft
+from lowmem.drawing.curves import absent, text, used, value
+from lowmem.drawing.fine_tuning_plots import look
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.fine_tuning_plots import look
 from lowmem.stats import estimate
 
 EXHIBIT = {

@@ -1,10 +1,10 @@
 """Figure 4 of LOMO: training loss by step on BoolQ, LoRA and LOMO."""
 
-from lowmem import fine_tuning as ft
 from lowmem import plots
-from lowmem.curves import absent, missing, text, used, value
+from lowmem.drawing import fine_tuning as ft
+from lowmem.drawing.curves import absent, missing, text, used, value
+from lowmem.drawing.fine_tuning_plots import by_step
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.fine_tuning_plots import by_step
 from lowmem.stats import estimate
 
 EXHIBIT = {

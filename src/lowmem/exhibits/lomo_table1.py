@@ -4,7 +4,7 @@ The paper's GB are GiB. The first three columns are counted, activations are sim
 backward, as the authors measured (issue 80 of their repository).
 """
 
-from lowmem.cells import gib, use, value_or_reason
+from lowmem.drawing.cells import gib, use, value_or_reason
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {

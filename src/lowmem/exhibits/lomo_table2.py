@@ -1,7 +1,7 @@
 """Table 2 of LOMO: memory and speed per GPU on RTX 3090 cards, simulated; the first row fits the link, no other does."""
 
-from lowmem import display
-from lowmem.cells import SIMULATED, gib, rate, shown, use, value_or_reason
+from lowmem.drawing import display
+from lowmem.drawing.cells import SIMULATED, gib, rate, shown, use, value_or_reason
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.memory.hardware import OUTSIDE
 

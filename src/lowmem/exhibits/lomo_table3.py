@@ -6,9 +6,9 @@ this report, labelled; they never fill a column of other data.
 
 from collections.abc import Iterable
 
-from lowmem import fine_tuning as ft
 from lowmem import superglue
-from lowmem.curves import text, used
+from lowmem.drawing import fine_tuning as ft
+from lowmem.drawing.curves import text, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 
 EXHIBIT = {

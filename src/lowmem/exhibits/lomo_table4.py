@@ -1,7 +1,7 @@
 """Table 4 of LOMO: settings of the SuperGLUE runs as published, and those of the runs of this tier."""
 
-from lowmem import fine_tuning as ft
-from lowmem.curves import missing, used
+from lowmem.drawing import fine_tuning as ft
+from lowmem.drawing.curves import missing, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 
 EXHIBIT = {

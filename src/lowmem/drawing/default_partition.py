@@ -2,10 +2,11 @@
 
 import itertools
 
-from lowmem import display, plots
-from lowmem.curves import Tuned, absent, lead, mean, missing, models, ratio, text, train_losses, tuned, used
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import Tuned, absent, lead, mean, missing, models, ratio, text, train_losses, tuned, used
+from lowmem.drawing.loss_plots import by_rate, corner, faint
 from lowmem.exhibit import Run, Runs, Shown
-from lowmem.loss_plots import by_rate, corner, faint
 
 SHOWN = ("adamw", "adam_mini", "default_partition")
 WINDOW = 0.02  # of the steps: the moving mean whose rises are counted

@@ -8,7 +8,8 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from lowmem import display, plots
+from lowmem import plots
+from lowmem.drawing import display
 
 MOST = 60  # points of one line; a longer one is thinned evenly
 

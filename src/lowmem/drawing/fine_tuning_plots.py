@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from lowmem import plots
+from lowmem.drawing.fine_tuning import METHODS
+from lowmem.drawing.loss_plots import faint, mean_of, of_mean, of_run
 from lowmem.exhibit import Run
-from lowmem.fine_tuning import METHODS
-from lowmem.loss_plots import faint, mean_of, of_mean, of_run
 
 LOOKS = {
     "lora": "adamw",

@@ -2,8 +2,9 @@
 
 import math
 
-from lowmem import display, plots
-from lowmem.curves import MARGIN, Pair, Tuned, losses
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import MARGIN, Pair, Tuned, losses
 from lowmem.exhibit import Run
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 from lowmem import experiments
-from lowmem.curves import absent, difference, mean, missing, parameters, value
+from lowmem.drawing.curves import absent, difference, mean, missing, parameters, value
 from lowmem.exhibit import Run
 from lowmem.stats import estimate
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from lowmem import superglue
-from lowmem.curves import absent, value
+from lowmem.drawing.curves import absent, value
 from lowmem.exhibit import Run
 from lowmem.stats import estimate, share
 

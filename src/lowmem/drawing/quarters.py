@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lowmem import display
-from lowmem.curves import difference, mean, text
+from lowmem.drawing import display
+from lowmem.drawing.curves import difference, mean, text
 from lowmem.exhibit import Run, Runs, Shown
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)

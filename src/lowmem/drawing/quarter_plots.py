@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from lowmem import plots
+from lowmem.drawing.loss_plots import loss_curves
+from lowmem.drawing.quarters import Metric, series
 from lowmem.exhibit import Run
-from lowmem.loss_plots import loss_curves
-from lowmem.quarters import Metric, series
 
 
 def curves(axes, groups: dict[str, list[Run]], metric: Metric, by: str, xlabel: str, title: str) -> None:

@@ -1,0 +1,1 @@
+"""What several exhibits share: values out of records, rows of tables, panels of figures."""
