@@ -46,6 +46,13 @@ with tempfile.TemporaryDirectory() as folder:
     made = json.loads(next(Path(folder).rglob("record.json")).read_text())
 assert made["status"] == "done" and made["device"]["type"] == "cpu", made
 """
+LATE = """
+import types
+task = types.ModuleType("lowmem.tasks.quadratic")
+task.measure = lambda config, seed, root: {"metrics": {"final": {"one": __import__("torch").ones(1).item()}}}
+import sys
+sys.modules["lowmem.tasks.quadratic"] = task
+""" + NUMPY_RUN.replace(") == 0", ") == 1").replace('made["status"] == "done"', '"first imported" in made["reason"]')
 
 
 @pytest.mark.parametrize(
@@ -62,9 +69,18 @@ assert made["status"] == "done" and made["device"]["type"] == "cpu", made
     ],
 )
 def test_a_process_does_not_load_what_it_does_not_need(does, unwanted):
-    seen = f"{does}\nimport sys\nprint(sorted(m for m in sys.modules if m == {unwanted!r}))"
+    assert printed(f"{does}\nimport sys\nprint(sorted(m for m in sys.modules if m == {unwanted!r}))") == "[]"
+
+
+def test_a_task_that_imports_pytorch_late_is_told_to_import_it_first():
+    """Else its threads and seeds would be those of the process."""
+    assert printed(f"{LATE}\nprint(made['status'])") == "failed"
+
+
+def printed(code: str) -> str:
+    """The last line that a Python process prints."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-    call, root = [sys.executable, "-c", seen], Path(__file__).parents[1]
+    call, root = [sys.executable, "-c", code], Path(__file__).parents[1]
     done = subprocess.run(call, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1] == "[]"
+    return done.stdout.strip().splitlines()[-1]

@@ -49,6 +49,8 @@ def fixed(run: dict):
     device = device_of(run)
     if not (torch := sys.modules.get("torch")):
         yield device
+        if "torch" in sys.modules:
+            raise Misuse("PyTorch was first imported while the task ran; import it at the top of the task's file")
         return
     threads, deterministic = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory

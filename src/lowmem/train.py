@@ -67,6 +67,8 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
         task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
+        if not hasattr(task, "measure"):
+            importlib.import_module("torch")  # which every task that trains uses: what it inherits is fixed next
         with machine.fixed(run) as device:
             made["device"] = machine.describe(device)
             carry_out(root, run, task, made, folder, device, label)

@@ -84,7 +84,7 @@ def find_modules(model: nn.Module, wanted: dict[str, str]) -> dict[str, list[tup
 
 
 def train(model: nn.Module, optimizer, data: toy_data.ToyData, config: dict, first: int, last: int) -> None:
-    """Updates first + 1 to last. The training loop of train.py cannot stop for a look, and this needs no resume."""
+    """Updates first + 1 to last. The training loop of loop.py cannot stop for a look, and this needs no resume."""
     settings, schedule = config["train"], config.get("schedule") or {}
     for step in range(first + 1, last + 1):
         for group in optimizer.param_groups:
