@@ -181,7 +181,7 @@ def make_job(
         "hashes": hashlib.sha256(" ".join(run["config_hash"] for run in runs).encode()).hexdigest()[:16],
         "runs": runs,
         "data": data,
-        "code": run_code(runs),
+        "code": [*run_code(runs), *named_files(root, runs)],
         "launcher": launcher(max(devices), per_node),
         "nodes": -(-max(devices) // per_node) if per_node else 1,
         "threads": max(r["threads"] for r in needed),
@@ -242,6 +242,12 @@ def run_code(runs: list[dict]) -> list[str]:
     keys = {tuple((run["config"].get(key) or {}).get("name") for key in ("model", "optimizer")) for run in runs}
     tasks = {run["config"]["task"] for run in runs}
     return sorted({name for task in tasks for model, optimizer in keys for name in config_code(task, model, optimizer)})
+
+
+def named_files(root: Path, runs: list[dict]) -> list[str]:
+    """The files that `measure` names: places of windows, questions for a judge. Their text decides the result, too."""
+    values = {v for run in runs for v in (run["config"].get("measure") or {}).values() if isinstance(v, str)}
+    return sorted(value for value in values if (root / value).is_file())
 
 
 @functools.cache

@@ -95,6 +95,13 @@ def test_code_of_a_job_is_what_its_task_model_and_optimizer_import(root):
     assert all((root / name).is_file() for name in code)
 
 
+def test_a_file_that_measure_names_is_an_input_of_its_job(root):
+    named = "data/published/nanogpt_windows.yaml"
+    assert (root / named).is_file()
+    assert named in plan.jobs(root, "workstation", {}, ["char_shakespeare"])["char_shakespeare/adamw/seed0"]["code"]
+    assert named not in plan.jobs(root, "laptop", {}, ["char_shakespeare"])["char_shakespeare"]["code"]
+
+
 def test_prepared_folders_are_those_that_prepare_writes(root):
     data = {"dataset": "sotu", "source": "url", "tokenizer": "bpe512"}
     [(folder, same)] = plan.prepared(root, {"data": data}, {"sotu": {}})
