@@ -14,6 +14,8 @@ import re
 
 from torch import nn
 
+from lowmem.attention_heads import head_counts, head_size, is_a, no_heads, own_size
+from lowmem.attention_layouts import layout
 from lowmem.layers import (
     CONTAINERS,
     CONVOLUTIONS,
@@ -50,19 +52,12 @@ GROUPED = (
     "GPTNeoXAttention", "GPTNeoXJapaneseAttention", "BloomAttention", "PersimmonAttention", "FalconAttention",
     "GPTBigCodeAttention", "MiniMaxLightningAttention",
 )  # fmt: skip
-# These classes hold the query and the gate of head 0, then of head 1, ...
-GATED_QUERIES = ("Qwen3NextAttention", "Qwen3_5Attention", "Qwen3_5MoeAttention", "Qwen4ExpTextAttention")
 JOINED = re.compile(r"w?(qkv|kqv|qk|kv).?")  # other words for several projections in one
-HEADS = (
-    "n_head", "num_heads", "num_attention_heads", "n_heads", "heads", "nhead", "attention_heads", "num_attn_heads",
-)  # fmt: skip
-KEY_HEADS = ("n_kv_head", "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
-HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "d_kv")
 
 
 def find_attention(model: nn.Module) -> list[nn.Module]:
     """Every attention module of the model, also those of a shape that only a user can explain."""
-    kinds = (lambda m: isinstance(m, nn.MultiheadAttention), _layout, _projections)
+    kinds = (lambda m: isinstance(m, nn.MultiheadAttention), layout, _projections)
     found = {id(m): m for m in model.modules() if any(kind(m) for kind in kinds)}
     inside = set(found)
     for path, module in reversed(list(model.named_modules())):  # children before parents
@@ -83,7 +78,7 @@ def _projections(module: nn.Module) -> dict[str, nn.Module]:
     exact, fused, joined = {}, {}, {}
     for name, child in matrices.items():
         kinds = [PROJECTIONS.get(word, word) for word in words(name) if word not in DECORATION]
-        known = name in CONCATENATED or (name == "query_key_value" and _is_a(module, GROUPED))
+        known = name in CONCATENATED or (name == "query_key_value" and is_a(module, GROUPED))
         if len(kinds) == 1 and kinds[0] in ("query", "key", "value"):
             exact.setdefault(kinds[0], child)
         elif known and is_projection(base_of(child)):
@@ -99,8 +94,8 @@ def _projections(module: nn.Module) -> dict[str, nn.Module]:
 
 def claim_attention(module: nn.Module, claim: Claim) -> None:
     """Roles of query, key, value or fused projections of one attention module."""
-    if layout := _layout(module):
-        _claim_layout(module, layout, claim)
+    if known := layout(module):
+        _claim_layout(module, known, claim)
         return
     if isinstance(module, nn.MultiheadAttention):
         size, rows = module.embed_dim // module.num_heads, module.embed_dim
@@ -137,105 +132,12 @@ def claim_attention(module: nn.Module, claim: Claim) -> None:
             _claim_projection(child, Role("unknown", why=why), claim)
 
 
-def _layout(module: nn.Module) -> dict[str, Role]:
-    """{child: role} of attention whose projections have a layout of their own; {} for any other module.
-
-    Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): queries of all heads, maybe from a latent
-    vector; the latent of keys and values beside the one rotary key that all heads share; from that latent, key and value
-    of each head in turn. Rows that make a latent are neurons.
-    Gated delta networks: query, key, value and gate of each key head in turn (Qwen3-Next), or all queries, all keys, all
-    values, and the gate apart (Qwen3.5), or each by itself (Olmo hybrid). Their full attention has query and gate of
-    each head in turn. The indexer of sparse attention (DeepSeek-V3.2) has queries of its heads and one key.
-    Deformable attention (arXiv 2010.04159, equation 2) has no keys: offsets and weights are linear in the query.
-    lucidrains' to_kv beside to_q: all keys, then all values. DeBERTa (arXiv 2006.03654, equation 4): query, key and value
-    of each head in turn, and a key and a query of positions.
-    """
-    children = module._modules.keys()
-    if {"kv_a_proj_with_mqa", "kv_b_proj"} <= children:
-        return _latent_attention(module)
-    if {"in_proj_qkvz", "in_proj_qkv"} & children or ("q_proj" in children and hasattr(module, "head_k_dim")):
-        return _delta_network(module)
-    if {"wq_b", "wk", "weights_proj"} <= children and (size := _first(module, HEAD_SIZES)):
-        return dict.fromkeys(("wq_b", "wk"), Role("head", head_dim=size))
-    if {"sampling_offsets", "attention_weights"} <= children:
-        return {"value_proj": Role("value")}
-    if "in_proj" in children and _is_a(module, ("DisentangledSelfAttention",)):
-        return _disentangled(module)
-    if {"to_q", "to_kv"} <= children and "to_k" not in children:
-        return _queries_beside_keys_and_values(module)
-    if _is_a(module, GATED_QUERIES) and (size := _first(module, HEAD_SIZES)):
-        turn = (("query", size, size), ("neuron", size, size))
-        queries = Role("fused", parts=turn * (head_counts(module)[0] or 1))
-        return {"q_proj": queries, "k_proj": Role("head", head_dim=size), "v_proj": Role("value")}
-    return {}
-
-
-def _latent_attention(module: nn.Module) -> dict[str, Role]:
-    heads, _ = head_counts(module)
-    sizes = [_first(module, (key,)) for key in ("qk_nope_head_dim", "v_head_dim", "kv_lora_rank", "qk_rope_head_dim")]
-    if getattr(module, "qk_rope_head_dim", None) == 0:  # a layer without positions
-        sizes[-1] = 0
-    if not heads or not all(sizes[:-1]) or sizes[-1] is None:
-        return {}
-    plain, value, latent, rotary = sizes
-    shared = (("key", rotary, rotary),) if rotary else ()
-    query = Role("head", head_dim=plain + rotary)
-    return {
-        "q_proj": query,
-        "q_a_proj": Role("neuron"),
-        "q_b_proj": query,
-        "kv_a_proj_with_mqa": Role("fused", parts=(("neuron", latent, latent), *shared)),
-        "kv_b_proj": Role("fused", parts=(("key", plain, plain), ("value", value, value)) * heads),
-    }
-
-
-def _disentangled(module: nn.Module) -> dict[str, Role]:
-    """DeBERTa: in_proj (3 x heads x size, width), pos_proj and pos_q_proj (heads x size, width)."""
-    heads, _ = head_counts(module)
-    rows = out_features(base_of(module._modules["in_proj"])) // 3
-    if not heads or rows % heads:
-        return {}
-    size = rows // heads
-    head = Role("head", head_dim=size)
-    turn = (("query", size, size), ("key", size, size), ("value", size, size))
-    return {"in_proj": Role("fused", parts=turn * heads), "pos_proj": head, "pos_q_proj": head}
-
-
-def _queries_beside_keys_and_values(module: nn.Module) -> dict[str, Role]:
-    """to_q (heads x size, width) and to_kv (2 x heads x size, width)."""
-    queries, both = (base_of(module._modules[name]) for name in ("to_q", "to_kv"))
-    size, _ = head_size(module, out_features(queries))
-    rows = out_features(both) // 2
-    if not size or rows % size or out_features(both) % 2:
-        return {}
-    return {
-        "to_q": Role("head", head_dim=size),
-        "to_kv": Role("fused", parts=(("key", rows, size), ("value", rows, size))),
-    }
-
-
-def _delta_network(module: nn.Module) -> dict[str, Role]:
-    sizes = [_first(module, (key,)) for key in ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")]
-    if not all(sizes) or sizes[1] % sizes[0]:
-        return {}
-    heads, value_heads, size, value = sizes
-    if "in_proj_qkvz" in module._modules:
-        rows = value_heads // heads * value  # several value heads share a key head
-        turn = (("query", size, size), ("key", size, size), ("value", rows, rows), ("neuron", rows, rows))
-        return {"in_proj_qkvz": Role("fused", parts=turn * heads)}
-    if "q_proj" in module._modules:
-        return {"q_proj": Role("head", head_dim=size), "k_proj": Role("head", head_dim=size), "v_proj": Role("value")}
-    rows = value_heads * value
-    parts = (("query", heads * size, size), ("key", heads * size, size), ("value", rows, rows))
-    return {"in_proj_qkv": Role("fused", parts=parts)}
-
-
-def _claim_layout(module: nn.Module, layout: dict[str, Role], claim: Claim) -> None:
+def _claim_layout(module: nn.Module, known: dict[str, Role], claim: Claim) -> None:
     """Roles of a known layout. Other linear layers beside it have neurons; anything else with matrices is not known."""
     for name, child in module._modules.items():
-        if name in layout and child is not None:
-            _claim_projection(child, layout[name], claim)
-        elif child is not None and not is_projection(base_of(child)) and not _layout(child):
+        if name in known and child is not None:
+            _claim_projection(child, known[name], claim)
+        elif child is not None and not is_projection(base_of(child)) and not layout(child):
             why = f"{type(child).__name__} inside {type(module).__name__} is of unknown shape"
             for parameter in _unexplained(child):
                 claim(parameter, Role("unknown", why=why))
@@ -246,22 +148,22 @@ def fused_role(module: nn.Module, layer: nn.Module) -> Role:
     axis, rows = is_transposed(layer), out_features(layer)
     heads, kv_heads = head_counts(module)
     if heads is None:
-        return Role("unknown", why=_no_heads(module))
+        return Role("unknown", why=no_heads(module))
     if getattr(module, "is_cross_attention", False):  # GPT-2 cross attention: keys and values only
         half = rows // 2
         return Role("fused", axis, parts=(("key", half, half // heads), ("value", half, half // heads)))
     if getattr(module, "multi_query", False) and not getattr(module, "new_decoder_architecture", False):
         kv_heads = 1  # Falcon, GPT-BigCode
-    size = _first(module, HEAD_SIZES) or rows // (heads + 2 * kv_heads)
+    size = own_size(module) or rows // (heads + 2 * kv_heads)
     if rows != (heads + 2 * kv_heads) * size or heads % kv_heads or isinstance(layer, CONVOLUTIONS):
         why = (
             f"{rows} rows are not known to be {heads} query heads and 2 x {kv_heads} key and value heads of size {size}"
         )
         return Role("unknown", why=why)
-    if _is_a(module, ("CodeGenAttention",)):  # made for four devices: four times queries, values, keys
+    if is_a(module, ("CodeGenAttention",)):  # made for four devices: four times queries, values, keys
         quarter = heads * size // 4
         return Role("fused", axis, parts=tuple((part, quarter, size) for part in ("query", "value", "key")) * 4)
-    turns = kv_heads if _is_a(module, GROUPED) else 1
+    turns = kv_heads if is_a(module, GROUPED) else 1
     queries, keys = heads * size // turns, kv_heads * size // turns
     return Role("fused", axis, parts=(("query", queries, size), ("key", keys, size), ("value", keys, size)) * turns)
 
@@ -281,27 +183,6 @@ def _claim_projection(child: nn.Module, role: Role, claim: Claim) -> None:
         if inner is not base and is_linear(inner):
             same_rows = out_features(inner) == out_features(base)  # the B matrix of LoRA: (out, rank)
             claim(weight_of(inner), dataclasses.replace(role, axis=0) if same_rows else Role("neuron"))
-
-
-def head_counts(module: nn.Module) -> tuple[int | None, int | None]:
-    """(query heads, key heads) from the module, else from its config; None when nobody says."""
-    heads = _first(module, HEADS)
-    return heads, _first(module, KEY_HEADS) or heads
-
-
-def head_size(module: nn.Module, query_rows: int) -> tuple[int | None, str]:
-    """(rows per query head, ""), or (None, what is wrong)."""
-    heads, size = _first(module, HEADS), _first(module, HEAD_SIZES)
-    if heads is None and size is None:
-        return None, _no_heads(module)
-    if query_rows % (heads or 1) or (size and query_rows != (heads or query_rows // size) * size):
-        parts = " ".join(filter(None, (heads and f"{heads} heads", size and f"of size {size}")))
-        return None, f"{query_rows} query rows of {type(module).__name__} do not divide into {parts}"
-    return size or query_rows // heads, ""
-
-
-def _no_heads(module: nn.Module) -> str:
-    return f"{type(module).__name__} does not say its number of heads (give it an attribute n_head)"
 
 
 def _fewest_matrices(path: str, module: nn.Module) -> float:
@@ -335,20 +216,3 @@ def _unexplained(module: nn.Module) -> list[nn.Parameter]:
 
 def _has_matrix(module: nn.Module | None) -> bool:
     return module is not None and (is_projection(base_of(module)) or any(p.ndim >= 2 for p in module.parameters()))
-
-
-def _is_a(module: nn.Module, class_names: tuple[str, ...]) -> bool:
-    return any(kind.__name__ in class_names for kind in type(module).__mro__)
-
-
-def _first(module: nn.Module, names: tuple[str, ...]) -> int | None:
-    """The first positive whole number under one of the names, in the module, else in its config."""
-    for place in (module, getattr(module, "config", None)):
-        for name in names:
-            try:
-                value = getattr(place, name, None)
-            except Exception:  # some configs refuse what differs between layers
-                continue
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-    return None
