@@ -4,11 +4,14 @@
     python benchmarks/optimizer_step.py --only step    # or rules, lomo
 
 Every comparison happens in one process, in turn, on the same parameters and gradients; the tables show medians of the
-round-by-round ratios, with the lowest and highest round. Packages that are not installed leave their row out.
+round-by-round ratios, with the lowest and highest round. Each table has a process of its own, as training would: memory
+that an earlier one left behind spares plain training its page faults. Packages that are not installed leave their row out.
 """
 
 import argparse
 import importlib
+import subprocess
+import sys
 import time
 import warnings
 
@@ -154,16 +157,20 @@ def show(ratio: tuple[float, float, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("step", "rules", "lomo"))
+    parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    if arguments.only is None:
+        for name in PARTS:
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", name], check=True)
+        return
     torch.set_num_threads(arguments.threads)
-    print(machine(), flush=True)
-    for name, part in (("step", steps), ("rules", rules), ("lomo", lomo)):
-        if arguments.only in (None, name):
-            print(f"\n{part(arguments.rounds, arguments.device)}", flush=True)
+    print(machine(), PARTS[arguments.only](arguments.rounds, arguments.device), sep="\n\n", end="\n\n")
+
+
+PARTS = {"step": steps, "rules": rules, "lomo": lomo}
 
 
 if __name__ == "__main__":
