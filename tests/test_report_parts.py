@@ -2,7 +2,6 @@
 
 import re
 
-import matplotlib.pyplot as plt
 import pytest
 from synthetic import checkout, record, write_losses
 
@@ -80,7 +79,6 @@ def test_long_lines_are_thinned_and_hidden_points_left_out(drawing):
     assert (
         20 <= len(line["at"]) <= hover.MOST and max(float(p.split("|")[2].replace(",", "")) for p in line["at"]) <= 500
     )
-    plt.close(drawn)
 
 
 def test_the_lines_of_a_loss_figure_name_their_runs(tmp_path):

@@ -73,10 +73,12 @@ def test_named_starts_are_measured_at_the_end_and_enter_the_record(root):
     [
         ({"starts": "none.yaml"}, "none.yaml is not there"),
         ({"starts": "far.yaml"}, "starts 1 to 984; the validation text holds 0 to 983"),
+        ({"starts": "empty.yaml"}, "no list under `starts`"),
         ({"start": "far.yaml"}, "knows measure.starts alone; got ['start']"),
     ],
 )
 def test_starts_that_do_not_fit_are_refused(root, measure, said):
+    (root / "empty.yaml").write_text("places: [1]\n")
     (root / "far.yaml").write_text("starts: [1, 984]\n")  # 1,000 tokens, windows of 16 and the token after
     run = make_run()
     run["config"]["measure"] = measure

@@ -1,7 +1,7 @@
 """Attention whose projections have a layout of their own: latent attention, delta networks and a few more.
 
-Each function below knows one kind and gives {child: role}, or {} for any other module. It does not matter in which order
-they are asked.
+Each function below knows one kind and gives {child: role}, or {} for any other module. No known module is of two kinds;
+the first that answers counts.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def train(root, arguments):
     else:
         narrowed = (arguments.variant, arguments.seed, arguments.dataset)
         selected = plan.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
-    from lowmem import fetch, record, train  # after the arguments are known to be good: this imports PyTorch
+    from lowmem import fetch, record, train  # after the arguments are known to be good
 
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
     with contextlib.ExitStack() as stack:

@@ -50,6 +50,11 @@ def asked(root: Path, settings: dict) -> list[dict]:
     return lines(Path(root) / settings["questions"], "question_id", "turns") if settings["questions"] else []
 
 
+def questions_file(root: Path, settings: dict) -> tuple[Path, ...]:
+    """The file of measure.questions, whose hash belongs into the record; empty where there is none."""
+    return (Path(root) / settings["questions"],) if settings["questions"] else ()
+
+
 def answers(
     model: torch.nn.Module, words: Words, questions: list[dict], settings: dict
 ) -> dict[str, np.ndarray] | None:

@@ -16,6 +16,7 @@ from lowmem.fetch import script as fetch_script
 from lowmem.files import read_json, read_yaml, sha256, write_json
 
 STARTING = 10  # minutes that a job gets to start in: a busy node of a cluster takes its time
+NAMES_FILE = ("starts", "questions")  # keys of `measure`
 SHARED = (*record.ROUTING, "plan")  # used by everything: their own text counts, what they import does not
 
 
@@ -246,8 +247,9 @@ def run_code(runs: list[dict]) -> list[str]:
 
 def named_files(root: Path, runs: list[dict]) -> list[str]:
     """The files that `measure` names: places of windows, questions for a judge. Their text decides the result, too."""
-    values = {v for run in runs for v in (run["config"].get("measure") or {}).values() if isinstance(v, str)}
-    return sorted(value for value in values if (root / value).is_file())
+    measures = [run["config"].get("measure") or {} for run in runs]
+    named = {measure[key] for measure in measures for key in NAMES_FILE if isinstance(measure.get(key), str)}
+    return sorted(name for name in named if (root / name).is_file())
 
 
 @functools.cache

@@ -141,8 +141,9 @@ def hash_of(root: Path, name: str) -> str | None:
 
 
 def names(root: Path, paths: Iterable[Path]) -> list[str]:
-    """Paths as a record names them: relative to the root."""
-    return [Path(path).relative_to(root).as_posix() for path in paths]
+    """Paths as a record names them: relative to the root where they lie below it, e.g. not a user's own questions."""
+    paths = [Path(path) for path in paths]
+    return [(path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in paths]
 
 
 def finite(value):

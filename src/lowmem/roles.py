@@ -5,7 +5,7 @@ fused (several projections in one tensor), position (a bare table with one row p
 (convolutions and recurrent layers), bias, other (norms, gains, scalars: one block per tensor in the paper's Algorithm
 3), unknown.
 
-Attention has a file of its own, attention_roles.py.
+Attention has files of its own: attention_roles.py, attention_layouts.py, attention_heads.py.
 """
 
 from __future__ import annotations

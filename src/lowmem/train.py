@@ -63,12 +63,13 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     if first:
         (folder / "record.json").unlink(missing_ok=True)  # the curve below it is about to change
-    made, started = record.start(root, run), time.perf_counter()
+    made = record.start(root, run)
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
         task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
         if not hasattr(task, "measure"):
-            importlib.import_module("torch")  # which every task that trains uses: what it inherits is fixed next
+            importlib.import_module("lowmem.loop")  # and PyTorch with it, before what it inherits is fixed
+        started = time.perf_counter()  # imports belong to the start of the process
         with machine.fixed(run) as device:
             made["device"] = machine.describe(device)
             carry_out(root, run, task, made, folder, device, label)

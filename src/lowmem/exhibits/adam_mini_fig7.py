@@ -39,7 +39,7 @@ COLUMNS = [
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: excess.<module> (mass inside minus the null's upper end, first stage), share.least, excess.deep;
-    default.excess and default.roughness of panel i (default_partition.py)."""
+    default.excess and default.roughness of panel i (drawing/default_partition.py)."""
     toy = [run for run in runs if run.experiment == "hessian_transformer"]
     deep = [run for run in runs if run.experiment == "hessian_deep"]
     shown = Shown(

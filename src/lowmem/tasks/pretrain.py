@@ -59,12 +59,14 @@ def read_starts(root: Path, measure: dict, last: int) -> np.ndarray:
     """Places of measure.starts, (windows,) int64, none without it; Misuse unless all are places from 0 to `last`."""
     if measure.keys() - {"starts"}:
         raise Misuse(f"task pretrain knows measure.starts alone; got {sorted(measure)}")
-    if "starts" not in measure:
+    if measure.get("starts") is None:
         return np.zeros(0, dtype=np.int64)
     path = root / measure["starts"]
     if not path.is_file():
         raise Misuse(f"measure.starts: {path} is not there; name a file of data/published")
-    found = np.asarray(read_yaml(path)["starts"], dtype=np.int64)
+    found = np.asarray(read_yaml(path).get("starts") or [], dtype=np.int64)
+    if not len(found):
+        raise Misuse(f"{path}: no list under `starts`; write the places of the windows there")
     if found.min() < 0 or found.max() > last:
         raise Misuse(f"{path}: starts {found.min()} to {found.max()}; the validation text holds 0 to {last}")
     return found

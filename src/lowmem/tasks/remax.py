@@ -87,7 +87,8 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         counts = {"excluded": dialogues.excluded(folder), "prompts": len(learn), "eval_prompts": len(held_out)}
         return counts, judge.answers(model, words, questions, settings)
 
-    return Task(model, batch, loss, evaluate, units=size // parts, unit="prompt", inputs=tuple(paths), finish=finish)
+    inputs = (*paths, *judge.questions_file(root, settings))
+    return Task(model, batch, loss, evaluate, units=size // parts, unit="prompt", inputs=inputs, finish=finish)
 
 
 def prompts(rows: list[dict], words, settings: dict, count: int | None) -> list[list[int]]:

@@ -44,7 +44,8 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
     def finish(model: torch.nn.Module) -> tuple[dict, dict | None]:
         return {"excluded": dialogues.excluded(folder), **counts}, judge.answers(model, words, questions, settings)
 
-    task = Task(model, batch, loss, evaluate, units=size // parts, unit="example", inputs=paths, finish=finish)
+    inputs = (*paths, *judge.questions_file(root, settings))
+    task = Task(model, batch, loss, evaluate, units=size // parts, unit="example", inputs=inputs, finish=finish)
     return task, words
 
 
