@@ -293,6 +293,17 @@ def test_settings_that_do_not_fit_are_one_line(root, wrong):
     assert made["status"] == "failed" and "\n" not in made["reason"] and "train.log" not in made["reason"]
 
 
+def test_another_question_for_the_judge_asks_for_another_run(root):
+    (root / "asked.jsonl").write_text('{"question_id": 1, "turns": ["Why?"]}\n')
+    run = run_of(config("sft", {"questions": "asked.jsonl", "answer_tokens": 4}))
+    made = train.train_run(root, run)
+    assert made["status"] == "done" and "asked.jsonl" in made["code"]["files"], made["reason"]
+    assert b'"question_id": 1' in record.read_arrays(record.folder(root, run), made)["answers"].tobytes()
+    assert record.reusable(root, run)
+    (root / "asked.jsonl").write_text('{"question_id": 2, "turns": ["Why not?"]}\n')
+    assert record.reusable(root, run) is None
+
+
 # -- trainings before a run --------------------------------------------------------------------------------------------
 
 
