@@ -155,6 +155,9 @@ def show(ratio: tuple[float, float, float]) -> str:
     return f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})"
 
 
+PARTS = {"step": steps, "rules": rules, "lomo": lomo}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS)
@@ -168,9 +171,6 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     print(machine(), PARTS[arguments.only](arguments.rounds, arguments.device), sep="\n\n", end="\n\n")
-
-
-PARTS = {"step": steps, "rules": rules, "lomo": lomo}
 
 
 if __name__ == "__main__":

@@ -111,11 +111,17 @@ def gap_curve(axes, pair: Pair, colour: str, label: str) -> tuple[float, float, 
     return pair.tokens[-1], means[-1], label, colour
 
 
-def corner(axes, names: list[str]) -> None:
-    """Names in their colours in the upper right corner, where labels at the lines would take a neighbour's place."""
+def corner(axes, names: list[str], side: str = "right") -> None:
+    """Names in their colours in an upper corner, where labels at the lines would take a neighbour's place."""
     for k, name in enumerate(names):
-        style = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8}
-        axes.text(0.98, 0.97 - 0.08 * k, display.name(name), color=plots.look(name)["color"], **style)
+        style = {"transform": axes.transAxes, "ha": side, "va": "top", "fontsize": 8}
+        axes.text(
+            {"left": 0.03, "right": 0.98}[side],
+            0.97 - 0.08 * k,
+            display.name(name),
+            color=plots.look(name)["color"],
+            **style,
+        )
 
 
 def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = False) -> None:
@@ -149,7 +155,7 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = Fa
     axes.minorticks_off()
     axes.set(xlabel="learning rate", ylabel="final validation loss (nat per token)")
     if inside:
-        corner(axes, list(methods))
+        corner(axes, list(methods), "left")  # small rates diverge least, so that the lines leave this corner free
     else:
         plots.end_labels(axes, labels)
 

@@ -53,7 +53,5 @@ def draw(methods: dict):
     loss_curves(panels["curves"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
     panels["curves"].set_title("Best rate of each")
     by_rate(panels["rates"], methods, inside=True)
-    for name in panels["rates"].texts:  # the upper left is free: small rates are those of methods that reach low losses
-        name.set(x=0.03, ha="left")
     panels["rates"].set_title("Every rate tried")
     return drawn
