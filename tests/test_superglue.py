@@ -4,6 +4,7 @@ import importlib.util
 import json
 import random
 
+import prepared
 import pytest
 import torch
 import yaml
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 
 from lowmem import answers, experiments, plan, prepare, pretrained, prompts, superglue, train
 from lowmem.errors import Failed, Misuse
-from lowmem.files import write_json
 from lowmem.tasks import superglue as task
 
 ROOT = experiments.find_root()
@@ -88,7 +88,7 @@ def write_rows(root, learn, held_out, name="superglue_wic"):
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in (("train", learn), ("val", held_out)):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    write_json(folder / "meta.json", {"sha256": {}})
+    prepared.seal(folder)
 
 
 def config(measure=None, model=None, data=None, **settings):

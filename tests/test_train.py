@@ -127,7 +127,7 @@ def test_training_lowers_the_loss_and_fills_the_record(root):
 def test_adam_mini_keeps_about_half_the_state_and_lomo_keeps_no_gradients(root):
     for variant, optimizer in (("adamw", None), ("adam_mini", ADAM_MINI), ("lomo", LOMO)):
         train.train_run(root, make_run(variant, optimizer=optimizer, steps=2))
-    memory = {name: record.read_json(root / f"results/smoke/trial/{name}/seed0/record.json")["memory"]
+    memory = {name: record.load(root / f"results/smoke/trial/{name}/seed0")["memory"]
               for name in ("adamw", "adam_mini", "lomo")}  # fmt: skip
     assert 0.45 < memory["adam_mini"]["optimizer_state"] / memory["adamw"]["optimizer_state"] < 0.65
     assert memory["lomo"]["gradients"] == 0 and memory["lomo"]["optimizer_state"] < 0.1 * memory["lomo"]["parameters"]
@@ -213,7 +213,7 @@ def test_a_failed_run_does_not_stop_the_job_and_exits_1(root, capsys):
     *lines, summary = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and summary.startswith("1 runs, ")
     assert "lowmem prepare nowhere" in lines[0] and "vocab_size 10" in lines[1] and "done" in lines[2]
-    statuses = [record.read_json(record.folder(root, run) / "record.json")["status"] for run in (missing, small, good)]
+    statuses = [record.load(record.folder(root, run))["status"] for run in (missing, small, good)]
     assert statuses == ["failed", "failed", "done"]
 
 
@@ -297,16 +297,20 @@ def test_a_record_is_reused_until_configuration_code_or_data_change(root, monkey
     changed["config_hash"] = experiments.config_hash({**changed["config"], "seed": 0})
     assert record.reusable(root, changed) is None
 
-    meta = root / "data/prepared/tiny-byte/meta.json"
-    text = meta.read_text()
-    meta.write_text(text.replace(json.loads(text)["sha256"]["val.bin"], "0" * 64))
+    data = root / "data/prepared/tiny-byte/val.bin"
+    whole = data.read_bytes()
+    data.write_bytes(bytes(len(whole)))
     assert record.reusable(root, run) is None
-    meta.write_text(text)
+    data.write_bytes(whole)
 
-    real = record.sha256
-    monkeypatch.setattr(record, "sha256", lambda path: "0" * 64 if Path(path).name == "gpt2.py" else real(path))
+    real = record.hash_of
+    monkeypatch.setattr(
+        record, "hash_of", lambda root, name: "0" * 64 if name.endswith("gpt2.py") else real(root, name)
+    )
     assert record.reusable(root, run) is None
-    monkeypatch.setattr(record, "sha256", lambda path: "0" * 64 if Path(path).name == "lomo.py" else real(path))
+    monkeypatch.setattr(
+        record, "hash_of", lambda root, name: "0" * 64 if name.endswith("lomo.py") else real(root, name)
+    )
     assert record.reusable(root, run) is not None  # an optimizer that this run does not use
     monkeypatch.undo()
 
@@ -330,7 +334,7 @@ def test_recorded_code_holds_every_module_that_decides_the_result(root):
         [sys.executable, "-c", script, str(root), json.dumps(run)], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 0, done.stderr
-    files = record.read_json(record.folder(root, run) / "record.json")["code"]["files"]
+    files = record.load(record.folder(root, run))["code"]["files"]
     routing = {f"src/lowmem/{name}.py" for name in (*record.ROUTING, "fetch", "archives", "tokenizers", "__init__")}
     routing |= {"src/lowmem/tasks/__init__.py", "src/lowmem/models/__init__.py"}
     loaded = {name for name in json.loads(done.stdout) if not name.startswith("src/lowmem/sources/")}

@@ -1,5 +1,6 @@
 """The only training loop: any model, task and optimizer, interrupted at any moment and continued bit for bit."""
 
+import hashlib
 import json
 import math
 import os
@@ -39,6 +40,7 @@ class Loop:
         self.step, self.seconds, self.best, self.train_loss, self.val = 0, 0.0, None, None, {}
         self.times: list[float] = []
         self.gradient_bytes = 0
+        self.curve_hash = hashlib.sha256()  # of all that was written to the curve
 
     def run(self) -> None:
         """Train to the end or to divergence and fill the record."""
@@ -155,7 +157,9 @@ class Loop:
         """One line of curve.jsonl; a non-finite number is null."""
         units = step * self.parts * self.task.units
         line = {"step": step, f"{self.task.unit}s": units, **columns, "seconds": round(self.seconds, 4)}
-        curve.write(json.dumps(record.finite(line)) + "\n")
+        text = json.dumps(record.finite(line)) + "\n"
+        self.curve_hash.update(text.encode())
+        curve.write(text)
         curve.flush()
 
     def save(self, curve) -> None:
@@ -165,7 +169,10 @@ class Loop:
             os.fsync(curve.fileno())
             length = os.fstat(curve.fileno()).st_size
         notes = {key: getattr(self, key) for key in KEPT}
-        notes |= {"curve_bytes": length, "files": self.made["code"]["files"], "resumed_from": self.made["resumed_from"]}
+        notes |= {"curve_bytes": length, "curve_sha256": self.curve_hash.hexdigest(), "means": self.means()}
+        notes |= {key: self.made[key] for key in ("resumed_from", "other_means")} | {
+            "files": self.made["code"]["files"]
+        }
         if self.many:
             from lowmem import sharded_checkpoint
 
@@ -190,13 +197,13 @@ class Loop:
             state = checkpoint.load(self.path)
             notes = (state or {}).get("notes")
         curve = self.folder / "curve.jsonl"
-        length = curve.stat().st_size if curve.is_file() else 0
-        stale = not notes or notes["files"] != self.made["code"]["files"] or length < notes["curve_bytes"]
+        stale = not notes or notes["files"] != self.made["code"]["files"] or not self.is_curve_of(notes, curve)
         if distributed.anywhere(stale) if self.many else stale:
             if distributed.rank() == 0:
                 if notes:
                     say(f"{self.label}: code, data or curve changed since the checkpoint; starting over")
                 curve.unlink(missing_ok=True)
+                self.curve_hash = hashlib.sha256()
             return
         if self.many:
             sharded_checkpoint.load(self.path, self.model, self.optimizer)
@@ -213,6 +220,29 @@ class Loop:
         self.made["resumed_from"] = [*notes["resumed_from"], self.step]
         on = f" on {distributed.world()} devices" if self.many else ""
         distributed.tell(f"{self.label}: continuing from step {self.step}{on}")
+        now = self.means()
+        changed = {key: [notes["means"].get(key), now[key]] for key in now if notes["means"].get(key) != now[key]}
+        self.made["other_means"] = notes["other_means"] + ([{"step": self.step, **changed}] if changed else [])
+        if changed:
+            told = "; ".join(f"{key} {was} before, {here} now" for key, (was, here) in changed.items())
+            distributed.tell(f"{self.label}: computed by other means, so the last digits may differ: {told}")
+
+    def means(self) -> dict:
+        """What computes: where one of these is another, the last digits of a result may be, too."""
+        keys = ("type", "name", "threads", "kernel")
+        return {"torch": self.made["packages"]["torch"], **{key: self.made["device"][key] for key in keys}}
+
+    def is_curve_of(self, notes: dict, curve: Path) -> bool:
+        """Whether the curve begins with the lines that the checkpoint speaks of; goes on from their hash."""
+        if distributed.rank():  # the others write none
+            return True
+        length, hashed = notes["curve_bytes"], hashlib.sha256()
+        if not curve.is_file() or curve.stat().st_size < length:
+            return False
+        with open(curve, "rb") as file:
+            hashed.update(file.read(length))
+        self.curve_hash = hashed
+        return hashed.hexdigest() == notes["curve_sha256"]
 
     def finish(self) -> None:
         self.made["status"] = self.made["status"] or "done"
@@ -225,7 +255,9 @@ class Loop:
         if self.many:
             self.model.reshard()  # evaluation leaves the last weights gathered
         self.made["metrics"] = {"final": final, "best": self.best or {}}
-        self.made["arrays"] = record.write_arrays(self.folder, arrays) if distributed.rank() == 0 else None
+        if distributed.rank() == 0:
+            self.made["arrays"] = record.write_arrays(self.folder, arrays)
+            self.made["curve"] = {"sha256": self.curve_hash.hexdigest()}
         self.made["throughput"] = usage.throughput(self.times, self.parts * self.task.units, self.task.unit)
         if self.made["throughput"]:
             self.made["throughput"]["steps_s"] = round(sum(self.times), 3)

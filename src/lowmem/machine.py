@@ -1,13 +1,16 @@
 """The machine a run sees: device, threads, seeds and signals fixed; what it is, for the record."""
 
 import contextlib
+import importlib
 import os
 import platform
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
+from lowmem import kept_files
 from lowmem.errors import Misuse
 
 # Vector and matrix units that change speed, and with it what is sensible; x86 and Arm names.
@@ -68,16 +71,17 @@ def fixed(run: dict):
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
-def describe(kind: str) -> dict:
-    """The machine: {type, name, cores, threads, flags, memory_bytes} of the CPU or GPU in use, and the platform.
+def describe(kind: str, code: Iterable[str] = ()) -> dict:
+    """The machine: {type, name, cores, threads, kernel, flags, memory_bytes} of the CPU or GPU in use, and the platform.
 
-    threads: PyTorch's; null where it is not in use.
+    code: the files of the run, see kernel(). threads: PyTorch's. Both are null where PyTorch is not in use.
     """
     torch = sys.modules.get("torch")
     common = {
         "type": kind,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
+        "kernel": kernel(kind, code) if torch else None,
         "platform": platform.platform(),
     }
     if kind == "cuda":
@@ -97,6 +101,16 @@ def describe(kind: str) -> dict:
     except (ValueError, OSError):
         memory = None
     return {**common, "name": name, "flags": flags, "memory_bytes": memory}
+
+
+def kernel(kind: str, code: Iterable[str]) -> str:
+    """What updates the weights: "C <sha256 of the compiled loop>" where the run's code reaches that loop, else "PyTorch"."""
+    found = next((name for name in code if name.endswith("kernel.py")), None) if kind == "cpu" else None
+    if found is None:
+        return "PyTorch"
+    module = importlib.import_module(".".join(Path(found).with_suffix("").parts[1:]))  # named by no import: not every
+    library = module.library()  # run depends on it
+    return f"C {kept_files.sha256(Path(library._name))}" if library else "PyTorch"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

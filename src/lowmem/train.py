@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from lowmem import checkpoint, distributed, machine, record, ticker
+from lowmem import checkpoint, distributed, kept_files, machine, record, ticker
 from lowmem.errors import Failed, Misuse
 from lowmem.progress import say
 
@@ -71,7 +71,7 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
             importlib.import_module("lowmem.loop")  # and PyTorch with it, before what it inherits is fixed
         started = time.perf_counter()  # imports belong to the start of the process
         with machine.fixed(run) as device:
-            made["device"] = machine.describe(device)
+            made["device"] = machine.describe(device, made["code"]["files"])
             carry_out(root, run, task, made, folder, device, label)
         if made["throughput"]:
             made["throughput"]["run_s"] = round(time.perf_counter() - started, 3)  # with model, data and evaluations
@@ -105,8 +105,8 @@ def carry_out(root: Path, run: dict, task: ModuleType, made: dict, folder: Path,
         made["arrays"] = record.write_arrays(folder, result.get("arrays"))
         made.update(metrics={"final": {}, "best": {}, **result["metrics"]}, memory=result.get("memory"), status="done")
         if result.get("curve") is not None:
-            lines = [json.dumps(record.finite(line)) for line in result["curve"]]
-            (folder / "curve.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            lines = [json.dumps(record.finite(line)) + "\n" for line in result["curve"]]
+            made["curve"] = kept_files.write(folder / record.CURVE, "".join(lines).encode(), sealed=False)
         return
     from lowmem import loop, optim, usage
 
