@@ -33,8 +33,8 @@ def __getattr__(name: str):
 
 # fmt: off
 INFRASTRUCTURE = (
-    "checks", "driver", "exchange", "factored", "fused_backward", "graph", "kernel", "parallel", "rounding", "settings",
-    "sharding", "stages", "state", "together", "without_compiler", "zero1",
+    "checks", "driver", "exchange", "factored", "fused_backward", "graph", "kernel", "kernel_build", "parallel", "rounding",
+    "settings", "sharding", "stages", "state", "together", "without_compiler", "zero1",
 )
 # fmt: on
 
