@@ -109,6 +109,7 @@ def carry_out(root: Path, run: dict, task: ModuleType, made: dict, folder: Path,
             (folder / "curve.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return
     from lowmem import loop, optim, usage
+    from lowmem.optim import kernel
 
     missing = [key for key in ("train", "optimizer") if not run["config"].get(key)]
     if missing:
@@ -119,4 +120,8 @@ def carry_out(root: Path, run: dict, task: ModuleType, made: dict, folder: Path,
     if distributed.devices(run) > 1:
         built.model = distributed.shard(built.model, run["seed"])
     optimizer = optim.make(built.model, **run["config"]["optimizer"])
-    loop.Loop(run, built, optimizer, device, folder, made, label).run()
+    before = kernel.calls()
+    try:
+        loop.Loop(run, built, optimizer, device, folder, made, label).run()
+    finally:
+        made["device"]["step_kernel"] = kernel.describe() if kernel.calls() > before else None

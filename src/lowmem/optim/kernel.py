@@ -16,6 +16,7 @@ import torch
 from lowmem.optim.kernel_build import NAMES, VARIANTS, Kernel, Scalars, Segment, load
 
 THREADS_PAY_FROM = 1 << 18  # elements; below, waking a second thread costs more than it saves
+_calls = 0
 
 
 @functools.cache
@@ -24,12 +25,15 @@ def library() -> Kernel | None:
     return load()
 
 
-def in_use() -> str | None:
-    """What the steps of this process so far ran through, for a record; None when no rule asked for the kernel."""
-    if not library.cache_info().currsize:
-        return None
+def calls() -> int:
+    """How many steps of this process went through the kernel."""
+    return _calls
+
+
+def describe() -> str:
+    """The built kernel's variants for blocks and for elements, for a record."""
     kernel = library()
-    return f"C ({VARIANTS[kernel.blocks]}; {VARIANTS[kernel.elements]})" if kernel else "PyTorch"
+    return f"C, {VARIANTS[kernel.blocks]}, {VARIANTS[kernel.elements]}" if kernel else "none"
 
 
 def adam(optimizer, ready: list) -> list:
@@ -106,6 +110,8 @@ def _plain(t: torch.Tensor, numel: int) -> bool:
 
 def _run(kernel: Kernel, segments, elements: int) -> None:
     """All threads take chunks from one shared counter; ctypes releases the interpreter lock during the call."""
+    global _calls
+    _calls += 1
     counter = ctypes.c_int64(0)
     arguments = (kernel.blocks, kernel.elements, segments, len(segments), ctypes.byref(counter))
     threads = torch.get_num_threads() if elements >= THREADS_PAY_FROM else 1
