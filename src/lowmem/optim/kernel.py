@@ -16,24 +16,12 @@ import torch
 from lowmem.optim.kernel_build import NAMES, VARIANTS, Kernel, Scalars, Segment, load
 
 THREADS_PAY_FROM = 1 << 18  # elements; below, waking a second thread costs more than it saves
-_calls = 0
 
 
 @functools.cache
 def library() -> Kernel | None:
     """The built kernel, or None where it cannot be built."""
     return load()
-
-
-def calls() -> int:
-    """How many steps of this process went through the kernel."""
-    return _calls
-
-
-def describe() -> str:
-    """The built kernel's variants for blocks and for elements, for a record."""
-    kernel = library()
-    return f"C, {VARIANTS[kernel.blocks]}, {VARIANTS[kernel.elements]}" if kernel else "none"
 
 
 def adam(optimizer, ready: list) -> list:
@@ -64,6 +52,7 @@ def adam(optimizer, ready: list) -> list:
         alive.append(p)
         elements += lay.held
     if alive:
+        optimizer.step_kernel = f"C, {VARIANTS[kernel.blocks]}, {VARIANTS[kernel.elements]}"
         _run(kernel, (ctypes.c_void_p * len(addresses))(*addresses), elements)
         torch.autograd.graph.increment_version(alive)  # so that autograd notices, as with any in-place operation
     return rest
@@ -110,8 +99,6 @@ def _plain(t: torch.Tensor, numel: int) -> bool:
 
 def _run(kernel: Kernel, segments, elements: int) -> None:
     """All threads take chunks from one shared counter; ctypes releases the interpreter lock during the call."""
-    global _calls
-    _calls += 1
     counter = ctypes.c_int64(0)
     arguments = (kernel.blocks, kernel.elements, segments, len(segments), ctypes.byref(counter))
     threads = torch.get_num_threads() if elements >= THREADS_PAY_FROM else 1
