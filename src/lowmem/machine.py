@@ -18,6 +18,7 @@ FLAGS = ("amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512_bf16", "avx512_f
 # step; by default much of it goes back to the system in between and returns as millions of page faults.
 KEEP = {"MMAP_THRESHOLD": (-3, 32 << 20), "TRIM_THRESHOLD": (-1, 1 << 30), "TOP_PAD": (-2, 64 << 20)}
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch's switch for transparent huge pages, read at its first allocation
+TUNABLES = "GLIBC_TUNABLES"  # read by glibc at the start of a process: the pipeline asks it for huge pages, too
 _kept: dict | None = None  # what keep_memory() set
 
 
@@ -30,7 +31,7 @@ def keep_memory() -> None:
     if "torch" in sys.modules:
         return
     os.environ.setdefault(HUGE_PAGES, "1")
-    _kept = {HUGE_PAGES: os.environ[HUGE_PAGES]}
+    _kept = {name: os.environ[name] for name in (HUGE_PAGES, TUNABLES) if name in os.environ}
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda number, value: 0)
     for name, (number, value) in KEEP.items():
         name = f"MALLOC_{name}_"
