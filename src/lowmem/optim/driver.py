@@ -269,7 +269,7 @@ class RuleOptimizer(Optimizer):
         if self._offload:
             wait_for(p.device for group in self.param_groups for p in group["params"])
 
-    def begin(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float) -> list[Job]:
+    def begin(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float = 1.0) -> list[Job]:
         """Update all that is complete on this process; returns what needs sums over processes (see exchange.py)."""
         refuse_capture()
         if not self._agreed:
