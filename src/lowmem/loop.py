@@ -6,17 +6,45 @@ import math
 import os
 import time
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
-from lowmem import checkpoint, distributed, machine, record, ticker, usage
+from lowmem import checkpoint, distributed, machine, provenance, record, ticker, usage
 from lowmem.errors import Misuse
+from lowmem.optim._factory import make
 from lowmem.progress import say
 from lowmem.schedule import lr_at
 from lowmem.sketch import sketch
 from lowmem.task import Task
 
 KEPT = ("step", "seconds", "best", "train_loss", "val", "gradient_bytes")  # plain values of a Loop in its checkpoint
+
+
+def train(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, device: str, label: str) -> None:
+    """Fill a run's record by training what the task builds."""
+    missing = [key for key in ("train", "optimizer") if not run["config"].get(key)]
+    if missing:
+        raise Misuse(f"task {run['config']['task']} trains and needs {' and '.join(missing)} in its configuration")
+    usage.reset_peak(device)
+    built = task.build(run["config"], run["seed"], root, device)
+    made["code"]["files"] |= provenance.hashes(root, built.inputs)
+    if distributed.devices(run) > 1:
+        from lowmem import fsdp
+
+        built.model = fsdp.shard(built.model, run["seed"])
+    optimizer = make(built.model, **run["config"]["optimizer"])
+    try:
+        Loop(run, built, optimizer, device, folder, made, label).run()
+    finally:
+        made["device"]["step_kernel"] = step_kernel(optimizer)
+
+
+def step_kernel(optimizer) -> str | None:
+    """What computed the updates, of this optimizer or one inside it, where it was not PyTorch."""
+    inside = (vars(optimizer).get(name) for name in ("inner", "fused", "beside"))
+    found = [getattr(optimizer, "step_kernel", None), *(step_kernel(other) for other in inside if other is not None)]
+    return next(filter(None, found), None)
 
 
 class Loop:
@@ -41,6 +69,7 @@ class Loop:
         self.times: list[float] = []
         self.gradient_bytes = 0
         self.curve_hash = hashlib.sha256()  # of all that was written to the curve
+        self.means_before: dict | None = None  # means() of a checkpoint, until a step was made since
 
     def run(self) -> None:
         """Train to the end or to divergence and fill the record."""
@@ -58,6 +87,8 @@ class Loop:
                 self.write(curve, 0, **self.evaluate())
             while self.step < self.steps and not self.made["status"]:
                 self.one_step(curve)
+                if self.means_before:
+                    self.compare_means()
                 if self.made["status"]:
                     break
                 if distributed.rank() == 0:
@@ -220,17 +251,21 @@ class Loop:
         self.made["resumed_from"] = [*notes["resumed_from"], self.step]
         on = f" on {distributed.world()} devices" if self.many else ""
         distributed.tell(f"{self.label}: continuing from step {self.step}{on}")
-        now = self.means()
-        changed = {key: [notes["means"].get(key), now[key]] for key in now if notes["means"].get(key) != now[key]}
-        self.made["other_means"] = notes["other_means"] + ([{"step": self.step, **changed}] if changed else [])
-        if changed:
-            told = "; ".join(f"{key} {was} before, {here} now" for key, (was, here) in changed.items())
-            distributed.tell(f"{self.label}: computed by other means, so the last digits may differ: {told}")
+        self.made["other_means"], self.means_before = notes["other_means"], notes["means"]
 
     def means(self) -> dict:
         """What computes: where one of these is another, the last digits of a result may be, too."""
-        keys = ("type", "name", "threads", "kernel")
-        return {"torch": self.made["packages"]["torch"], **{key: self.made["device"][key] for key in keys}}
+        known = {key: self.made["device"][key] for key in ("type", "name", "threads")}
+        return {"torch": self.made["packages"]["torch"], **known, "kernel": step_kernel(self.optimizer)}
+
+    def compare_means(self) -> None:
+        """After the first step since a checkpoint: say, also in the record, where other means compute than before it."""
+        before, self.means_before = self.means_before, None
+        changed = {key: [before[key], value] for key, value in self.means().items() if before[key] != value}
+        if changed:
+            self.made["other_means"] = [*self.made["other_means"], {"step": self.step - 1, **changed}]
+            told = "; ".join(f"{key} {was or 'PyTorch'}, now {new or 'PyTorch'}" for key, (was, new) in changed.items())
+            distributed.tell(f"{self.label}: computed by other means, so the last digits may differ: {told}")
 
     def is_curve_of(self, notes: dict, curve: Path) -> bool:
         """Whether the curve begins with the lines that the checkpoint speaks of; goes on from their hash."""

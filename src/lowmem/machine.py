@@ -1,20 +1,44 @@
 """The machine a run sees: device, threads, seeds and signals fixed; what it is, for the record."""
 
 import contextlib
-import importlib
+import ctypes
 import os
 import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 
-from lowmem import kept_files
 from lowmem.errors import Misuse
 
 # Vector and matrix units that change speed, and with it what is sensible; x86 and Arm names.
 FLAGS = ("amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512_bf16", "avx512_fp16", "avx2", "asimd", "bf16", "sve")
+
+# Settings of glibc's malloc, by the number that mallopt() knows them by. Training frees and takes the same sizes at every
+# step; by default much of it goes back to the system in between and returns as millions of page faults.
+KEEP = {"MMAP_THRESHOLD": (-3, 32 << 20), "TRIM_THRESHOLD": (-1, 1 << 30), "TOP_PAD": (-2, 64 << 20)}
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch's switch for transparent huge pages, read at its first allocation
+TUNABLES = "GLIBC_TUNABLES"  # read by glibc at the start of a process: the pipeline asks it for huge pages, too
+_kept: dict | None = None  # what keep_memory() set
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory it frees, and use huge pages, before PyTorch is imported; no result depends on it.
+
+    What the environment sets (MALLOC_TOP_PAD_=...) stays. Nothing happens without glibc, or once PyTorch is here.
+    """
+    global _kept
+    if "torch" in sys.modules:
+        return
+    os.environ.setdefault(HUGE_PAGES, "1")
+    _kept = {name: os.environ[name] for name in (HUGE_PAGES, TUNABLES) if name in os.environ}
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda number, value: 0)
+    for name, (number, value) in KEEP.items():
+        name = f"MALLOC_{name}_"
+        if name in os.environ:
+            _kept[name] = os.environ[name]
+        elif mallopt(number, value):
+            _kept[name] = str(value)
 
 
 def device_of(run: dict) -> str:
@@ -71,18 +95,18 @@ def fixed(run: dict):
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
-def describe(kind: str, code: Iterable[str] = ()) -> dict:
-    """The machine: {type, name, cores, threads, kernel, flags, memory_bytes} of the CPU or GPU in use, and the platform.
+def describe(kind: str) -> dict:
+    """The machine: {type, name, cores, threads, flags, memory_bytes} of the CPU or GPU in use, and the platform.
 
-    code: the files of the run, see kernel(). threads: PyTorch's. Both are null where PyTorch is not in use.
+    threads: PyTorch's; null where it is not in use. allocator: what keep_memory() set, null without it.
     """
     torch = sys.modules.get("torch")
     common = {
         "type": kind,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
-        "kernel": kernel(kind, code) if torch else None,
         "platform": platform.platform(),
+        "allocator": _kept,
     }
     if kind == "cuda":
         gpu = torch.cuda.get_device_properties(0)
@@ -101,16 +125,6 @@ def describe(kind: str, code: Iterable[str] = ()) -> dict:
     except (ValueError, OSError):
         memory = None
     return {**common, "name": name, "flags": flags, "memory_bytes": memory}
-
-
-def kernel(kind: str, code: Iterable[str]) -> str:
-    """What updates the weights: "C <sha256 of the compiled loop>" where the run's code reaches that loop, else "PyTorch"."""
-    found = next((name for name in code if name.endswith("kernel.py")), None) if kind == "cpu" else None
-    if found is None:
-        return "PyTorch"
-    module = importlib.import_module(".".join(Path(found).with_suffix("").parts[1:]))  # named by no import: not every
-    library = module.library()  # run depends on it
-    return f"C {kept_files.sha256(Path(library._name))}" if library else "PyTorch"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
