@@ -82,10 +82,10 @@ def test_a_pickle_that_would_run_code_is_refused_in_one_line_and_runs_nothing(tm
     [
         (
             b"ccopy_reg\n_reconstructor\n(ccollections\ndefaultdict\nc__builtin__\nobject\nNtR.",
-            "it builds a defaultdict",
+            "it builds an object in an odd way",
         ),
         (b"c_codecs\nencode\n(Vaaaa\nVzlib\ntR.", "it encodes as zlib"),
-        (pickle.dumps(np.array([{}])), "it is an array of objects"),
+        (pickle.dumps(np.array([{}])), "it holds an array of 'O8'"),
         (pickle.dumps([1, 2])[:-4], "damaged"),
         (b"", "damaged"),
         (b"hello", "damaged"),
