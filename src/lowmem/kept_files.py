@@ -95,7 +95,7 @@ def read_json(path: Path) -> dict:
     try:
         value = files.read_json(path)
     except Failed as error:
-        raise Damaged(path, str(error).removeprefix(f"cannot read {path}: ")) from error
+        raise Damaged(path, f"cannot be read ({str(error).removeprefix(f'cannot read {path}: ')})") from error
     if not isinstance(value, dict) or value.get("digest") != digest(value):
         raise Damaged(path)
     return value
