@@ -34,10 +34,11 @@ class PrefixAttention(nn.Module):
             k, v = extended(cache, k, v)
         first = self.prefix.weight.to(k.dtype).view(1, -1, 2, inner.n_kv_head, inner.head_dim)
         first = first.expand(batch, -1, -1, -1, -1).permute(2, 0, 3, 1, 4)  # (2, B, K, P, D)
-        texts = zip(
-            *(t.split(lengths or [length], dim=2) for t in (q, k, v)), mask if lengths and mask else repeat(mask)
-        )
-        y = torch.cat([seeing(first, *text) for text in texts], dim=2)  # (B, H, T, D)
+        if lengths:
+            texts = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), mask or repeat(None))
+            y = torch.cat([seeing(first, *text) for text in texts], dim=2)  # (B, H, T, D)
+        else:
+            y = seeing(first, q, k, v, mask)
         return inner.wo(y.transpose(1, 2).reshape(batch, length, -1))
 
 
