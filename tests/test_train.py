@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
-from lowmem import experiments, provenance, record, train
+from lowmem import experiments, machine, provenance, record, train
 from lowmem.errors import Misuse
 from lowmem.tasks import pretrain
 
@@ -180,8 +180,32 @@ def test_compilation_changes_little(root, tmp_path):
         subprocess.run(script, env=environment(), check=True)
         compiled = json.loads((record.folder(root, run) / "record.json").read_text())
         assert (plain["status"], compiled["status"]) == ("done", "done"), compiled["reason"]
+        assert compiled["device"]["compiled"] is True
         ends = [made["metrics"]["final"]["val_loss"] for made in (plain, compiled)]
         assert ends[0] == pytest.approx(ends[1], rel=1e-3)
+
+
+def test_without_a_compiler_a_compiled_run_says_so_and_trains_as_an_eager_one(root, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "compiler_trouble", lambda device: "no C++ compiler")
+    plain, run = train.train_run(root, make_run("plain")), make_run("compiled", compile=True)
+    assert train.run_job(root, [run]) == 0
+    made = record.read_json(record.folder(root, run) / "record.json")
+    assert "compiled" not in plain["device"] and made["device"]["compiled"] is False
+    assert [line for line in capsys.readouterr().out.splitlines() if "no C++ compiler" in line and "without" in line]
+    assert made["metrics"] == plain["metrics"] and made["config_hash"] != plain["config_hash"]
+
+
+@pytest.mark.slow
+def test_what_hinders_the_compiler_is_said_in_one_line():
+    script = "from lowmem import machine; print(machine.compiler_trouble('cpu'))"
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment(), "CXX": "/nothing/here"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.count("\n") == 1 and "/nothing/here" in said.stdout
 
 
 def test_bf16_changes_little(root):

@@ -54,6 +54,7 @@ class Loop:
         self.schedule = run["config"].get("schedule") or {}
         self.task, self.optimizer, self.device, self.made, self.label = task, optimizer, device, made, label
         self.model, self.folder, self.steps = task.model, folder, self.settings["steps"]
+        self.stepped = self.model  # what training steps call; evaluations call the model itself
         batch, micro = self.settings["batch_size"], self.settings.get("micro_batch_size") or self.settings["batch_size"]
         self.many = distributed.devices(run) > 1
         self.parts, self.accumulate = distributed.share(batch, micro, distributed.world() if self.many else 1)
@@ -72,8 +73,7 @@ class Loop:
         """Train to the end or to divergence and fill the record."""
         self.resume()
         if self.settings.get("compile"):
-            for part in self.model.blocks if self.fused else [self.model]:  # whole-model backward keeps all gradients
-                part.compile()
+            self.compile()
         self.model.train()
         show = ticker.progress(self.label, self.steps)
         every = self.settings.get("checkpoint_every") or math.inf
@@ -141,7 +141,21 @@ class Loop:
 
     def loss(self, batch) -> torch.Tensor:
         with self.autocast():
-            return self.task.loss(self.model, batch)
+            return self.task.loss(self.stepped, batch)
+
+    def compile(self) -> None:
+        """Compile what training steps run (evaluations come in other shapes, each of which would be compiled anew)."""
+        trouble = machine.compiler_trouble(self.device)
+        self.made["device"]["compiled"] = trouble is None
+        if trouble:
+            distributed.tell(
+                f"{self.label}: train.compile: true, but torch.compile fails here ({trouble}); going on without"
+            )
+        elif self.fused:  # a compiled whole-model backward would keep all gradients
+            for part in self.model.blocks:
+                part.compile()
+        else:
+            self.stepped = torch.compile(self.model)
 
     def clip(self) -> float:
         """Global norm of the gradients before clipping (train.grad_clip; null measures only)."""
