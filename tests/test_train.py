@@ -191,7 +191,8 @@ def test_without_a_compiler_a_compiled_run_says_so_and_trains_as_an_eager_one(ro
     assert train.run_job(root, [run]) == 0
     made = record.read_json(record.folder(root, run) / "record.json")
     assert "compiled" not in plain["device"] and made["device"]["compiled"] is False
-    assert [line for line in capsys.readouterr().out.splitlines() if "no C++ compiler" in line and "without" in line]
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "no C++ compiler" in line and "without" in line]
     assert made["metrics"] == plain["metrics"] and made["config_hash"] != plain["config_hash"]
 
 
