@@ -59,6 +59,7 @@ class Config:
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
     tied: bool = False
+    init_std: float = 0.02  # of query, key, value and gate; out, up and down start smaller with their depth
 
 
 def rotary_table(block_size: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
@@ -158,9 +159,9 @@ class Llama(nn.Module):
         """Truncated normals; up, down and wo shrink with the depth of their layer."""
         nn.init.normal_(self.tokens.weight)
         for depth, block in enumerate(self.blocks):
-            residual = 0.02 / math.sqrt(2 * (depth + 1))
+            residual = self.config.init_std / math.sqrt(2 * (depth + 1))
             for linear in (block.attention.wq, block.attention.wk, block.attention.wv, block.mlp.gate):
-                nn.init.trunc_normal_(linear.weight, std=0.02)
+                nn.init.trunc_normal_(linear.weight, std=self.config.init_std)
             for linear in (block.attention.wo, block.mlp.up, block.mlp.down):
                 nn.init.trunc_normal_(linear.weight, std=residual)
         # a tied table keeps the usual 0.02: larger rows would make each token predict itself
