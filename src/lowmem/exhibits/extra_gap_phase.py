@@ -36,7 +36,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: gap.<start>.<steps>.<rate> at the end, peak.<the same>: the largest mean gap over evaluations after a
     twentieth of the run."""
     found = list(runs) or runs.archived
-    cells = {key: group for key, group in pairs(found).items() if all(run.status != "missing" for run in group[0])}
+    cells = pairs(found)
     shown = Shown(
         caption="Models of 42 and 85 thousand parameters on bytes of Shakespeare, 0.8 to 72 million tokens: difference of "
         "the validation losses of Adam-mini and AdamW, paired by seed, at the end on the whole held-out text. Left: along "
@@ -57,7 +57,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         cell = "" if peak["value"] is None else f"{peak['value']:+.3f} at step {peak['step']}"
         loss = text(mean(adamw))
         shown.rows.append([STARTS[start], steps, f"{rate:g}", loss, text(gap, signed=True), cell, at, len(adamw)])
-    shown.figure = draw(cells)
+    shown.figure = draw({key: group for key, group in cells.items() if gaps_along(group[1], group[0])})
     return shown
 
 
