@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lowmem.blocks import ParamBlocks, Partition, along, coordinates, one_block
-from lowmem.optim import AdamMini, AdamW, kernel
+from lowmem.optim import AdamMini, AdamW, adamw, kernel
 from lowmem.optim.adamw import in_one_kernel
 
 needs_compiler = pytest.mark.skipif(kernel.library() is None, reason="no C compiler here")
@@ -128,24 +128,31 @@ def test_adamw_equals_its_pytorch_path(monkeypatch):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
 
 
-def test_the_kernel_for_gpus_equals_the_pytorch_path_and_leaves_other_types(monkeypatch):
+def test_the_kernel_for_gpus_equals_the_pytorch_path_and_leaves_what_rounds_otherwise(monkeypatch):
     """torch's fused AdamW also exists for CPUs, where it can be tried without a GPU."""
     without_kernel(monkeypatch)
+    monkeypatch.setattr(adamw, "ON", ("cpu",))
 
     def train(fast):
         torch.manual_seed(0)
-        kinds = (torch.float32, torch.float32, torch.bfloat16)
+        kinds = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.bfloat16, torch.bfloat16)
         parameters = [nn.Parameter(torch.randn(30, 7).to(kind)) for kind in kinds]
-        groups = [{"params": parameters[:1], "lr": torch.tensor(0.02)}, {"params": parameters[1:], "weight_decay": 0.0}]
+        groups = [
+            {"params": parameters[:1], "lr": torch.tensor(0.02)},
+            {"params": parameters[1:4], "weight_decay": 0.0},
+            {"params": parameters[4:5], "rounding": "stochastic"},
+            {"params": parameters[5:], "state_dtype": torch.float32},
+        ]
         optimizer, left = AdamW(groups, **SETTINGS), []
         if fast:
-            optimizer.fast = lambda ready: left.append(in_one_kernel(ready, "cpu")) or left[-1]
+            optimizer.fast = lambda ready: left.append(in_one_kernel(ready)) or left[-1]
         return run(optimizer, parameters), [len(entries) for entries in left]
 
     (plain, _), (fused, left) = train(fast=False), train(fast=True)
-    assert left and set(left) == {1}, "the 16-bit tensor alone went the general way"
+    assert left and set(left) == {2}, "stochastic rounding and moments of another type went the general way"
+    unit = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
     for a, b in zip(fused, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
+        torch.testing.assert_close(a, b, rtol=unit[a.dtype], atol=2e-7)
 
 
 @needs_compiler

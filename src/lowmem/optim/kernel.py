@@ -100,7 +100,7 @@ def _processor() -> str:
 
 def adam(optimizer, ready: list) -> list:
     """Step every eligible tensor of `ready`, [(group, p, g, state, scalars, layout)], in C; returns the others."""
-    if torch.compiler.is_compiling() or optimizer._compile:
+    if torch.compiler.is_compiling() or optimizer._compile or (ready and ready[0][4]["factor"] != 1.0):
         return ready
     kernel = library()
     if kernel is None:
