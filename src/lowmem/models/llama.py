@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowmem.attention import causal_attention
+from lowmem.attention import causal_attention, of_each
 from lowmem.errors import Misuse
 
 
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=False)
         self.wo = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: list | None = None):
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask=None, cache: list | None = None, lengths=None):
         batch, length, _ = x.shape
         q = self.wq(x).view(batch, length, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.wk(x).view(batch, length, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, K, T, D)
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = extended(cache, k, v)  # (B, K, S, D)
-        y = causal_attention(q, k, v, mask=mask)  # (B, H, T, D)
+        y = of_each(q, k, v, lengths, mask) if lengths else causal_attention(q, k, v, mask=mask)  # (B, H, T, D)
         return self.wo(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -132,8 +132,8 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: list | None = None):
-        x = x + self.attention(self.norm1(x), cos, sin, mask, cache)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask=None, cache: list | None = None, lengths=None):
+        x = x + self.attention(self.norm1(x), cos, sin, mask, cache, lengths)
         return x + self.mlp(self.norm2(x))
 
 
@@ -173,21 +173,30 @@ class Llama(nn.Module):
         return [[] for _ in self.blocks]
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: list | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | list[Tensor] | None = None,
+        cache: list | None = None,
+        lengths: list[int] | None = None,
     ) -> Tensor:
         """tokens (B, T) -> what the head turns into logits, (B, T, C), for those who need few of the logits.
 
         positions (B, T): place of each token in its text, default 0 ... T - 1. mask (B, 1, T, S): True where a query
         (third axis) may see a key (fourth), default the causal one. Both together let texts branch. cache: see
         empty_cache(); the tokens go on where those in the cache ended, and S counts both; positions and mask are needed.
+        lengths: B is 1 and the row holds texts of these lengths one behind the other, which do not see each other and are
+        not padded; mask is then a list with one for each text, or None.
         """
+        if lengths and positions is None:
+            positions = torch.cat([torch.arange(length, device=tokens.device) for length in lengths])[None]
         if positions is None:
             cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]  # (T, D)
         else:
             cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # (B, 1, T, D)
         x = self.tokens(tokens)  # (B, T, C)
         for block, kept in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
-            x = block(x, cos, sin, mask, kept)
+            x = block(x, cos, sin, mask, kept, lengths)
         return self.norm(x)
 
     def forward(
@@ -196,12 +205,13 @@ class Llama(nn.Module):
         targets: Tensor | None = None,
         ignore_index: int = -1,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | list[Tensor] | None = None,
         at: tuple[Tensor, Tensor] | None = None,
         cache: list | None = None,
+        lengths: list[int] | None = None,
     ) -> Tensor:
         """at = (rows (N,), columns (N,)): only the logits of these places, (N, V). The others: see hidden()."""
-        x = self.hidden(tokens, positions, mask, cache)  # (B, T, C)
+        x = self.hidden(tokens, positions, mask, cache, lengths)  # (B, T, C)
         logits = self.head(x if at is None else x[at])  # (B, T, V) or (N, V)
         if targets is None:
             return logits
