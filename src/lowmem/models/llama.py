@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lowmem.attention import causal_attention, of_each
 from lowmem.errors import Misuse
+from lowmem.models._shuffle import shuffle
 
 
 def _shape(n_layer: int, n_head: int, n_embd: int, n_hidden: int, **others) -> dict:
@@ -60,6 +61,7 @@ class Config:
     norm_eps: float = 1e-5
     tied: bool = False
     init_std: float = 0.02  # of query, key, value and gate; out, up and down start smaller with their depth
+    shuffled: str | None = None  # pattern of modules whose weights are kept in a random order, see _shuffle.py
 
 
 def rotary_table(block_size: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
@@ -153,6 +155,8 @@ class Llama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)  # (block_size, D)
         self.register_buffer("sin", sin, persistent=False)
         self.initialise()
+        if config.shuffled:
+            shuffle(self, config.shuffled)
 
     @torch.no_grad()
     def initialise(self) -> None:
