@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lowmem.attention import causal_attention, of_each
 from lowmem.errors import Misuse
+from lowmem.models._shuffle import shuffle
 
 
 def _shape(n_layer: int, n_head: int, n_embd: int, n_hidden: int, **others) -> dict:
@@ -59,6 +60,8 @@ class Config:
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
     tied: bool = False
+    init_std: float = 0.02  # of query, key, value and gate; out, up and down start smaller with their depth
+    shuffled: str | None = None  # pattern of modules whose weights are kept in a random order, see _shuffle.py
 
 
 def rotary_table(block_size: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
@@ -152,15 +155,17 @@ class Llama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)  # (block_size, D)
         self.register_buffer("sin", sin, persistent=False)
         self.initialise()
+        if config.shuffled:
+            shuffle(self, config.shuffled)
 
     @torch.no_grad()
     def initialise(self) -> None:
         """Truncated normals; up, down and wo shrink with the depth of their layer."""
         nn.init.normal_(self.tokens.weight)
         for depth, block in enumerate(self.blocks):
-            residual = 0.02 / math.sqrt(2 * (depth + 1))
+            residual = self.config.init_std / math.sqrt(2 * (depth + 1))
             for linear in (block.attention.wq, block.attention.wk, block.attention.wv, block.mlp.gate):
-                nn.init.trunc_normal_(linear.weight, std=0.02)
+                nn.init.trunc_normal_(linear.weight, std=self.config.init_std)
             for linear in (block.attention.wo, block.mlp.up, block.mlp.down):
                 nn.init.trunc_normal_(linear.weight, std=residual)
         # a tied table keeps the usual 0.02: larger rows would make each token predict itself
