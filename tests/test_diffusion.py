@@ -1,7 +1,7 @@
 """Diffusion: noise and sampling are what their papers say, distances are right where they are known, runs repeat."""
 
 import numpy as np
-import prepared
+import prepared_folders
 import pytest
 import torch
 
@@ -31,7 +31,7 @@ def root(tmp_path_factory):
     for part, count in (("train", 40), ("test", 30)):
         np.save(folder / f"{part}_images.npy", generator.integers(0, 256, (count, 8, 8), np.uint8))
         np.save(folder / f"{part}_labels.npy", np.arange(count) % 2)
-    prepared.seal(folder)
+    prepared_folders.seal(folder)
     return root
 
 

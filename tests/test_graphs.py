@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from prepared import seal
+from prepared_folders import seal
 from synthetic import ROOT
 from test_archives import tar_bytes, zip_bytes
 from test_prepare import use

@@ -6,7 +6,7 @@ import io
 import json
 
 import numpy as np
-import prepared
+import prepared_folders
 import pytest
 import torch
 from PIL import Image
@@ -141,7 +141,7 @@ def root(tmp_path_factory):
         shown[np.arange(count), labels] = 255
         np.save(folder / f"{part}_images.npy", shown)
         np.save(folder / f"{part}_labels.npy", labels)
-    prepared.seal(folder)
+    prepared_folders.seal(folder)
     return root
 
 

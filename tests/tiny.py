@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import prepared
+import prepared_folders
 
 from lowmem import experiments, record
 
@@ -28,7 +28,7 @@ def make_root(root: Path) -> Path:
     tokens[:5000].tofile(folder / "train.bin")
     tokens[5000:].tofile(folder / "val.bin")
     meta = {"dataset": "tiny", "source": "package", "tokenizer": "byte", "vocab_size": 64, "dtype": "uint8"}
-    prepared.seal(folder, **meta, train_tokens=5000, val_tokens=1000)
+    prepared_folders.seal(folder, **meta, train_tokens=5000, val_tokens=1000)
     return root
 
 
