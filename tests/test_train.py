@@ -232,7 +232,7 @@ def test_without_a_compiler_a_compiled_run_says_so_and_trains_as_an_eager_one(ro
     monkeypatch.setattr(machine, "compiler_trouble", lambda device: "no C++ compiler")
     plain, run = train.train_run(root, make_run("plain")), make_run("compiled", compile=True)
     assert train.run_job(root, [run]) == 0
-    made = record.read_json(record.folder(root, run) / "record.json")
+    made = record.load(record.folder(root, run))
     assert "compiled" not in plain["device"] and made["device"]["compiled"] is False
     said = capsys.readouterr().err
     assert [line for line in said.splitlines() if "no C++ compiler" in line and "without" in line]
