@@ -8,7 +8,7 @@ concluded; not_run = no record. A published value that is only recalled decides 
 import math
 from pathlib import Path
 
-from lowmem import experiments, plan
+from lowmem import experiments, kept_files, plan
 from lowmem.errors import Misuse, nearest
 from lowmem.exhibit import markdown
 from lowmem.files import read_json, read_yaml, write_json, write_text
@@ -47,6 +47,7 @@ def exhibit_value(claim: dict, header: dict, out: Path) -> dict:
     path = out / ("figures" if header["kind"] == "figure" else "tables") / f"{claim['exhibit']}.json"
     if not path.is_file():
         return {"value": None, "reason": f"not run: exhibit {claim['exhibit']} was not made"}
+    kept_files.check_together(path.with_suffix(""))
     missing = {"value": None, "reason": f"the exhibit has no value {claim['value']!r}"}
     return read_json(path)["values"].get(claim["value"], missing)
 
@@ -58,6 +59,7 @@ def gather(root: Path, tier: str, out: Path | None = None) -> list[dict]:
     rows = [row(claim, exhibit_value(claim, headers[claim["exhibit"]], out), tier) for claim in load(root)]
     write_json(out / "claims.json", rows)
     write_text(out / "claims.md", table(rows, tier))
+    kept_files.seal_together(out / "claims", [out / "claims.json", out / "claims.md"])
     return rows
 
 
