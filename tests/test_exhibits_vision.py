@@ -192,7 +192,7 @@ def test_full_width_accuracy_is_that_of_the_workstation_tier(root):
 
 @pytest.mark.parametrize(
     "points, verdict",
-    [(0.0, "direction_only"), (0.2, "direction_only"), (2.0, "contradicted"), (-1.0, "direction_only")],
+    [(0.0, "same_direction"), (0.2, "direction_only"), (2.0, "contradicted"), (-1.0, "direction_only")],
 )
 def test_on_par_is_judged_by_the_margin_of_the_claim(root, points, verdict):
     synthetic_vision.write(root, "resnet", points={**POINTS, "adam_mini": points})

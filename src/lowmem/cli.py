@@ -215,9 +215,10 @@ def exhibit(root, arguments):
 
 def claim(root, arguments):
     from lowmem import claims
+    from lowmem.verdicts import WORDS
 
     row = claims.decide(root, arguments.id, arguments.tier)
-    print(f"{row['statement']}\nours: {claims.shown_value(row)}\n{row['verdict'].replace('_', ' ')}: {row['reason']}")
+    print(f"{row['statement']}\nours: {claims.shown_value(row)}\n{WORDS[row['verdict']]}: {row['reason']}")
 
 
 def claims(root, arguments):

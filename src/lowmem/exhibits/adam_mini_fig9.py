@@ -7,7 +7,7 @@ not given.
 import math
 
 from lowmem import plots
-from lowmem.drawing.curves import Pair, missing, pairs, text, used, value
+from lowmem.drawing.curves import ONE_RATE, Pair, missing, over, pairs, text, used, value
 from lowmem.drawing.loss_plots import corner, decades, faint, tokens_label
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.stats import estimate
@@ -29,7 +29,8 @@ PUBLISHED_SIZES["1B"] = 1055991808
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by size, then the fits. Values: slope.adamw, slope.adam_mini, slope.difference."""
+    """Rows by size, then the fits. Values: slope.adamw, slope.adam_mini, slope.difference, and
+    own_rate.slope.difference where each optimizer has its own best rate."""
     sizes = pairs(runs)
     shown = Shown(
         caption="Left: validation loss against training operations (6 x parameters x tokens), mean over seeds. Middle: loss at "
@@ -48,6 +49,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ends = [text(value(size.mean(o, size.tokens[-1]))) if size.complete else size.gap()["reason"] for o in NAMES]
         shown.rows.append([size.name, f"{size.parameters:,}", *ends, text(size.gap(), True)])
     fits = summarise(shown, sizes)
+    shown.values["own_rate.slope.difference"] = missing(ONE_RATE)
     paper = publish(shown, published)
     draw(shown, sizes, fits, paper)
     return shown
@@ -75,7 +77,7 @@ def summarise(shown: Shown, sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
     for optimizer, by_seed in fits.items():
         entry = shown.values[f"slope.{optimizer}"] = value(estimate([one[0] for one in by_seed.values()]), "in slope")
         shown.rows.append([f"slope of {NAMES[optimizer]}", "", text(entry, True), "", ""])
-    entry = value(estimate([fits["adam_mini"][s][0] - fits["adamw"][s][0] for s in seeds]), "in slope")
+    entry = over({s: fits["adam_mini"][s][0] - fits["adamw"][s][0] for s in seeds}, "in slope")
     shown.values["slope.difference"] = entry
     shown.rows.append(["difference of slopes", "", "", "", text(entry, True)])
     return fits
