@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lowmem.optim import make
+from lowmem.optim._factory import make
 from lowmem.optim.fused_backward import FusedBackward
 
 
