@@ -216,7 +216,7 @@ def test_of_several_settings_the_mean_is_the_headline_and_the_worst_stands_besid
     found = {"value": 0.02, "low": 0.01, "high": 0.03, "n": 5, "unit": "nat", "parts": parts, "pooled": pooled}
     row = claims.row(claim(LESS), found, "paper")
     assert (row["ours"], row["interval"], row["worst"]["value"]) == (0.01, [0.005, 0.015], 0.02)
-    assert claims.shown_value(row) == "mean 0.0100 [0.0050, 0.0150] nat; worst 0.020 [0.010, 0.030]"
+    assert claims.shown_value(row) == "mean 0.010 [0.005, 0.015] nat; worst 0.020 [0.010, 0.030]"
     assert row["verdict"] == "inconclusive"  # the mean lies inside the rule, one of the settings may not
 
 
@@ -252,7 +252,7 @@ def test_unknown_claim_names_the_nearest_one():
         (("tolerance: 0.005", "tolerance: -0.005"), "rule"),
         (('source: "web:ai-review; readme-image for Llama2-7B", ', ""), "'source' is a required"),
         (('source: "web:ai-review; readme-image for Llama2-7B"', 'source: " "'), "source"),
-        (("entered: before", "entered: never"), "entered"),
+        (("    entered: before", "    entered: never"), "entered"),
         (("value: early.least, must", "must"), "'value' is a required"),
         (("simulated: true\n    decides: []", "simulated: true\n    decides: [paper]"), "decides at no tier"),
     ],

@@ -45,9 +45,11 @@ def verdict(claim: dict, value: dict, tier: str, premise: dict | None = None) ->
         return "inconclusive", "smoke tier decides nothing"
     if recalled(claim["published"]):
         return "inconclusive", "the published value is recalled, not confirmed: it decides nothing"
-    if "gate" in claim and (failure := closed(claim["gate"], premise or {})):
+    known = value.get("value") is not None
+    asked = "gate" in claim and (known or value.get("failed") == "subject")
+    if asked and (failure := closed(claim["gate"], premise or {})):
         return "not_testable", failure
-    if claim.get("simulated") and value.get("value") is not None:
+    if claim.get("simulated") and known:
         return simulated(claim["rule"], value)
     return found, why
 
