@@ -33,7 +33,17 @@ def train(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, dev
 
         built.model = fsdp.shard(built.model, run["seed"])
     optimizer = make(built.model, **run["config"]["optimizer"])
-    Loop(run, built, optimizer, device, folder, made, label).run()
+    try:
+        Loop(run, built, optimizer, device, folder, made, label).run()
+    finally:
+        made["device"]["step_kernel"] = step_kernel(optimizer)
+
+
+def step_kernel(optimizer) -> str | None:
+    """What computed the updates, of this optimizer or one inside it, where it was not PyTorch."""
+    inside = (vars(optimizer).get(name) for name in ("inner", "fused", "beside"))
+    found = [getattr(optimizer, "step_kernel", None), *(step_kernel(other) for other in inside if other is not None)]
+    return next(filter(None, found), None)
 
 
 class Loop:
