@@ -3,7 +3,7 @@ import numbers
 import pytest
 from synthetic import ROOT
 
-from lowmem import claims, plan
+from lowmem import plan, verdicts
 from lowmem.files import read_yaml
 
 FILES = {name: read_yaml(ROOT / f"data/published/{name}.yaml") for name in ("adam_mini", "lomo")}
@@ -27,7 +27,7 @@ def test_no_value_is_empty_and_unknown_ones_are_listed_instead():
 
 def test_recalled_values_and_only_those_are_marked():
     for id, value in VALUES:
-        assert bool(value.get("recalled")) == claims.recalled(value), (id, value)
+        assert bool(value.get("recalled")) == verdicts.recalled(value), (id, value)
     assert any(value.get("recalled") for _, value in VALUES)
 
 

@@ -1,4 +1,4 @@
-"""Figure 9 of Adam-mini: scaling laws of Llama, loss against operations and final loss against size.
+"""Scaling laws of Llama (Figure 9 in our count; the paper's number is unknown): loss by operations, final loss by size.
 
 Operations are 6 N D (Kaplan et al., arXiv 2001.08361); the paper's axis ends at 0.58 to 0.79 of that, by a formula that is
 not given.
@@ -15,7 +15,7 @@ from lowmem.stats import estimate
 EXHIBIT = {
     "id": "adam_mini_fig9",
     "paper": "adam_mini",
-    "label": "Figure 9",
+    "label": "Figure (number unknown)",
     "order": 90,
     "kind": "figure",
     "title": "Scaling laws of Llama",
@@ -88,7 +88,7 @@ def publish(shown: Shown, published: dict) -> dict[str, list[tuple[int, float]]]
     found: dict[str, list] = {o: [] for o in NAMES}
     for size, count in PUBLISHED_SIZES.items():
         for optimizer, name in NAMES.items():
-            cell = printed(published, f"end_loss_{name}_oct2024", size=size)
+            cell = printed(published, f"end_loss_{name}", size=size)
             shown.published += mark(f"{size}, {name}, loss at the end", cell)
             if cell:
                 found[optimizer].append((count, cell["value"]))
@@ -164,7 +164,7 @@ def draw_paper(axes, paper: dict) -> None:
         axes.plot(counts, [math.exp(slope * math.log(n) + intercept) for n in counts], **{**look, "linewidth": 1.2})
         labels.append((counts[-1] * 1.25, losses[-1], NAMES[optimizer], look["color"]))  # beside the last diamond
         heights += losses
-    finish(axes, counts, heights, "Published")
+    finish(axes, counts, heights, "Published (Table 4)")
     plots.end_labels(axes, labels)
 
 
