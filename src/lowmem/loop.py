@@ -17,7 +17,15 @@ from lowmem.schedule import lr_at
 from lowmem.sketch import sketch
 from lowmem.task import Task
 
-KEPT = ("step", "seconds", "best", "train_loss", "val", "gradient_bytes")  # plain values of a Loop in its checkpoint
+KEPT = (
+    "step",
+    "seconds",
+    "best",
+    "train_loss",
+    "val",
+    "gradient_bytes",
+    "unlogged",
+)  # plain values of a Loop in its checkpoint
 
 
 def train(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, device: str, label: str) -> None:
@@ -66,6 +74,7 @@ class Loop:
         self.path = checkpoint.place(folder, run["config_hash"])
         self.step, self.seconds, self.best, self.train_loss, self.val = 0, 0.0, None, None, {}
         self.times: list[float] = []
+        self.unlogged: list[float] = []  # training losses since the last line of the curve
         self.gradient_bytes = 0
 
     def run(self) -> None:
@@ -137,7 +146,11 @@ class Loop:
         val = self.evaluate() if at_end or (every and number % every == 0 and not self.made["status"]) else {}
         if val and self.settings.get("sketch"):
             val = {**val, "sketch": sketch(self.model, self.settings["sketch"])}
-        self.write(curve, number, train_loss=train_loss, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
+        self.unlogged.append(train_loss)
+        if val or number % self.settings.get("log_every", 1) == 0 or number == self.steps or self.made["status"]:
+            mean = sum(self.unlogged) / len(self.unlogged)  # a line speaks of all steps since the one before
+            self.unlogged = []
+            self.write(curve, number, train_loss=mean, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
 
     def loss(self, batch) -> torch.Tensor:
         with self.autocast():

@@ -6,7 +6,7 @@ from checkout import edit
 from lowmem import estimate, experiments, plan
 from lowmem.errors import Misuse
 
-TIERS = ("laptop", "paper", "smoke", "workstation")
+TIERS = ("laptop", "overnight", "paper", "smoke", "workstation")
 FILE = "workflow/config/experiments/gpt2_sizes.yaml"
 
 
@@ -27,12 +27,12 @@ def test_hash_ignores_key_order_and_resources_and_sees_everything_else():
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_every_experiment_resolves_in_every_tier(root, tier):
-    for name in experiments.experiment_names(root):
+    for name in experiments.experiment_names(root, tier):
         runs = experiments.runs(root, name, tier)
         assert len({run["id"] for run in runs}) == len(runs) > 0
 
 
-def test_the_four_tiers_are_there(root):
+def test_the_five_tiers_are_there(root):
     assert tuple(experiments.tier_names(root)) == TIERS
 
 
@@ -85,6 +85,21 @@ def test_a_mistake_in_an_experiment_file_is_one_line_that_names_it(project, old,
         experiments.runs(project, "gpt2_sizes", "laptop")
     message = str(caught.value)
     assert words in message and "gpt2_sizes.yaml" in message and "\n" not in message
+
+
+def test_a_tier_that_is_like_another_takes_its_overlays_and_data_where_it_has_none(project):
+    both = [experiments.runs(project, "graphs", tier) for tier in ("laptop", "overnight")]
+    assert [run["config"] for run in both[0]] == [run["config"] for run in both[1]]
+    tier = experiments.load_tier(project, "overnight")
+    assert tier["data"]["c4"]["dataset"] == "prose"  # its own
+    assert tier["data"]["cora"] == experiments.load_tier(project, "laptop")["data"]["cora"]
+
+
+def test_an_experiment_of_one_tier_is_refused_in_another_with_the_tiers_it_has(root):
+    assert "gap_phase" in experiments.experiment_names(root, "overnight")
+    assert "gap_phase" not in experiments.experiment_names(root, "laptop")
+    with pytest.raises(Misuse, match="experiment gap_phase has no runs in tier laptop; its tiers: overnight"):
+        experiments.runs(root, "gap_phase", "laptop")
 
 
 def test_an_unknown_dataset_is_named_with_the_nearest_one(project):
