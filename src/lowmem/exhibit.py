@@ -153,8 +153,11 @@ def archived_runs(root: Path, name: str) -> list[Run]:
     """Records of an experiment kept in data/records. name: tier/experiment, e.g. "workstation/char_shakespeare".
 
     They belong to the present settings but for where the data came from: the same file may come from a folder or https.
+    What a tier runs as another does, without an archive of its own, comes from that one's.
     """
     tier, experiment = name.split("/")
+    if not kept.archive(root, name).is_file():
+        name = f"{experiments.set_by(root, experiment, tier)}/{experiment}"
     found, place = [], kept.folder(root, name)
     for run in experiments.runs(root, experiment, tier):
         folder = place.parent / run["id"]

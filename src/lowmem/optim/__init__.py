@@ -35,7 +35,7 @@ def __getattr__(name: str):
 # fmt: off
 INFRASTRUCTURE = (
     "checks", "driver", "exchange", "factored", "flat_blocks", "fused_backward", "gpu_step", "gpu_tables", "graph",
-    "kernel", "parallel", "rounding", "settings", "sharding", "stages", "state", "together", "transfers",
+    "kernel", "kernel_build", "parallel", "rounding", "settings", "sharding", "stages", "state", "together", "transfers",
     "triton_kernels", "without_compiler", "zero1",
 )
 # fmt: on

@@ -61,7 +61,7 @@ class AdamW(RuleOptimizer):
     scalars = staticmethod(adam_scalars)
 
     def fast(self, ready):
-        rest = kernel.adam(self, ready)
+        rest = kernel.in_c(self, ready)
         if torch.compiler.is_compiling() or self._compile:
             return rest
         return gpu_step.adam(self, in_one_kernel(rest))

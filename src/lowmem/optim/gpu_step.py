@@ -96,7 +96,12 @@ def _step(optimizer, ready: list, fits, numbers) -> list:
 
 def _alike(p: Tensor, tensors: tuple, held: int) -> bool:
     return all(
-        type(t) in PLAIN and t.dtype in FLOATS and t.device == p.device and t.numel() == held and t.is_contiguous()
+        type(t) in PLAIN
+        and t.dtype in FLOATS
+        and t.device == p.device
+        and t.numel() == held
+        and t.is_contiguous()
+        and t.untyped_storage().nbytes() >= t.element_size() * (t.storage_offset() + held)
         for t in tensors
     )
 
