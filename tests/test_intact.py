@@ -1,13 +1,12 @@
 """What was made and is no longer as it was made is named and asked for again."""
 
-import json
 import os
 import shutil
 
 import pytest
 from tiny import make_root, make_run
 
-from lowmem import claims, exhibit, intact, kept_files, plan, record, train
+from lowmem import exhibit, intact, kept_files, plan, record, report, train
 from lowmem.kept_files import Damaged
 
 
@@ -86,12 +85,12 @@ def test_a_damaged_table_is_removed_to_be_made_again_and_not_read_before(tmp_pat
     header = drawn(out)
     spoil(out / f"tables/toy.{ending}", how, b"")
     with pytest.raises(Damaged):
-        claims.exhibit_value({"exhibit": "toy", "value": "a"}, header, out)
+        report.load(out, header, None)
     [line] = intact.mended(tmp_path, {}, "smoke")
     assert "toy" in line and list((out / "tables").iterdir()) == []
     drawn(out)
     assert intact.mended(tmp_path, {}, "smoke") == []
-    assert claims.exhibit_value({"exhibit": "toy", "value": "a"}, header, out) == {"value": 1}
+    assert report.load(out, header, None)["values"] == {"a": {"value": 1}}
 
 
 def test_files_of_a_clone_that_have_no_seal_are_left_alone(tmp_path):
@@ -99,5 +98,4 @@ def test_files_of_a_clone_that_have_no_seal_are_left_alone(tmp_path):
     header = drawn(out)
     kept_files.seal_of(out / "tables/toy").unlink()
     assert intact.mended(tmp_path, {}, "smoke") == []
-    assert claims.exhibit_value({"exhibit": "toy", "value": "a"}, header, out) == {"value": 1}
-    json.loads((out / "tables/toy.json").read_text())
+    assert report.load(out, header, None)["values"] == {"a": {"value": 1}}
