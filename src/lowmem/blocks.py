@@ -211,6 +211,7 @@ def partition(
         switches[key] = setting or switches[key]
     thawing = set(also)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad or p in thawing}
+    named = {name: p for name, p in named.items() if not isinstance(p, nn.parameter.UninitializedTensorMixin)}
     first = {id(p): name for name, p in named.items()}
     aliases = {name: first.get(id(p)) for name, p in model.named_parameters(remove_duplicate=False)}
     by_hand = _matched(overrides or {}, {name: alias for name, alias in aliases.items() if alias})

@@ -33,8 +33,9 @@ def __getattr__(name: str):
 
 # fmt: off
 INFRASTRUCTURE = (
-    "checks", "driver", "exchange", "factored", "fused_backward", "graph", "kernel", "parallel", "rounding", "settings",
-    "sharding", "stages", "state", "together", "without_compiler", "zero1",
+    "checks", "clipping", "copies", "driver", "exchange", "factored", "fused_backward", "graph", "hooks", "kernel", "loading",
+    "parallel", "param_blocks", "rounding", "settings", "sharding", "stages", "state", "together", "watch",
+    "without_compiler", "zero1",
 )
 # fmt: on
 

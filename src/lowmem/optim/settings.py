@@ -4,12 +4,13 @@ import fnmatch
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 
 from lowmem.errors import nearest
 
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 NUMBERS = {
     "lr", "betas", "eps", "weight_decay", "momentum", "beta", "beta1", "dampening", "decay_rate", "clip_threshold",
 }  # fmt: skip
@@ -80,18 +81,59 @@ def check_settings(group: dict, beta_count: int, eps_count: int) -> None:
         check("state_dtype", isinstance(dtype, torch.dtype) and dtype.is_floating_point, "a floating-point torch.dtype")
 
 
-def is_picked(by: Iterable[str] | Callable, name: str | None, p: torch.Tensor) -> bool:
+def plain_name(name: str) -> str:
+    """A parameter's name without what wrappers (torch.compile, DistributedDataParallel, checkpoints) put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("module.")
+
+
+def is_picked(by: Callable | list[str], name: str | None, p: torch.Tensor) -> bool:
     """Whether name patterns, or a predicate(name, parameter), pick a parameter. ValueError where patterns lack a name."""
     if callable(by):
         return bool(by(name, p))
     if name is None:
         raise ValueError("no_decay by name needs names: pass the model, or (name, parameter) pairs")
-    return any(fnmatch.fnmatch(name, pattern) for pattern in by)
+    return any(_matches(pattern, name) for pattern in by)
+
+
+def as_patterns(no_decay):
+    """no_decay as a list of patterns or a predicate; one string is one pattern."""
+    if no_decay is None or callable(no_decay):
+        return no_decay
+    patterns = [no_decay] if isinstance(no_decay, str) else list(no_decay)
+    wrong = next((pattern for pattern in patterns if not isinstance(pattern, str)), None)
+    if wrong is not None:
+        raise ValueError(f"no_decay={no_decay!r}: name patterns, or a function of (name, parameter)")
+    return patterns
+
+
+def check_patterns(no_decay, names: list[str]) -> None:
+    """ValueError for a pattern of no_decay that picks none of the parameters, or all of several."""
+    if no_decay is None or callable(no_decay) or not names:
+        return
+    example = plain_name(names[0])
+    for pattern in no_decay:
+        found = sum(_matches(pattern, name) for name in names)
+        if not found:
+            parts = [name for name in names if pattern.strip("*") and pattern.strip("*") in name]
+            hint = (
+                f"patterns match whole names: write '*{pattern.strip('*')}*'"
+                if parts
+                else f"names look like {example!r}"
+            )
+            raise ValueError(f"no_decay: {pattern!r} matches no parameter; {hint}")
+        if found == len(names) > 1:
+            raise ValueError(
+                f"no_decay: {pattern!r} matches every parameter; set weight_decay=0 if nothing shall decay"
+            )
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(plain_name(name), pattern)
 
 
 def as_numbers(group: dict) -> dict:
     """The settings of a group, tensor-valued ones (lr) as numbers; the group as it is while torch.compile traces."""
     if torch.compiler.is_compiling():
         return group
-    scalar = {k: v.item() for k, v in group.items() if isinstance(v, torch.Tensor) and v.ndim == 0}
+    scalar = {k: v.item() for k, v in group.items() if isinstance(v, torch.Tensor) and v.numel() == 1}
     return {k: scalar.get(k, v) for k, v in group.items() if k != "params"}
