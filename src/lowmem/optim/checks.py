@@ -30,6 +30,21 @@ def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
             )
 
 
+def check_state(lay, form: str, state: dict[str, Tensor], small: tuple[str, ...]) -> None:
+    """RuntimeError for a state tensor that somebody has replaced by one of another size."""
+    for key, value in state.items():
+        if key in small:
+            fits = value.numel() == lay.blocks.count if form == "blocks" else value.ndim == len(lay.frame)
+        else:
+            fits = value.numel() == lay.held
+        if not fits:
+            want = lay.blocks.count if form == "blocks" and key in small else lay.held
+            raise RuntimeError(
+                f"{lay.blocks.name}: {key} has {value.numel()} elements, not {want}; to reset state, assign an empty "
+                "dictionary to opt.state[parameter]"
+            )
+
+
 def check_wrapping(model: nn.Module | None) -> None:
     """Raises for a model in FullyShardedDataParallel (FSDP1), whose flat parameters have lost their rows and heads."""
     module = sys.modules.get("torch.distributed.fsdp")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks
 from lowmem.optim import param_blocks
-from lowmem.optim.checks import NO_SPARSE, check_any_gradient, check_finite, check_model
+from lowmem.optim.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_state
 from lowmem.optim.copies import Link
 from lowmem.optim.exchange import Job, local_gradient, rounds
 from lowmem.optim.loading import fitted
@@ -318,6 +318,7 @@ class RuleOptimizer(Optimizer):
         """All stages on one tensor: 16-bit or strided tensors go through a contiguous fp32 copy, others in place."""
         exact = p.dtype if p.dtype == torch.float64 else torch.float32
         plain = {key: value for key, value in state.items() if key != "step"}
+        check_state(lay, self.form, plain, self.small(lay.blocks))
         copies = {key: as_exact(value, p.device, exact) for key, value in plain.items()}
         weight, gradient, small = as_exact(p, p.device, exact), as_exact(g, g.device, exact), self.small(lay.blocks)
         for w in works(self.form, lay, weight, gradient, copies, small, h):
