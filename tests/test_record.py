@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from tiny import curve, make_root, make_run, twin
 
-from lowmem import record, train
+from lowmem import provenance, record, train
 from lowmem.errors import Misuse
 
 
@@ -52,11 +52,11 @@ def test_dirty_looks_at_code_only(tmp_path):
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "one")
-    assert record.commit(tmp_path)["dirty"] is False and len(record.commit(tmp_path)["commit"]) == 40
+    assert provenance.commit(tmp_path)["dirty"] is False and len(provenance.commit(tmp_path)["commit"]) == 40
     (tmp_path / "notes.md").write_text("2")
-    assert record.commit(tmp_path)["dirty"] is False
+    assert provenance.commit(tmp_path)["dirty"] is False
     (tmp_path / "src" / "x.py").write_text("3")
-    assert record.commit(tmp_path)["dirty"] is True
+    assert provenance.commit(tmp_path)["dirty"] is True
 
 
 def test_sketches_are_written_at_evaluations_and_change_nothing_else(root, tmp_path):

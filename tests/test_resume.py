@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
-from lowmem import checkpoint, loop, record, train
+from lowmem import checkpoint, loop, provenance, record, train
 from lowmem.errors import Failed
 
 
@@ -151,8 +151,8 @@ def test_a_checkpoint_runs_no_code_when_loaded(tmp_path):
 def test_a_checkpoint_of_other_code_is_not_continued(root, monkeypatch):
     run = make_run(checkpoint_every=3)
     interrupted(root, run, 8, monkeypatch)
-    real = record.sha256
-    monkeypatch.setattr(record, "sha256", lambda path: "0" * 64 if Path(path).name == "gpt2.py" else real(path))
+    real = provenance.code_hash
+    monkeypatch.setattr(provenance, "code_hash", lambda path: "tree:0" if path.name == "gpt2.py" else real(path))
     assert train.train_run(root, run)["resumed_from"] == []
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
-from lowmem import experiments, record, train
+from lowmem import experiments, provenance, record, train
 from lowmem.errors import Misuse
 from lowmem.tasks import pretrain
 
@@ -303,10 +303,10 @@ def test_a_record_is_reused_until_configuration_code_or_data_change(root, monkey
     assert record.reusable(root, run) is None
     meta.write_text(text)
 
-    real = record.sha256
-    monkeypatch.setattr(record, "sha256", lambda path: "0" * 64 if Path(path).name == "gpt2.py" else real(path))
+    real = provenance.code_hash
+    monkeypatch.setattr(provenance, "code_hash", lambda path: "tree:0" if path.name == "gpt2.py" else real(path))
     assert record.reusable(root, run) is None
-    monkeypatch.setattr(record, "sha256", lambda path: "0" * 64 if Path(path).name == "lomo.py" else real(path))
+    monkeypatch.setattr(provenance, "code_hash", lambda path: "tree:0" if path.name == "lomo.py" else real(path))
     assert record.reusable(root, run) is not None  # an optimizer that this run does not use
     monkeypatch.undo()
 
@@ -320,18 +320,19 @@ def test_recorded_code_holds_every_module_that_decides_the_result(root):
     """In a fresh process: what was imported is in code.files, except modules that only route."""
     run = make_run(steps=1, optimizer=ADAM_MINI)
     script = (
-        "import json, sys; from pathlib import Path; from lowmem import train, record\n"
+        "import json, sys; from pathlib import Path; from lowmem import train, record, provenance\n"
         "root, run = Path(sys.argv[1]), json.loads(sys.argv[2]); before = set(sys.modules)\n"
         "made = train.train_run(root, run); assert made['status'] == 'done', made['reason']\n"
         "own = [Path(m.__file__).resolve() for n, m in sys.modules.items() if n.startswith('lowmem') and m.__file__]\n"
-        "print(json.dumps([str('src' / p.relative_to(record.PACKAGE.resolve().parent)) for p in own]))"
+        "print(json.dumps([str('src' / p.relative_to(provenance.PACKAGE.resolve().parent)) for p in own]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(root), json.dumps(run)], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 0, done.stderr
     files = record.read_json(record.folder(root, run) / "record.json")["code"]["files"]
-    routing = {f"src/lowmem/{name}.py" for name in (*record.ROUTING, "fetch", "archives", "tokenizers", "__init__")}
+    routing = {provenance.name_of(provenance.file_of(provenance.current(module))) for module in provenance.ROUTING}
+    routing |= {f"src/lowmem/{name}.py" for name in ("fetch", "archives", "tokenizers", "syntax", "__init__")}
     routing |= {"src/lowmem/tasks/__init__.py", "src/lowmem/models/__init__.py"}
     loaded = {name for name in json.loads(done.stdout) if not name.startswith("src/lowmem/sources/")}
     assert loaded - routing <= set(files)

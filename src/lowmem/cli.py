@@ -190,8 +190,10 @@ def train(root, arguments):
     else:
         narrowed = (arguments.variant, arguments.seed, arguments.dataset)
         selected = plan.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
-    from lowmem import fetch, record, train  # after the arguments are known to be good
+    from lowmem import fetch, machine, record, train  # after the arguments are known to be good
 
+    if all("train" in run["config"] for run in selected):  # the others may measure memory
+        machine.keep_memory()
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
     with contextlib.ExitStack() as stack:
         if first:  # a second pipeline, or the orphan of a killed one, may be at the same runs

@@ -1,4 +1,4 @@
-"""Training on several devices: one process each, started by torchrun, weights and state sharded with fully_shard.
+"""Training on several devices: one process each, started by torchrun (weights and state: fsdp.py).
 
     torchrun --nproc-per-node 2 -m lowmem train RUN.json      # for a run with train.devices: 2
 
@@ -14,13 +14,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from lowmem.errors import Failed, Misuse
 from lowmem.progress import say
-
-if TYPE_CHECKING:
-    from torch import nn
 
 TIMEOUT = datetime.timedelta(minutes=10)  # until a rank gives up waiting for the others
 _apart = False  # whether rank 0 works by itself for a while
@@ -91,46 +87,6 @@ def apart(run: dict) -> Iterator[None]:
         _apart = before
 
 
-def cut(model: nn.Module) -> nn.Module:
-    """The model cut over all ranks, block by block; weights that are still in files are read now, by each rank its part."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    from lowmem import streamed
-
-    mesh = init_device_mesh(_where(), (world(),))  # else a run on CPUs would use the GPUs of its machine
-    for block in getattr(model, "blocks", ()):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    streamed.read(model, _where())
-    return model
-
-
-def shard(model: nn.Module, seed: int) -> nn.Module:
-    """The model to train, cut; afterwards every rank draws its own random numbers."""
-    import torch
-
-    cut(model)
-    torch.manual_seed(seed + 7919 * rank())  # dropout must not repeat itself over the batch; rank 0 stays as it was
-    return model
-
-
-@contextlib.contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Every rank keeps all weights of a cut model meanwhile: a text sampled token by token would gather them for each."""
-    from torch.distributed.fsdp import FSDPModule
-
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.set_reshard_after_forward(part is not model, recurse=False)  # as fully_shard has it by itself
-            part.reshard()
-
-
 def mean(value: float) -> float:
     """The mean of a number over all ranks, the same bits on each."""
     if world() == 1:
@@ -138,7 +94,7 @@ def mean(value: float) -> float:
     import torch
     import torch.distributed as dist
 
-    total = torch.tensor(value, dtype=torch.float64, device=_where())
+    total = torch.tensor(value, dtype=torch.float64, device=device())
     dist.all_reduce(total)
     return (total / world()).item()
 
@@ -179,7 +135,7 @@ def share(batch: int, micro: int, ranks: int) -> tuple[int, int]:
     return parts, parts // ranks
 
 
-def _where() -> str:
+def device() -> str:
     import torch.distributed as dist
 
     return "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -5,17 +5,45 @@ import math
 import os
 import time
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
-from lowmem import checkpoint, distributed, machine, record, ticker, usage
+from lowmem import checkpoint, distributed, machine, provenance, record, ticker, usage
 from lowmem.errors import Misuse
+from lowmem.optim._factory import make
 from lowmem.progress import say
 from lowmem.schedule import lr_at
 from lowmem.sketch import sketch
 from lowmem.task import Task
 
 KEPT = ("step", "seconds", "best", "train_loss", "val", "gradient_bytes")  # plain values of a Loop in its checkpoint
+
+
+def train(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, device: str, label: str) -> None:
+    """Fill a run's record by training what the task builds."""
+    missing = [key for key in ("train", "optimizer") if not run["config"].get(key)]
+    if missing:
+        raise Misuse(f"task {run['config']['task']} trains and needs {' and '.join(missing)} in its configuration")
+    usage.reset_peak(device)
+    built = task.build(run["config"], run["seed"], root, device)
+    made["code"]["files"] |= provenance.hashes(root, built.inputs)
+    if distributed.devices(run) > 1:
+        from lowmem import fsdp
+
+        built.model = fsdp.shard(built.model, run["seed"])
+    optimizer = make(built.model, **run["config"]["optimizer"])
+    try:
+        Loop(run, built, optimizer, device, folder, made, label).run()
+    finally:
+        made["device"]["step_kernel"] = step_kernel(optimizer)
+
+
+def step_kernel(optimizer) -> str | None:
+    """What computed the updates, of this optimizer or one inside it, where it was not PyTorch."""
+    inside = (vars(optimizer).get(name) for name in ("inner", "fused", "beside"))
+    found = [getattr(optimizer, "step_kernel", None), *(step_kernel(other) for other in inside if other is not None)]
+    return next(filter(None, found), None)
 
 
 class Loop:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lowmem import fetch, record
+from lowmem import fetch, provenance
 from lowmem.errors import Misuse, nearest
-from lowmem.files import atomic_path, sha256
+from lowmem.files import atomic_path
 from lowmem.models import autoencoder, resnet
 from lowmem.optim.adamw import AdamW
 from lowmem.pictures import Pictures
@@ -33,11 +33,13 @@ def ready(root: Path, data: Pictures, settings: dict) -> nn.Module:
     name = settings["model"]["name"]
     if name not in KINDS:
         raise Misuse(f"no network of kind {name!r} is kept ready{nearest(name, KINDS)}")
-    inputs = {path.name: record.hash_of(root, path.relative_to(root).as_posix()) for path in data.inputs}
-    code = [Path(__file__), record.PACKAGE / f"models/{name}.py", record.PACKAGE / "pictures.py"]
+    inputs = {path.name: provenance.hash_of(root, path.relative_to(root).as_posix()) for path in data.inputs}
+    code = [Path(__file__), provenance.PACKAGE / f"models/{name}.py", provenance.PACKAGE / "pictures.py"]
     changes = ("augment", "pool", "pad", "crop", "brightest", "mean", "deviation")
     shape = {key: getattr(data, key) for key in changes}
-    known = json.dumps([settings, shape, inputs, [sha256(path) for path in code], data.device], sort_keys=True)
+    known = json.dumps(
+        [settings, shape, inputs, [provenance.code_hash(path) for path in code], data.device], sort_keys=True
+    )
     place = root / "data/prepared/networks" / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.pt"
     module = KINDS[name]
     given = {**data.shape, "n_output": data.classes}

@@ -9,7 +9,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from lowmem import experiments, record, superglue
+from lowmem import experiments, provenance, superglue
 from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.fetch import script as fetch_script
@@ -17,7 +17,7 @@ from lowmem.files import read_json, read_yaml, sha256, write_json
 
 STARTING = 10  # minutes that a job gets to start in: a busy node of a cluster takes its time
 NAMES_FILE = ("starts", "questions")  # keys of `measure`
-SHARED = (*record.ROUTING, "plan")  # used by everything: their own text counts, what they import does not
+SHARED = (*provenance.ROUTING, "lowmem.plan")  # used by everything: their own text counts, what they import does not
 
 
 def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
@@ -234,15 +234,13 @@ def code_files(*entries: str) -> list[str]:
 
     They are inputs of the rules, since Snakemake does not see which modules a shell command loads.
     """
-    found = record.reach([record.PACKAGE / name for name in entries], SHARED)
-    return sorted(str("src" / path.relative_to(record.PACKAGE.parent)) for path in found)
+    found = [provenance.PACKAGE / name for name in entries]
+    return sorted(map(provenance.name_of, provenance.reach(filter(Path.is_file, found), SHARED)))
 
 
 def run_code(runs: list[dict]) -> list[str]:
     """The files whose change makes a record of these runs stale: what record.py writes into it."""
-    keys = {tuple((run["config"].get(key) or {}).get("name") for key in ("model", "optimizer")) for run in runs}
-    tasks = {run["config"]["task"] for run in runs}
-    return sorted({name for task in tasks for model, optimizer in keys for name in config_code(task, model, optimizer)})
+    return sorted({provenance.name_of(path) for run in runs for path in provenance.code_paths(run["config"])})
 
 
 def named_files(root: Path, runs: list[dict]) -> list[str]:
@@ -250,13 +248,6 @@ def named_files(root: Path, runs: list[dict]) -> list[str]:
     measures = [run["config"].get("measure") or {} for run in runs]
     named = {measure[key] for measure in measures for key in NAMES_FILE if isinstance(measure.get(key), str)}
     return sorted(name for name in named if (root / name).is_file())
-
-
-@functools.cache
-def config_code(task: str, model: str | None, optimizer: str | None) -> list[str]:
-    named = {"model": model, "optimizer": optimizer}
-    paths = record.code_paths({"task": task, **{key: {"name": name} for key, name in named.items() if name}})
-    return [str("src" / path.relative_to(record.PACKAGE.parent)) for path in paths]
 
 
 def datasets(jobs: dict[str, dict]) -> dict[str, dict]:
@@ -270,8 +261,8 @@ def prepare_inputs(root: Path, data: dict) -> dict[str, list[str]]:
     script = fetch_script(root, data["dataset"])
     code = code_files("prepare.py", "tokenizers.py")
     if (root / script).is_file():
-        own = record.reach([root / script], SHARED) - {root / script}  # what the script imports
-        code = sorted({*code, *(f"src/{path.relative_to(record.PACKAGE.parent)}" for path in own)}) + [str(script)]
+        own = provenance.reach([root / script], SHARED) - {root / script}  # what the script imports
+        code = sorted({*code, *map(provenance.name_of, own)}) + [str(script)]
     return {"raw": [f"{raw}/fetched.json"], "code": code}
 
 

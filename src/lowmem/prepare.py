@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import fetch, progress, record, tokenizers
+from lowmem import fetch, progress, provenance, tokenizers
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, sha256, write_json
 
@@ -118,11 +118,11 @@ def load_script(root: Path, dataset: str):
 
 
 def code_hash(script: Path) -> str:
-    """sha256 over the code that decides what is written."""
+    """One hash over the code that decides what is written, equal while provenance.code_hash of each file is."""
     here = Path(__file__).parent
     parts = {here / name for name in ("prepare.py", "tokenizers.py", "archives.py", "sources/hub.py")}
-    parts = sorted(parts | record.reach([script], record.ROUTING) - {script})  # what the script imports, too
-    return hashlib.sha256("".join(sha256(path) for path in [*parts, script]).encode()).hexdigest()
+    parts |= provenance.reach([script], provenance.ROUTING)  # the script and what it imports
+    return hashlib.sha256(" ".join(sorted(map(provenance.code_hash, parts))).encode()).hexdigest()
 
 
 def package_versions(tokenizer: str | None) -> dict[str, str]:

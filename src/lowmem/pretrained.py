@@ -49,7 +49,7 @@ def language_model(root: Path, settings: dict, device: str = "cpu") -> tuple[lla
 
     pretrained: see the module's docstring; without it fresh weights and bytes as words. dtype: how weights are stored.
     adapter: {kind: lora | prefix, ...}, keywords of the attach() in models/<kind>.py.
-    Where several processes share the work, the weights of a folder stay in their files until distributed.cut().
+    Where several processes share the work, the weights of a folder stay in their files until fsdp.cut().
     Raises Misuse for settings that do not fit, Failed when a checkpoint cannot be had or read.
     """
     own = {key: value for key, value in settings.items() if key not in ("name", "pretrained", "dtype", "adapter")}

@@ -4,19 +4,13 @@ Two records are equal when configuration, status, metrics and the curve's loss c
 machine and memory may differ. A missing number is null, never 0 and never NaN.
 """
 
-import ast
 import datetime
-import functools
 import hashlib
-import importlib.metadata
 import json
 import math
-import platform
-import subprocess
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import lowmem
+from lowmem import provenance
 from lowmem.errors import Misuse
 from lowmem.files import atomic_path, read_json, sha256, write_json
 
@@ -24,10 +18,6 @@ SCHEMA = 1
 ARRAYS, CURVE = "arrays.npz", "curve.jsonl"
 BESIDE = {"curve": CURVE, "arrays": ARRAYS}  # files beside a record whose hashes it holds
 FINAL = ("done", "diverged", "oom")  # a failed run is tried again
-PACKAGE = Path(lowmem.__file__).parent
-# Modules that route runs, files and messages; what they decide stands in the configuration or in the data's hashes.
-ROUTING = ("errors", "files", "record", "progress", "ticker", "experiments", "prepare")
-PACKAGES = ("torch", "numpy", "transformers", "sentencepiece")
 LOSS_COLUMNS = ("train_loss", "val_loss")
 
 
@@ -45,8 +35,8 @@ def start(root: Path, run: dict) -> dict:
         "reason": None,
         "config": run["config"],
         "config_hash": run["config_hash"],
-        "code": {**commit(root), "files": code_files(run["config"])},
-        "packages": packages(),
+        "code": {**provenance.commit(root), "files": provenance.code_files(run["config"])},
+        "packages": provenance.packages(),
         "device": None,
         "world_size": 1,
         "started": now(),
@@ -100,12 +90,11 @@ def reusable(root: Path, run: dict) -> dict | None:
         return None
     try:
         record = read_json(path)
-        files = record["code"]["files"]
         same = record["schema"] == SCHEMA and record["status"] in FINAL and record["config_hash"] == run["config_hash"]
-        same = same and damage(path.parent, record) is None
+        same = same and damage(path.parent, record) is None and not provenance.drifted(root, record["code"]["files"])
     except Exception:  # a damaged or foreign file is no record
         return None
-    return record if same and all(hash_of(root, name) == value for name, value in files.items()) else None
+    return record if same else None
 
 
 def write_arrays(path: Path, arrays: dict | None) -> dict | None:
@@ -131,21 +120,6 @@ def read_arrays(path: Path, record: dict) -> dict:
         return dict(loaded)
 
 
-def hash_of(root: Path, name: str) -> str | None:
-    """sha256 of a file as a record names it: code as src/..., prepared data by its meta.json (it may be large)."""
-    path = PACKAGE.parent / name.removeprefix("src/") if name.startswith("src/") else Path(root) / name
-    meta = path.parent / "meta.json"
-    if not name.startswith("src/") and meta.is_file():
-        return read_json(meta)["sha256"].get(path.name) if path.is_file() else None
-    return sha256(path) if path.is_file() else None
-
-
-def names(root: Path, paths: Iterable[Path]) -> list[str]:
-    """Paths as a record names them: relative to the root where they lie below it, e.g. not a user's own questions."""
-    paths = [Path(path) for path in paths]
-    return [(path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in paths]
-
-
 def finite(value):
     """The value with every non-finite float replaced by None, at any depth."""
     if isinstance(value, dict):
@@ -153,90 +127,6 @@ def finite(value):
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def code_files(config: dict) -> dict[str, str]:
-    """{src/lowmem/...: sha256} of the modules that this run's task, model and optimizer reach by import."""
-    return {str("src" / path.relative_to(PACKAGE.parent)): sha256(path) for path in code_paths(config)}
-
-
-def code_paths(config: dict) -> list[Path]:
-    """Those files. C sources beside a reached module count too.
-
-    Read from the source, not from sys.modules, so that a change to one optimizer does not invalidate runs of another
-    that happened to share a process.
-    """
-    names = ["train", f"tasks.{config['task']}"]
-    names += [
-        f"{kind}.{config[key]['name']}" for key, kind in (("model", "models"), ("optimizer", "optim")) if key in config
-    ]
-    entries = [PACKAGE / f"{name.replace('.', '/')}.py" for name in names]
-    entries += [PACKAGE / "optim" / "__init__.py"] if "optimizer" in config else []
-    found = {path for path in reach(entries, ROUTING) if path.parent != PACKAGE or path.stem not in ROUTING}
-    beside = {folder for folder in {path.parent for path in found} if folder != PACKAGE}
-    return sorted(found.union(*(folder.glob("*.c") for folder in beside)))
-
-
-def reach(entries: list[Path], leaves: tuple[str, ...]) -> set[Path]:
-    """The existing ones of `entries` and what they import, directly or not; imports of modules in `leaves` do not count."""
-    waiting, found = [path for path in entries if path.is_file()], set()
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += [] if path.parent == PACKAGE and path.stem in leaves else imported(path)
-    return found
-
-
-@functools.cache
-def imported(path: Path) -> list[Path]:
-    """Files of this package that a module names in import statements, at top level or inside functions."""
-    found = []
-    for node in statements(ast.parse(path.read_text(encoding="utf-8")).body):
-        modules = []
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            modules = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-        for module in modules:
-            if module.startswith("lowmem."):
-                place = PACKAGE.joinpath(*module.split(".")[1:])
-                found += [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
-    return found
-
-
-def statements(body: list) -> Iterator[ast.AST]:
-    """All statements of a syntax tree, those inside others too. Unlike ast.walk it leaves out expressions, which are many."""
-    for node in body:
-        yield node
-        for part in ("body", "handlers", "cases", "orelse", "finalbody"):
-            yield from statements(getattr(node, part, []))
-
-
-def commit(root: Path) -> dict:
-    """{commit, dirty} of the checkout; null without git. dirty looks at the code, not at data, reports or notes."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "HEAD")
-    changes = git("status", "--porcelain", "--", "src", "workflow", "Snakefile") if head else None
-    return {"commit": head, "dirty": None if changes is None else bool(changes)}
-
-
-def packages() -> dict[str, str | None]:
-    """Versions of Python and of the packages that compute; null when not installed."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 def now() -> str:

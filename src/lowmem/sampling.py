@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from lowmem import distributed
+from lowmem import distributed, fsdp
 
 
 def roll_out(
@@ -16,7 +16,7 @@ def roll_out(
     The last `greedy` rows, or all without a generator, take the likeliest token; the others draw at temperature 1.
     Prompts of several lengths are padded in front, where nothing sees it. draw: on the model's device.
     """
-    with torch.no_grad(), distributed.gathered(model) if distributed.world() > 1 else contextlib.nullcontext():
+    with torch.no_grad(), fsdp.gathered(model) if distributed.world() > 1 else contextlib.nullcontext():
         return answered(model, prompts, new, end, draw, greedy)
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from lowmem.distributed import rank, world
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, write_json
-from lowmem.optim.together import Together
 
 
 def save(
@@ -99,7 +98,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         if "fused" in state:
             state["fused"] = saved["fused"]
         part.load_state_dict(state)
-    if isinstance(optimizer, Together):
+    if hasattr(optimizer, "parts"):
         optimizer.share()
     if "rng" in tensors:
         torch.set_rng_state(tensors["rng"][str(rank())])
@@ -131,7 +130,7 @@ def _content(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, 
 
 def _parts(optimizer: torch.optim.Optimizer) -> tuple:
     """The optimizers in one: two on different parameters where they work together (optim/together.py)."""
-    return (optimizer.fused, optimizer.beside) if isinstance(optimizer, Together) else (optimizer,)
+    return getattr(optimizer, "parts", (optimizer,))
 
 
 def _names(optimizer: torch.optim.Optimizer, state: dict) -> dict[int, str]:

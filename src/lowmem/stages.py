@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from lowmem import distributed, fetch, pretrained, record, streamed
+from lowmem import distributed, fetch, fsdp, pretrained, provenance, streamed
 from lowmem.errors import Misuse
 from lowmem.files import atomic_path
 from lowmem.optim.adamw import AdamW
@@ -44,7 +44,7 @@ def language_model(root: Path, settings: dict, device: str) -> tuple[nn.Module, 
 def trained(root: Path, config: dict, device: str) -> tuple[nn.Module, Words]:
     """Model and words at the end of a run's training. The caller's random numbers stay untouched.
 
-    Where several processes share the work, the weights stay in their file until distributed.cut().
+    Where several processes share the work, the weights stay in their file until fsdp.cut().
     """
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
@@ -77,9 +77,9 @@ def built(root: Path, config: dict, device: str) -> tuple[Task, Words]:
 
 def kept_at(root: Path, config: dict, task: Task, device: str) -> Path:
     """Where the trained weights are kept."""
-    inputs = {name: record.hash_of(root, name) for name in record.names(root, task.inputs)}
+    inputs = provenance.hashes(root, task.inputs)
     deciding = {key: value for key, value in config.items() if key != "resources"}
-    known = json.dumps([deciding, inputs, record.code_files(config), device], sort_keys=True)
+    known = json.dumps([deciding, inputs, provenance.code_files(config), device], sort_keys=True)
     name = f"{config['task']}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
     return root / "data/prepared/networks" / name
 
@@ -123,7 +123,7 @@ def all_of_us(place: Path, first: bool) -> Iterator[None]:
 def fit(task: Task, config: dict, device: str) -> nn.Module:
     """All steps of a configuration, without evaluations; sharded where several devices share the run."""
     train, world = config["train"], distributed.world()
-    model = distributed.shard(task.model, SEED) if world > 1 else task.model
+    model = fsdp.shard(task.model, SEED) if world > 1 else task.model
     batch = train["batch_size"]
     parts, own = distributed.share(batch, train.get("micro_batch_size") or batch, world)
     settings = {key: value for key, value in config["optimizer"].items() if key != "name"}

@@ -15,7 +15,7 @@ from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.models.common.attention import FusedQKVLinear
 
 from lowmem.blocks import along
-from lowmem.optim import find, make
+from lowmem.optim._factory import find, make
 from lowmem.optim.fused_backward import FusedBackward
 
 

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from lowmem import checkpoint, distributed, machine, record, ticker
+from lowmem import checkpoint, distributed, machine, provenance, record, ticker
 from lowmem.errors import Failed, Misuse
 from lowmem.progress import say
 
@@ -67,12 +67,16 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
         task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
-        if not hasattr(task, "measure"):
+        trains = not hasattr(task, "measure")
+        if trains:
             importlib.import_module("lowmem.loop")  # and PyTorch with it, before what it inherits is fixed
         started = time.perf_counter()  # imports belong to the start of the process
         with machine.fixed(run) as device:
             made["device"] = machine.describe(device)
-            carry_out(root, run, task, made, folder, device, label)
+            if trains:  # by its name: what only measures does not depend on the loop
+                importlib.import_module("lowmem.loop").train(root, run, task, made, folder, device, label)
+            else:
+                measure(root, run, task, made, folder)
         if made["throughput"]:
             made["throughput"]["run_s"] = round(time.perf_counter() - started, 3)  # with model, data and evaluations
     except Exception as error:
@@ -94,29 +98,14 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     return made
 
 
-def carry_out(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, device: str, label: str) -> None:
-    """Fill the record: by the task's own measurement, or by training."""
-    if hasattr(task, "measure"):
-        if distributed.devices(run) > 1:
-            raise Misuse(f"task {run['config']['task']} does not train; drop train.devices")
-        result = task.measure(run["config"], run["seed"], root)
-        inputs = record.names(root, result.get("inputs", ()))
-        made["code"]["files"] |= {name: record.hash_of(root, name) for name in inputs}
-        made["arrays"] = record.write_arrays(folder, result.get("arrays"))
-        made.update(metrics={"final": {}, "best": {}, **result["metrics"]}, memory=result.get("memory"), status="done")
-        if result.get("curve") is not None:
-            lines = [json.dumps(record.finite(line)) for line in result["curve"]]
-            (folder / "curve.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return
-    from lowmem import loop, optim, usage
-
-    missing = [key for key in ("train", "optimizer") if not run["config"].get(key)]
-    if missing:
-        raise Misuse(f"task {run['config']['task']} trains and needs {' and '.join(missing)} in its configuration")
-    usage.reset_peak(device)
-    built = task.build(run["config"], run["seed"], root, device)
-    made["code"]["files"] |= {name: record.hash_of(root, name) for name in record.names(root, built.inputs)}
+def measure(root: Path, run: dict, task: ModuleType, made: dict, folder: Path) -> None:
+    """Fill the record by the task's own measurement."""
     if distributed.devices(run) > 1:
-        built.model = distributed.shard(built.model, run["seed"])
-    optimizer = optim.make(built.model, **run["config"]["optimizer"])
-    loop.Loop(run, built, optimizer, device, folder, made, label).run()
+        raise Misuse(f"task {run['config']['task']} does not train; drop train.devices")
+    result = task.measure(run["config"], run["seed"], root)
+    made["code"]["files"] |= provenance.hashes(root, result.get("inputs", ()))
+    made["arrays"] = record.write_arrays(folder, result.get("arrays"))
+    made.update(metrics={"final": {}, "best": {}, **result["metrics"]}, memory=result.get("memory"), status="done")
+    if result.get("curve") is not None:
+        lines = [json.dumps(record.finite(line)) for line in result["curve"]]
+        (folder / "curve.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lowmem import experiments, kept, record
+from lowmem import experiments, kept, provenance, record
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, write_json
 
@@ -25,7 +25,7 @@ def check(root: Path, path: Path) -> tuple[str, str]:
         problem = "config_hash is not that of its configuration"
     if problem:
         return "damaged", problem
-    changed = [name for name, value in found["code"]["files"].items() if record.hash_of(root, name) != value]
+    changed = provenance.drifted(root, found["code"]["files"])
     return ("drifted", ", ".join(changed)) if changed else ("whole", "")
 
 
@@ -86,7 +86,7 @@ def same_again(root: Path, path: Path) -> bool:
         for name in ("workflow", "data", "src"):
             (again / name).symlink_to((root / name).resolve())
         write_json(again / "run.json", run)
-        modules = os.pathsep.join(filter(None, (str(record.PACKAGE.parent), os.environ.get("PYTHONPATH"))))
+        modules = os.pathsep.join(filter(None, (str(provenance.PACKAGE.parent), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "LOWMEM_ROOT": str(again), "PYTHONPATH": modules}
         command = [sys.executable, "-m", "lowmem", "train", str(again / "run.json")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

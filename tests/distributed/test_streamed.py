@@ -10,7 +10,7 @@ import ranks
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowmem import distributed, optim, pretrained, streamed
+from lowmem import distributed, fsdp, optim, pretrained, streamed
 from lowmem.errors import Failed
 from lowmem.optim.sharding import is_dtensor, local
 
@@ -70,14 +70,14 @@ def compared(rank: int, world: int, root: str) -> dict:
     for case, (_, settings) in CASES.items():
         folder = Path(root) / case
         with counted() as asked:
-            model = distributed.cut(built(folder, settings))
+            model = fsdp.cut(built(folder, settings))
         own = sum(
             local(p).numel() for name, p in model.named_parameters() if "lora_" not in name and "prefix" not in name
         )
         with distributed.apart({"config": {}}):
             alone = built(folder, settings)
         tied = model.head.weight is model.tokens.weight
-        with torch.no_grad(), distributed.gathered(model):
+        with torch.no_grad(), fsdp.gathered(model):
             model(TOKENS)
             kept = not any(is_dtensor(p) for p in model.parameters())
         kept &= all(is_dtensor(p) for p in model.parameters())
@@ -171,7 +171,7 @@ def troubled(rank: int, world: int, root: str) -> dict:
         for last_alone in (False, True):
             folder = Path(root) / ("sound" if last_alone and rank < world - 1 else case)
             try:
-                distributed.cut(built(folder, {}))
+                fsdp.cut(built(folder, {}))
             except Failed as error:
                 found[case, last_alone] = str(error)
     return found

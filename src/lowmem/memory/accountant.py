@@ -26,7 +26,9 @@ from lowmem.memory.official import Official
 from lowmem.memory.target import Target
 from lowmem.memory.tracker import ROLES, Tracker
 from lowmem.memory.work import Work, extrapolated
-from lowmem.optim import AdamW, kernel, make, parallel
+from lowmem.optim import kernel, parallel
+from lowmem.optim._factory import make
+from lowmem.optim.adamw import AdamW
 from lowmem.optim.fused_backward import FusedBackward
 
 IN_C = ("lowmem.optim.adamw", "lowmem.optim.adam_mini")  # rules with a C kernel for fp32 tensors on a CPU

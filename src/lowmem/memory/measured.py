@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from lowmem import usage
 from lowmem.memory.accountant import Cell, update_through, without_buffers
 from lowmem.memory.target import Target
-from lowmem.optim import make
+from lowmem.optim._factory import make
 from lowmem.optim.fused_backward import FusedBackward
 
 COUNTED = "lowmem: counted step"

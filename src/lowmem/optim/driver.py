@@ -26,21 +26,15 @@ from lowmem.blocks import ParamBlocks
 from lowmem.optim import param_blocks
 from lowmem.optim.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_state
 from lowmem.optim.copies import Link
-from lowmem.optim.exchange import Job, local_gradient, rounds
+from lowmem.optim.exchange import Job, local_gradient, rounds, scaled
 from lowmem.optim.loading import fitted
+from lowmem.optim.no_decay import as_patterns, check_patterns, is_picked
 from lowmem.optim.rounding import as_exact, round_into
-from lowmem.optim.settings import (
-    as_numbers,
-    as_patterns,
-    check_patterns,
-    check_settings,
-    is_picked,
-    one_of,
-    refuse_unknown,
-)
+from lowmem.optim.settings import as_numbers, check_settings, one_of, refuse_unknown
 from lowmem.optim.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.stages import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
 from lowmem.optim.state import complete, pack
+from lowmem.optim.transfers import refuse_capture, wait_for
 from lowmem.optim.watch import check_members
 from lowmem.optim.without_compiler import Optimizer
 
@@ -64,6 +58,7 @@ class RuleOptimizer(Optimizer):
     beta_count, eps_count = 2, 1
     optional_state: tuple[tuple[str, str], ...] = ()  # (name of state, setting above 0 that needs it)
     stages: tuple[Stage, ...] = ()
+    shared: dict | None = None  # scalars of one backward, kept over its updates by FusedBackward
 
     def __init__(
         self,
@@ -91,6 +86,7 @@ class RuleOptimizer(Optimizer):
         self._movable: set[nn.Parameter] = set()
         self._nonfinite, self._compile, self._no_decay = nonfinite, compile, as_patterns(no_decay)
         self._segments: dict = {}  # the C kernel's view of each parameter, see kernel.py
+        self.plans: dict = {}  # tables of the ways over many tensors at once, see flat_blocks.py and gpu_step.py
         self._offload, self._left_out = offload, set()
         self._start_shards()
         param_blocks.follow(self, None)
@@ -119,25 +115,8 @@ class RuleOptimizer(Optimizer):
         param_blocks.release(self, [p for _, p in named])
         for chosen, extra in ((keep, {}), (rest, {"weight_decay": 0.0})):
             if chosen or (not rest and chosen is keep):
-                self._add({**group, **extra}, chosen)
-
-    def _add(self, group: dict, named: list[tuple[str | None, nn.Parameter]]) -> None:
-        """Hand a group to torch, which wants names in all groups or in none, and find blocks of what trains."""
-        filled = [other for other in self.param_groups if other["params"]]
-        with_names = "param_names" in filled[0] if filled else bool(self._names) or all(name for name, _ in named)
-        with_names = with_names if filled else with_names and all(name for name, _ in named)
-        names = [name or f"parameter {len(self._blocks) + i}" for i, (name, _) in enumerate(named)]
-        group = {**group, "params": [p for _, p in named], "param_names": names}
-        if not with_names:
-            group.pop("param_names")
-        for other in () if filled else self.param_groups:
-            other.pop("param_names", None)
-            other |= {"param_names": []} if with_names else {}
-        super().add_param_group(group)
-        self._names.update({p: name for name, p in named if name is not None and p not in self._names})
-        self._unplaced = [*self._unplaced, *(p for _, p in named if p not in self._blocks or is_dtensor(p))]
-        param_blocks.check_real(self, [p for _, p in named if p.requires_grad])
-        param_blocks.place(self)
+                super().add_param_group(param_blocks.as_torch(self, {**group, **extra}, chosen))
+                param_blocks.enter(self, chosen)
 
     def model(self) -> nn.Module | None:
         """The model the optimizer was built from, if there was one and it is still alive."""
@@ -218,6 +197,7 @@ class RuleOptimizer(Optimizer):
         work = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if torch.compiler.is_compiling() or self.check(work):
             self.update(work)
+            self.finish()
         return loss
 
     def check(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> bool:
@@ -238,15 +218,21 @@ class RuleOptimizer(Optimizer):
         check_model(self, parameters)
         check_members(self)
 
-    def update(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> None:
-        """Run the rule on (group, parameter, gradient) triples; the fused-backward driver calls this too."""
-        jobs = self.begin(work)
+    def update(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float = 1.0) -> None:
+        """Run the rule on (group, parameter, gradient) triples, gradients times factor; FusedBackward calls this too."""
+        jobs = self.begin(work, factor)
         if jobs:
             for pending in rounds(self.stages, jobs):
                 reduce_all(pending)
 
-    def begin(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> list[Job]:
+    def finish(self) -> None:
+        """Wait, once per step or backward, until offloaded state is back in pinned memory and may be read."""
+        if self._offload:
+            wait_for(p.device for group in self.param_groups for p in group["params"])
+
+    def begin(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float = 1.0) -> list[Job]:
         """Update all that is complete on this process; returns what needs sums over processes (see exchange.py)."""
+        refuse_capture()
         if not self._agreed:
             self.agree()
         states, layouts = self._known(work)
@@ -262,34 +248,33 @@ class RuleOptimizer(Optimizer):
             self._initialise(late)
             for _, p in late:
                 self.late(self.state[p])
-        scalars: dict = {}
+        scalars: dict = {} if self.shared is None else self.shared
         ready, jobs = [], []
         if states:
             torch._foreach_add_([state["step"] for state in states], 1.0)
         for (group, p, g), state, lay in zip(work, states, layouts):
             step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
-            key = (id(group), step)
+            key = (id(group), step, factor)
             if key not in scalars:
-                scalars[key] = self.scalars(as_numbers(group), step)
+                scalars[key] = {**self.scalars(as_numbers(group), step), "factor": factor}
             h = scalars[key]
             if self._shards and p in self._shards:
                 g, state = local_gradient(self.name(p), p, g), {name: local(value) for name, value in state.items()}
                 if self._cut[p]:
                     moments = {name: value for name, value in state.items() if name != "step"}
-                    stored = (local(p.detach()), g, moments, self.small(self._blocks[p]), h)
+                    stored = (local(p.detach()), scaled(g, factor), moments, self.small(self._blocks[p]), h)
                     jobs.append(Job(self._shards[p], lay, self.form, self.reduction(group), group["rounding"], stored))
                     continue
                 p = local(p.detach())
             if lay.held:
                 ready.append((group, p, g, state, h, lay))
         for group, p, g, state, h, lay in self.fast(ready):
-            self._apply(p, g, state, h, lay, group["rounding"])
-        if self._offload and torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()  # state is back in pinned memory before anybody reads it
+            self._apply(p, scaled(g, h["factor"]), state, h, lay, group["rounding"])
         return jobs
 
     def fast(self, ready: list) -> list:
-        """Hook for a faster way over many tensors at once; returns what it left for the general way."""
+        """Hook for a faster way over many tensors at once; returns what it left for the general way. Gradients count times
+        h["factor"], which the general way multiplies in."""
         return ready
 
     def _known(self, work: list) -> tuple[list[dict], list[Layout | None]]:
@@ -330,7 +315,7 @@ class RuleOptimizer(Optimizer):
             round_into(p, weight, rounding)
         for key, value in plain.items():
             if copies[key] is not value:
-                round_into(value, copies[key], rounding)
+                round_into(value, copies[key], rounding, wait=value.device == p.device)
 
     # -- what a rule brings --------------------------------------------------------------------------------------------
 
@@ -381,7 +366,7 @@ class RuleOptimizer(Optimizer):
     def __setstate__(self, state: dict) -> None:
         model, no_decay = state.pop("_model").target, state.pop("_no_decay").target
         super().__setstate__(state)
-        self._segments, self._no_decay = {}, no_decay
+        self._segments, self.plans, self._no_decay = {}, {}, no_decay
         param_blocks.follow(self, model)
         self._kept = model  # a copy made alone is all that keeps its model
         self._start_shards()

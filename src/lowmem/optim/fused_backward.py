@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from lowmem.layers import is_lazy
 from lowmem.optim import parallel
 from lowmem.optim.checks import NO_SPARSE, is_rehearsal
 from lowmem.optim.clipping import check_clipping, prepared
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.exchange import local_gradient
-from lowmem.optim.graph import Graph, describe, evaluate, random_states, restore, survey
+from lowmem.optim.graph import Graph, evaluate, others, random_states, read_graph, restore
 from lowmem.optim.hooks import Hook, owner
 from lowmem.optim.without_compiler import Optimizer
 
@@ -134,7 +135,7 @@ class FusedBackward(Optimizer):
     def _share(self) -> None:
         """What is known of the inner optimizer's groups; they may be other ones by now, or other weights train."""
         self._group_of = {p: group for group in self.param_groups for p in group["params"]}
-        trained = [p for p in self._group_of if p.requires_grad]
+        trained = [p for p in self._group_of if p.requires_grad and not is_lazy(p)]
         if len(trained) == len(self._trained) and all(map(operator.is_, trained, self._trained)):
             return
         self._trained, self._bundle_of = trained, parallel.bundles(self.inner.model(), trained)
@@ -166,7 +167,9 @@ class FusedBackward(Optimizer):
         random = random_states(self._group_of) if closure is not None else None
         if closure is not None:
             loss = evaluate(closure)
-        graph = self._survey(loss)
+            self._share()  # a lazy layer has its weights by now
+            self._arm()
+        graph = read_graph(self, loss)
         parallel.check_same_leaves(self, graph.leaves)
         self.skipped, self._coefficient = False, 1.0
         unproven = bool(graph.segments) and graph.signature not in self._proven
@@ -185,37 +188,13 @@ class FusedBackward(Optimizer):
             if closure is not None:
                 restore(random)
                 loss = evaluate(closure)
-                again = self._survey(loss)
+                again = read_graph(self, loss)
                 if again.segments and again.signature not in self._proven:
                     raise RuntimeError("the closure built another graph the second time; it must do the same each time")
         self._run("update", loss, graph, keep_graph=False)
         parallel.reshard(self)
         self._stepped = False
         return loss.detach()
-
-    def _survey(self, loss: Tensor) -> Graph:
-        """Look at the graph before anything runs; refuse what could not be carried through."""
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise TypeError(f"backward takes the loss, a tensor of one number, or a closure; got {describe(loss)}")
-        if loss.grad_fn is None:
-            raise RuntimeError("the loss has no graph: it depends on no parameter, or the graph was freed")
-        graph = survey(loss)
-        for p in graph.sparse:
-            raise RuntimeError(f"{self.inner.name(p) if p in self._group_of else 'an embedding'}: {NO_SPARSE}")
-        for p in self._others(graph):
-            if owner(p) is not None:
-                name = self.inner._names.get(p, f"a parameter of shape {tuple(p.shape)}")
-                raise RuntimeError(
-                    f"{name}: belongs to another optimizer that works inside backward; one loss can feed only one of them, "
-                    "so use one with parameter groups, or give the other parameters an optimizer with step()"
-                )
-        return graph
-
-    def _others(self, graph: Graph) -> list[Tensor]:
-        """Leaves that are not ours: those seen in the graph, and the model's, which a checkpoint may hide."""
-        model = self.inner.model() if graph.segments else None
-        hidden = model.parameters() if model is not None else ()
-        return list(dict.fromkeys(p for p in (*graph.leaves, *hidden) if p not in self._group_of))
 
     def _measure(self, loss: Tensor, graph: Graph, keep_graph: bool) -> bool:
         """First pass: gradient norm into the clip coefficient. False when the step must be skipped (overflow)."""
@@ -251,10 +230,11 @@ class FusedBackward(Optimizer):
         self._active_scale = scale = self.scale
         aside = []
         if mode == "measure" or scale != 1.0:  # gradients of others: none from measuring, and unscaled
-            aside = [(p, p.grad) for p in self._others(graph) if p.requires_grad]
+            aside = [(p, p.grad) for p in others(self, graph) if p.requires_grad]
         for p, _ in aside:
             p.grad = None
         self._mode = mode
+        self.inner.shared = {}
         try:
             (loss * scale if scale != 1.0 else loss).backward(retain_graph=keep_graph)
             self._flush(*self._waiting)
@@ -266,8 +246,9 @@ class FusedBackward(Optimizer):
                 ) from error
             raise
         finally:
-            self._mode = None
+            self._mode = self.inner.shared = None
             self._waiting.clear()
+            self.inner.finish()
             for p in self._fired:
                 p.grad = None
             for p, before in aside:
@@ -308,12 +289,13 @@ class FusedBackward(Optimizer):
             exact = torch.promote_types(gradient.dtype, torch.float32)
             self._norms.append((p, torch.linalg.vector_norm(gradient, dtype=exact)))
             return
-        work = (self._group_of[p], p, prepared(self, p, gradient))
+        gradient, factor = prepared(self, p, gradient)
+        work = (self._group_of[p], p, gradient)
         if (number := self._bundle_of.get(p)) is None:
-            self.inner.update([work])
+            self.inner.update([work], factor)
             return
         waiting = self._waiting.setdefault(number, [])  # fully_shard made all of a group's gradients at once
-        waiting.append(work)
+        waiting.append((work, factor))
         if len(waiting) == self._bundle_size[number]:
             self._flush(number)
 
@@ -322,7 +304,7 @@ class FusedBackward(Optimizer):
         """Update the parts that have arrived of some fully_shard groups, with one reduction per stage and group."""
         for number in numbers:
             if work := self._waiting.pop(number, None):
-                self.inner.update(work)
+                self.inner.update([triple for triple, _ in work], work[0][1])
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from lowmem.layers import is_lazy
 from lowmem.optim.settings import check_settings, plain_name
 from lowmem.optim.sharding import is_dtensor
 from lowmem.optim.stages import framed, layout, place, take
@@ -95,7 +96,7 @@ RULES = {"momentum", "dampening", "nesterov", "betas", "beta1", "beta", "alpha",
 def _check_blocks(optimizer, theirs: dict, live: dict) -> None:
     """ValueError, naming the parameter, for a state that was saved with other blocks."""
     saved = theirs.get("blocks", []) if optimizer.uses_blocks else []
-    named = {plain_name(optimizer.name(p)): p for p in live["params"] if not _is_lazy(p)}
+    named = {plain_name(optimizer.name(p)): p for p in live["params"] if not is_lazy(p)}
     if saved and isinstance(saved[0], str):  # of an earlier version: in the order of the parameters
         saved = list(zip(named, saved)) if len(saved) == len(live["params"]) else []
     for name, signature in saved:
@@ -160,7 +161,3 @@ def _source(entries: list[dict]) -> str:
     """Whose state this looks like, for a message."""
     keys = set().union(*(entry.keys() for entry in entries)) if entries else set()
     return next((name for signs, name in SIGNS if signs <= keys), "another optimizer")
-
-
-def _is_lazy(p: Tensor) -> bool:
-    return isinstance(p, nn.parameter.UninitializedTensorMixin)

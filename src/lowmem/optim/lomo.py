@@ -6,6 +6,7 @@ updates round away at the paper's learning rates; rounding="stochastic" keeps th
 
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.fused_backward import FusedBackward
+from lowmem.optim.settings import COMMON, refuse_unknown
 from lowmem.optim.sgd import SGD
 
 
@@ -46,5 +47,6 @@ class Lomo(FusedBackward):
         process_group=None,
         **common,
     ):
+        refuse_unknown(type(self), {key: value for key, value in common.items() if key not in COMMON})
         rule = LomoRule(params, lr, weight_decay, **common)
         super().__init__(rule, max_grad_norm, grouped_norm, clip_value, loss_scale, process_group)

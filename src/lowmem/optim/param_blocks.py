@@ -13,18 +13,14 @@ import weakref
 from torch import Tensor, nn
 
 from lowmem.blocks import Partition, coordinates, one_block, partition
+from lowmem.layers import is_lazy
 from lowmem.optim.checks import check_wrapping
 from lowmem.optim.sharding import is_dtensor, shard_of
 from lowmem.optim.watch import Watch
 
 
-def is_lazy(p: Tensor) -> bool:
-    """Whether a parameter has no shape before the first forward (nn.LazyLinear)."""
-    return isinstance(p, nn.parameter.UninitializedTensorMixin)
-
-
 def read(optimizer, params, model: nn.Module | None, settings: dict):
-    """Names, blocks and the model of what the optimizer was given; (groups as torch takes them, whether they are the model's)."""
+    """Names, blocks and the model of what the optimizer was given. (groups as torch takes them, whether all the model's)."""
     kind = type(optimizer).__name__
     if params is None and model is None:
         raise TypeError(f"{kind} takes a model, parameters, (name, parameter) pairs or groups, not None")
@@ -76,6 +72,29 @@ def named(optimizer, group: dict) -> list[tuple[str | None, Tensor]]:
     names = group.get("param_names") or [None] * len(members)
     pairs = members if all(given) else list(zip(names, members, strict=True))
     return [(name if name is not None else optimizer._names.get(p), p) for name, p in pairs]
+
+
+def as_torch(optimizer, group: dict, named: list[tuple[str | None, nn.Parameter]]) -> dict:
+    """A group as torch takes it, which wants names in all groups or in none; those without parameters follow the others."""
+    filled = [other for other in optimizer.param_groups if other["params"]]
+    if filled:
+        with_names = "param_names" in filled[0]
+    else:
+        with_names = all(name for name, _ in named) and bool(named or optimizer._names)
+        for other in optimizer.param_groups:
+            other.pop("param_names", None)
+            other |= {"param_names": []} if with_names else {}
+    group = {key: value for key, value in group.items() if key != "param_names"} | {"params": [p for _, p in named]}
+    names = [name or f"parameter {len(optimizer._blocks) + i}" for i, (name, _) in enumerate(named)]
+    return {**group, "param_names": names} if with_names else group
+
+
+def enter(optimizer, named: list[tuple[str | None, nn.Parameter]]) -> None:
+    """What torch has taken: names, and blocks of what trains."""
+    optimizer._names.update({p: name for name, p in named if name is not None and p not in optimizer._names})
+    optimizer._unplaced = [*optimizer._unplaced, *(p for _, p in named if p not in optimizer._blocks or is_dtensor(p))]
+    check_real(optimizer, [p for _, p in named if p.requires_grad and not is_lazy(p)])
+    place(optimizer)
 
 
 def release(optimizer, parameters) -> None:

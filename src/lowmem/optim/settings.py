@@ -1,10 +1,8 @@
 """Checks of the settings that several rules share; every message names the setting and what it may be."""
 
-import fnmatch
 import inspect
 import math
 import numbers
-from collections.abc import Callable
 
 import torch
 
@@ -14,6 +12,9 @@ WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 NUMBERS = {
     "lr", "betas", "eps", "weight_decay", "momentum", "beta", "beta1", "dampening", "decay_rate", "clip_threshold",
 }  # fmt: skip
+
+NOT_SETTINGS = {"self", "defaults", "partition_settings", "inner", "params"}
+COMMON = {"model", "no_decay", "rounding", "state_dtype", "nonfinite", "compile", "offload"}  # every optimizer's
 
 
 def one_of(key: str, value, allowed: tuple) -> None:
@@ -29,11 +30,9 @@ def refuse_unknown(kind: type, unknown: dict) -> None:
     levels = [
         inspect.signature(level.__init__).parameters.values() for level in kind.__mro__ if "__init__" in vars(level)
     ]
-    known = {p.name for level in levels for p in level if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known = {p.name for level in levels for p in level if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | COMMON
     name = next(iter(unknown))
-    raise TypeError(
-        f"{kind.__name__} has no setting {name!r}{nearest(name, known - {'self', 'defaults', 'partition_settings'})}"
-    )
+    raise TypeError(f"{kind.__name__} has no setting {name!r}{nearest(name, known - NOT_SETTINGS)}")
 
 
 def is_number(value) -> bool:
@@ -84,51 +83,6 @@ def check_settings(group: dict, beta_count: int, eps_count: int) -> None:
 def plain_name(name: str) -> str:
     """A parameter's name without what wrappers (torch.compile, DistributedDataParallel, checkpoints) put into it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("module.")
-
-
-def is_picked(by: Callable | list[str], name: str | None, p: torch.Tensor) -> bool:
-    """Whether name patterns, or a predicate(name, parameter), pick a parameter. ValueError where patterns lack a name."""
-    if callable(by):
-        return bool(by(name, p))
-    if name is None:
-        raise ValueError("no_decay by name needs names: pass the model, or (name, parameter) pairs")
-    return any(_matches(pattern, name) for pattern in by)
-
-
-def as_patterns(no_decay):
-    """no_decay as a list of patterns or a predicate; one string is one pattern."""
-    if no_decay is None or callable(no_decay):
-        return no_decay
-    patterns = [no_decay] if isinstance(no_decay, str) else list(no_decay)
-    wrong = next((pattern for pattern in patterns if not isinstance(pattern, str)), None)
-    if wrong is not None:
-        raise ValueError(f"no_decay={no_decay!r}: name patterns, or a function of (name, parameter)")
-    return patterns
-
-
-def check_patterns(no_decay, names: list[str]) -> None:
-    """ValueError for a pattern of no_decay that picks none of the parameters, or all of several."""
-    if no_decay is None or callable(no_decay) or not names:
-        return
-    example = plain_name(names[0])
-    for pattern in no_decay:
-        found = sum(_matches(pattern, name) for name in names)
-        if not found:
-            parts = [name for name in names if pattern.strip("*") and pattern.strip("*") in name]
-            hint = (
-                f"patterns match whole names: write '*{pattern.strip('*')}*'"
-                if parts
-                else f"names look like {example!r}"
-            )
-            raise ValueError(f"no_decay: {pattern!r} matches no parameter; {hint}")
-        if found == len(names) > 1:
-            raise ValueError(
-                f"no_decay: {pattern!r} matches every parameter; set weight_decay=0 if nothing shall decay"
-            )
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(plain_name(name), pattern)
 
 
 def as_numbers(group: dict) -> dict:

@@ -30,6 +30,11 @@ class Together(Optimizer):
         self.state = {**self.fused.state, **self.beside.state}
 
     @property
+    def parts(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        """Both, for those who save or read them one by one."""
+        return self.fused, self.beside
+
+    @property
     def grad_norm(self) -> float | None:
         return self.fused.grad_norm
 

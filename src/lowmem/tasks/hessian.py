@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lowmem import clustering, hessian, partition, toy_data
 from lowmem.blocks import ParamBlocks
 from lowmem.errors import Misuse, nearest
-from lowmem.optim import make
+from lowmem.optim._factory import make
 from lowmem.schedule import lr_at
 
 KEYS = {"stages", "modules", "examples", "classes", "pool", "memory_mb", "pixels", "rows", "columns", "clusters"}

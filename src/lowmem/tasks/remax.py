@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowmem import dialogues, distributed, judge, prepare, rewards, stages
+from lowmem import dialogues, distributed, fsdp, judge, prepare, rewards, stages
 from lowmem.answers import Example, padded, picked
 from lowmem.errors import Misuse
 from lowmem.sampling import roll_out
@@ -51,7 +51,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     if settings["frozen_dtype"]:
         reference = reference.to(stages.pretrained.DTYPES[settings["frozen_dtype"]])
-    reference = distributed.cut(reference) if distributed.world() > 1 else reference
+    reference = fsdp.cut(reference) if distributed.world() > 1 else reference
     worth_of = reward_of(root, settings["reward"], words, device)
     size = train["batch_size"]
     parts = size // (train.get("micro_batch_size") or size)
@@ -119,7 +119,7 @@ def reward_of(root: Path, settings: dict | None, words, device: str):
         )
     model.eval().requires_grad_(False)
     if distributed.world() > 1:
-        distributed.cut(model)
+        fsdp.cut(model)
 
     @torch.no_grad()
     def learned(asked: list[list[int]], answers: list[list[int]]) -> Tensor:

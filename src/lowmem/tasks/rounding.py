@@ -10,7 +10,7 @@ import torch
 
 from lowmem import machine
 from lowmem.errors import Misuse
-from lowmem.optim import make
+from lowmem.optim._factory import make
 from lowmem.schedule import lr_at
 from lowmem.tasks import superglue
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lowmem.errors import Misuse
-from lowmem.optim import make
+from lowmem.optim._factory import make
 from lowmem.optim.fused_backward import FusedBackward
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
