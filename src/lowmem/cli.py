@@ -99,6 +99,13 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="default: all that an exhibit shows")
     with_tier(added)
 
+    added = command(
+        "rates", choose_rates, "choose learning rates from the finished runs of tuning experiments, by rule"
+    )
+    added.add_argument("experiments", nargs="+", metavar="EXPERIMENT")
+    with_tier(added)
+    added.set_defaults(tier="overnight")
+
     added = command("blocks", blocks, "print the Hessian blocks that Adam-mini uses for a model")
     added.add_argument("model", help="NAME or NAME:SIZE of lowmem/models, or a Hugging Face folder or name")
 
@@ -263,6 +270,14 @@ def preflight(root, arguments):
     from lowmem import preflight
 
     return preflight.check(root, arguments.tier, options(root, arguments), arguments.experiments or None)
+
+
+def choose_rates(root, arguments):
+    from lowmem import rates
+
+    for experiment in arguments.experiments:
+        for group, found in rates.keep(root, arguments.tier, experiment).items():
+            print(f"{experiment}/{group}: {found['lr']:g}")
 
 
 def blocks(root, arguments):

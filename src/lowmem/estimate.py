@@ -9,7 +9,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from lowmem import experiments, plan, record
+from lowmem import experiments, fetch, plan, record
 from lowmem.fetch import SOURCES, raw_folder
 from lowmem.files import read_json, read_yaml, write_json
 
@@ -199,7 +199,8 @@ def show(root: Path, tier: str, options: dict) -> None:
 def show_downloads(root: Path, jobs: dict) -> None:
     """Print what has to be fetched, with bytes from data/sources.yaml."""
     sources = read_yaml(root / "data/sources.yaml")
-    wanted = {(data["dataset"], data["source"]) for data in plan.datasets(jobs).values()}
+    named = {(data["dataset"], data["source"]) for data in plan.datasets(jobs).values()}
+    wanted = {(part, source) for dataset, source in named for part in fetch.parts(root, dataset)}
     for dataset, source in sorted(wanted):
         count = download_bytes(sources[dataset], source)
         here = (raw_folder(root, dataset, source) / "fetched.json").is_file()

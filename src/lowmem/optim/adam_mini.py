@@ -112,4 +112,4 @@ class AdamMini(RuleOptimizer):
         return {**adam_scalars(group, step), "reduce": group["reduce"]}
 
     def fast(self, ready):
-        return flat_blocks.adam_mini(self, kernel.adam(self, ready))
+        return flat_blocks.adam_mini(self, kernel.in_c(self, ready))

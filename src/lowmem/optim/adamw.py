@@ -61,7 +61,7 @@ class AdamW(RuleOptimizer):
     scalars = staticmethod(adam_scalars)
 
     def fast(self, ready):
-        rest = kernel.adam(self, ready)
+        rest = kernel.in_c(self, ready)
         return rest if torch.compiler.is_compiling() or self._compile else in_one_kernel(rest)
 
 
