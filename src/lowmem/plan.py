@@ -10,7 +10,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from lowmem import experiments, provenance, superglue
+from lowmem import experiments, provenance, record, superglue
 from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.fetch import parts as fetch_parts
@@ -106,11 +106,12 @@ def shown_by(header: dict, tier: str) -> list[str]:
 
 
 def published_files(header: dict) -> list[str]:
-    """The file with the papers' own values that an exhibit names: two papers, two files; AdaLomo stands with LOMO."""
+    """The file with published values that an exhibit names: Adam-mini's, LOMO's with AdaLomo's, or those of others."""
     name = header.get("published")
     if not name:
         return []
-    return [f"data/published/{'adam_mini' if name.startswith('adam_mini.') else 'lomo'}.yaml"]
+    paper = name.split(".")[0]
+    return [f"data/published/{'lomo' if paper == 'adalomo' else paper}.yaml"]
 
 
 def archived_files(root: Path, header: dict) -> list[str]:
@@ -340,9 +341,7 @@ def write_done(root: Path, runs: list[dict], path: Path) -> None:
     """A job's declared output: each run's record by hash, so that exhibits are redrawn only when a record changed."""
     rows = []
     for run in runs:
-        record = root / "results" / run["tier"] / run["id"] / "record.json"
-        loaded = read_json(record)
-        rows.append(
-            {"id": run["id"], "status": loaded["status"], "config_hash": run["config_hash"], "sha256": sha256(record)}
-        )
+        folder = record.folder(root, run)
+        status, whole = record.load(folder)["status"], sha256(folder / "record.json")
+        rows.append({"id": run["id"], "status": status, "config_hash": run["config_hash"], "sha256": whole})
     write_json(path, rows)
