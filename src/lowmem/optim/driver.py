@@ -126,6 +126,10 @@ class RuleOptimizer(Optimizer):
         """The parameter's name for messages: as registered in the model, else its place in the groups."""
         return self._names.get(p) or self.blocks(p).name
 
+    def known_as(self) -> str:
+        """The name that users know: Lomo for the rule inside it."""
+        return type(self).__name__.removesuffix("Rule")
+
     def blocks(self, p: nn.Parameter) -> ParamBlocks:
         """The blocks of one of this optimizer's parameters."""
         if p not in self._blocks and any(p is other for other in self._unplaced):

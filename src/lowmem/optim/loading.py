@@ -39,7 +39,7 @@ def fitted(optimizer, saved: dict) -> tuple[list[dict], dict]:
     live_groups = optimizer.param_groups
     if len(saved["param_groups"]) != len(live_groups):
         raise ValueError(
-            f"the state has {len(saved['param_groups'])} parameter groups, this {type(optimizer).__name__} has "
+            f"the state has {len(saved['param_groups'])} parameter groups, this {optimizer.known_as()} has "
             f"{len(live_groups)}; build it with the same groups (with model=, blocks stay known)"
         )
     groups, state = [], {}
@@ -75,7 +75,7 @@ def _matched(optimizer, theirs: dict, live: dict, state: dict) -> list[tuple]:
 
 def _settings(optimizer, theirs: dict, live: dict, source: str) -> dict:
     """A saved group's settings, completed by this optimizer's; those of storage and the parameters are its own."""
-    kind = type(optimizer).__name__
+    kind = optimizer.known_as()
     wrong = next((key for key, matters in FOREIGN.items() if matters and theirs.get(key) is True), None)
     if wrong:
         raise ValueError(f"the state was saved with {wrong}=True, which {kind} does not have")
@@ -110,7 +110,7 @@ def _check_blocks(optimizer, theirs: dict, live: dict) -> None:
 
 def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -> dict:
     """The state of one parameter: its names, shapes and dtypes as init() makes them, its step count a tensor."""
-    name, kind, blocks = optimizer.name(p), type(optimizer).__name__, optimizer.blocks(p)
+    name, kind, blocks = optimizer.name(p), optimizer.known_as(), optimizer.blocks(p)
     step = found.pop("step", theirs.get("step"))
     found = {key: value for key, value in found.items() if value is not None}
     want = optimizer.init(p, group, blocks, group["state_dtype"] or p.dtype)
