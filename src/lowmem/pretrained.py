@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowmem import distributed, gguf, prepare, streamed
+from lowmem import distributed, fetch, gguf, prepare, streamed
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json, read_yaml
+from lowmem.files import read_json
 from lowmem.models import llama
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -108,7 +108,7 @@ def byte_words() -> Words:
 
 def checkpoint(root: Path, source: str, device: str) -> tuple[llama.Llama, Words]:
     """Model and words of a checkpoint, see the module's docstring; a folder's weights are only noted, see streamed.py."""
-    if source in read_yaml(Path(root) / "data/sources.yaml"):
+    if source in fetch.listed(root):
         folder = prepare.ready(root, {"dataset": source, "source": "package"})
         found = sorted(folder.glob("*.gguf"))
         if not found:

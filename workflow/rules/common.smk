@@ -3,9 +3,8 @@ import re
 import shlex
 from pathlib import Path
 
-from lowmem import claims, estimate, files, intact, kept, plan, superglue
+from lowmem import claims, estimate, fetch, files, intact, kept, plan, superglue
 from lowmem.errors import Misuse
-from lowmem.files import read_yaml
 
 ROOT = Path(workflow.basedir)
 config.update(plan.spelt(config))
@@ -14,7 +13,7 @@ try:
     TIER, OPTIONS = plan.settings(ROOT, config)
     EXHIBITS = plan.exhibits(ROOT)
     JOBS = plan.jobs(ROOT, TIER, OPTIONS)
-    SOURCES = read_yaml(ROOT / "data/sources.yaml")
+    SOURCES = fetch.listed(ROOT)
     DATASETS = plan.datasets(JOBS)
     CLAIMS = claims.load(ROOT)
 except Misuse as error:
