@@ -13,9 +13,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lowmem import progress, safe_names
+from lowmem import progress, safe_names, strict_yaml
 from lowmem.errors import Failed, Misuse
-from lowmem.ground import strict_yaml
 
 
 def sha256(path: Path) -> str:

@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lowmem import progress, safe_names
+from lowmem import progress, safe_names, schemas
 from lowmem.data.sources import KINDS, client
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import locked, read_json, read_yaml, sha256, write_json
-from lowmem.ground import schemas
 
 # What `--source` may say, and the kinds of source that it tries. The url sources give the same data as the packages,
 # for machines without that package's client; prepare.py compares the content's hash.

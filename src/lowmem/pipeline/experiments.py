@@ -21,8 +21,8 @@ from pathlib import Path
 from lowmem import optim
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_yaml
-from lowmem.ground.schemas import check
 from lowmem.pipeline import model_settings, rates
+from lowmem.schemas import check
 
 
 def find_root() -> Path:
