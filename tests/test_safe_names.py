@@ -213,7 +213,7 @@ def test_many_locks_fit_into_few_open_files(tmp_path):
     import sys
 
     script = (
-        "import contextlib, resource, sys; from pathlib import Path; from lowmem import cli; from lowmem.data import fetch\n"
+        "import contextlib, resource, sys; from pathlib import Path; from lowmem import cli, files as lock_files\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
         "cli.more_open_files(288)\n"
         "with contextlib.ExitStack() as stack:\n"
