@@ -6,12 +6,13 @@ inert; that flag is explicit here, and off by default. Different on purpose: mom
 """
 
 import math
+from typing import Unpack
 
 import torch
 
 from lowmem.optim import factored
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.settings import one_of
+from lowmem.optim.settings import Common, one_of
 from lowmem.optim.stages import Stage, Work, axpy
 
 
@@ -87,7 +88,7 @@ class Adafactor(RuleOptimizer):
         relative_step=False,
         warmup_init=False,
         decay_by_lr=False,
-        **common,
+        **common: Unpack[Common],
     ):
         one_of("variant", variant, ("original", "zhai"))
         one_of("relative_step", relative_step, (False, True, "capped"))

@@ -9,12 +9,14 @@ Official code: the package adam-mini 1.1.1. Different on purpose:
   and by Triton on a GPU (gpu_step.py); elsewhere the stages of many tensors run together (flat_blocks.py).
 """
 
+from typing import Unpack
+
 import torch
 
 from lowmem.optim import flat_blocks, gpu_step, kernel
 from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.settings import one_of
+from lowmem.optim.settings import Common, one_of
 from lowmem.optim.stages import Stage, Work, shrink
 
 REDUCTIONS = ("mean", "max", "min", "l1", "l2")
@@ -74,7 +76,7 @@ class AdamMini(RuleOptimizer):
         biases=None,
         neurons=None,
         overrides=None,
-        **common,
+        **common: Unpack[Common],
     ):
         one_of("reduce", reduce, REDUCTIONS)
         settings = dict(

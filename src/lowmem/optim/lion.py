@@ -4,10 +4,13 @@ Reference: the authors' google/automl lion; the PyTorch package lion-pytorch. No
 tensors go through a compiled C loop where a C compiler exists (kernel.py), the same arithmetic in another order of rounding.
 """
 
+from typing import Unpack
+
 import torch
 
 from lowmem.optim import kernel
 from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.settings import Common
 from lowmem.optim.stages import Stage, Work, axpy, shrink
 
 
@@ -26,7 +29,7 @@ class Lion(RuleOptimizer):
     form = "flat"
     stages = (Stage(update),)
 
-    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common):
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay), **common)
 
     @staticmethod

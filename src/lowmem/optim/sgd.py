@@ -5,10 +5,13 @@ Different on purpose: `decoupled=True` multiplies weights by 1 - lr * weight_dec
 the gradient, as the official LOMO package does.
 """
 
+from typing import Unpack
+
 import torch
 
 from lowmem.optim import gpu_step
 from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.settings import Common
 from lowmem.optim.stages import Stage, Work, axpy
 
 
@@ -41,7 +44,15 @@ class SGD(RuleOptimizer):
     stages = (Stage(update),)
 
     def __init__(
-        self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, decoupled=False, **common
+        self,
+        params,
+        lr=1e-3,
+        momentum=0.0,
+        dampening=0.0,
+        weight_decay=0.0,
+        nesterov=False,
+        decoupled=False,
+        **common: Unpack[Common],
     ):
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("nesterov=True: needs momentum > 0 and dampening = 0")
