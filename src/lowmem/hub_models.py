@@ -39,7 +39,7 @@ def config_of(name: str):
 
 def text_of(config):
     """The part of a configuration that speaks of the language model."""
-    text = config.get_text_config(decoder=True)
+    text = config.get_text_config()
     return text if depth_of(text) is not None else config
 
 
