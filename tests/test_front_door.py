@@ -24,7 +24,10 @@ def test_an_installed_package_plans_in_any_folder_with_pytorch_alone(command, tm
     package.mkdir()
     (package / "lowmem").symlink_to(SRC / "lowmem")
     lines = [f"import sys; sys.path.insert(0, {str(package)!r})", f"for m in {WITHOUT}: sys.modules[m] = None"]
-    lines += ["from lowmem import cli, experiments", "def never(): raise AssertionError('asked for a checkout')"]
+    lines += [
+        "from lowmem import cli; from lowmem.pipeline import experiments",
+        "def never(): raise AssertionError('asked for a checkout')",
+    ]
     lines += ["cli.find_root = never", f"sys.exit(cli.main({command}))"]
     environment = {**os.environ, "PYTHONPATH": str(package)}
     environment.pop("LOWMEM_ROOT", None)

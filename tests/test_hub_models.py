@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from lowmem import cli, hub_models
+from lowmem import cli
 from lowmem.errors import Misuse
-from lowmem.memory import target
+from lowmem.memory import target_model
+from lowmem.models import _hub
 
 LLAMA = dict(
     model_type="llama", hidden_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=3, vocab_size=50,
@@ -34,7 +35,7 @@ def folder(tmp_path, **config) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_causal_families_are_built_at_any_depth_with_or_without_fused_attention(family, tmp_path):
-    model = target.find(folder(tmp_path, **{**FAMILIES[family], "model_type": family}))
+    model = target_model.find(folder(tmp_path, **{**FAMILIES[family], "model_type": family}))
     assert model.depth == 3 and model.vocab_size == 50
     assert model.fused == (family in ("bart", "bamba", "mistral"))
     for depth in (1, 2, 3):
@@ -82,7 +83,7 @@ def test_a_models_own_code_is_not_run(tmp_path, monkeypatch, capsys):
         cli.main(["blocks", name])
         assert not (tmp_path / "ran").exists()
     with pytest.raises(Misuse, match="code of its own, which is not run"):
-        hub_models.config_of(folder(tmp_path, model_type="strange", auto_map={"AutoConfig": "own.Own"}))
+        _hub.config_of(folder(tmp_path, model_type="strange", auto_map={"AutoConfig": "own.Own"}))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_a_models_own_code_is_not_run(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_arguments_are_looked_at_before_anything_is_built(arguments, words, monkeypatch, capsys):
-    monkeypatch.setattr(target, "find", lambda _: pytest.fail("built a model first"))
+    monkeypatch.setattr(target_model, "find", lambda _: pytest.fail("built a model first"))
     assert cli.main(["plan", "llama2-7b", *arguments]) == 2
     assert words in capsys.readouterr().err
 
@@ -114,6 +115,6 @@ def test_the_batch_that_ends_the_search_is_not_sold_as_the_gpus_limit(capsys):
 
 
 def test_names_of_files_and_whole_suggestions(capsys):
-    assert target.find("gpt2").name == "gpt2"
+    assert target_model.find("gpt2").name == "gpt2"
     assert cli.main(["plan", "gpt2:125n"]) == 2
     assert "did you mean 'gpt2:125m'" in capsys.readouterr().err

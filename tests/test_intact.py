@@ -6,8 +6,11 @@ import shutil
 import pytest
 from tiny import make_root, make_run
 
-from lowmem import exhibit, intact, kept_files, plan, record, report, train
+from lowmem import intact, kept_files
 from lowmem.kept_files import Damaged
+from lowmem.pipeline import planning, record
+from lowmem.reporting import exhibit, report
+from lowmem.training import job as train
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +19,7 @@ def finished(tmp_path_factory):
     root = make_root(tmp_path_factory.mktemp("finished") / "root")
     runs = [make_run(seed=seed, steps=2) for seed in (0, 1)]
     train.run_job(root, runs)
-    plan.write_done(root, runs, root / "results/smoke/trial/done.json")
+    planning.write_done(root, runs, root / "results/smoke/trial/done.json")
     return root
 
 
@@ -60,7 +63,7 @@ def test_a_damaged_record_or_curve_is_asked_for_again_and_only_its_run_is_done_a
     assert "trial/a/seed0" in line and "\n" not in line and not (root / one["done"]).exists()
     train.run_job(root, one["runs"])
     assert {path.name: path.read_bytes() for path in folders[1].iterdir()} == whole
-    plan.write_done(root, one["runs"], root / one["done"])
+    planning.write_done(root, one["runs"], root / one["done"])
     assert intact.mended(root, {"trial": one}, "smoke") == []
 
 

@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from lowmem import kept_files, record
+from lowmem import kept_files
 from lowmem.errors import Failed
 from lowmem.kept_files import Damaged
+from lowmem.pipeline import record
 
 
 def mended(root: Path, jobs: dict[str, dict], tier: str) -> list[str]:

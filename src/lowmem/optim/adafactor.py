@@ -10,10 +10,10 @@ from typing import Unpack
 
 import torch
 
-from lowmem.optim import factored
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.settings import Common, one_of
-from lowmem.optim.stages import Stage, Work, axpy
+from lowmem.optim.core import factored
+from lowmem.optim.core.hyperparameters import Common, one_of
+from lowmem.optim.core.rule import Stage, Work, axpy
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def squares(w: Work, totals: list) -> list[torch.Tensor] | None:

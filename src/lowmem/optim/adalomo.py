@@ -9,8 +9,8 @@ on purpose: works on CPU and for tensors of any number of axes, and its state is
 from typing import Unpack
 
 from lowmem.optim.adafactor import Adafactor
-from lowmem.optim.fused_backward import FusedBackward
-from lowmem.optim.settings import COMMON, Common, refuse_unknown
+from lowmem.optim.core.fused_backward import FusedBackward
+from lowmem.optim.core.hyperparameters import COMMON, Common, refuse_unknown
 
 
 class AdaLomoRule(Adafactor):

@@ -8,11 +8,11 @@ from typing import Unpack
 
 import torch
 
-from lowmem.optim import factored
 from lowmem.optim.adafactor import moments, scaled, squares
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.settings import Common
-from lowmem.optim.stages import Stage, Work, axpy, shrink
+from lowmem.optim.core import factored
+from lowmem.optim.core.hyperparameters import Common
+from lowmem.optim.core.rule import Stage, Work, axpy, shrink
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def update_norm(w: Work, totals: list) -> list[torch.Tensor]:
