@@ -3,7 +3,8 @@ import re
 import shlex
 from pathlib import Path
 
-from lowmem import files, intact
+from lowmem import files
+from lowmem.pipeline import intact
 from lowmem.data import superglue_sources
 from lowmem.pipeline import archive, estimate, planning
 from lowmem.reporting import claims
