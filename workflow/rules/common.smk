@@ -5,9 +5,9 @@ from pathlib import Path
 
 from lowmem import files
 from lowmem.data import fetch, superglue_sources
+from lowmem.errors import Misuse
 from lowmem.pipeline import archive, estimate, intact, planning
 from lowmem.reporting import claims
-from lowmem.errors import Misuse
 
 ROOT = Path(workflow.basedir)
 config.update(planning.spelt(config))
