@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lowmem.optim.core.rule import Work
 
-
 LARGEST = 1e30  # of a mean of squares: one gradient of 1e20 must not make a moment infinite for good
 
 
@@ -49,5 +48,7 @@ def moments(w: Work, name: str, totals: list[Tensor], gain) -> list[Tensor]:
     row, column = w.s[f"{name}_row"], w.s[f"{name}_col"]
     row.lerp_((totals[0] / w.frame[-1]).clamp_(max=LARGEST), gain)
     column.lerp_((totals[1] / w.frame[-2]).clamp_(max=LARGEST), gain)
-    share = (row / row.mean(-2, keepdim=True)).clamp_(min=torch.finfo(row.dtype).tiny)  # 0 beside rows 1e38 times as large
+    share = (row / row.mean(-2, keepdim=True)).clamp_(
+        min=torch.finfo(row.dtype).tiny
+    )  # 0 beside rows 1e38 times as large
     return [share.rsqrt(), column.rsqrt()]
