@@ -19,11 +19,20 @@ _HOMES = {
     "SM3": "sm3",
     "Lion": "lion",
     "Lamb": "lamb",
-    "FusedBackward": "fused_backward",
+    "FusedBackward": "core.fused_backward",
+    "Zero1": "core.zero1",
     "make": "_factory",
     "find": "_factory",
 }
-__all__ = [name for name in _HOMES if name != "find"]
+# fmt: off
+__all__ = [
+    "CAME", "SGD", "SM3", "AdaLomo", "Adafactor", "AdamMini", "AdamW", "FusedBackward", "Lamb", "Lion", "Lomo", "find", "make",
+]
+# fmt: on
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
 
 
 def __getattr__(name: str):
@@ -32,15 +41,6 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'lowmem.optim' has no attribute {name!r}")
 
 
-# fmt: off
-INFRASTRUCTURE = (
-    "checks", "driver", "exchange", "factored", "flat_blocks", "fused_backward", "gpu_step", "gpu_tables", "graph",
-    "kernel", "kernel_build", "parallel", "rounding", "settings", "sharding", "stages", "state", "together", "transfers",
-    "triton_kernels", "without_compiler", "zero1",
-)
-# fmt: on
-
-
 def names() -> list[str]:
     """Optimizers by the name of their file."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem not in INFRASTRUCTURE)
+    return sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py"))

@@ -1,0 +1,147 @@
+"""What a plan is about: a model by name, at any depth, with its loss. Nothing is downloaded but a configuration.
+
+Names are sizes of lowmem/models (llama2-7b, gpt2:125m), or a Hugging Face name or folder of a causal language model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lowmem.errors import Misuse, nearest
+from lowmem.models import _hub
+
+FILES = ("llama", "gpt2")  # the language models of lowmem/models
+MOST_TRACED = 200  # layers, one by one
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A model family of one shape.
+
+    build(depth, attention) -> nn.Module on the meta device, of any number of layers. make() -> the real one.
+    loss(model, tokens) -> scalar, tokens (B, T) being both input and target. layers(model) -> its layers in order.
+    depth: layers of the real model. period: layers after which their kinds repeat (1 where all are alike).
+    longest: positions the model knows. fused: whether it can use a fused attention kernel.
+    """
+
+    name: str
+    build: Callable[[int, str], nn.Module]
+    make: Callable[[], nn.Module]
+    loss: Callable[[nn.Module, Tensor], Tensor]
+    layers: Callable[[nn.Module], list[nn.Module]]
+    depth: int
+    period: int
+    vocab_size: int
+    longest: int
+    fused: bool = True
+
+    def parameters(self) -> int:
+        """Trainable parameters of the real model."""
+        return sum(p.numel() for p in self.build(self.depth, "fused").parameters() if p.requires_grad)
+
+
+def find(model: str | dict) -> Target:
+    """The target of a name, or of a dictionary {name: file of lowmem/models, size, fields of its Config}.
+
+    Raises Misuse, naming the nearest known model.
+    """
+    if isinstance(model, dict):
+        return own(model["name"], {key: value for key, value in model.items() if key != "name"})
+    sizes = {size: file for file in FILES for size in importlib.import_module(f"lowmem.models.{file}").SIZES}
+    file, _, size = model.rpartition(":")
+    if size in sizes and file in ("", sizes[size]):
+        return own(sizes[size], {"size": size})
+    if model in FILES:
+        return own(model, {})
+    if is_hub(model):
+        return hub(model)
+    known = [*FILES, *(f"{file}:{size}" for size, file in sizes.items())]
+    raise Misuse(
+        f"unknown model {model!r}{nearest(model, known)}; a Hugging Face name has a slash, "
+        "and a folder with a config.json works too"
+    )
+
+
+def is_hub(model: str) -> bool:
+    """Whether a name is one of the Hugging Face hub, or a folder."""
+    return "/" in model or Path(model).is_dir()
+
+
+def own(file: str, settings: dict) -> Target:
+    """A model of this package."""
+    module = importlib.import_module(f"lowmem.models.{file}")
+    if not hasattr(module, "SIZES"):
+        raise Misuse(f"{file} is no language model; choose from: {', '.join(FILES)}")
+
+    def build(depth: int, attention: str) -> nn.Module:
+        with torch.device("meta"):
+            return module.build(**{**settings, "n_layer": depth})
+
+    config = build(1, "fused").config
+    given = {**module.SIZES.get(settings.get("size"), {}), **settings}
+    return Target(
+        name=settings.get("size") or file,
+        build=build,
+        make=lambda: module.build(**settings),
+        loss=lambda model, tokens: model(tokens, tokens),
+        layers=lambda model: list(model.blocks),
+        depth=given.get("n_layer", module.Config.n_layer),
+        period=1,
+        vocab_size=config.vocab_size,
+        longest=config.block_size,
+    )
+
+
+def hub(name: str) -> Target:
+    """A causal language model of the Hugging Face hub, or of a folder with its config.json."""
+    config = _hub.config_of(name)
+    text = _hub.text_of(config)
+    depth, kinds = _hub.depth_of(text), _hub.kinds_of(text)
+    period = next(p for p in range(1, depth + 1) if all(kinds[i] == kinds[i % p] for i in range(depth)))
+    fused = _hub.has_sdpa(name, config)
+
+    def build(layers: int, attention: str) -> nn.Module:
+        way = "sdpa" if fused and attention != "eager" else "eager"
+        cut = config if layers == depth else _hub.shallow(config, layers)
+        with torch.device("meta"):
+            return _hub.build(name, cut, way).float().train()
+
+    try:
+        few = min(2 * period, depth)
+        layers_of(build(few, "fused"), few)
+    except (
+        Misuse,
+        ValueError,
+    ):  # it cannot be cut short, or only where layers of its kinds remain: all of it is traced
+        period = depth
+        if depth > MOST_TRACED:
+            raise Misuse(
+                f"model {name}: transformers cannot build it with fewer layers, and {depth} are too many"
+            ) from None
+        layers_of(build(depth, "fused"), None)
+    return Target(
+        name=name,
+        build=build,
+        make=lambda: _hub.build(name, config).float().train(),
+        loss=lambda model, tokens: model(input_ids=tokens, labels=tokens, use_cache=False).loss,
+        layers=lambda model: layers_of(model, None),
+        depth=depth,
+        period=period,
+        vocab_size=text.vocab_size,
+        longest=getattr(text, "max_position_embeddings", None) or 1 << 20,
+        fused=fused,
+    )
+
+
+def layers_of(model: nn.Module, depth: int | None) -> list[nn.Module]:
+    """The layers: the module list with most parameters, of `depth` entries where that is given."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and (depth is None or len(m) == depth)]
+    if not lists:
+        raise ValueError(f"no list of {depth} layers in {type(model).__name__}")
+    return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
