@@ -17,10 +17,10 @@ from torch import nn
 
 from lowmem import optim
 from lowmem.blocks import Partition, partition
-from lowmem.memory import hardware, measured, target, throughput
+from lowmem.memory import hardware, measured_peak, target_model, throughput
 from lowmem.memory.accountant import Cell
 from lowmem.models import llama
-from lowmem.optim import flat_blocks, gpu_step, gpu_tables
+from lowmem.optim.core import flat_blocks, gpu_step, gpu_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(n_layer=2, n_head=2, n_embd=32, n_hidden=48, vocab_size=64, block_size=32)
@@ -265,7 +265,7 @@ def cell(optimizer: dict, setting: Setting, batch: int = 1) -> Cell:
 
 
 def model_of(setting: Setting):
-    return target.find({"name": "llama", **SMALL} if setting.tiny else MODELS["7B"])
+    return target_model.find({"name": "llama", **SMALL} if setting.tiny else MODELS["7B"])
 
 
 def training(setting: Setting) -> dict:
@@ -286,7 +286,7 @@ def with_rate(chosen: dict) -> dict:
 def train(setting: Setting, chosen: Cell) -> dict:
     """One row of training()."""
     try:
-        run = measured.build(model_of(setting), chosen, setting.device)
+        run = measured_peak.build(model_of(setting), chosen, setting.device)
         run()
         if setting.device == "cuda":
             torch.cuda.reset_peak_memory_stats()

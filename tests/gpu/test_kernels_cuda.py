@@ -11,7 +11,8 @@ from torch import nn
 
 from lowmem.blocks import along, one_block
 from lowmem.models import gpt2, llama
-from lowmem.optim import SGD, AdamMini, AdamW, FusedBackward, Lomo, gpu_step
+from lowmem.optim import SGD, AdamMini, AdamW, FusedBackward, Lomo
+from lowmem.optim.core import gpu_step
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LARGE = [
