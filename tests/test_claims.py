@@ -140,7 +140,8 @@ def test_every_claim_finds_its_value_in_its_exhibit(everything):
     archived = {id for id, header in plan.exhibits(root).items() if header.get("archived")}  # none here
     for one in claims.load(root):
         row = rows[one["id"]]
-        elsewhere = one["exhibit"] in archived or one["value"].startswith("judged.")  # scores come from outside
+        # scores of a judge come from outside; this tier has one rate for both, and no baseline at that of AdamW
+        elsewhere = one["exhibit"] in archived or one["value"].startswith(("judged.", "own_rate.", "same_rate."))
         assert row["ours"] is not None or (elsewhere and row["reason"]), one["id"]
 
 
@@ -269,3 +270,11 @@ def test_a_mistake_in_claims_yaml_is_one_line(tmp_path, change, message):
     with pytest.raises(Misuse, match=message) as caught:
         claims.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_what_runs_as_in_another_tier_is_judged_as_that_tier():
+    headers = plan.exhibits(ROOT)
+    assert claims.evidence_tier(ROOT, headers["adam_mini_fig19"], "overnight") == "laptop"
+    assert claims.evidence_tier(ROOT, headers["adam_mini_fig19"], "laptop") == "laptop"
+    assert claims.evidence_tier(ROOT, headers["extra_rates"], "overnight") == "overnight"
+    assert claims.evidence_tier(ROOT, headers["adam_mini_fig2"], "paper") == "paper"
