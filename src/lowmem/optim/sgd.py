@@ -7,9 +7,9 @@ the gradient, as the official LOMO package does.
 
 import torch
 
-from lowmem.optim import gpu_step
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, axpy
+from lowmem.optim.core import gpu_step
+from lowmem.optim.core.rule import Stage, Work, axpy
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def update(w: Work, totals: list) -> None:
@@ -34,9 +34,13 @@ IN_FP32 = ("cuda",)  # devices whose `add_` computes 16-bit tensors in fp32
 
 
 class SGD(RuleOptimizer):
-    """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD. Common keywords: driver.py."""
+    """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD.
+
+    Common keywords: rule_optimizer.py.
+    """
 
     form = "flat"
+    optional_state = (("momentum_buffer", "momentum"),)
     stages = (Stage(update),)
 
     def __init__(
@@ -59,6 +63,10 @@ class SGD(RuleOptimizer):
         if group["momentum"] == 0:
             return {}
         return {"momentum_buffer": torch.zeros_like(p, dtype=dtype)}
+
+    @staticmethod
+    def late(state):
+        state["step"].zero_()  # it tells the buffer's first step, which only sets it
 
     @staticmethod
     def scalars(group, step):

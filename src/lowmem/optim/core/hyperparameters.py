@@ -1,0 +1,93 @@
+"""Checks of the settings that several rules share; every message names the setting and what it may be."""
+
+import inspect
+import math
+import numbers
+
+import torch
+
+from lowmem.errors import nearest
+
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+NUMBERS = {
+    "lr", "betas", "eps", "weight_decay", "momentum", "beta", "beta1", "dampening", "decay_rate", "clip_threshold",
+}  # fmt: skip
+
+NOT_SETTINGS = {"self", "defaults", "partition_settings", "inner", "params"}
+COMMON = {"model", "no_decay", "rounding", "state_dtype", "nonfinite", "compile", "offload"}  # every optimizer's
+
+
+def one_of(key: str, value, allowed: tuple) -> None:
+    """ValueError unless value is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r}: choose from {', '.join(map(repr, allowed))}")
+
+
+def refuse_unknown(kind: type, unknown: dict) -> None:
+    """TypeError for keywords that no constructor of this optimizer takes, with the nearest one that it does."""
+    if not unknown:
+        return
+    levels = [
+        inspect.signature(level.__init__).parameters.values() for level in kind.__mro__ if "__init__" in vars(level)
+    ]
+    known = {p.name for level in levels for p in level if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | COMMON
+    name = next(iter(unknown))
+    raise TypeError(f"{kind.__name__} has no setting {name!r}{nearest(name, known - NOT_SETTINGS)}")
+
+
+def is_number(value) -> bool:
+    """Whether value is a real number, or a tensor that holds one."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_settings(group: dict, beta_count: int, eps_count: int) -> None:
+    """ValueError for a learning rate, beta, eps, momentum, decay or dtype that no rule can work with."""
+
+    def check(key: str, fits: bool, want: str) -> None:
+        if not fits:
+            raise ValueError(f"{key}={group[key]!r}: {want}")
+
+    def values(key: str) -> tuple:
+        return tuple(group[key]) if isinstance(group[key], (tuple, list)) else (group[key],)
+
+    unused = {"beta1"} | ({"lr"} if group.get("relative_step") is True else set())  # None means: without it
+    given = {key for key in NUMBERS & group.keys() if not (group[key] is None and key in unused)}
+    for key in given:
+        hint = " (YAML reads 1e-3 as text, 1.0e-3 as a number)" if any(isinstance(v, str) for v in values(key)) else ""
+        count = {"betas": beta_count, "eps": eps_count}.get(key, 1)
+        several = isinstance(group[key], (tuple, list))
+        fits = several and len(group[key]) == count if count > 1 else not several
+        check(key, fits, f"must be {count} numbers" if count > 1 else "must be one number")
+        check(key, all(map(is_number, values(key))), "must be a number" + hint)
+    if "lr" in given:
+        check("lr", 0 <= float(group["lr"]) < math.inf, "a learning rate is 0 or more, and finite")
+    if "betas" in given:
+        check("betas", all(0 <= beta < 1 for beta in group["betas"]), "each beta lies in [0, 1)")
+    for key in given & {"momentum", "beta", "beta1"}:
+        check(key, 0 <= group[key] < 1, "lies in [0, 1)")
+    for key in given & {"eps", "weight_decay"}:
+        check(key, all(0 <= value < math.inf for value in values(key)), "0 or more, and finite")
+    if "dampening" in given:
+        check("dampening", math.isfinite(group["dampening"]), "a finite number")
+    if "decay_rate" in given:
+        check("decay_rate", -math.inf < group["decay_rate"] <= 0, "0 or less: beta2 is 1 - step ** decay_rate")
+    if "clip_threshold" in given:
+        check("clip_threshold", group["clip_threshold"] > 0, "more than 0")
+    dtype = group.get("state_dtype")
+    if dtype is not None:
+        check("state_dtype", isinstance(dtype, torch.dtype) and dtype.is_floating_point, "a floating-point torch.dtype")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what wrappers (torch.compile, DistributedDataParallel, checkpoints) put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("module.")
+
+
+def as_numbers(group: dict) -> dict:
+    """The settings of a group, tensor-valued ones (lr) as numbers; the group as it is while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return group
+    scalar = {k: v.item() for k, v in group.items() if isinstance(v, torch.Tensor) and v.numel() == 1}
+    return {k: scalar.get(k, v) for k, v in group.items() if k != "params"}
