@@ -106,17 +106,6 @@ def back_from_the_future(paths: Iterable[Path], slack: float = 3600) -> list[Pat
     return found
 
 
-def lock_file(target: Path):
-    """The open lock file of a folder. What is in its place is never emptied, and a link is not followed."""
-    path = target.parent / f".{target.name}.lock"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a", opener=safe_names.opened)
-    except OSError as error:
-        told = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise Failed(f"cannot lock {path}: {told}; remove it, or check permissions and limits") from error
-
-
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold the folder's lock file; a second process waits. The kernel drops the lock of a process that dies."""

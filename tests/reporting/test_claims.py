@@ -3,6 +3,7 @@ import itertools
 import pytest
 from synthetic import ROOT, checkout, record, write_losses, write_state_memory
 
+from lowmem import kept_files
 from lowmem.errors import Misuse
 from lowmem.files import read_json, write_json, write_text
 from lowmem.pipeline import experiments, planning
@@ -231,6 +232,7 @@ def test_a_gate_that_names_no_value_of_its_exhibit_is_refused(tmp_path):
     shown = read_json(path)
     shown["values"]["early.last"] = shown["values"].pop("early.least")
     write_json(path, shown)
+    kept_files.seal_together(path.with_suffix(""), [path])
     with pytest.raises(Misuse, match="its gate names no value of adam_mini_fig10") as caught:
         claims.decide(root, "adam_mini_gpt2_gap_shrinks", "laptop")
     assert "\n" not in str(caught.value)
