@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from lowmem import claims, exhibit, experiments, kept, plan, report_parts
+from lowmem import claims, exhibit, experiments, kept, plan, report_evidence, report_parts
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml, write_text
 from lowmem.verdicts import WORDS, words
@@ -163,6 +163,11 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         if one.get("svg"):
             one["svg"] = Markup(one["svg"])
     runs = list({run["id"]: run for one in shown for run in one["runs"]}.values())
+    topic_of = lambda row: report_parts.topic(headers, row)  # noqa: E731
+    standing = {
+        key: report_evidence.standing([row for row in rows if row["paper"] == key], report_parts.TOPICS, topic_of)
+        for key in PAPERS
+    }
     by_exhibit: dict[str, list[dict]] = {}
     for row in rows:
         by_exhibit.setdefault(row["exhibit"], []).append(row)
@@ -172,8 +177,12 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         about=experiments.load_tier(root, tier)["about"],
         shortcuts={id: name for id, name in SHORTCUTS.items() if id in headers},
         glance=report_parts.glance(headers, rows, PAPERS, tier),
+        standing=standing,
+        trained=report_evidence.trained(root, tier),
+        elsewhere=report_evidence.elsewhere(root, tier),
+        others=report_evidence.others(root),
         topics=report_parts.TOPICS,
-        topic_of=lambda row: report_parts.topic(headers, row),
+        topic_of=topic_of,
         spent=report_parts.spent(runs),
         summary=summary(rows, runs, tier),
         counts={verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS},
