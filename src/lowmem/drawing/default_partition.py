@@ -3,7 +3,7 @@
 import itertools
 
 from lowmem import plots
-from lowmem.drawing import display
+from lowmem.drawing import display, scale
 from lowmem.drawing.curves import Tuned, absent, lead, mean, missing, models, ratio, text, train_losses, tuned, used
 from lowmem.drawing.loss_plots import by_rate, corner, faint
 from lowmem.exhibit import Run, Runs, Shown
@@ -95,6 +95,6 @@ def draw(axes, rates, found: dict[str, Tuned]) -> None:
         return
     axes.set_ylim(min(heights) - 0.05, max(heights) + 0.05)
     axes.set_xlim(0)
-    axes.set(xlabel="step", ylabel="training loss (nat per token)")
+    axes.set(xlabel="step", ylabel=scale.loss(at_adamw_rate(found)["adamw"], "training loss"))
     axes.set_title("(i) Llama at AdamW's best rate")
     corner(axes, list(found))

@@ -1,7 +1,7 @@
 """Figure 1 of AdaLomo: SGD, SGD with momentum, SGD scaled by the second moment, and Adam. Which moment matters?"""
 
 from lowmem import plots
-from lowmem.drawing import display
+from lowmem.drawing import display, scale
 from lowmem.drawing.curves import lead, mean, text, tuned, used
 from lowmem.drawing.loss_plots import by_rate, loss_curves
 from lowmem.exhibit import Runs, Shown
@@ -25,7 +25,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: variance_over_momentum (nats by which the second moment alone is ahead), each method's lead over SGD."""
     methods = tuned(runs)
     shown = Shown(
-        caption="Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Right: final "
+        caption=scale.about(runs)
+        + "Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Right: final "
         "loss by learning rate, best rates marked; four rates each.",
         columns=["method", "best rate", "rates tried", "final loss (nat)", "ahead of SGD (nat)"],
         rows=[],

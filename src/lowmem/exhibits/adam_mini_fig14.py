@@ -4,7 +4,7 @@ Rates and the unchanged settings are runs of llama_variants; beta2, epsilon and 
 """
 
 from lowmem import plots
-from lowmem.drawing import display
+from lowmem.drawing import display, scale
 from lowmem.drawing.curves import Tuned, difference, lead, mean, models, smallest, text, tuned, used
 from lowmem.drawing.loss_plots import by_rate
 from lowmem.drawing.premises import behind
@@ -31,7 +31,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     methods = tuned([run for run in runs if run.experiment == "llama_variants"], size)
     sweeps = swept(runs, size)
     shown = Shown(
-        caption="Final validation loss of both versions of Adafactor, mean over seeds: by learning rate, and with the "
+        caption=scale.about(runs)
+        + "Final validation loss of both versions of Adafactor, mean over seeds: by learning rate, and with the "
         "largest beta2, epsilon or warm-up changed at one rate (lines as on the left; dotted: the unchanged setting). "
         "Adam-mini stands at its best rate for comparison.",
         columns=["version", "setting", "rate", "final loss (nat)", "lead of Adam-mini (nat)"],
