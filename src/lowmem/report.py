@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from lowmem import claims, exhibit, experiments, kept, plan, report_evidence, report_parts
+from lowmem import claims, exhibit, experiments, kept, plan, report_evidence, report_parts, ro_crate
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml, write_text
 from lowmem.verdicts import WORDS, words
@@ -64,6 +64,7 @@ def make(root: Path, tier: str, options: dict | None = None, kind: str | None = 
         raise Failed(f"no {path}; run `snakemake --cores all`, or `lowmem report --tier {tier} --so-far`")
     rows = read_json(path)
     write_text(out / "index.html", page(root, tier, shown, rows, kind))
+    ro_crate.write(out, tier, PAPERS, rows, shown)
     return out / "index.html"
 
 

@@ -7,7 +7,6 @@ from lowmem import claims, estimate, files, kept, plan, superglue
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
 
-ROOT = Path(workflow.basedir)
 config.update(plan.spelt(config))
 
 try:
