@@ -23,10 +23,12 @@ from lowmem.drawing.curves import (
     value,
 )
 from lowmem.drawing.loss_plots import (
+    faint,
     gap_curve,
     limit_to_values,
     limits,
     of_mean,
+    of_run,
     tokens_label,
     zero_and_margin,
 )
@@ -159,10 +161,14 @@ def draw(sizes: list[Pair], printed_gaps: dict[str, float]):
 
 
 def draw_loss(axes, sizes: list[Pair]) -> None:
-    """Mean over seeds; the seeds themselves are in the panel of the gaps, where their common part is gone."""
+    """Mean over seeds; the seeds themselves are hardly more than a hint: the gaps beside this have their common part gone."""
     labels, heights = [], []
     for size in sizes:
         for optimizer in ("adamw", "adam_mini"):
+            for run in (run for run in size.runs[optimizer] if run.seed in size.seeds):
+                losses = [size.curves[optimizer][run.seed][tokens] for tokens in size.tokens]
+                style = {**faint(plots.look(optimizer)["color"]), "linewidth": 0.5, "alpha": 0.3}
+                axes.plot(size.tokens, losses, **style, **of_run(optimizer, run))
             curve = [size.mean(optimizer, tokens).value for tokens in size.tokens]
             plots.line(axes, size.tokens, curve, optimizer, **of_mean(optimizer, size.runs[optimizer]))
             heights += curve[len(curve) // 4 :]
