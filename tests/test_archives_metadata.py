@@ -9,8 +9,9 @@ import yaml
 from synthetic import ROOT, checkout, write_state_memory
 
 import lowmem
-from lowmem import claims, config_docs, exhibit, report
 from lowmem.files import read_json
+from lowmem.pipeline import config_docs
+from lowmem.reporting import claims, exhibit, report
 
 
 def test_the_version_stands_in_the_package_and_every_other_file_repeats_it():
@@ -39,7 +40,7 @@ def test_the_workflow_catalog_finds_what_it_asks_for():
 
 def test_the_documentation_of_the_configuration_is_that_of_the_schemas():
     written = (ROOT / "config/README.md").read_text(encoding="utf-8")
-    assert written == config_docs.text(ROOT), "run python -m lowmem.config_docs"
+    assert written == config_docs.text(ROOT), "run python -m lowmem.pipeline.config_docs"
     for schema in config_docs.FILES:
         keys = yaml.safe_load((ROOT / f"workflow/schemas/{schema}.schema.yaml").read_text())["properties"]
         assert all(f"| `{key}` |" in written for key in keys), schema

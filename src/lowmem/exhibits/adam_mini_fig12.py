@@ -5,9 +5,10 @@ The paper shows training loss only. At equal seed both optimizers see the same b
 
 import math
 
-from lowmem import plots
-from lowmem.drawing import scale
-from lowmem.drawing.curves import (
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
+from lowmem.reporting.numbers.losses import (
     ONE_RATE,
     Pair,
     difference,
@@ -21,8 +22,7 @@ from lowmem.drawing.curves import (
     used,
     window,
 )
-from lowmem.drawing.loss_plots import loss_curves, side_by_side
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.panels.losses import loss_curves, side_by_side
 
 EXHIBIT = {
     "id": "adam_mini_fig12",

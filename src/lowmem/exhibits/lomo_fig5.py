@@ -1,10 +1,10 @@
 """Figure 5 of LOMO: validation accuracy by step on BoolQ, LoRA and LOMO."""
 
-from lowmem import plots
-from lowmem.drawing import fine_tuning as ft
-from lowmem.drawing.curves import text, used
-from lowmem.drawing.fine_tuning_plots import by_step, level
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import superglue as ft
+from lowmem.reporting.numbers.losses import text, used
+from lowmem.reporting.panels.superglue import by_step, level
 
 EXHIBIT = {
     "id": "lomo_fig5",

@@ -6,10 +6,10 @@ this report, labelled; they never fill a column of other data.
 
 from collections.abc import Iterable
 
-from lowmem import superglue
-from lowmem.drawing import fine_tuning as ft
-from lowmem.drawing.curves import text, used
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.data import superglue_sources
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import superglue as ft
+from lowmem.reporting.numbers.losses import text, used
 
 EXHIBIT = {
     "id": "lomo_table3",
@@ -153,7 +153,7 @@ def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:
             f"enough; seeds: {seeds_of(trained)} (paper: 1). Learning rates: {rates_of(trained)}."
         )
     if any(run.config["data"]["dataset"] == "bigbench" for run in (*own, *kept)):
-        told.append(f"{superglue.REQUEST}.")
+        told.append(f"{superglue_sources.REQUEST}.")
     stand_ins = [name for name in headers.values() if " (for " in name]
     if stand_ins:
         real = "superglue=hub or superglue_dir=DIR runs the real tasks"
