@@ -5,10 +5,10 @@ from pathlib import Path
 
 from lowmem import files
 from lowmem.data import superglue_sources
-from lowmem.pipeline import archive, estimate, intact, planning
-from lowmem.reporting import claims
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
+from lowmem.pipeline import archive, estimate, intact, planning
+from lowmem.reporting import claims
 
 config.update(planning.spelt(config))
 

@@ -1,4 +1,4 @@
-"""config/README.md, made from the schemas: `python -m lowmem.pipeline.config_docs` writes it, a test says when it is out of date."""
+"""config/README.md, made from the schemas: `python -m lowmem.pipeline.config_docs` writes it; a test finds it out of date."""
 
 from pathlib import Path
 
