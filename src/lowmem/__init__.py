@@ -7,6 +7,10 @@ __version__ = "1.0.0"
 __all__ = ["ParamBlocks", "partition"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     if name in __all__:
         from lowmem import blocks
