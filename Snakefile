@@ -1,6 +1,7 @@
 # Adam-mini and LOMO, reproduced: from download to verdict. `snakemake --cores all` runs the laptop tier.
 import os
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
@@ -14,7 +15,8 @@ os.environ["LOWMEM_ROOT"] = str(workflow.basedir)
 configfile: "workflow/config/config.yaml"
 
 
-sys.path.insert(0, f"{workflow.basedir}/src")
+ROOT = Path(workflow.current_basedir)  # of this file, also where workflow/Snakefile includes it
+sys.path.insert(0, str(ROOT / "src"))
 
 
 include: "workflow/rules/common.smk"

@@ -2,6 +2,7 @@
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Tuned, difference, log_loss, lost, missing, tuned, used
 from lowmem.reporting.panels.losses import above, limits
 
@@ -27,7 +28,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     grouped (each at its best rate)."""
     methods = tuned(runs)
     shown = Shown(
-        caption="Final validation loss by learning rate for LOMO with four kinds of clipping, mean over seeds; a cross: a seed "
+        caption=scale.about(runs)
+        + "Final validation loss by learning rate for LOMO with four kinds of clipping, mean over seeds; a cross: a seed "
         "diverged. Right: how many seeds diverged at each rate.",
         columns=["clipping", "rate", "final loss (nat)", "diverged seeds"],
         rows=[],
@@ -97,7 +99,14 @@ def draw(methods: dict[str, Tuned]):
     for k, (name, method) in enumerate(methods.items()):
         scores = sorted(method.scores.items())
         if scores:
-            axes.plot(*zip(*scores, strict=True), marker=".", color=COLOURS[name], label=f"_{NAMES[name]}")
+            axes.plot(
+                *zip(*scores, strict=True),
+                marker="os^D"[k],
+                fillstyle="none",
+                markersize=9 - 1.5 * k,
+                color=COLOURS[name],
+                label=f"_{NAMES[name]}",
+            )
             end = (rates[-1], top) if any(map(lost, method.rates.get(rates[-1], []))) else (rates[-1], scores[-1][1])
             labels.append(above((*end, NAMES[name], COLOURS[name]), top))
         counts = [sum(lost(run) for run in method.rates.get(rate, [])) for rate in rates]
@@ -109,7 +118,12 @@ def draw(methods: dict[str, Tuned]):
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
-    axes.set(ylabel="final validation loss (nat per token)", xlabel="learning rate")
+    axes.set(
+        ylabel=scale.loss(
+            [run for m in methods.values() for g in m.rates.values() for run in g], "final validation loss"
+        ),
+        xlabel="learning rate",
+    )
     axes.set_title("Loss; a cross: diverged")
     plots.end_labels(axes, labels)
     below.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
