@@ -276,7 +276,7 @@ def choose_rates(root, arguments):
     from lowmem import rates
 
     for experiment in arguments.experiments:
-        for group, found in rates.keep(root, arguments.tier, experiment).items():
+        for group, found in rates.keep(root, arguments.tier, experiment, options(root, arguments)).items():
             print(f"{experiment}/{group}: {found['lr']:g}")
 
 
