@@ -109,17 +109,20 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
     overlay = overlay_of(root, experiment, spec, tier)
     settings = merge(spec["settings"], overlay.get("settings", {}))
     axes = {**spec.get("axes", {}), **overlay.get("axes", {})}
+    grids = overlay.get("rates", spec.get("rates"))
     seeds = overlay.get("seeds", spec.get("seeds", [0]))
     excluded = overlay.get("exclude", spec.get("exclude", []))
     path = root / f"workflow/config/experiments/{experiment}.yaml"
     found, planned = [], set()
-    for names in itertools.product(*axes.values()):
-        variant = "-".join(str(name) for name in names) or "only"
+    for names, lr in combinations(axes, grids):
+        variant = "-".join(names if lr is None else (*names, spelled(lr))) or "only"
         if any(fnmatch.fnmatch(variant, pattern) for pattern in excluded):
             continue
         config = settings
         for axis, name in zip(axes, names):
             config = merge(config, axes[axis][name] or {})
+        if lr is not None:
+            config = merge(config, {"optimizer": {"lr": lr}})
         config = use_tier_data(config, of_tier, options or {})
         if "unavailable" in (config.get("data") or {}):
             continue  # the exhibit says why, see unavailable()
@@ -150,6 +153,23 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
     if not found:
         raise Misuse(f"{path}: tier {tier} leaves no run; give every axis a value, at least one seed, exclude less")
     return found
+
+
+def combinations(axes: dict, grids: dict | None) -> Iterator[tuple[tuple[str, ...], float | None]]:
+    """(one value of each axis, a rate of the grid that fits these values); None without grids, no rates without a fit."""
+    for names in itertools.product(*axes.values()):
+        if grids is None:
+            yield names, None
+            continue
+        fitting = (grids[pattern] for pattern in grids if fnmatch.fnmatch("-".join(names), pattern))
+        for lr in next(fitting, []):
+            yield names, lr
+
+
+def spelled(lr: float) -> str:
+    """A rate as the last part of a variant: 0.003 is 3e.3, 1 is 1e0 ("-" joins axes)."""
+    digits, power = f"{lr:e}".split("e")
+    return f"{float(digits):g}e{'.' * (int(power) < 0)}{abs(int(power))}"
 
 
 def use_tier_data(config: dict, tier: dict, options: dict) -> dict:

@@ -95,6 +95,25 @@ def test_a_tier_that_is_like_another_takes_its_overlays_and_data_where_it_has_no
     assert tier["data"]["cora"] == experiments.load_tier(project, "laptop")["data"]["cora"]
 
 
+def test_a_grid_of_rates_depends_on_the_other_axes_and_the_first_pattern_that_fits_counts(project):
+    edit(
+        project / FILE,
+        "seeds: [0, 1, 2]           #",
+        'rates: {"43k-adamw": [0.003, 1.0], "*-adam*": [0.012]}\nseeds: [0, 1, 2]  #',
+    )
+    runs = experiments.runs(project, "gpt2_sizes", "laptop")
+    found = {run["variant"]: run["config"]["optimizer"]["lr"] for run in runs if run["variant"].startswith("43k")}
+    assert found == {"43k-adamw-3e.3": 0.003, "43k-adamw-1e0": 1.0, "43k-adam_mini-1.2e.2": 0.012}
+
+
+def test_a_combination_that_fits_no_grid_has_no_run(project):
+    edit(project / FILE, "seeds: [0, 1, 2]           #", 'rates: {"83k-*": [0.003]}\nseeds: [0, 1, 2]  #')
+    assert {run["variant"] for run in experiments.runs(project, "gpt2_sizes", "laptop")} == {
+        "83k-adamw-3e.3",
+        "83k-adam_mini-3e.3",
+    }
+
+
 def test_an_experiment_of_one_tier_is_refused_in_another_with_the_tiers_it_has(root):
     assert "gap_phase" in experiments.experiment_names(root, "overnight")
     assert "gap_phase" not in experiments.experiment_names(root, "laptop")
