@@ -194,10 +194,10 @@ def rows(*verdicts, paper="lomo"):
 
 def test_summary_is_three_sentences_counted_from_the_verdicts():
     runs = [{"status": "done"}, {"status": "missing"}]
-    found = report.summary(rows("reproduced", "direction_only", "contradicted", "not_run"), runs, "laptop")
+    found = report.summary(rows("reproduced", "same_direction", "contradicted", "not_run"), runs, "laptop")
     assert len(found) == 3
     assert "4 claims" in found[0] and "1 reproduced" in found[0] and "1 contradicted" in found[0]
-    assert "LOMO: 1 of 4 hold as printed and 1 in direction" in found[1] and "“Water is wet”" in found[1]
+    assert "LOMO: 1 of 4 hold and 1 in direction" in found[1] and "“Water is wet”" in found[1]
     assert "1 of 2 planned runs" in found[2] and "tier paper" in found[2]
     assert "decides nothing" in report.summary(rows("inconclusive"), runs, "smoke")[2]
     assert "may decide every claim" in report.summary(rows("reproduced"), runs, "paper")[2]
