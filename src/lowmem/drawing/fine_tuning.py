@@ -126,7 +126,7 @@ def among_questions(entry: dict, groups: list[list[Run]]) -> dict:
 
 def questions(run: Run) -> int:
     """How many were asked; records from before this was counted had as many as their configuration says."""
-    return run.final("questions") or run.config["measure"]["val_examples"]
+    return run.final("questions") or run.config["measure"].get("val_examples", 1000)
 
 
 def percent(shares: list[float], error: float) -> dict:
