@@ -136,7 +136,7 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # warm-up without what earlier processes compiled
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)  # else warm-up depends on what was compiled before
         found = measure(arguments.only, arguments.steps)
     print(machine(), shown(arguments.only, found), sep="\n\n", end="\n\n")
     if arguments.json:

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import prepared_folders
 import pytest
 import torch
 
@@ -40,7 +41,7 @@ def write_talk(root):
             text = "".join(json.dumps(row) + "\n" for row in found)
             (folder / f"{name}.{split}.jsonl").write_text(text)
     write_json(folder / "excluded.json", {"empty": 2, "equal": 1, "two questions": 0})
-    write_json(folder / "meta.json", {"sha256": {}})
+    prepared_folders.seal(folder)
 
 
 def config(task, measure=None, model=None, **settings):

@@ -94,6 +94,7 @@ HOLDS = {"premise": "it trains", "value": "p", "rule": GREATER, "must": "hold"}
         ("hold", {"value": 9, "low": None, "high": None, "n": 1}, "not_testable"),
         ("not_fail", value(4, 7), "contradicted"),
         ("not_fail", value(3, 4), "not_testable"),
+        ("not_fail", {"value": None, "reason": "not run: no record"}, "contradicted"),
     ],
 )
 def test_a_premise_that_fails_makes_a_claim_not_testable_and_says_its_own_number(must, premise, verdict):

@@ -1,8 +1,7 @@
 """Diffusion: noise and sampling are what their papers say, distances are right where they are known, runs repeat."""
 
-import json
-
 import numpy as np
+import prepared_folders
 import pytest
 import torch
 
@@ -28,12 +27,11 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("diffusion")
     folder = root / "data/prepared/toy"
     folder.mkdir(parents=True)
-    generator, hashes = np.random.default_rng(0), {}
+    generator = np.random.default_rng(0)
     for part, count in (("train", 40), ("test", 30)):
         np.save(folder / f"{part}_images.npy", generator.integers(0, 256, (count, 8, 8), np.uint8))
         np.save(folder / f"{part}_labels.npy", np.arange(count) % 2)
-        hashes |= {f"{part}_{what}.npy": part for what in ("images", "labels")}
-    (folder / "meta.json").write_text(json.dumps({"sha256": hashes}))
+    prepared_folders.seal(folder)
     return root
 
 

@@ -105,7 +105,10 @@ def test_verdicts_follow_the_records(every):
     known = {id: c for id, c in CLAIMS.items() if c["value"] in values}
     found = {id: claims.verdict(c, values[c["value"]], "laptop", premise[id])[0] for id, c in known.items()}
     assert found["adam_mini_sft_full_on_par"] == "same_direction"  # 0.004 nat behind, the margin is 0.02
-    assert found["adam_mini_sft_lora_better"] == found["adam_mini_remax_reward"] == "opposite_here"
+    assert found["adam_mini_sft_lora_better"] == "opposite_here"
+    assert found["adam_mini_remax_reward"] == "not_testable"  # 60 % of 50 pairs may be chance
+    remax, learned = CLAIMS["adam_mini_remax_reward"], {"value": 80.0, "low": 70.0, "high": 90.0, "n": 50}
+    assert claims.verdict(remax, values[remax["value"]], "laptop", learned)[0] == "opposite_here"
 
 
 def test_scores_of_a_judge_are_read_back_and_compared(full, monkeypatch):

@@ -176,7 +176,7 @@ def test_a_diverged_run_is_shown_and_decides_by_its_side(root):
     assert any("diverged" in str(cell) for row in shown.rows for cell in row)
     assert (
         claims.verdict(CLAIMS["adam_mini_resnet_on_par"], shown.values["resnet18.behind"], "laptop")[0]
-        == "contradicted"
+        == "opposite_here"
     )
 
 
@@ -200,11 +200,8 @@ def test_on_par_is_judged_by_the_margin_of_the_claim_and_the_sample_that_was_ask
     runs = quarters.of(exhibit.load(root, ["resnet"], "laptop", {}), "resnet18")
     behind = quarters.behind(runs, quarters.ACCURACY)
     assert claims.verdict(CLAIMS["adam_mini_resnet_on_par"], behind, "laptop")[0] == verdict
-    assert (
-        behind["high"] - behind["value"]
-        > 1.96 * quarters.sampling([*runs["adamw"], *runs["adam_mini"]], quarters.ACCURACY)
-        > 2
-    )
+    error = quarters.sampling([*runs["adamw"], *runs["adam_mini"]], quarters.ACCURACY)
+    assert 1.5 < error < 2 and behind["high"] - behind["value"] > 1.95 * error
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

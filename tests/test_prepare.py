@@ -316,12 +316,35 @@ def test_a_tokenizer_for_images_is_misuse(tmp_path):
         prepare.prepare(root, "digits", "folder", "byte")
 
 
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json"])
+@pytest.mark.parametrize("how", ["zeros", "one bit", "cut", "empty", "gone"])
+def test_prepared_data_that_was_altered_is_made_again_where_a_run_reads_it(sotu, name, how, capsys):
+    data = {"dataset": "sotu", "source": "folder", "tokenizer": "byte"}
+    folder = prepare.prepare(sotu, "sotu", "folder")
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path, content = folder / name, whole[name]
+    bit = content[:50] + bytes([content[50] ^ 4]) + content[51:]
+    wrong = {"zeros": bytes(len(content)), "one bit": bit, "cut": content[:-9], "empty": b""}
+    path.write_bytes(wrong[how]) if how in wrong else path.unlink()
+    assert prepare.ready(sotu, data) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert f"{name} " in capsys.readouterr().err
+
+
+def test_prepared_data_that_was_altered_and_cannot_be_made_again_is_one_line(sotu):
+    folder = prepare.prepare(sotu, "sotu", "folder")
+    (folder / "val.bin").write_bytes(b"")
+    shutil.rmtree(sotu / "data/raw")
+    with pytest.raises(Misuse, match="--folder DIR"):
+        prepare.ready(sotu, {"dataset": "sotu", "source": "folder", "tokenizer": "byte"})
+
+
 def test_tokens_cut_short_are_refused_when_loaded(sotu):
     folder = prepare.prepare(sotu, "sotu", "folder")
     os.truncate(folder / "train.bin", 100)
-    with pytest.raises(Failed, match="has 100 tokens"):
+    with pytest.raises(Failed, match=r"train\.bin was altered"):
         prepare.load_tokens(folder, "train")
-    with pytest.raises(Failed, match="cannot read"):
+    with pytest.raises(Failed, match="cannot be read"):
         prepare.load_tokens(folder.with_name("nowhere"), "train")
 
 

@@ -203,9 +203,11 @@ def test_summary_is_three_sentences_counted_from_the_verdicts():
     assert "may decide every claim" in report.summary(rows("reproduced"), runs, "paper")[2]
 
 
-def test_a_contradiction_reaches_the_summary_of_the_page(tmp_path):
+def test_what_a_small_tier_finds_on_the_other_side_is_shown_and_called_no_contradiction(tmp_path):
     root = checkout(tmp_path)
     write_losses(root, "laptop", gap=0.5, early=0.6)
     page = page_of(root, "adam_mini_fig10")
     summary = re.search(r'id="summary">(.*?)</p>', page, flags=re.DOTALL)[1]
-    assert "contradicted: “At the same settings" in summary
+    assert "opposite here" in summary and "none is contradicted" in summary
+    row = next(a for a in Elements(page).all("tr") if a.get("id") == "claim-adam_mini_gpt2_on_par")
+    assert row["data-verdict"] == "opposite_here"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
-from lowmem import experiments, provenance, record, train
+from lowmem import experiments, machine, provenance, record, train
 from lowmem.errors import Misuse
 from lowmem.tasks import pretrain
 
@@ -170,7 +170,7 @@ def test_training_lowers_the_loss_and_fills_the_record(root):
 def test_adam_mini_keeps_about_half_the_state_and_lomo_keeps_no_gradients(root):
     for variant, optimizer in (("adamw", None), ("adam_mini", ADAM_MINI), ("lomo", LOMO)):
         train.train_run(root, make_run(variant, optimizer=optimizer, steps=2))
-    memory = {name: record.read_json(root / f"results/smoke/trial/{name}/seed0/record.json")["memory"]
+    memory = {name: record.load(root / f"results/smoke/trial/{name}/seed0")["memory"]
               for name in ("adamw", "adam_mini", "lomo")}  # fmt: skip
     assert 0.45 < memory["adam_mini"]["optimizer_state"] / memory["adamw"]["optimizer_state"] < 0.65
     assert memory["lomo"]["gradients"] == 0 and memory["lomo"]["optimizer_state"] < 0.1 * memory["lomo"]["parameters"]
@@ -223,8 +223,33 @@ def test_compilation_changes_little(root, tmp_path):
         subprocess.run(script, env=environment(), check=True)
         compiled = json.loads((record.folder(root, run) / "record.json").read_text())
         assert (plain["status"], compiled["status"]) == ("done", "done"), compiled["reason"]
+        assert compiled["device"]["compiled"] is True
         ends = [made["metrics"]["final"]["val_loss"] for made in (plain, compiled)]
         assert ends[0] == pytest.approx(ends[1], rel=1e-3)
+
+
+def test_without_a_compiler_a_compiled_run_says_so_and_trains_as_an_eager_one(root, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "compiler_trouble", lambda device: "no C++ compiler")
+    plain, run = train.train_run(root, make_run("plain")), make_run("compiled", compile=True)
+    assert train.run_job(root, [run]) == 0
+    made = record.load(record.folder(root, run))
+    assert "compiled" not in plain["device"] and made["device"]["compiled"] is False
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "no C++ compiler" in line and "without" in line]
+    assert made["metrics"] == plain["metrics"] and made["config_hash"] != plain["config_hash"]
+
+
+@pytest.mark.slow
+def test_what_hinders_the_compiler_is_said_in_one_line():
+    script = "from lowmem import machine; print(machine.compiler_trouble('cpu'))"
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment(), "CXX": "/nothing/here"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.count("\n") == 1 and "/nothing/here" in said.stdout
 
 
 def test_bf16_changes_little(root):
@@ -256,7 +281,7 @@ def test_a_failed_run_does_not_stop_the_job_and_exits_1(root, capsys):
     *lines, summary = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and summary.startswith("1 runs, ")
     assert "lowmem prepare nowhere" in lines[0] and "vocab_size 10" in lines[1] and "done" in lines[2]
-    statuses = [record.read_json(record.folder(root, run) / "record.json")["status"] for run in (missing, small, good)]
+    statuses = [record.load(record.folder(root, run))["status"] for run in (missing, small, good)]
     assert statuses == ["failed", "failed", "done"]
 
 
@@ -340,11 +365,11 @@ def test_a_record_is_reused_until_configuration_code_or_data_change(root, monkey
     changed["config_hash"] = experiments.config_hash({**changed["config"], "seed": 0})
     assert record.reusable(root, changed) is None
 
-    meta = root / "data/prepared/tiny-byte/meta.json"
-    text = meta.read_text()
-    meta.write_text(text.replace(json.loads(text)["sha256"]["val.bin"], "0" * 64))
+    data = root / "data/prepared/tiny-byte/val.bin"
+    whole = data.read_bytes()
+    data.write_bytes(bytes(len(whole)))
     assert record.reusable(root, run) is None
-    meta.write_text(text)
+    data.write_bytes(whole)
 
     real = provenance.code_hash
     monkeypatch.setattr(provenance, "code_hash", lambda path: "tree:0" if path.name == "gpt2.py" else real(path))
@@ -373,7 +398,7 @@ def test_recorded_code_holds_every_module_that_decides_the_result(root):
         [sys.executable, "-c", script, str(root), json.dumps(run)], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 0, done.stderr
-    files = record.read_json(record.folder(root, run) / "record.json")["code"]["files"]
+    files = record.load(record.folder(root, run))["code"]["files"]
     routing = {provenance.name_of(provenance.file_of(provenance.current(module))) for module in provenance.ROUTING}
     routing |= {f"src/lowmem/{name}.py" for name in ("fetch", "archives", "tokenizers", "syntax", "__init__")}
     routing |= {"src/lowmem/tasks/__init__.py", "src/lowmem/models/__init__.py"}

@@ -103,7 +103,7 @@ def save_costs(root: Path, tier: str) -> None:
     """Add to costs.json what the records of a tier took, the median over seeds."""
     times: dict[str, list[float]] = {}
     for path in sorted((root / "results" / tier).glob("*/*/seed*/record.json")):
-        made = read_json(path)
+        made = record.load(path.parent)
         if made.get("status") == "done" and not made.get("resumed_from"):
             ended, started = (datetime.fromisoformat(made[key]) for key in ("ended", "started"))
             key = f"{tier}/{made['experiment']}/{made['variant']}"

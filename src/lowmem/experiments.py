@@ -41,7 +41,8 @@ def tier_names(root: Path) -> list[str]:
 def load_tier(root: Path, tier: str) -> dict:
     """The tier file as a dictionary: job granularity, machine, and which data stand in for the paper's.
 
-    A tier that is `like` another takes that one's data for whatever it does not name itself.
+    A tier that is `like` another takes that one's data for whatever it does not name itself, and that one's runs as they
+    are for experiments that it does not change (see set_by).
     """
     if tier not in tier_names(root):
         raise Misuse(f"unknown tier {tier!r}{nearest(tier, tier_names(root))}")
@@ -53,12 +54,16 @@ def load_tier(root: Path, tier: str) -> dict:
     return loaded
 
 
-def overlay_of(root: Path, name: str, spec: dict, tier: str) -> dict:
-    """What an experiment changes for a tier; a tier that is `like` another uses that one's where it has none of its own."""
-    tiers = spec.get("tiers")
+def set_by(root: Path, experiment: str, tier: str) -> str:
+    """The tier whose settings and data an experiment has in a tier: this one's, or those of the tier that it is `like`.
+
+    Misuse where an experiment has no runs in the tier.
+    """
+    spec = load_experiment(root, experiment)
+    tiers, parent = spec.get("tiers"), load_tier(root, tier).get("like")
     if not runs_in(root, spec, tier):
-        raise Misuse(f"experiment {name} has no runs in tier {tier}; its tiers: {', '.join(tiers)}")
-    return {} if tiers is None else tiers.get(tier, tiers.get(load_tier(root, tier).get("like"))) or {}
+        raise Misuse(f"experiment {experiment} has no runs in tier {tier}; its tiers: {', '.join(tiers)}")
+    return tier if parent is None or tier in (tiers or {}) else parent
 
 
 def experiment_names(root: Path, tier: str | None = None) -> list[str]:
@@ -105,8 +110,8 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
 
     options: {paper's dataset: source} overrides the tier's stand-in, as in `--config superglue=hub`.
     """
-    spec, of_tier = load_experiment(root, experiment), load_tier(root, tier)
-    overlay = overlay_of(root, experiment, spec, tier)
+    spec, source = load_experiment(root, experiment), set_by(root, experiment, tier)
+    of_tier, overlay = load_tier(root, source), (spec.get("tiers") or {}).get(source) or {}
     settings = merge(spec["settings"], overlay.get("settings", {}))
     axes = {**spec.get("axes", {}), **overlay.get("axes", {})}
     grids = overlay.get("rates", spec.get("rates"))

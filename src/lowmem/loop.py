@@ -1,5 +1,6 @@
 """The only training loop: any model, task and optimizer, interrupted at any moment and continued bit for bit."""
 
+import hashlib
 import json
 import math
 import os
@@ -62,6 +63,7 @@ class Loop:
         self.schedule = run["config"].get("schedule") or {}
         self.task, self.optimizer, self.device, self.made, self.label = task, optimizer, device, made, label
         self.model, self.folder, self.steps = task.model, folder, self.settings["steps"]
+        self.stepped = self.model  # what training steps call; evaluations call the model itself
         batch, micro = self.settings["batch_size"], self.settings.get("micro_batch_size") or self.settings["batch_size"]
         self.many = distributed.devices(run) > 1
         self.parts, self.accumulate = distributed.share(batch, micro, distributed.world() if self.many else 1)
@@ -76,13 +78,14 @@ class Loop:
         self.times: list[float] = []
         self.unlogged: list[float] = []  # training losses since the last line of the curve
         self.gradient_bytes = 0
+        self.curve_hash = hashlib.sha256()  # of all that was written to the curve
+        self.means_before: dict | None = None  # means() of a checkpoint, until a step was made since
 
     def run(self) -> None:
         """Train to the end or to divergence and fill the record."""
         self.resume()
         if self.settings.get("compile"):
-            for part in self.model.blocks if self.fused else [self.model]:  # whole-model backward keeps all gradients
-                part.compile()
+            self.compile()
         self.model.train()
         show = ticker.progress(self.label, self.steps)
         every = self.settings.get("checkpoint_every") or math.inf
@@ -93,6 +96,8 @@ class Loop:
                 self.write(curve, 0, **self.evaluate())
             while self.step < self.steps and not self.made["status"]:
                 self.one_step(curve)
+                if self.means_before:
+                    self.compare_means()
                 if self.made["status"]:
                     break
                 if distributed.rank() == 0:
@@ -154,7 +159,21 @@ class Loop:
 
     def loss(self, batch) -> torch.Tensor:
         with self.autocast():
-            return self.task.loss(self.model, batch)
+            return self.task.loss(self.stepped, batch)
+
+    def compile(self) -> None:
+        """Compile what training steps run (evaluations come in other shapes, each of which would be compiled anew)."""
+        trouble = machine.compiler_trouble(self.device)
+        self.made["device"]["compiled"] = trouble is None
+        if trouble:
+            distributed.tell(
+                f"{self.label}: train.compile: true, but torch.compile fails here ({trouble}); going on without"
+            )
+        elif self.fused:  # a compiled whole-model backward would keep all gradients
+            for part in self.model.blocks:
+                part.compile()
+        else:
+            self.stepped = torch.compile(self.model)
 
     def clip(self) -> float:
         """Global norm of the gradients before clipping (train.grad_clip; null measures only)."""
@@ -196,7 +215,9 @@ class Loop:
         """One line of curve.jsonl; a non-finite number is null."""
         units = step * self.parts * self.task.units
         line = {"step": step, f"{self.task.unit}s": units, **columns, "seconds": round(self.seconds, 4)}
-        curve.write(json.dumps(record.finite(line)) + "\n")
+        text = json.dumps(record.finite(line)) + "\n"
+        self.curve_hash.update(text.encode())
+        curve.write(text)
         curve.flush()
 
     def save(self, curve) -> None:
@@ -206,7 +227,10 @@ class Loop:
             os.fsync(curve.fileno())
             length = os.fstat(curve.fileno()).st_size
         notes = {key: getattr(self, key) for key in KEPT}
-        notes |= {"curve_bytes": length, "files": self.made["code"]["files"], "resumed_from": self.made["resumed_from"]}
+        notes |= {"curve_bytes": length, "curve_sha256": self.curve_hash.hexdigest(), "means": self.means()}
+        notes |= {key: self.made[key] for key in ("resumed_from", "other_means")} | {
+            "files": self.made["code"]["files"]
+        }
         if self.many:
             from lowmem import sharded_checkpoint
 
@@ -231,13 +255,13 @@ class Loop:
             state = checkpoint.load(self.path)
             notes = (state or {}).get("notes")
         curve = self.folder / "curve.jsonl"
-        length = curve.stat().st_size if curve.is_file() else 0
-        stale = not notes or notes["files"] != self.made["code"]["files"] or length < notes["curve_bytes"]
+        stale = not notes or notes["files"] != self.made["code"]["files"] or not self.is_curve_of(notes, curve)
         if distributed.anywhere(stale) if self.many else stale:
             if distributed.rank() == 0:
                 if notes:
                     say(f"{self.label}: code, data or curve changed since the checkpoint; starting over")
                 curve.unlink(missing_ok=True)
+                self.curve_hash = hashlib.sha256()
             return
         if self.many:
             sharded_checkpoint.load(self.path, self.model, self.optimizer)
@@ -254,6 +278,33 @@ class Loop:
         self.made["resumed_from"] = [*notes["resumed_from"], self.step]
         on = f" on {distributed.world()} devices" if self.many else ""
         distributed.tell(f"{self.label}: continuing from step {self.step}{on}")
+        self.made["other_means"], self.means_before = notes["other_means"], notes["means"]
+
+    def means(self) -> dict:
+        """What computes: where one of these is another, the last digits of a result may be, too."""
+        known = {key: self.made["device"][key] for key in ("type", "name", "threads")}
+        return {"torch": self.made["packages"]["torch"], **known, "kernel": step_kernel(self.optimizer)}
+
+    def compare_means(self) -> None:
+        """After the first step since a checkpoint: say, also in the record, where other means compute than before it."""
+        before, self.means_before = self.means_before, None
+        changed = {key: [before[key], value] for key, value in self.means().items() if before[key] != value}
+        if changed:
+            self.made["other_means"] = [*self.made["other_means"], {"step": self.step - 1, **changed}]
+            told = "; ".join(f"{key} {was or 'PyTorch'}, now {new or 'PyTorch'}" for key, (was, new) in changed.items())
+            distributed.tell(f"{self.label}: computed by other means, so the last digits may differ: {told}")
+
+    def is_curve_of(self, notes: dict, curve: Path) -> bool:
+        """Whether the curve begins with the lines that the checkpoint speaks of; goes on from their hash."""
+        if distributed.rank():  # the others write none
+            return True
+        length, hashed = notes["curve_bytes"], hashlib.sha256()
+        if not curve.is_file() or curve.stat().st_size < length:
+            return False
+        with open(curve, "rb") as file:
+            hashed.update(file.read(length))
+        self.curve_hash = hashed
+        return hashed.hexdigest() == notes["curve_sha256"]
 
     def finish(self) -> None:
         self.made["status"] = self.made["status"] or "done"
@@ -266,7 +317,9 @@ class Loop:
         if self.many:
             self.model.reshard()  # evaluation leaves the last weights gathered
         self.made["metrics"] = {"final": final, "best": self.best or {}}
-        self.made["arrays"] = record.write_arrays(self.folder, arrays) if distributed.rank() == 0 else None
+        if distributed.rank() == 0:
+            self.made["arrays"] = record.write_arrays(self.folder, arrays)
+            self.made["curve"] = {"sha256": self.curve_hash.hexdigest()}
         self.made["throughput"] = usage.throughput(self.times, self.parts * self.task.units, self.task.unit)
         if self.made["throughput"]:
             self.made["throughput"]["steps_s"] = round(sum(self.times), 3)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import signal
@@ -125,6 +126,18 @@ def describe(kind: str) -> dict:
     except (ValueError, OSError):
         memory = None
     return {**common, "name": name, "flags": flags, "memory_bytes": memory}
+
+
+@functools.cache
+def compiler_trouble(device: str) -> str | None:
+    """Why torch.compile does not work here, in a few words; None when it does. Tries it, which takes seconds."""
+    import torch
+
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
+    except Exception as error:  # no compiler, no headers of Python, no Triton, ...
+        return str(error).strip().partition("\n")[0][:200]
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

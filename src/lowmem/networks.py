@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lowmem import fetch, provenance
+from lowmem import fetch, kept_files, provenance
 from lowmem.errors import Misuse, nearest
-from lowmem.files import atomic_path
 from lowmem.models import autoencoder, resnet
 from lowmem.optim.adamw import AdamW
 from lowmem.pictures import Pictures
@@ -49,12 +48,12 @@ def ready(root: Path, data: Pictures, settings: dict) -> nn.Module:
         torch.manual_seed(SEED)
         with torch.device(data.device):
             model = module.build(**{**fields, **own})
-        if place.is_file():
+        if kept_files.is_good(place):
             model.load_state_dict(torch.load(place, map_location=data.device, weights_only=True))
         else:
             train(model, data, settings)
-            with atomic_path(place) as temporary:
-                torch.save(model.state_dict(), temporary)
+            with kept_files.writing(place) as file:
+                torch.save(model.state_dict(), file)
     return model.eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from lowmem import experiments, provenance, superglue
+from lowmem import experiments, provenance, record, superglue
 from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.fetch import parts as fetch_parts
@@ -341,9 +341,7 @@ def write_done(root: Path, runs: list[dict], path: Path) -> None:
     """A job's declared output: each run's record by hash, so that exhibits are redrawn only when a record changed."""
     rows = []
     for run in runs:
-        record = root / "results" / run["tier"] / run["id"] / "record.json"
-        loaded = read_json(record)
-        rows.append(
-            {"id": run["id"], "status": loaded["status"], "config_hash": run["config_hash"], "sha256": sha256(record)}
-        )
+        folder = record.folder(root, run)
+        status, whole = record.load(folder)["status"], sha256(folder / "record.json")
+        rows.append({"id": run["id"], "status": status, "config_hash": run["config_hash"], "sha256": whole})
     write_json(path, rows)

@@ -17,9 +17,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from lowmem import distributed, fetch, fsdp, pretrained, provenance, streamed
+from lowmem import distributed, fetch, fsdp, kept_files, pretrained, provenance, streamed
 from lowmem.errors import Misuse
-from lowmem.files import atomic_path
 from lowmem.optim.adamw import AdamW
 from lowmem.pretrained import Words
 from lowmem.schedule import lr_at
@@ -88,14 +87,14 @@ def fit_once(task: Task, config: dict, device: str, place: Path) -> bool:
     """Train and keep the weights unless they are there; whether it trained. One process holds the lock, all train."""
     first, many = distributed.rank() == 0, distributed.world() > 1
     with all_of_us(place, first) if many else fetch.locked(place):
-        missing = distributed.anywhere(first and not place.is_file()) if many else not place.is_file()
+        missing = first and not kept_files.is_good(place)
+        missing = distributed.anywhere(missing) if many else missing
         if missing:
             model = fit(task, config, device)
             state = gathered(model) if many else model.state_dict()
             if first:
                 kept = {name: state[name].contiguous() for name, _ in model.named_parameters()}  # tied ones once
-                with atomic_path(place) as temporary:
-                    safetensors.torch.save_file(kept, temporary)
+                kept_files.write(place, safetensors.torch.save(kept))
         if many:
             distributed.anywhere(False)  # nobody reads before it is written
     return missing

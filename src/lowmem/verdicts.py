@@ -12,8 +12,6 @@ one size is outside, and that is tested with Holm's correction: of many sizes on
 
 import math
 
-from lowmem.stats import Estimate, chance, holm, turned
-
 WORDS = {
     "reproduced": "reproduced",
     "direction_only": "right sign, other size",
@@ -107,6 +105,8 @@ def closed(gate: dict, premise: dict) -> str | None:
 
     gate["must"]: "hold" asks that the premise is shown, "not_fail" only that it is not refuted.
     """
+    if gate["must"] == "not_fail" and (premise.get("value") is None or single(premise)):
+        return None
     if premise.get("value") is None:
         return f"premise not known here ({gate['premise']}): {premise.get('reason') or 'not run: no record'}"
     if single(premise):
@@ -171,18 +171,16 @@ def outside(rule: dict, value: dict) -> bool:
 
 def above(value: dict, bound: float, strict: bool = False) -> bool:
     """Whether the value, or one of its parts after Holm's correction, is shown to be above a bound or, unless strict, on it."""
-    parts = value.get("parts") or []
-    if parts:
-        return any(holm([chance(as_estimate(part), bound) for part in parts]))
+    if value.get("parts"):
+        return any_beyond(value["parts"], bound)
     low, _ = interval(value)
     return low > bound if strict else low >= bound
 
 
 def below(value: dict, bound: float, strict: bool = False) -> bool:
     """As above, for below."""
-    parts = value.get("parts") or []
-    if parts:
-        return any(holm([chance(turned(as_estimate(part)), -bound) for part in parts]))
+    if value.get("parts"):
+        return any_beyond(value["parts"], bound, below=True)
     _, high = interval(value)
     return high < bound if strict else high <= bound
 
@@ -193,8 +191,12 @@ def interval(value: dict) -> tuple[float, float]:
     return (value["value"], value["value"]) if low is None or high is None else (low, high)
 
 
-def as_estimate(part: dict) -> Estimate:
-    return Estimate(part["value"], part["low"], part["high"], part["n"], part["method"])
+def any_beyond(parts: list[dict], bound: float, below: bool = False) -> bool:
+    """Whether one of several parts is above (or below) a bound after Holm's correction."""
+    from lowmem.stats import Estimate, chance, holm, turned  # numpy, which the list of claims needs not
+
+    estimates = [Estimate(*(part[key] for key in ("value", "low", "high", "n", "method"))) for part in parts]
+    return any(holm([chance(turned(e), -bound) if below else chance(e, bound) for e in estimates]))
 
 
 def words(rule: dict) -> str:

@@ -6,59 +6,20 @@ import time
 
 import pytest
 import torch
+from block_layouts import LARGE, SETTINGS, layout, optimizer_over, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lowmem.blocks import ParamBlocks, Partition, along, coordinates, one_block
-from lowmem.optim import AdamMini, AdamW, adamw, kernel, kernel_build
+from lowmem.blocks import Partition, along
+from lowmem.optim import AdamMini, AdamW, Lion, adamw, kernel, kernel_build
 from lowmem.optim.adamw import in_one_kernel
 
 needs_compiler = pytest.mark.skipif(kernel.library() is None, reason="no C compiler here")
-SETTINGS = dict(lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
-
-
-def optimizer_over(layouts: list[ParamBlocks], seed: int):
-    """AdamMini with these block layouts over fresh parameters of their shapes."""
-    torch.manual_seed(seed)
-    parameters = {blocks.name: nn.Parameter(torch.randn(blocks.shape)) for blocks in layouts}
-    entries = {blocks.name: (blocks, parameters[blocks.name]) for blocks in layouts}
-    return AdamMini(Partition(entries, {}, None), **SETTINGS), list(parameters.values())
-
-
-def run(optimizer, parameters, steps=3):
-    for step in range(steps):
-        for k, p in enumerate(parameters):
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(97 * step + k)).to(p.dtype)
-        optimizer.step()
-    state = [optimizer.state[p][key] for p in parameters for key in ("exp_avg", "exp_avg_sq")]
-    return [p.detach().clone() for p in parameters] + [s.clone() for s in state]
 
 
 def without_kernel(monkeypatch):
     monkeypatch.setattr(kernel, "library", lambda: None)
-
-
-@st.composite
-def layout(draw):
-    """Any layout that ParamBlocks can say: segments of several block sizes along any axis, merged axes, the two plain kinds."""
-    shape = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=4)))
-    kind = draw(st.sampled_from(["axis", "axis", "axis", "axis", "tensor", "coordinate"]))
-    name = f"p{draw(st.integers(0, 10**9))}"
-    if kind == "tensor":
-        return one_block(name, shape)
-    if kind == "coordinate":
-        return coordinates(name, shape)
-    merge = draw(st.integers(1, len(shape)))
-    merged = (torch.Size(shape[:merge]).numel(), *shape[merge:])
-    axis = draw(st.integers(0, len(merged) - 1))
-    segments, start = [], 0
-    while start < merged[axis]:
-        size = draw(st.integers(1, merged[axis] - start))
-        count = draw(st.integers(1, (merged[axis] - start) // size))
-        segments.append((start, start + count * size, size))
-        start += count * size
-    return along(name, shape, "mixed", segments, axis, merge)
 
 
 @needs_compiler
@@ -71,17 +32,6 @@ def test_it_equals_the_pytorch_path_for_any_block_layout(layouts, seed):
         in_torch = run(*optimizer_over(layouts, seed))
     for a, b in zip(in_c, in_torch, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
-
-
-LARGE = [
-    along("rows", (700, 600), "neuron", ((0, 700, 1),)),
-    along("heads", (512, 300), "head", ((0, 512, 64),)),
-    along("columns", (300, 1100), "neuron", ((0, 1100, 1),), axis=1),
-    along("fused", (200, 900), "mixed", ((0, 300, 50), (300, 600, 50), (600, 900, 1)), axis=1),
-    one_block("norm", (70_001,)),
-    coordinates("bias", (70_001,)),
-    along("filters", (30, 20, 3, 3), "neuron", ((0, 20, 4),), axis=1),
-]
 
 
 @needs_compiler
@@ -106,10 +56,14 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def run_adamw(steps=3):
+def run_unshared(optimizer_class, steps=3):
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape)) for shape in ((300, 700), (5,), (3, 4, 5), (300_001,))]
-    return run(AdamW(parameters, **SETTINGS), parameters, steps)
+    return run(optimizer_class(parameters, lr=1e-2, weight_decay=0.1), parameters, steps)
+
+
+def run_all():
+    return run(*optimizer_over(LARGE, 0)) + run_unshared(AdamW) + run_unshared(Lion)
 
 
 @needs_compiler
@@ -119,20 +73,20 @@ def test_every_variant_gives_the_bits_of_the_plain_loops(variant, monkeypatch):
     for chosen in (0, variant):
         built = kernel.library()._replace(blocks=chosen, elements=chosen)
         monkeypatch.setattr(kernel, "library", lambda built=built: built)
-        results.append(run(*optimizer_over(LARGE, 0)) + run_adamw())
+        results.append(run_all())
         monkeypatch.undo()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @needs_compiler
 def test_a_build_without_vector_units_gives_the_same_bits(tmp_path, monkeypatch):
-    results = [run(*optimizer_over(LARGE, 0)) + run_adamw()]
+    results = [run_all()]
     monkeypatch.setattr(kernel_build, "TARGETS", ("-O1",))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built = kernel_build.load()
     assert list(tmp_path.rglob("*.so"))
     monkeypatch.setattr(kernel, "library", lambda: built)
-    results.append(run(*optimizer_over(LARGE, 0)) + run_adamw())
+    results.append(run_all())
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -153,11 +107,28 @@ def test_large_finite_gradients_do_not_overflow_a_block(shape, axis):
 
 
 @needs_compiler
-def test_adamw_equals_its_pytorch_path(monkeypatch):
-    in_c = run_adamw()
+@pytest.mark.parametrize("optimizer_class", [AdamW, Lion])
+def test_a_rule_of_elements_equals_its_pytorch_path(optimizer_class, monkeypatch):
+    in_c = run_unshared(optimizer_class)
     without_kernel(monkeypatch)
-    for a, b in zip(in_c, run_adamw(), strict=True):
+    for a, b in zip(in_c, run_unshared(optimizer_class), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
+
+
+@needs_compiler
+def test_lion_moves_nothing_where_the_direction_is_zero_or_nan(monkeypatch):
+    def train():
+        p = nn.Parameter(torch.ones(300))
+        optimizer = Lion([p], lr=0.5)
+        p.grad = torch.tensor([0.0, 1.0, -1.0, float("nan"), float("inf"), -float("inf")]).repeat(50)
+        optimizer.step()
+        return p.detach(), optimizer.state[p]["exp_avg"]
+
+    in_c = train()
+    without_kernel(monkeypatch)
+    for a, b in zip(in_c, train(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=0, equal_nan=True)
+    assert in_c[0][:3].tolist() == [1.0, 0.5, 1.5]
 
 
 def test_the_kernel_for_gpus_equals_the_pytorch_path_and_leaves_what_rounds_otherwise(monkeypatch):
@@ -262,19 +233,21 @@ CHANGES = {
 
 
 @needs_compiler
-@pytest.mark.parametrize("optimizer_class", [AdamW, AdamMini])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("optimizer_class", "change"),
+    [(c, change) for c in (AdamW, AdamMini, Lion) for change in CHANGES if c is not Lion or "second" not in change],
+)
 def test_what_a_tool_did_between_steps_is_noticed_and_steps_as_in_pytorch(change, optimizer_class, monkeypatch):
     def train():
         torch.manual_seed(0)
         model = nn.Linear(24, 16, bias=False)
-        p, optimizer = model.weight, optimizer_class(model, **SETTINGS)
+        p, optimizer = model.weight, optimizer_class(model, lr=1e-2, weight_decay=0.1)
         for step in range(6):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
             optimizer.step()
             if step == 2:
                 CHANGES[change](optimizer, p)
-        return p.detach().float(), *(optimizer.state[p][key].float() for key in ("exp_avg", "exp_avg_sq"))
+        return p.detach().float(), *(value.float() for key, value in optimizer.state[p].items() if key != "step")
 
     in_c = train()
     without_kernel(monkeypatch)

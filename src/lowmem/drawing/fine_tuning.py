@@ -129,7 +129,7 @@ def questions(run: Run) -> int:
     return run.final("questions") or run.config["measure"].get("val_examples", 1000)
 
 
-def percent(shares: list[float], error: float) -> dict:
+def percent(shares: list[float], error: float = 0.0) -> dict:
     """Mean of accuracies as an entry; the t-interval of few seeds may leave 0 to 100, which no accuracy can."""
     found = widened(value(estimate(shares), "%"), error)
     ends = {key: min(max(found[key], 0.0), 100.0) for key in ("low", "high") if found[key] is not None}

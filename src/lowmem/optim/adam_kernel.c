@@ -1,4 +1,5 @@
-/* One Adam step over many fp32 tensors whose second moment is shared by blocks (Adam-mini) or not shared (AdamW).
+/* One step over many fp32 tensors of Adam, whose second moment is shared by blocks (Adam-mini) or not shared (AdamW), or of
+ * Lion, which has none (v is NULL).
  *
  * A segment is a strided array (outer, blocks, run): element (o, b, i) lies at o * stride + b * run + i. Block b owns all
  * elements with that b and one number v[b]; with run = outer = 1 that is AdamW. Threads call step() at once on the same
@@ -134,11 +135,31 @@ INLINE void adamw(const int variant, const Segment *s, int64_t first, int64_t co
         }
 }
 
+INLINE void lion(const int variant, const Segment *s, int64_t first, int64_t count) {
+    const int ways = variant == TWO_AT_ONCE ? 2 : 1;
+    const float beta1 = s->h->beta1, b1 = s->h->gain1, b2 = s->h->gain2, keep = s->h->keep, size = s->h->step_size;
+    for (int64_t i = 0; i < count; i += STRIP)
+        for (int w = 0; w < ways; w++) {
+            int64_t at = first + w * count + i, n = i + STRIP <= count ? STRIP : count - i;
+            float *restrict p = s->p + at, *restrict m = s->m + at;
+            const float *restrict g = s->g + at;
+            ask(variant, p), ask(variant, m), ask(variant, g);
+            for (int64_t j = 0; j < n; j++) {
+                float d = beta1 * m[j] + b1 * g[j];
+                p[j] = p[j] * keep - (d > 0 ? size : d < 0 ? -size : 0);  /* no step for NaN, as torch.sign */
+                m[j] = m[j] + b2 * (g[j] - m[j]);
+            }
+        }
+}
+
 /* blocks begin ... end - 1 whose elements lie together, or are one each */
 INLINE void contiguous(const int variant, const Segment *s, int64_t begin, int64_t end) {
     int64_t count = variant == TWO_AT_ONCE ? (end - begin) / 2 : end - begin;
     int64_t left = variant == TWO_AT_ONCE ? (end - begin) % 2 : 0;
-    if (s->run == 1) {
+    if (!s->v) {
+        lion(variant, s, begin, count);
+        if (left) lion(PLAIN, s, end - 1, 1);
+    } else if (s->run == 1) {
         adamw(variant, s, begin, count);
         if (left) adamw(PLAIN, s, end - 1, 1);
     } else {

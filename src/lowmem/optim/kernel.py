@@ -1,4 +1,4 @@
-"""The Adam step of AdamW and Adam-mini as a plain C loop for fp32 tensors on CPU (kernel_build.py makes it).
+"""The steps of AdamW, Adam-mini and Lion as plain C loops for fp32 tensors on CPU (kernel_build.py makes them).
 
 Where no C compiler works, or LOWMEM_KERNEL=0, the rules' PyTorch code runs instead: same arithmetic, other order of
 rounding (1e-6 relative).
@@ -24,7 +24,7 @@ def library() -> Kernel | None:
     return load()
 
 
-def adam(optimizer, ready: list) -> list:
+def in_c(optimizer, ready: list) -> list:
     """Step every eligible tensor of `ready`, [(group, p, g, state, scalars, layout)], in C; returns the others."""
     if torch.compiler.is_compiling() or optimizer._compile or (ready and ready[0][4]["factor"] != 1.0):
         return ready
@@ -39,12 +39,12 @@ def adam(optimizer, ready: list) -> list:
         _, p, g, state, h, lay = entry
         segments = []
         if h.get("reduce", "mean") == "mean" and _plain(g, lay.held):
-            segments = _segments(cache, p, state["exp_avg"], state["exp_avg_sq"], lay)
+            segments = _segments(cache, p, state["exp_avg"], state.get("exp_avg_sq"), lay)
         if not segments:
             rest.append(entry)
             continue
         if id(h) not in numbers:
-            numbers[id(h)] = Scalars(*[h[name] for name in NAMES])
+            numbers[id(h)] = Scalars(*[h.get(name, 0.0) for name in NAMES])
         at, scalars = g.data_ptr(), ctypes.addressof(numbers[id(h)])
         for segment, offset, address in segments:
             segment.g, segment.h = at + offset, scalars
@@ -58,8 +58,10 @@ def adam(optimizer, ready: list) -> list:
     return rest
 
 
-def _segments(cache: dict, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor, lay) -> list:
+def _segments(cache: dict, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor | None, lay) -> list:
     """[(segment, byte offset of its gradient, address)] of one parameter, [] where C cannot do it; kept between steps.
+
+    v: None for Lion.
 
     Addresses say nothing about what lies there, so the tensors are looked at each time: tools cast and resize them.
     """
@@ -67,14 +69,15 @@ def _segments(cache: dict, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor, la
         return []
     known = cache.get(m.data_ptr())
     seconds = known[2] if known is not None and known[1] is lay else _seconds(lay)
-    if not _plain(v, seconds):
+    if v is not None and not _plain(v, seconds):
         return []
-    at = (p.data_ptr(), m.data_ptr(), v.data_ptr())
+    at = (p.data_ptr(), m.data_ptr(), v.data_ptr() if v is not None else None)
     if known is not None and known[0] == at and known[1] is lay:
         return known[3]
     segments = []
     for offset, first, *sizes in lay.strips:
-        segment = Segment(at[0] + 4 * offset, at[1] + 4 * offset, at[2] + 4 * first, None, None, *sizes)
+        second = None if v is None else at[2] + 4 * first
+        segment = Segment(at[0] + 4 * offset, at[1] + 4 * offset, second, None, None, *sizes)
         segments.append((segment, 4 * offset, ctypes.addressof(segment)))
     cache[at[1]] = (at, lay, seconds, segments)
     return segments

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lowmem import prepare
 from lowmem.errors import Misuse
-from lowmem.files import read_json, read_yaml
+from lowmem.files import read_yaml
 from lowmem.task import Task
 
 EVAL_WINDOWS = 64  # windows in one forward pass of an evaluation: enough for full speed on a core, little memory
@@ -96,7 +96,7 @@ def read_starts(root: Path, measure: dict, last: int) -> np.ndarray:
 
 def check_fit(model: torch.nn.Module, folder: Path, tokens: np.ndarray, length: int) -> None:
     """Refuse a model whose vocabulary or context is too small for the data."""
-    vocabulary, needed = model.config.vocab_size, read_json(folder / "meta.json")["vocab_size"]
+    vocabulary, needed = model.config.vocab_size, prepare.about(folder)["vocab_size"]
     if vocabulary < needed:
         raise Misuse(f"model.vocab_size {vocabulary} is smaller than the {needed} tokens of {folder.name}; raise it")
     if length > model.config.block_size:
