@@ -47,7 +47,7 @@ def by_step(axes, groups: dict[str, list[Run]], curve: Callable, unit: str, **op
 
 
 def dots(axes, groups: dict[str, list[Run]], levels: dict[str, float | None]) -> bool:
-    """Accuracy at the end, a method a line: small marks the seeds, large ones their mean with its interval, levels dotted.
+    """Accuracy at the end, a method a line: small marks the seeds, large ones above them their mean with its interval.
 
     False, and the reason in the panel, when no method has finished.
     """
@@ -60,17 +60,17 @@ def dots(axes, groups: dict[str, list[Run]], levels: dict[str, float | None]) ->
         entry, colour = last(runs), look(name)["color"]
         for run in runs:
             found = run.final("accuracy")
-            axes.plot(found, place, "o", color=colour, alpha=0.45, markersize=4, **of_run(METHODS[name], run))
+            axes.plot(found, place + 0.25, "o", color=colour, alpha=0.6, markersize=4, **of_run(METHODS[name], run))
         ends = [entry[key] if entry.get(key) is not None else entry["value"] for key in ("low", "high")]
         axes.hlines(place, *ends, color=colour, linewidth=1.4)
         axes.plot(entry["value"], place, "D", color=colour, markersize=7, **of_mean(METHODS[name], runs))
     axes.set_yticks(range(len(done)), [METHODS[name] for name in done])
-    axes.set_ylim(len(done) - 0.4, -1.2)  # the first above the others, names of levels above it
+    axes.set_ylim(len(done) - 0.4, -1.9)  # the first above the others, names of levels above it
     axes.set(xlabel="accuracy (%)")
     for k, (height, name) in enumerate(sorted((h, n) for n, h in levels.items() if h is not None)):
         axes.axvline(height, color=plots.INK, linewidth=1.0, linestyle=(0, (1, 2)))
-        place = {"xytext": (3 if k else -3, 0), "textcoords": "offset points", "ha": "left" if k else "right"}
-        axes.annotate(name, (height, -0.8), fontsize=8, color=plots.INK, **place)
+        place = {"xytext": (3, 0), "textcoords": "offset points"}
+        axes.annotate(name, (height, -0.7 - 0.7 * k), fontsize=8, color=plots.INK, **place)
     axes.margins(x=0.25)
     return True
 

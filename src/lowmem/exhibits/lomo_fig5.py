@@ -68,5 +68,5 @@ def draw(live: dict, long: dict, tier: str):
     if long:
         ends = {name: ft.first(long[task, name]) for task, name in long if task == "boolq"}
         dots(panels["long"], {name: ends[name] for name in ft.METHODS if name in ends}, levels(long))
-        panels["long"].set_title("SmolLM2-135M, 1,000 examples (overnight)")
+        panels["long"].set_title("SmolLM2-135M (overnight)")
     return drawn
