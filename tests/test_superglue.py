@@ -8,45 +8,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from questions import built, chosen, config, prepared, row, run_of, write_rows
+from questions import OFFICIAL, built, chosen, config, prepared, row, run_of, write_rows
 
 from lowmem import answers, experiments, likelihoods, plan, prepare, prompts, superglue, train
 from lowmem.errors import Failed, Misuse
 from lowmem.tasks import superglue as task
 
 ROOT = experiments.find_root()
-OFFICIAL = {  # rows of our own in the official form, and the flat rows they become
-    "RTE": ({"premise": "It rains.", "hypothesis": "It is wet.", "label": "not_entailment", "idx": 0}, [1]),
-    "BoolQ": ({"question": "is ice cold", "passage": "Ice is cold.", "label": True, "idx": 0}, [1]),
-    "WSC": (
-        {
-            "text": "Ann met Eve and she left.",
-            "target": {"span1_text": "Ann", "span2_text": "she", "span1_index": 0},
-            "label": False,
-        },
-        [0],
-    ),
-    "WiC": (
-        {"word": "bank", "sentence1": "a river bank", "sentence2": "a bank loan", "label": False, "version": 1.1},
-        [0],
-    ),
-    "MultiRC": (
-        {
-            "passage": {
-                "text": "Tom ate a pear.",
-                "questions": [
-                    {"question": "Who ate?", "answers": [{"text": "Tom", "label": 1}, {"text": "Jim", "label": 0}]}
-                ],
-            },
-            "idx": 0,
-        },
-        [1, 0],
-    ),
-    "COPA": (
-        {"premise": "The vase fell.", "choice1": "It broke.", "choice2": "It sang.", "question": "effect", "label": 0},
-        [0],
-    ),
-}
 
 
 def script(name):
