@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lowmem import progress
+from lowmem import progress, safe_names
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_json, read_yaml, sha256, write_json
 from lowmem.sources import KINDS, client
@@ -48,7 +48,7 @@ def fetch(root: Path, dataset: str, source: str = "package", folder: Path | None
     """
     entry = dataset_entry(root, dataset)
     candidates = choose(entry, dataset, source, folder)
-    target = raw_folder(root, dataset, source).absolute()  # package clients run in another folder
+    target = safe_names.inside(Path(root).absolute() / "data/raw", raw_folder(root, dataset, source).name)
     try:
         target.mkdir(parents=True, exist_ok=True)
         with locked(target):
@@ -152,8 +152,6 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
     """Try each source in turn; the first that gives verified files ends with fetched.json."""
     if candidates[0]["kind"] == "folder" and not candidates[0]["folder"]:
         raise Misuse(f"source folder: say where the files of {dataset} are with --folder DIR")
-    if (target / "fetched.json").exists():  # finished once, but another source, or no longer what it was
-        clear(target)
     tried = []
     for source in candidates:
         label = f"{source['kind']} {source['spec']}"
@@ -170,6 +168,10 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
                     f"{progress.megabytes(total) if total else 'some space'} and call again, it continues"
                 ) from error
             tried.append(f"{label}: {' '.join(str(error.strerror or error).split())}")
+        except Misuse:
+            raise
+        except Exception as error:  # a client's library may raise anything; the next source may still do
+            tried.append(f"{label}: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
         else:
             break
         if source is not candidates[-1]:
@@ -245,11 +247,21 @@ def clear(target: Path, keep: set[str] = frozenset()) -> None:
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold the folder's lock file; a second process waits. The kernel drops the lock of a process that dies."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.parent / f".{target.name}.lock", "w") as file:
+    with lock_file(target) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             progress.say(f"waiting: another process writes {target}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def lock_file(target: Path):
+    """The open lock file of a folder. What is in its place is never emptied, and a link is not followed."""
+    path = target.parent / f".{target.name}.lock"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a", opener=safe_names.opened)
+    except OSError as error:
+        told = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise Failed(f"cannot lock {path}: {told}; remove it, or check permissions and limits") from error

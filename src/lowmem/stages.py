@@ -104,8 +104,7 @@ def fit_once(task: Task, config: dict, device: str, place: Path) -> bool:
 def all_of_us(place: Path, first: bool) -> Iterator[None]:
     """The lock of fetch.locked, held by rank 0. Another job may hold it for hours: until then the ranks ask each other
     every few seconds, since a rank that waits in silence for longer than distributed.TIMEOUT would be given up."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with open(place.parent / f".{place.name}.lock", "w") as file:
+    with fetch.lock_file(place) as file:
 
         def taken() -> bool:
             with contextlib.suppress(BlockingIOError):
