@@ -38,12 +38,12 @@ rule all:
 
 rule figures:
     input:
-        [plan.exhibit_files(TIER, header) for header in EXHIBITS.values() if header["kind"] == "figure"],
+        [planning.exhibit_files(TIER, header) for header in EXHIBITS.values() if header["kind"] == "figure"],
 
 
 rule tables:
     input:
-        [plan.exhibit_files(TIER, header) for header in EXHIBITS.values() if header["kind"] == "table"],
+        [planning.exhibit_files(TIER, header) for header in EXHIBITS.values() if header["kind"] == "table"],
 
 
 # Each exhibit's id is a target that schedules only its own experiments.
@@ -53,4 +53,4 @@ for exhibit_id, header in EXHIBITS.items():
         name:
             exhibit_id
         input:
-            rules.redraw.output if config.get("redraw") else plan.exhibit_files(TIER, header),
+            rules.redraw.output if config.get("redraw") else planning.exhibit_files(TIER, header),

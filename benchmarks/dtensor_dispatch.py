@@ -20,8 +20,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lowmem import optim
-from lowmem.memory.measured import in_turn
-from lowmem.memory.official import Official
+from lowmem.memory.measured_peak import in_turn
+from lowmem.memory.official_optimizers import Official
 from lowmem.memory.tracker import Tracker
 from lowmem.models import llama
 
@@ -39,7 +39,7 @@ def build(mesh) -> torch.nn.Module:
 
 
 def operations() -> int:
-    """How many operations official.py counts for a step of Adam-mini."""
+    """How many operations official_optimizers.py counts for a step of Adam-mini."""
     model = build(None)
     optimizer = Official(model, "adam_mini")
     optimizer.prepare()

@@ -19,7 +19,7 @@ import torch
 from timing import machine, ratios, table
 
 from lowmem import optim
-from lowmem.memory.measured import in_turn
+from lowmem.memory.measured_peak import in_turn
 from lowmem.models import gpt2, llama
 
 warnings.filterwarnings("ignore")

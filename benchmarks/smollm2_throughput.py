@@ -15,10 +15,11 @@ import statistics
 
 import torch
 
-from lowmem import optim, pretrained
-from lowmem.experiments import find_root
-from lowmem.memory.measured import in_turn
+from lowmem import optim
+from lowmem.memory.measured_peak import in_turn
+from lowmem.pipeline.experiments import find_root
 from lowmem.tasks import superglue
+from lowmem.weights import pretrained
 
 MODEL = {"name": "llama", "pretrained": "smollm2"}
 

@@ -1,4 +1,4 @@
-"""What the benchmarks print of paired timings (lowmem.memory.measured.in_turn): medians and ratios round by round."""
+"""What the benchmarks print of paired timings (lowmem.memory.measured_peak.in_turn): medians and ratios round by round."""
 
 import os
 import platform

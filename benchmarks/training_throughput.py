@@ -23,8 +23,9 @@ from pathlib import Path
 
 import torch
 
-from lowmem import machine, optim
+from lowmem import optim
 from lowmem.models import gpt2
+from lowmem.training import machine
 
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "vocab_size": 4096, "block_size": 256}  # 4.26 M parameters
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}

@@ -8,11 +8,11 @@ MODULES = [
     "lowmem",
     "lowmem.blocks",
     "lowmem.optim",
-    "lowmem.optim.zero1",
+    "lowmem.optim.core.zero1",
     "lowmem.compat",
-    "lowmem.huggingface",
-    "lowmem.deepspeed",
-    "lowmem.sharded_checkpoint",
+    "lowmem.integrations.huggingface",
+    "lowmem.integrations.deepspeed",
+    "lowmem.training.sharded_checkpoint",
 ]
 
 

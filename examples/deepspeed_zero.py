@@ -10,7 +10,7 @@ import time
 import deepspeed
 import torch
 
-from lowmem.deepspeed import ForDeepSpeed
+from lowmem.integrations.deepspeed import ForDeepSpeed
 from lowmem.models import gpt2
 from lowmem.optim import AdamMini
 

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-from lowmem import sharded_checkpoint
 from lowmem.models import llama
 from lowmem.optim import AdamMini, Lomo
+from lowmem.training import sharded_checkpoint
 
 dist.init_process_group("gloo")  # "nccl" on GPUs
 name = sys.argv[1] if len(sys.argv) > 1 else "adam_mini"

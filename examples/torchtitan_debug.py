@@ -10,14 +10,14 @@ import sys
 import torch
 
 if not torch.cuda.is_available():
-    import lowmem.torchtitan_cpu  # noqa: F401  (torchtitan itself knows accelerators only)
+    import lowmem.integrations.torchtitan_cpu  # noqa: F401  (torchtitan itself knows accelerators only)
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torchtitan.hf_datasets import DatasetConfig, text_datasets
 from torchtitan.models.llama3.config_registry import llama3_debugmodel
 from torchtitan.tools.logging import init_logger
 
-from lowmem.torchtitan import Optimizers
+from lowmem.integrations.torchtitan import Optimizers
 
 folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "results/torchtitan")
 (folder / "tokenizer").mkdir(parents=True, exist_ok=True)  # one character, one token

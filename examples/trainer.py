@@ -9,7 +9,7 @@ import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from lowmem.huggingface import FusedTrainer
+from lowmem.integrations.huggingface import FusedTrainer
 from lowmem.optim import AdamMini, Lomo
 
 

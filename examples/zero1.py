@@ -10,8 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from lowmem.models import gpt2
-from lowmem.optim import AdamMini
-from lowmem.optim.zero1 import Zero1
+from lowmem.optim import AdamMini, Zero1
 
 dist.init_process_group("gloo")  # "nccl" on GPUs
 torch.manual_seed(0)

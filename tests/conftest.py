@@ -5,9 +5,11 @@ Some folders need what this environment may not have; .ci/run runs them where it
 
 import importlib.util
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import checkout
 import filelock
 import pytest
 import torch
@@ -29,8 +31,8 @@ def everything(tmp_path_factory):
     """(root, {id: what is shown}) of the laptop tier drawn whole from synthetic records, once for all workers; read only."""
     import synthetic
 
-    from lowmem.exhibit import Shown
     from lowmem.files import read_json
+    from lowmem.reporting.exhibit import Shown
 
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -40,3 +42,18 @@ def everything(tmp_path_factory):
         if not kept.exists():
             synthetic.draw(place / "everything", kept)
         return place / "everything", {id: Shown(**row) for id, row in read_json(kept).items()}
+
+
+@pytest.fixture
+def root() -> Path:
+    return checkout.ROOT
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return checkout.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def toy(project: Path) -> Path:
+    return checkout.with_toy_text(project)

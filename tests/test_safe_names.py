@@ -6,9 +6,13 @@ import os
 import pytest
 from tiny import environment, make_root, make_run
 
-from lowmem import fetch, kept, plan, record, safe_names, train
+from lowmem import files as fetch
+from lowmem import safe_names
 from lowmem.cli import main
+from lowmem.data import fetch
 from lowmem.errors import Failed, Misuse
+from lowmem.pipeline import archive, planning, record
+from lowmem.training import job
 
 BAD = [
     "",
@@ -65,7 +69,7 @@ def test_a_link_out_of_results_is_not_followed(tmp_path):
     (root / "results/smoke").mkdir(parents=True)
     (root / "results/smoke/trial").symlink_to(tmp_path / "outside")
     with pytest.raises(Misuse, match="leads out of"):
-        train.run_job(root, [run])
+        job.run_job(root, [run])
     assert list((tmp_path / "outside").iterdir()) == []
 
 
@@ -79,7 +83,7 @@ def test_a_planted_link_empties_nothing(tmp_path, name):
     (folder.parent / name if name.endswith("lock") else folder / name).symlink_to(thesis)
     try:
         with fetch.locked(folder):
-            train.run_job(root, [run])
+            job.run_job(root, [run])
     except Failed as error:
         assert "it is a link" in str(error)
     assert thesis.read_text() == "mine"
@@ -94,7 +98,7 @@ def test_a_lock_keeps_what_lies_in_its_place(tmp_path):
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "laptop", "laptop/../../x", "laptop/a/b"])
 def test_archives_are_named_by_tier_and_experiment(tmp_path, name):
     with pytest.raises(Misuse, match="no plain name"):
-        kept.keep(tmp_path, name)
+        archive.keep(tmp_path, name)
 
 
 # -- a folder of the user's --------------------------------------------------------------------------------------------
@@ -182,7 +186,7 @@ def test_what_lies_in_the_way_is_one_line(tmp_path, monkeypatch, capsys, blocked
         folder.write_text("")
     else:
         (folder / "record.json/x").mkdir(parents=True)
-    monkeypatch.setattr(plan, "read_run", lambda *_: run)
+    monkeypatch.setattr(planning, "read_run", lambda *_: run)
     monkeypatch.setenv("LOWMEM_ROOT", str(root))
     assert main(["train", "run.json"]) == 1
     said = capsys.readouterr().err
@@ -193,7 +197,7 @@ def test_what_lies_in_the_way_is_one_line(tmp_path, monkeypatch, capsys, blocked
 def test_a_variable_of_torchrun_that_is_no_number_is_one_line(tmp_path, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(Misuse, match=r"WORLD_SIZE is .* must be a whole number"):
-        train.run_job(make_root(tmp_path / "root"), [make_run()])
+        job.run_job(make_root(tmp_path / "root"), [make_run()])
 
 
 def test_variables_of_torchrun_left_in_the_shell_are_one_line(tmp_path, monkeypatch):
@@ -201,7 +205,7 @@ def test_variables_of_torchrun_left_in_the_shell_are_one_line(tmp_path, monkeypa
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(Misuse, match="start them with torchrun, or unset it"):
-        train.run_job(make_root(tmp_path / "root"), [make_run()])
+        job.run_job(make_root(tmp_path / "root"), [make_run()])
 
 
 def test_many_locks_fit_into_few_open_files(tmp_path):
@@ -209,7 +213,7 @@ def test_many_locks_fit_into_few_open_files(tmp_path):
     import sys
 
     script = (
-        "import contextlib, resource, sys; from pathlib import Path; from lowmem import cli, fetch\n"
+        "import contextlib, resource, sys; from pathlib import Path; from lowmem import cli; from lowmem.data import fetch\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
         "cli.more_open_files(288)\n"
         "with contextlib.ExitStack() as stack:\n"

@@ -7,7 +7,9 @@ import pytest
 import yaml
 from questions import OFFICIAL, TINY
 
-from lowmem import experiments, fetch, plan, prepare, superglue, train
+from lowmem.data import fetch, prepare, superglue_sources
+from lowmem.pipeline import experiments, planning
+from lowmem.training import job
 
 
 def many(name, count=32):
@@ -35,8 +37,8 @@ def test_files_of_the_official_form_run_the_whole_protocol_with_all_methods(tmp_
     monkeypatch.setattr("os.fsync", lambda _: None)
     project = checkout.copy(tmp_path / "project")
     defaults = yaml.safe_load((project / "workflow/config/config.yaml").read_text())
-    _, options = plan.settings(project, {**defaults, "tier": "overnight", "superglue_dir": str(files)})
-    for task_, folder in superglue.OFFICIAL.items():
+    _, options = planning.settings(project, {**defaults, "tier": "overnight", "superglue_dir": str(files)})
+    for task_, folder in superglue_sources.OFFICIAL.items():
         fetch.fetch(project, f"superglue_{task_}", "folder", folder=files / folder)
         prepare.prepare(project, f"superglue_{task_}", "folder")
     planned = experiments.runs(project, "superglue", "overnight", options)
@@ -52,7 +54,7 @@ def test_files_of_the_official_form_run_the_whole_protocol_with_all_methods(tmp_
             "seq_len": 256,
         }
         run["config"] = {**run["config"], "model": model, "train": size}
-    assert train.run_job(project, runs) == 0
+    assert job.run_job(project, runs) == 0
     for run in runs:
         final = json.loads((project / "results/overnight" / run["id"] / "record.json").read_text())["metrics"]["final"]
         asked = 64 if run["variant"].startswith("multirc") else 32  # two answers to each question

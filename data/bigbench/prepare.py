@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import BinaryIO
 
-from lowmem import archives, superglue
+from lowmem.data import archives, superglue_sources
 from lowmem.errors import Failed
 from lowmem.progress import say
 
@@ -34,7 +34,7 @@ RIGHT = re.compile(r"[A-Z](, [A-Z])*\.")  # "A, C."
 
 def files(raw: Path) -> Iterator[tuple[str, BinaryIO]]:
     """Yield (file name, open stream)."""
-    say(superglue.REQUEST)
+    say(superglue_sources.REQUEST)
     found = tasks(raw)
     for name, make in (("wsc", wsc), ("multirc", multirc)):
         place = f"task.json of {TASKS[name]}"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import images
-from lowmem.sources import hub
+from lowmem.data import image_files
+from lowmem.data.sources import hub
 
 SIZE = 64  # the shorter side is scaled to it when it is fetched (sources.yaml: image_size), the middle is cut out
 TEST = 4000  # the last pictures are held out
@@ -14,10 +14,12 @@ TEST = 4000  # the last pictures are held out
 def arrays(raw: Path) -> dict[str, np.ndarray]:
     """{train,test}_images: (N, 64, 64, 3) uint8; {train,test}_labels: zeros. From the hub, or a folder train/faces/."""
     if any(Path(raw).glob("*.jsonl.gz")):
-        found = [picture for picture, _ in images.from_hub(hub.documents(raw, "train"), "image", None, raw)]
+        found = [picture for picture, _ in image_files.from_hub(hub.documents(raw, "train"), "image", None, raw)]
     else:
-        files = (path for path, _ in images.from_folders(raw, "train"))
-        found = [np.asarray(images.fitted(images.decoded(path.read_bytes(), str(path)), SIZE)) for path in files]
+        files = (path for path, _ in image_files.from_folders(raw, "train"))
+        found = [
+            np.asarray(image_files.fitted(image_files.decoded(path.read_bytes(), str(path)), SIZE)) for path in files
+        ]
     held_out = min(TEST, len(found) // 10)
     pictures, zeros = np.array(found), np.zeros(len(found), dtype=np.uint8)
     train, test = slice(0, len(found) - held_out), slice(len(found) - held_out, None)

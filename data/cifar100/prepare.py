@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import archives, images
-from lowmem.sources import hub
+from lowmem.data import archives, image_files
+from lowmem.data.sources import hub
 
 
 def arrays(raw: Path) -> dict[str, np.ndarray]:
@@ -26,4 +26,4 @@ def binary(raw: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_hub(raw: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    return images.hub_arrays(hub.documents(raw, split), "img", "fine_label", raw, (32, 32, 3))
+    return image_files.hub_arrays(hub.documents(raw, split), "img", "fine_label", raw, (32, 32, 3))

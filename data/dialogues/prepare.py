@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lowmem import archives
+from lowmem.data import archives
 from lowmem.errors import Failed
 
 IN_ARCHIVE = ("alpaca_en_demo.json", "dpo_en_demo.json")  # of all that a package carries

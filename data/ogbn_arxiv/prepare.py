@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import archives, graphs
+from lowmem.data import archives, graphs
 
 
 def arrays(raw: Path) -> dict[str, np.ndarray]:
-    """features (169343, 128) float32, edges, labels, and the nodes of train, val and test (see lowmem.graphs)."""
+    """features (169343, 128) float32, edges, labels, and the nodes of train, val and test (see lowmem.data.graphs)."""
     return {
         "features": table(raw, "*/raw/node-feat.csv.gz", np.float32),
         "edges": graphs.undirected(table(raw, "*/raw/edge.csv.gz", np.int64)),

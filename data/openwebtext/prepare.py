@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowmem.sources import hub
+from lowmem.data.sources import hub
 
 EVERY = 2000
 

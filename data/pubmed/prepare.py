@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import graphs
+from lowmem.data import graphs
 
 
 def arrays(raw: Path) -> dict[str, np.ndarray]:
-    """features, edges, labels, and the nodes of train, val and test (see lowmem.graphs)."""
+    """features, edges, labels, and the nodes of train, val and test (see lowmem.data.graphs)."""
     return graphs.planetoid(raw, "pubmed")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowmem import archives
+from lowmem.data import archives
 
 HELD_OUT = ("two_gentlemen_of_verona_gut.txt", "winters_tale_gut.txt")
 

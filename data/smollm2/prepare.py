@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lowmem import archives
+from lowmem.data import archives
 
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowmem import archives
+from lowmem.data import archives
 
 HELD_OUT_FROM = 2010  # the last 12 of 232 years
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lowmem import archives
+from lowmem.data import archives
+from lowmem.data.sources import hub
 from lowmem.errors import Failed
-from lowmem.sources import hub
 
 LABELS = {"entailment": 0, "not_entailment": 1, False: 0, True: 1}
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowmem import archives
+from lowmem.data import archives
 
 
 def documents(raw: Path) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
 
-from lowmem import archives
+from lowmem.data import archives
 
 HELD_OUT = 8  # every eighth word is for validation
 MOST_PAIRS = 3  # of a word and a label, as in WiC

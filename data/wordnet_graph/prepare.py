@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import archives, graphs
+from lowmem.data import archives, graphs
 
 CLASSES, WORDS = 7, 2000
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lowmem import __version__
 from lowmem.errors import Failed, Misuse
-from lowmem.experiments import find_root
+from lowmem.pipeline.experiments import find_root
 
 LONGEST = 1500  # letters of an error's line
 
@@ -191,8 +191,8 @@ def with_plan(added: argparse.ArgumentParser) -> None:
 
 def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """The --option pairs as a dictionary, checked like those of `snakemake --config`."""
-    from lowmem import plan
     from lowmem.files import read_yaml
+    from lowmem.pipeline import planning
 
     pairs = {}
     for text in arguments.option:
@@ -201,32 +201,34 @@ def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
             raise Misuse(f"--option {text}: write DATASET=SOURCE")
         pairs[name] = value
     defaults = read_yaml(root / "workflow/config/config.yaml")
-    return plan.settings(root, {**defaults, **pairs, "tier": arguments.tier})[1]
+    return planning.settings(root, {**defaults, **pairs, "tier": arguments.tier})[1]
 
 
 def fetch(root, arguments):
-    from lowmem import fetch
+    from lowmem.data import fetch
 
     print(fetch.fetch(root, arguments.dataset, arguments.source, folder=arguments.folder))
 
 
 def prepare(root, arguments):
-    from lowmem import prepare
+    from lowmem.data import prepare
 
     print(prepare.prepare(root, arguments.dataset, arguments.source, tokenizer=arguments.tokenizer))
 
 
 def train(root, arguments):
-    from lowmem import plan
+    from lowmem.pipeline import planning
 
     if (arguments.file is None) == (arguments.experiment is None):
         raise Misuse("train needs either RUN.json or --experiment with --tier")
     if arguments.file:
-        selected = [plan.read_run(root, arguments.file)]
+        selected = [planning.read_run(root, arguments.file)]
     else:
         narrowed = (arguments.variant, arguments.seed, arguments.dataset)
-        selected = plan.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
-    from lowmem import fetch, machine, record, train  # after the arguments are known to be good
+        selected = planning.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
+    from lowmem import files
+    from lowmem.pipeline import record  # after the arguments are known to be good
+    from lowmem.training import job, machine
 
     if all("train" in run["config"] for run in selected):  # the others may measure memory
         machine.keep_memory()
@@ -235,11 +237,12 @@ def train(root, arguments):
     with contextlib.ExitStack() as stack:
         if first:  # a second pipeline, or the orphan of a killed one, may be at the same runs
             for run in selected:
-                stack.enter_context(fetch.locked(record.folder(root, run)))
-        code = train.run_job(root, selected)
+                stack.enter_context(files.locked(record.folder(root, run)))
+        code = job.run_job(root, selected)
         if code == 0 and arguments.done and first:
-            plan.write_done(root, selected, arguments.done)
-            from lowmem import estimate, progress
+            planning.write_done(root, selected, arguments.done)
+            from lowmem import progress
+            from lowmem.pipeline import estimate
 
             if left := estimate.time_left(root, selected[0]["tier"]):
                 progress.say(left)
@@ -256,13 +259,13 @@ def more_open_files(count: int) -> None:
 
 
 def exhibit(root, arguments):
-    from lowmem import exhibit
+    from lowmem.reporting import exhibit
 
     exhibit.make(root, arguments.id, arguments.tier, options(root, arguments))
 
 
 def published(root, arguments):
-    from lowmem import published_check
+    from lowmem.reporting import published_check
 
     papers = arguments.papers or list(published_check.PAPERS)
     if arguments.page and len(papers) != 1:
@@ -276,26 +279,26 @@ def published(root, arguments):
 
 
 def claim(root, arguments):
-    from lowmem import claims
-    from lowmem.verdicts import WORDS
+    from lowmem.reporting import claims
+    from lowmem.reporting.verdicts import WORDS
 
     row = claims.decide(root, arguments.id, arguments.tier)
     print(f"{row['statement']}\nours: {claims.shown_value(row)}\n{WORDS[row['verdict']]}: {row['reason']}")
 
 
 def claims(root, arguments):
-    from lowmem import claims
+    from lowmem.reporting import claims
 
     claims.gather(root, arguments.tier)
 
 
 def report(root, arguments):
-    from lowmem import report
+    from lowmem.reporting import report
 
     if arguments.so_far + arguments.archived + arguments.readme > 1:
         raise Misuse("--so-far draws from results/, --archived from data/records, --readme draws nothing; choose one")
     if arguments.readme:
-        from lowmem import readme
+        from lowmem.reporting import readme
 
         print(readme.update(root))
         return
@@ -305,46 +308,48 @@ def report(root, arguments):
 
 def plan(root, arguments):
     if arguments.model:
-        from lowmem.memory import answer
+        from lowmem.memory import plan_command
 
-        print(answer.answer(arguments))
+        print(plan_command.answer(arguments))
         return
-    from lowmem import estimate
-    from lowmem.experiments import tier_names
+    from lowmem.memory import costs
+    from lowmem.pipeline import estimate
+    from lowmem.pipeline.experiments import tier_names
 
     for tier in tier_names(root) if arguments.all else [arguments.tier]:
         if arguments.all:
-            estimate.model_costs(root, tier, options(root, arguments))
+            costs.model_costs(root, tier, options(root, arguments))
         if arguments.all or arguments.save_costs:
             estimate.save_costs(root, tier)
         estimate.show(root, tier, options(root, arguments))
 
 
 def preflight(root, arguments):
-    from lowmem import preflight
+    from lowmem.pipeline import preflight
 
     return preflight.check(root, arguments.tier, options(root, arguments), arguments.experiments or None)
 
 
 def choose_rates(root, arguments):
-    from lowmem import rates
+    from lowmem.reporting import rate_choice
 
     for experiment in arguments.experiments:
-        for group, found in rates.keep(root, arguments.tier, experiment, options(root, arguments)).items():
+        for group, found in rate_choice.keep(root, arguments.tier, experiment, options(root, arguments)).items():
             print(f"{experiment}/{group}: {found['lr']:g}")
 
 
 def blocks(root, arguments):
-    from lowmem import blocks, describe
+    from lowmem import blocks
+    from lowmem.models import _by_name
 
-    print(blocks.partition(describe.build(arguments.model)))
+    print(blocks.partition(_by_name.build(arguments.model)))
 
 
 def records(root, arguments):
-    from lowmem import kept, record
+    from lowmem.pipeline import archive, record
 
     if arguments.action == "verify":
-        from lowmem import verify
+        from lowmem.pipeline import verify
 
         return verify.verify(root, arguments.folders, arguments.rerun, arguments.seed)
     if arguments.action == "diff":
@@ -357,10 +362,12 @@ def records(root, arguments):
         raise Misuse(f"records {arguments.action} needs a folder of records, or TIER/NAME for keep")
     for folder in arguments.folders:
         if arguments.action == "answers":
-            from lowmem import judge
+            from lowmem.finetuning import judge
 
             judge.show(folder)
         elif arguments.action == "keep":
-            print(f"{kept.keep(root, str(folder))} records kept in {kept.archive(root, str(folder)).relative_to(root)}")
+            print(
+                f"{archive.keep(root, str(folder))} records kept in {archive.archive(root, str(folder)).relative_to(root)}"
+            )
         else:
             record.show(folder)

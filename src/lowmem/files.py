@@ -2,15 +2,18 @@
 
 import contextlib
 import copy
+import errno
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lowmem import progress, safe_names
 from lowmem.errors import Failed, Misuse
 
 
@@ -101,3 +104,26 @@ def back_from_the_future(paths: Iterable[Path], slack: float = 3600) -> list[Pat
     for path in found:
         os.utime(path, (now, now))
     return found
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the folder's lock file; a second process waits. The kernel drops the lock of a process that dies."""
+    with lock_file(target) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say(f"waiting: another process writes {target}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def lock_file(target: Path):
+    """The open lock file of a folder. What is in its place is never emptied, and a link is not followed."""
+    path = target.parent / f".{target.name}.lock"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a", opener=safe_names.opened)
+    except OSError as error:
+        told = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise Failed(f"cannot lock {path}: {told}; remove it, or check permissions and limits") from error

@@ -13,7 +13,7 @@ import checkout
 import pytest
 from checkout import SMOKE_TRAIN, edit, start, wait_for
 
-from lowmem import record
+from lowmem.pipeline import record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SCRIPT = Path(__file__).with_name("slurm.sh")

@@ -3,28 +3,29 @@
 import fcntl
 import time
 
+import alignment_runs
 import pytest
-import test_alignment
-from test_torchrun import torchrun
+from torchrun_tiny import torchrun
 
-from lowmem import record, train
 from lowmem.files import read_json
+from lowmem.pipeline import record
+from lowmem.training import job
 
 pytestmark = pytest.mark.slow
-root = test_alignment.root  # the fixture
+root = alignment_runs.root  # the fixture
 
 
 def test_two_devices_train_all_stages_and_give_the_rewards_of_one(root, tmp_path):
-    config, measure = test_alignment.config, test_alignment.RULE
+    config, measure = alignment_runs.config, alignment_runs.RULE
     small = {"micro_batch_size": 2, "steps": 3}
     start = {"name": "llama", "pretrained": config("sft", **small)}
     settings = config("remax", {**measure, "reward": config("reward", **small)}, start, eval_every=3, **small)
-    one = test_alignment.run_of(settings, variant="one")
-    made = train.train_run(root, one)
+    one = alignment_runs.run_of(settings, variant="one")
+    made = job.train_run(root, one)
     assert made["status"] == "done", made["reason"]
     for path in (root / "data/prepared/networks").glob("*.safetensors"):
         path.unlink()
-    two = test_alignment.run_of({**settings, "train": {**settings["train"], "devices": 2}}, variant="two")
+    two = alignment_runs.run_of({**settings, "train": {**settings["train"], "devices": 2}}, variant="two")
     process = torchrun(root, two, 2)
     [lock] = (root / "data/prepared/networks").glob(".sft-*.lock")
     with open(lock, "w") as held:  # another job trains the start: both ranks wait and stay in touch

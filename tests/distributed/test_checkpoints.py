@@ -8,9 +8,9 @@ import random
 import shutil
 import time
 
-import models
 import pytest
 import ranks
+import sharded_models
 import torch
 import torch.distributed as dist
 import zoo
@@ -19,12 +19,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from lowmem import kept_files, partition, sharded_checkpoint
+from lowmem import kept_files, partition
 from lowmem.errors import Failed, Misuse
 from lowmem.files import sha256
-from lowmem.optim import CAME, SGD, SM3, AdaLomo, AdamMini, AdamW, Lamb, Lomo, state
+from lowmem.optim import CAME, SGD, SM3, AdaLomo, AdamMini, AdamW, Lamb, Lomo
 from lowmem.optim import make as make_optimizer
-from lowmem.optim.zero1 import Zero1
+from lowmem.optim.core import state_dict
+from lowmem.optim.core.zero1 import Zero1
+from lowmem.training import sharded_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +49,9 @@ def data(step: int) -> torch.Tensor:
 
 
 def make(rule: str, world: int):
-    model = models.build()
+    model = sharded_models.build()
     if rule != "zero1":
-        model = models.sharded("fsdp", model, world)
+        model = sharded_models.sharded("fsdp", model, world)
     return model, RULES[rule](model)
 
 
@@ -106,7 +108,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_alike_on_any_number(saved, world):
 
 def test_one_process_without_a_group_reads_it_too(saved):
     folder, uninterrupted = saved
-    model = models.build()
+    model = sharded_models.build()
     optimizer = AdamMini(model, lr=1e-2)
     sharded_checkpoint.load(f"{folder}/adam_mini", model, optimizer)
     losses = []
@@ -122,10 +124,10 @@ def test_one_process_without_a_group_reads_it_too(saved):
 def full_states(rank: int, world: int) -> dict:
     model, optimizer = make("adam_mini", world)
     losses = train(rank, world, model, optimizer, 0, 4)
-    weights, whole = models.weights(model), state.full_state_dict(optimizer)
+    weights, whole = sharded_models.weights(model), state_dict.full_state_dict(optimizer)
     after = train(rank, world, model, optimizer, 4, 8)
 
-    alone = models.build()  # the whole state in an optimizer of an unsharded model
+    alone = sharded_models.build()  # the whole state in an optimizer of an unsharded model
     alone.load_state_dict(weights, strict=False)
     plain = AdamMini(alone, lr=1e-2)
     plain.load_state_dict(whole)
@@ -135,10 +137,10 @@ def full_states(rank: int, world: int) -> dict:
         single.append(float(zoo.apply(plain, loss)))
 
     other, again = make("adam_mini", world)  # and back into a sharded one
-    shown = models.build()
+    shown = sharded_models.build()
     shown.load_state_dict(weights, strict=False)
     with torch.no_grad():
-        for p, q in zip(other.parameters(), models.sharded("fsdp", shown, world).parameters()):
+        for p, q in zip(other.parameters(), sharded_models.sharded("fsdp", shown, world).parameters()):
             p.copy_(q)
     again.load_state_dict(whole)
     back = train(rank, world, other, again, 4, 8)
@@ -146,10 +148,10 @@ def full_states(rank: int, world: int) -> dict:
     third, own = make("adam_mini", world)  # torch's functions
     torchs = get_optimizer_state_dict(model, optimizer)
     set_optimizer_state_dict(third, own, torchs)
-    kept = models.worst(
-        {f"{n}.{k}": models.full(v) for n, s in torchs["state"].items() for k, v in s.items()},
+    kept = sharded_models.worst(
+        {f"{n}.{k}": sharded_models.full(v) for n, s in torchs["state"].items() for k, v in s.items()},
         {
-            f"{n}.{k}": models.full(v)
+            f"{n}.{k}": sharded_models.full(v)
             for n, s in get_optimizer_state_dict(third, own)["state"].items()
             for k, v in s.items()
         },
@@ -168,18 +170,18 @@ def test_full_states_fit_one_process_and_any_sharding_and_torchs_functions_work(
 
 
 def wrong(rank: int, world: int, folder: str, what: str) -> str:
-    model = models.build("gpt2" if what == "model" else "llama")
-    model = models.sharded("fsdp", model, world)
+    model = sharded_models.build("gpt2" if what == "model" else "llama")
+    model = sharded_models.sharded("fsdp", model, world)
     build = {
         "model": lambda: AdamMini(model, lr=1e-2),
         "partition": lambda: AdamMini(partition(model, value="tensor"), lr=1e-2),
         "rule": lambda: AdamW(model, lr=1e-2),
     }[what]
-    before = models.weights(model)
+    before = sharded_models.weights(model)
     try:
         sharded_checkpoint.load(f"{folder}/adam_mini", model, build())
     except Misuse as error:
-        assert models.worst(before, models.weights(model)) == 0.0
+        assert sharded_models.worst(before, sharded_models.weights(model)) == 0.0
         return str(error)
     return "nothing was refused"
 
@@ -231,7 +233,7 @@ def test_a_rank_that_dies_while_saving_leaves_the_last_checkpoint_loadable(tmp_p
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    model = models.build()
+    model = sharded_models.build()
     assert sharded_checkpoint.load(tmp_path, model, AdamMini(model, lr=1e-2)) is None
 
 
@@ -241,7 +243,7 @@ def test_no_checkpoint_is_none(tmp_path):
 def whole(folder, step: int) -> tuple:
     """A small model, its optimizer, and their checkpoint in one process."""
     torch.manual_seed(0)
-    model = models.build()
+    model = sharded_models.build()
     optimizer = AdamMini(model, lr=1e-2)
     zoo.apply(optimizer, model(data(0)[:, :-1], data(0)[:, 1:]))
     return model, optimizer, sharded_checkpoint.save(folder, step, model, optimizer)
@@ -302,7 +304,7 @@ def test_a_poisoned_table_of_contents_runs_nothing_even_with_a_right_hash(tmp_pa
 
 
 def test_values_that_are_no_tensors_run_nothing(tmp_path):
-    from lowmem.checkpoint_metadata import Planner
+    from lowmem.training.checkpoint_metadata import Planner
 
     poison, canary = io.BytesIO(), tmp_path / "ran"
     torch.save(Canary(str(canary)), poison)

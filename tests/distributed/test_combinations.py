@@ -6,12 +6,12 @@ between the weights; all cases of a test share their processes.
 
 import functools
 
-import models
 import pytest
 import ranks
+import sharded_models
 import torch
 import torch.distributed as dist
-from models import batch, loss_of, share
+from sharded_models import batch, loss_of, share
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint import state_dict as torchs
@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from lowmem.optim import CAME, SGD, Adafactor, AdaLomo, AdamMini, FusedBackward, Lomo
-from lowmem.optim.zero1 import Zero1
+from lowmem.optim.core.zero1 import Zero1
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ class Small(nn.Module):
         return (self.b(self.a(x).tanh()) - y[:, :1].float() / 11).square().mean() + self.c(image).square().mean()
 
 
-def compare(rank: int, world: int, wrap, pair, make=models.build) -> tuple[float, float]:
+def compare(rank: int, world: int, wrap, pair, make=sharded_models.build) -> tuple[float, float]:
     """(largest difference of weights, tolerance) after training on the joined batch and on its shares."""
     sharded, whole, tolerance = pair
     one, many = make(), make()
@@ -95,7 +95,7 @@ def compare(rank: int, world: int, wrap, pair, make=models.build) -> tuple[float
             loss().backward()
         together.step()
         together.zero_grad()
-    return models.worst(models.weights(one), models.weights(many)), tolerance
+    return sharded_models.worst(sharded_models.weights(one), sharded_models.weights(many)), tolerance
 
 
 def sharded(**keywords):
@@ -108,13 +108,13 @@ def sharded(**keywords):
 
 
 def keep_gathered(model):
-    models.fsdp(model).set_reshard_after_backward(False)
+    sharded_models.fsdp(model).set_reshard_after_backward(False)
 
 
 def checkpointed(model):
     for i, block in enumerate(model.blocks):
         model.blocks[i] = checkpoint_wrapper(block)
-    return models.fsdp(model)
+    return sharded_models.fsdp(model)
 
 
 def fully_shard_settings(rank: int, world: int) -> dict:
@@ -164,7 +164,7 @@ def tensor_parallel_cases(rank: int, world: int) -> dict:
 
     def both(model):
         tensor_parallel(model, grid["model"], sequence=True)
-        return models.fsdp(model, grid["data"])
+        return sharded_models.fsdp(model, grid["data"])
 
     for name, pair in {"mini": ADAM_MINI, "backward": BACKWARD, "lomo": LOMO, "clip": CLIPPED}.items():
         found["tensor", name] = compare(0, 1, alone, pair, make=Layers)
@@ -185,8 +185,8 @@ def accumulate(rank: int, world: int) -> dict:
     """Two micro-batches per step, with gradients sent only after the second, then clipped by the global norm."""
     found = {}
     for kind in ("ddp", "zero1", "fsdp"):
-        one, many = models.build(), models.build()
-        outside = models.fsdp(many) if kind == "fsdp" else DistributedDataParallel(many)
+        one, many = sharded_models.build(), sharded_models.build()
+        outside = sharded_models.fsdp(many) if kind == "fsdp" else DistributedDataParallel(many)
         alone, together = AdamMini(one, lr=1e-3), AdamMini(many, lr=1e-3)
         if kind == "zero1":
             together = Zero1(together)
@@ -207,7 +207,7 @@ def accumulate(rank: int, world: int) -> dict:
             nn.utils.clip_grad_norm_(many.parameters(), 0.5)
             together.step()
             together.zero_grad()
-        found[kind] = models.worst(models.weights(one), models.weights(many))
+        found[kind] = sharded_models.worst(sharded_models.weights(one), sharded_models.weights(many))
     return found
 
 
@@ -218,15 +218,15 @@ def bf16_compute(rank: int, world: int) -> dict:
     for name, (inside, plain, _) in {"lomo": LOMO, "adam_mini": BACKWARD}.items():
         weights = []
         for build in (inside, plain):
-            model = sharded(mp_policy=policy)(models.build())
+            model = sharded(mp_policy=policy)(sharded_models.build())
             optimizer = build(model)
             for k in range(STEPS):
                 loss = loss_of(model, share(batch(k), rank, world))
                 optimizer.backward(loss) if build is inside else loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            weights.append(models.weights(model))
-        found[name] = models.worst(*weights)
+            weights.append(sharded_models.weights(model))
+        found[name] = sharded_models.worst(*weights)
         found[f"{name} dtype"] = all(w.dtype == torch.float32 for w in weights[0].values())
     return found
 
@@ -243,14 +243,14 @@ def one_sided(rank: int, world: int, kind: str) -> object:
         try:
             Lomo(model, lr=0.1, process_group=dist.group.WORLD).backward(loss)
         except RuntimeError as error:
-            return str(error), models.worst(models.weights(one), models.weights(model))
+            return str(error), sharded_models.worst(sharded_models.weights(one), sharded_models.weights(model))
         return "nothing was refused", None
     together, alone = Zero1(AdamMini(model, lr=1e-2), average=True), AdamMini(one, lr=1e-2)
     loss.backward()
     together.step()
     ((one["a"](x) + one["b"](x)).sum() / 2).backward()
     alone.step()
-    return models.worst(models.weights(one), models.weights(model))
+    return sharded_models.worst(sharded_models.weights(one), sharded_models.weights(model))
 
 
 def mixed(rank: int, world: int) -> dict:
@@ -295,16 +295,16 @@ def helpers(rank: int, world: int) -> dict:
     """get_state_dict into set_*_state_dict of a fresh model and optimizer, then one more step of both."""
     found = {}
     for name, build in HELPED.items():
-        wrap = (lambda m: m) if name == "zero1" else models.fsdp
+        wrap = (lambda m: m) if name == "zero1" else sharded_models.fsdp
         for full in (False, True):
             if full and name == "lomo":
                 continue  # torch itself cannot broadcast the state of an optimizer that has none
-            first = wrap(models.build())
+            first = wrap(sharded_models.build())
             one = build(first)
             advance(first, one, 0)
             options = torchs.StateDictOptions(full_state_dict=full, cpu_offload=full)
             weights, state = torchs.get_state_dict(first, one, options=options)
-            second = wrap(models.build("llama"))
+            second = wrap(sharded_models.build("llama"))
             with torch.no_grad():
                 for p in second.parameters():
                     p.mul_(0.5)
@@ -314,7 +314,7 @@ def helpers(rank: int, world: int) -> dict:
             torchs.set_optimizer_state_dict(second, two, state, options=options)
             advance(first, one, 1)
             advance(second, two, 1)
-            found[name, full] = models.worst(models.weights(first), models.weights(second))
+            found[name, full] = sharded_models.worst(sharded_models.weights(first), sharded_models.weights(second))
     return found
 
 
@@ -328,9 +328,9 @@ def test_torchs_state_helpers_carry_every_optimizer_over():
 
 def refusals(rank: int, world: int) -> dict:
     found = {}
-    fused = Lomo(kept := models.fsdp(models.build()), lr=0.1)
+    fused = Lomo(kept := sharded_models.fsdp(sharded_models.build()), lr=0.1)
     kept.set_requires_gradient_sync(False)
-    flat = models.build()
+    flat = sharded_models.build()
     for name, act in {
         "kept back": lambda: fused.backward(loss_of(kept, batch(0))),
         "flat": lambda: AdamMini(FullyShardedDataParallel(flat, use_orig_params=True, device_id=torch.device("cpu"))),

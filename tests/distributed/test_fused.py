@@ -2,9 +2,9 @@
 
 import functools
 
-import models
 import pytest
 import ranks
+import sharded_models
 import torch
 import torch.distributed as dist
 import zoo
@@ -56,9 +56,11 @@ def train(rank: int, world: int, kind: str, clip: float | None) -> dict:
     found = {}
     mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
     for name, (plain, inside, settings, _) in PAIRS.items():
-        one = models.build()
+        one = sharded_models.build()
         reference = plain(one, **settings)
-        many = models.sharded("fsdp", models.build(), world) if kind == "fsdp" else models.build()
+        many = (
+            sharded_models.sharded("fsdp", sharded_models.build(), world) if kind == "fsdp" else sharded_models.build()
+        )
         group = {"process_group": dist.group.WORLD} if kind == "group" else {}
         fused = inside(many, **settings, **group, max_grad_norm=clip)
         calls, alive = counted(fused)
@@ -85,7 +87,7 @@ def train(rank: int, world: int, kind: str, clip: float | None) -> dict:
             if clip:
                 norms[-1].append(fused.grad_norm)
         found[name] = {
-            "worst": models.worst(models.weights(one), models.weights(many)),
+            "worst": sharded_models.worst(sharded_models.weights(one), sharded_models.weights(many)),
             "loss": max(losses),
             "norms": norms,
             "alive": max(alive),
@@ -115,9 +117,9 @@ def live_at_depth(rank: int, world: int) -> dict:
     for kind in ("fsdp", "group"):
         for depth in (2, 6):
             torch.manual_seed(0)
-            model = models.gpt2.build(**{**zoo.TINY, "n_layer": depth})
+            model = sharded_models.gpt2.build(**{**zoo.TINY, "n_layer": depth})
             if kind == "fsdp":
-                model = models.sharded("fsdp", model, world)
+                model = sharded_models.sharded("fsdp", model, world)
             fused = Lomo(model, lr=1e-2, process_group=None if kind == "fsdp" else dist.group.WORLD)
             _, alive = counted(fused)
             fused.backward(loss_of(model, data(0)))
@@ -140,7 +142,7 @@ def reductions(rank: int, world: int) -> dict:
         "lomo": lambda m: Lomo(m, lr=1e-3),
         "lomo-norm": lambda m: Lomo(m, lr=1e-3, max_grad_norm=1.0),
     }.items():
-        model = models.sharded("fsdp", models.build(), world)
+        model = sharded_models.sharded("fsdp", sharded_models.build(), world)
         fused = build(model)
         fused.backward(functools.partial(loss_of, model, data(0)))
         fused.step()
@@ -157,14 +159,14 @@ def test_reductions_are_bundled_per_fully_shard_group():
 
 def frozen_embedding(rank: int, world: int) -> bool:
     """Parameters without gradient keep still, and the group's other parameters are still updated."""
-    model = models.build()
+    model = sharded_models.build()
     model.tokens.weight.requires_grad_(False)
-    model = models.sharded("fsdp", model, world)
-    before = models.weights(model)
+    model = sharded_models.sharded("fsdp", model, world)
+    before = sharded_models.weights(model)
     fused = Lomo(model, lr=0.1)
     fused.backward(loss_of(model, data(0)))
     fused.step()
-    after = models.weights(model)
+    after = sharded_models.weights(model)
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     return moved == {name for name, p in model.named_parameters() if p.requires_grad}
 
@@ -177,8 +179,8 @@ def test_frozen_parameters_do_not_hold_up_their_group():
 
 
 def refuse(rank: int, world: int, how: str) -> str:
-    model = models.build()
-    before = models.weights(model)
+    model = sharded_models.build()
+    before = sharded_models.weights(model)
     rows = data(rank)
     try:
         if how == "ddp-first":
@@ -193,18 +195,18 @@ def refuse(rank: int, world: int, how: str) -> str:
         elif how == "nobody-averages":
             Lomo(model, lr=0.1).backward(loss_of(model, rows))
         elif how == "twice-averaged":
-            model = models.sharded("fsdp", model, world)
+            model = sharded_models.sharded("fsdp", model, world)
             Lomo(model, lr=0.1, process_group=dist.group.WORLD)
         elif how == "norm-without-closure":
-            model = models.sharded("fsdp", model, world)
+            model = sharded_models.sharded("fsdp", model, world)
             Lomo(model, lr=0.1, max_grad_norm=1.0).backward(loss_of(model, rows))
         elif how == "built-before-sharding":
             fused = Lomo(model, lr=0.1)
-            model = models.sharded("fsdp", model, world)
+            model = sharded_models.sharded("fsdp", model, world)
             fused.backward(loss_of(model, rows))
     except RuntimeError as error:
         if how not in ("ddp-without-model",):  # that one can only be seen afterwards
-            assert models.worst(before, models.weights(model)) == 0.0
+            assert sharded_models.worst(before, sharded_models.weights(model)) == 0.0
         return str(error)
     return "nothing was refused"
 

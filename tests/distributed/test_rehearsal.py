@@ -4,16 +4,17 @@ import math
 import os
 from pathlib import Path
 
+import alignment_runs
 import checkpoints
 import launch_paths
 import pytest
+import questions
 import ranks
-import test_alignment
-import test_superglue
 import tiny
 
-from lowmem import experiments, record, train
 from lowmem.files import read_json
+from lowmem.pipeline import experiments, record
+from lowmem.training import job
 
 ROOT = experiments.find_root()
 
@@ -34,10 +35,8 @@ def root(tmp_path):
     """Small data of every kind, and a checkpoint of several files."""
     root = tiny.make_root(tmp_path / "root")
     (root / "data/sources.yaml").write_text("x: {sources: []}\n")
-    test_alignment.write_talk(root)
-    test_superglue.write_rows(
-        root, [test_superglue.row(k) for k in range(37)], [test_superglue.row(k) for k in range(11)]
-    )
+    alignment_runs.write_talk(root)
+    questions.write_rows(root, [questions.row(k) for k in range(37)], [questions.row(k) for k in range(11)])
     checkpoints.write(root / "llama", vocab_size=100)  # its letters hold all of ASCII
     return root
 
@@ -56,7 +55,7 @@ def toys(root: Path, chosen, world: int) -> dict[tuple, dict]:
 def start(rank: int, world: int, root: str, runs: list[dict]) -> int:
     """One job on processes that are joined already, as torchrun's are."""
     os.environ["WORLD_SIZE"] = str(world)
-    return train.run_job(Path(root), runs)
+    return job.run_job(Path(root), runs)
 
 
 def wide(path: tuple) -> bool:
@@ -80,5 +79,5 @@ def test_every_path_of_the_paper_tier_that_asks_for_eight_devices_is_gone(root, 
 @pytest.mark.slow
 def test_a_path_of_one_process_with_a_checkpoint_from_the_hub_is_gone(root):
     [(path, run)] = toys(root, lambda path: alone(path) and path[5] == "checkpoint", 1).items()
-    made = train.train_run(root, run)
+    made = job.train_run(root, run)
     assert made["status"] == "done", (path, made["reason"])

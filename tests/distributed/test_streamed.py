@@ -10,9 +10,11 @@ import ranks
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowmem import distributed, fsdp, optim, pretrained, streamed
+from lowmem import distributed, optim
 from lowmem.errors import Failed
-from lowmem.optim.sharding import is_dtensor, local
+from lowmem.optim.core.sharding import is_dtensor, local
+from lowmem.training import fsdp
+from lowmem.weights import lazy_weights, pretrained
 
 pytestmark = pytest.mark.slow
 
@@ -33,18 +35,18 @@ TOKENS = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1)
 @contextlib.contextmanager
 def counted():
     """Collects the bytes of each slice that is asked of a file."""
-    asked, original = [], streamed.rows
+    asked, original = [], lazy_weights.rows
 
     def rows(*arguments):
         values = original(*arguments)
         asked.append(values.nbytes)
         return values
 
-    streamed.rows = rows
+    lazy_weights.rows = rows
     try:
         yield asked
     finally:
-        streamed.rows = original
+        lazy_weights.rows = original
 
 
 def built(folder: Path, settings: dict):
@@ -154,11 +156,11 @@ TROUBLE = {
         r"lm_head.weight is I8 \[50, 20\], the model needs numbers",
     ),
     "not in the index": (
-        lambda f: (f / streamed.INDEX).write_text('{"weight_map": {}}'),
+        lambda f: (f / lazy_weights.INDEX).write_text('{"weight_map": {}}'),
         "does not hold the weights that its config.json says: no lm_head.weight",
     ),
     "an index that leads away": (
-        lambda f: (f / streamed.INDEX).write_text('{"weight_map": {"lm_head.weight": "../x.safetensors"}}'),
+        lambda f: (f / lazy_weights.INDEX).write_text('{"weight_map": {"lm_head.weight": "../x.safetensors"}}'),
         "its weight_map names no files of this folder",
     ),
 }

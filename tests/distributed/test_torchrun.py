@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,13 +12,14 @@ from pathlib import Path
 import pytest
 import ranks
 from tiny import make_root, make_run
+from torchrun_tiny import torchrun
 
-from lowmem import record, train
 from lowmem.errors import Misuse
+from lowmem.pipeline import record
+from lowmem.training import job
 
 pytestmark = pytest.mark.slow
 
-TINY = Path(__file__).parents[1] / "tiny.py"
 OPTIMIZERS = {
     "adam_mini": {"name": "adam_mini", "lr": 0.003},
     "lomo": {"name": "lomo", "lr": 0.1, "max_grad_norm": 1.0},
@@ -32,40 +32,10 @@ def root(tmp_path):
     return make_root(tmp_path / "root")
 
 
-def torchrun(root, run: dict, world: int) -> subprocess.Popen:
-    path = root / "run.json"
-    path.write_text(json.dumps([run]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(world),
-        "--master-port",
-        str(port),
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(p) for p in (TINY.parent, TINY.parents[1] / "src")),
-        "OMP_NUM_THREADS": "1",
-        "LOWMEM_TIMEOUT": "20",
-    }
-    return subprocess.Popen(
-        [*command, str(TINY), str(root), str(path)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def run_here(rank: int, world: int, root: str, runs: list[dict]) -> int:
     """The job on processes that are joined already, as torchrun's are; they start in a tenth of the time."""
     os.environ["WORLD_SIZE"] = str(world)
-    return train.run_job(Path(root), runs)
+    return job.run_job(Path(root), runs)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
@@ -89,7 +59,7 @@ def test_two_devices_write_the_records_that_one_device_writes(root, tmp_path):
     for name, run in many.items():
         batch = {"eval_batches": 1} if name == "lomo" else {"micro_batch_size": 2}
         one = make_run(name, optimizer=OPTIMIZERS[name], **batch, **settings[name])
-        expected = train.train_run(alone, one)
+        expected = job.train_run(alone, one)
         made = json.loads((record.folder(root, run) / "record.json").read_text())
         assert made["status"] == "done" and made["world_size"] == 2 and expected["world_size"] == 1
         assert made["config"]["train"]["devices"] == 2
@@ -105,7 +75,7 @@ def test_two_devices_write_the_records_that_one_device_writes(root, tmp_path):
 
 def test_fewer_processes_than_devices_are_refused_before_anything_is_written(root):
     with pytest.raises(Misuse, match="asks for 2 devices and 1 process run; start it with torchrun --nproc-per-node 2"):
-        train.run_job(root, [make_run(devices=2)])
+        job.run_job(root, [make_run(devices=2)])
     assert not (root / "results").exists()
 
 

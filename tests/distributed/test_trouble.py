@@ -4,9 +4,9 @@ import os
 import re
 import time
 
-import models
 import pytest
 import ranks
+import sharded_models
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -29,7 +29,7 @@ def loss_of(model: nn.Module, step: int) -> torch.Tensor:
 
 
 def die(rank: int, world: int, how: str) -> str:
-    model = models.sharded("fsdp", models.build(), world)
+    model = sharded_models.sharded("fsdp", sharded_models.build(), world)
     optimizer = AdamMini(model, lr=1e-3) if how == "step" else FusedBackward(AdamMini(model, lr=1e-3))
     for k in range(3):
         if rank == 1 and k == 2:
@@ -59,7 +59,7 @@ def test_when_a_rank_dies_the_others_raise_within_the_time_out(how):
 
 
 def stop(rank: int, world: int) -> str:
-    model = models.sharded("fsdp", models.build(), world)
+    model = sharded_models.sharded("fsdp", sharded_models.build(), world)
     optimizer = AdamMini(model, lr=1e-3)
     for k in range(2):
         loss_of(model, k).backward()
@@ -118,9 +118,9 @@ def late(rank: int, world: int) -> list[str]:
     """The optimizer was built before the model was sharded."""
     found = []
     for what in ("model", "parameters"):
-        model = models.build()
+        model = sharded_models.build()
         optimizer = AdamW(model if what == "model" else model.parameters(), lr=1e-3)
-        models.sharded("fsdp", model, world)
+        sharded_models.sharded("fsdp", model, world)
         loss_of(model, 0).backward()
         try:
             optimizer.step()
@@ -140,9 +140,9 @@ def spoiled(rank: int, world: int) -> dict:
     """inf in the part of one rank only: all ranks skip, or all raise."""
     found = {}
     for how in ("skip", "raise"):
-        model = models.sharded("fsdp", models.build(), world)
+        model = sharded_models.sharded("fsdp", sharded_models.build(), world)
         optimizer = AdamMini(model, lr=1e-3, nonfinite=how)
-        before = models.weights(model)
+        before = sharded_models.weights(model)
         loss_of(model, 0).backward()
         if rank == 1:
             list(model.parameters())[3].grad.to_local().view(-1)[0] = torch.inf
@@ -151,7 +151,7 @@ def spoiled(rank: int, world: int) -> dict:
             found[how] = "stepped"
         except FloatingPointError as error:
             found[how] = str(error)
-        found[f"{how} moved"] = models.worst(before, models.weights(model))
+        found[f"{how} moved"] = sharded_models.worst(before, sharded_models.weights(model))
     return found
 
 
@@ -177,7 +177,7 @@ def offloaded(rank: int, world: int) -> dict:
     for name, build in cases.items():
         weights = []
         for policy in ({}, {"offload_policy": CPUOffloadPolicy(pin_memory=False)}):
-            model = models.build()
+            model = sharded_models.build()
             for block in model.blocks:
                 fully_shard(block, **policy)
             fully_shard(model, **policy)
@@ -189,8 +189,8 @@ def offloaded(rank: int, world: int) -> dict:
                     loss_of(model, k).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            weights.append(models.weights(model))
-        found[name] = models.worst(*weights)
+            weights.append(sharded_models.weights(model))
+        found[name] = sharded_models.worst(*weights)
     return found
 
 

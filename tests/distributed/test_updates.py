@@ -1,8 +1,8 @@
 """DTensors on real processes: with identical gradients, 20 steps end where one process ends, for every rule."""
 
-import models
 import pytest
 import ranks
+import sharded_models
 import torch
 import zoo
 from torch.distributed.tensor import DTensor
@@ -30,7 +30,7 @@ STAGES = {"adam_mini": 1, "adam_mini-max": 1, "adafactor": 2, "came": 3, "sm3": 
 
 def random_model(step: int):
     """A model whose weights are the gradients of a step, so that torch's own code cuts them like the parameters."""
-    model = models.build()
+    model = sharded_models.build()
     generator = torch.Generator().manual_seed(step)
     with torch.no_grad():
         for p in model.parameters():
@@ -39,13 +39,13 @@ def random_model(step: int):
 
 
 def train_alike(rank: int, world: int, how: str) -> dict:
-    cut = [list(models.sharded(how, random_model(k), world).parameters()) for k in range(DRAWS)]
+    cut = [list(sharded_models.sharded(how, random_model(k), world).parameters()) for k in range(DRAWS)]
     plain = [list(random_model(k).parameters()) for k in range(DRAWS)]
     found = {}
     for rule in LAYOUTS[how, world]:
         cls, keywords = RULES[rule]
-        one = models.build()
-        many = models.sharded(how, models.build(), world)
+        one = sharded_models.build()
+        many = sharded_models.sharded(how, sharded_models.build(), world)
         assert any(isinstance(p, DTensor) for p in many.parameters())
         alone, together = cls(one, **keywords), cls(many, **keywords)
         counts: list[dict] = []
@@ -60,9 +60,9 @@ def train_alike(rank: int, world: int, how: str) -> dict:
         state = 0.0
         for i, entry in own["state"].items():
             for key, value in entry.items():
-                state = max(state, float((models.full(saved["state"][i][key]) - value).abs().max()))
+                state = max(state, float((sharded_models.full(saved["state"][i][key]) - value).abs().max()))
         found[rule] = {
-            "worst": models.worst(models.weights(one), models.weights(many)),
+            "worst": sharded_models.worst(sharded_models.weights(one), sharded_models.weights(many)),
             "state": state,
             "all_reduce": sorted({c.get("all_reduce", 0) for c in counts[1:]}),
             "other": sorted({name for c in counts[1:] for name in c} - {"all_reduce"}),
@@ -90,9 +90,9 @@ def train_uncut(rank: int, world: int) -> dict:
 
     def make():
         torch.manual_seed(0)
-        return models.llama.build(**settings)
+        return sharded_models.llama.build(**settings)
 
-    one, many = make(), models.sharded("fsdp", make(), world)
+    one, many = make(), sharded_models.sharded("fsdp", make(), world)
     # norms are one block each and would be cut, so they are cut by coordinate here
     overrides = {"overrides": {"*norm*": "coordinate"}}
     alone, together = AdamMini(one, lr=1e-2, **overrides), AdamMini(many, lr=1e-2, **overrides)
@@ -106,11 +106,15 @@ def train_uncut(rank: int, world: int) -> dict:
             q.grad = DTensor.from_local(rows, q.device_mesh, q.placements, run_check=False)
         alone.step()
         counts.append(ranks.collectives(together.step))
-    stale = models.worst(
+    stale = sharded_models.worst(
         {str(i): s["exp_avg_sq"] for i, s in alone.state_dict()["state"].items()},
-        {str(i): models.full(s["exp_avg_sq"]) for i, s in together.state_dict()["state"].items()},
+        {str(i): sharded_models.full(s["exp_avg_sq"]) for i, s in together.state_dict()["state"].items()},
     )
-    return {"worst": models.worst(models.weights(one), models.weights(many)), "counts": counts, "stale": stale}
+    return {
+        "worst": sharded_models.worst(sharded_models.weights(one), sharded_models.weights(many)),
+        "counts": counts,
+        "stale": stale,
+    }
 
 
 def test_adam_mini_sends_nothing_when_no_block_is_cut_and_completes_its_state_when_saved():

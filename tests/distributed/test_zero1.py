@@ -1,15 +1,15 @@
 """Optimizer state split over data-parallel ranks: equal to one process, a share of the state each, under DDP and without."""
 
-import models
 import pytest
 import ranks
+import sharded_models
 import torch
 import torch.distributed as dist
 import zoo
 from torch.nn.parallel import DistributedDataParallel
 
 from lowmem.optim import SGD, AdamMini, AdamW, Lomo
-from lowmem.optim.zero1 import Zero1
+from lowmem.optim.core.zero1 import Zero1
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def same_gradients(rank: int, world: int) -> dict:
     found = {}
     for rule in ("adam_mini", "adamw", "came", "sm3", "lamb"):
         cls, keywords = zoo.SETTINGS[rule]
-        one, many = models.build(), models.build()
+        one, many = sharded_models.build(), sharded_models.build()
         alone, together = cls(one, **keywords), Zero1(cls(many, **keywords))
         counts = {}
         for k in range(20):
@@ -44,7 +44,7 @@ def same_gradients(rank: int, world: int) -> dict:
             for i, s in own["state"].items()
             for k, v in s.items()
         )
-        back = Zero1(cls(models.build(), **keywords))  # and the unsharded state goes in again
+        back = Zero1(cls(sharded_models.build(), **keywords))  # and the unsharded state goes in again
         back.load_state_dict(own)
         again = max(
             float((v - back.state_dict()["state"][i][k]).abs().max())
@@ -52,7 +52,7 @@ def same_gradients(rank: int, world: int) -> dict:
             for k, v in s.items()
         )
         found[rule] = {
-            "worst": models.worst(models.weights(one), models.weights(many)),
+            "worst": sharded_models.worst(sharded_models.weights(one), sharded_models.weights(many)),
             "state": state,
             "again": again,
             "share": together.state_bytes() / max(alone.state_bytes(), 1),
@@ -83,7 +83,7 @@ def end_to_end(rank: int, world: int) -> dict:
         ("sgd", lambda m: SGD(m, lr=0.1), 1e-5),
     ):
         for wrapped in (True, False):
-            one, many = models.build(), models.build()
+            one, many = sharded_models.build(), sharded_models.build()
             alone = build(one)
             outside = DistributedDataParallel(many) if wrapped else many
             together = Zero1(build(many), average=not wrapped)
@@ -98,7 +98,7 @@ def end_to_end(rank: int, world: int) -> dict:
             everyone = [None] * world
             dist.all_gather_object(everyone, [p.detach() for p in many.parameters()])
             equal = all(torch.equal(a, b) for other in everyone for a, b in zip(everyone[0], other))
-            worst = models.worst(models.weights(one), models.weights(many))
+            worst = sharded_models.worst(sharded_models.weights(one), sharded_models.weights(many))
             found[name, wrapped] = (worst, tolerance, equal)
     return found
 
@@ -113,12 +113,12 @@ def test_training_with_split_state_equals_one_process_on_the_joined_batch(world)
 
 
 def refuse(rank: int, world: int, what: str) -> str:
-    model = models.build()
+    model = sharded_models.build()
     try:
         if what == "fused":
             Zero1(Lomo(model, lr=0.1, process_group=False))
         elif what == "sharded":
-            Zero1(AdamMini(models.sharded("fsdp", model, world), lr=1e-3))
+            Zero1(AdamMini(sharded_models.sharded("fsdp", model, world), lr=1e-3))
         elif what == "stepped":
             inner = AdamMini(model, lr=1e-3)
             for p in model.parameters():
@@ -146,4 +146,4 @@ def test_what_cannot_be_split_is_refused():
 
 def test_without_a_process_group_it_says_what_is_missing():
     with pytest.raises(RuntimeError, match="init_process_group"):
-        Zero1(AdamMini(models.build(), lr=1e-3))
+        Zero1(AdamMini(sharded_models.build(), lr=1e-3))

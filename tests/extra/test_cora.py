@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_prepare import use
+from user_files import use
 
-from lowmem import graphs, prepare, train
-from lowmem.experiments import config_hash
+from lowmem.data import graphs, prepare
+from lowmem.pipeline.experiments import config_hash
+from lowmem.training import job
 
 DATA = Path(os.environ["LOWMEM_EXTRA_DATA"]) / "planetoid"
 
@@ -42,6 +43,6 @@ def test_gcn_reaches_the_published_accuracy_within_a_point(root):
     found = []
     for seed in range(5):
         run = {"id": f"cora/gcn/seed{seed}", "experiment": "cora", "variant": "gcn", "seed": seed, "tier": "own"}
-        made = train.train_run(root, {**run, "config": config, "config_hash": config_hash(config), "resources": {}})
+        made = job.train_run(root, {**run, "config": config, "config_hash": config_hash(config), "resources": {}})
         found.append(made["metrics"]["final"]["test_accuracy"])
     assert 0.805 <= np.mean(found) <= 0.825, found

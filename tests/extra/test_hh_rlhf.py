@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from test_superglue import script
+from superglue_script import script
 
 DATA = Path(os.environ["LOWMEM_EXTRA_DATA"]) / "hh-rlhf/helpful-base"
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lowmem import prompts, superglue
-from lowmem.experiments import find_root
+from lowmem.data import superglue_sources
+from lowmem.finetuning import superglue_prompts
+from lowmem.pipeline.experiments import find_root
 
 DATA = Path(os.environ["LOWMEM_EXTRA_DATA"]) / "fewglue"
 WHOLE = Path(os.environ["LOWMEM_EXTRA_DATA"]) / "superglue"
@@ -31,12 +32,12 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("task", superglue.OFFICIAL)
+@pytest.mark.parametrize("task", superglue_sources.OFFICIAL)
 def test_rows_become_questions(tmp_path, task):
     for split in ("train", "val"):
-        (tmp_path / f"{split}.jsonl").write_text((DATA / superglue.OFFICIAL[task] / "train.jsonl").read_text())
+        (tmp_path / f"{split}.jsonl").write_text((DATA / superglue_sources.OFFICIAL[task] / "train.jsonl").read_text())
     text = dict(script().files(tmp_path))["train.jsonl"].read().decode()
-    asked = [prompts.question(task, json.loads(line)) for line in text.splitlines()]
+    asked = [superglue_prompts.question(task, json.loads(line)) for line in text.splitlines()]
     assert len(asked) >= 32 and {question.label for question in asked} <= {0, 1}
 
 
@@ -45,7 +46,7 @@ def test_the_whole_files_have_the_published_sizes_and_every_row_becomes_a_questi
     for split, size in zip(("train", "val"), SIZES[task], strict=True):
         if size is None:
             continue
-        lines = (WHOLE / superglue.OFFICIAL[task] / f"{split}.jsonl").read_text().splitlines()
+        lines = (WHOLE / superglue_sources.OFFICIAL[task] / f"{split}.jsonl").read_text().splitlines()
         rows = [row for line in lines for row in script().flat(json.loads(line))]
-        asked = [prompts.question(task, row) for row in rows]
+        asked = [superglue_prompts.question(task, row) for row in rows]
         assert len(asked) == size and {question.label for question in asked} == {0, 1}

@@ -1,6 +1,6 @@
 """The fault campaign: break a whole pipeline in many ways, let it go on, compare with one that nobody disturbed.
 
-    PYTHONPATH=src:tests:tests/faults python tests/faults/campaign.py --kills 50
+    PYTHONPATH=src:tests/support python tests/faults/campaign.py --kills 50
 
 prints a table of the faults tried and survived. Survived means: the next call of the pipeline ends well, in bounded time,
 with records and tables equal to the undisturbed ones (or, where a file was broken by hand, the fault is named in one line).
@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import small_pipeline as small
 
-from lowmem import record
+from lowmem.pipeline import record
 
 STAGES = ("fetch", "prepare", "train", "exhibit", "report")
 Fault = Callable[[Path, random.Random], str | None]  # breaks something in a project; what is wrong already, or None

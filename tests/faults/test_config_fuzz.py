@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import ROOT
 
-from lowmem import claims, plan, train
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json
+from lowmem.pipeline import planning
+from lowmem.reporting import claims
+from lowmem.training import job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 EXAMPLES = int(os.environ.get("LOWMEM_FUZZ", 200))
@@ -94,8 +96,8 @@ def test_a_malformed_run_is_refused_in_one_line_or_runs(root, config):
     path = root / "run.json"
     path.write_text(json.dumps({"config": config, "tier": "smoke"}))
     try:
-        run = plan.read_run(root, path)
-        train.run_job(root, [run])
+        run = planning.read_run(root, path)
+        job.run_job(root, [run])
     except (Misuse, Failed) as error:
         check_line(error)
         return
@@ -120,7 +122,7 @@ def test_a_malformed_experiment_is_refused_in_one_line_or_planned(tmp_path_facto
         (root / "data").symlink_to(ROOT / "data")
     (root / "workflow/config/experiments/gpt2_sizes.yaml").write_text(yaml.safe_dump(experiment))
     try:
-        jobs = plan.jobs(root, tier, {}, ["gpt2_sizes"])
+        jobs = planning.jobs(root, tier, {}, ["gpt2_sizes"])
     except Misuse as error:
         check_line(error)
         return
@@ -156,7 +158,7 @@ SWITCHES = yaml.safe_load((ROOT / "workflow/config/config.yaml").read_text())
 @given(config=malformed({**SWITCHES, "openwebtext": "hub"}))
 def test_malformed_switches_are_refused_in_one_line_or_taken(config):
     try:
-        tier, _ = plan.settings(ROOT, config)
+        tier, _ = planning.settings(ROOT, config)
     except Misuse as error:
         check_line(error)
         return

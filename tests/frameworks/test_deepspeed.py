@@ -12,7 +12,7 @@ from torch import nn
 os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
 
-from lowmem.deepspeed import ForDeepSpeed
+from lowmem.integrations.deepspeed import ForDeepSpeed
 from lowmem.optim import CAME, AdamMini, AdamW, Lomo
 
 pytestmark = pytest.mark.slow
@@ -199,8 +199,8 @@ def refuse(rank: int, world: int) -> dict[str, str]:
 
 REFUSED = {
     "unattached": "RuntimeError: .*call optimizer.attach.engine. after deepspeed.initialize",
-    "unwrapped 2": "RuntimeError: .*lowmem.deepspeed.ForDeepSpeed",
-    "unwrapped 3": "RuntimeError: .*lowmem.deepspeed.ForDeepSpeed",
+    "unwrapped 2": "RuntimeError: .*lowmem.integrations.deepspeed.ForDeepSpeed",
+    "unwrapped 3": "RuntimeError: .*lowmem.integrations.deepspeed.ForDeepSpeed",
     "lomo": "TypeError: Lomo works inside backward, where DeepSpeed keeps the gradients.*use fully_shard",
     "cut before": "ValueError: .*deepspeed.zero.Init has cut it up already.*build the model and the optimizer outside",
     "half offloaded": "Hybrid Optimizer Only Supports DeepSpeedCPUAdam",  # its own words

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from lowmem.huggingface import FusedTrainer, check_settings
+from lowmem.integrations.huggingface import FusedTrainer, check_settings
 from lowmem.optim import SGD, AdaLomo, AdamMini, FusedBackward, Lomo
 
 pytestmark = pytest.mark.slow

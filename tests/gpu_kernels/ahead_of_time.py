@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lowmem.optim import triton_kernels
+from lowmem.optim.core import triton_kernels
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}

@@ -2,11 +2,11 @@
 
 import pytest
 
-from lowmem.optim import gpu_tables, kernel
+from lowmem.optim.core import cpu_kernel, gpu_tables
 
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch):
-    monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(cpu_kernel, "library", lambda: None)
     for name, size in dict(TILE=32, LONGEST=64, DOWN=4, ACROSS=16, SETTLE=16).items():
         monkeypatch.setattr(gpu_tables, name, size)

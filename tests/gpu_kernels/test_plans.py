@@ -12,7 +12,8 @@ from kernel_cases import LAYOUTS, by_kernels, by_stages, close, gradients, start
 from torch import nn
 
 from lowmem.models import gpt2, llama
-from lowmem.optim import SGD, AdamMini, AdamW, gpu_step, gpu_tables
+from lowmem.optim import SGD, AdamMini, AdamW
+from lowmem.optim.core import gpu_step, gpu_tables
 
 
 @pytest.fixture
@@ -148,10 +149,10 @@ def test_without_kernels_the_stages_run_and_the_log_says_why(reason, monkeypatch
         monkeypatch.setenv("LOWMEM_KERNEL", "0")
     elif reason == "not installed":
         monkeypatch.setitem(sys.modules, "triton", None)
-        monkeypatch.delitem(sys.modules, "lowmem.optim.triton_kernels", raising=False)
+        monkeypatch.delitem(sys.modules, "lowmem.optim.core.triton_kernels", raising=False)
         monkeypatch.delattr(sys.modules["lowmem.optim"], "triton_kernels", raising=False)
     else:
-        from lowmem.optim import triton_kernels
+        from lowmem.optim.core import triton_kernels
 
         class Broken:
             def __getitem__(self, grid):

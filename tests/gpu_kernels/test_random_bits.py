@@ -9,10 +9,11 @@ from kernel_cases import LAYOUTS, by_kernels, by_stages, gradients
 from torch import nn
 
 from lowmem.blocks import Partition, along, coordinates
-from lowmem.optim import SGD, AdamMini, AdamW, Lomo, gpu_step
-from lowmem.optim.gpu_tables import numbering
-from lowmem.optim.sharding import Box, Shard, flat_boxes, flat_part
-from lowmem.optim.stages import layout
+from lowmem.optim import SGD, AdamMini, AdamW, Lomo
+from lowmem.optim.core import gpu_step
+from lowmem.optim.core.gpu_tables import numbering
+from lowmem.optim.core.rule import layout
+from lowmem.optim.core.sharding import Box, Shard, flat_boxes, flat_part
 
 HALVES = [torch.bfloat16, torch.float16]
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from lowmem.blocks import along, coordinates
 from lowmem.models import gpt2, llama
-from lowmem.optim import SGD, AdamMini, AdamW, gpu_tables
+from lowmem.optim import SGD, AdamMini, AdamW
+from lowmem.optim.core import gpu_tables
 
 ROWS = along("rows", (64, 64), "neuron", ((0, 64, 1),))
 HEADS = along("heads", (64, 64), "head", ((0, 64, 16),))

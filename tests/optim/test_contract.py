@@ -10,7 +10,8 @@ import zoo
 from torch import nn
 from torch.optim import lr_scheduler
 
-from lowmem.optim import AdamMini, FusedBackward, stages
+from lowmem.optim import AdamMini, FusedBackward
+from lowmem.optim.core import rule
 
 every = pytest.mark.parametrize("case", zoo.ALL, ids=lambda case: case.name)
 
@@ -284,7 +285,7 @@ def test_a_compiled_step_gives_the_same_numbers(case):
 def tracer_only():
     """torch.compile without code generation, which would take a minute for all rules."""
     real, patch = torch.compile, pytest.MonkeyPatch()
-    patch.setattr(stages, "_compiled", {})
+    patch.setattr(rule, "_compiled", {})
     patch.setattr(torch, "compile", lambda fn, **keywords: real(fn, **{**keywords, "backend": "eager"}))
     yield
     patch.undo()
@@ -300,7 +301,7 @@ def test_compiled_rules_give_the_same_numbers(case, tracer_only):
         x = zoo.batch(k)[:, :3]
         zoo.apply(ours, a(x).square().mean())
         zoo.apply(plain, b(x).square().mean())
-    assert stages._compiled
+    assert rule._compiled
     for p, q in zip(a.parameters(), b.parameters()):
         torch.testing.assert_close(p, q, rtol=2e-6, atol=2e-6)
 

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem.models import gpt2, llama
-from lowmem.optim import AdamMini, FusedBackward, flat_blocks, kernel
+from lowmem.optim import AdamMini, FusedBackward
+from lowmem.optim.core import cpu_kernel, flat_blocks
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     """As on a device that has no kernel of its own, however few tensors there are."""
-    monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(cpu_kernel, "library", lambda: None)
     monkeypatch.setattr(flat_blocks, "WITHOUT", ())
     monkeypatch.setattr(flat_blocks, "FEWEST", 1)
 

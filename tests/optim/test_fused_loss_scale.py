@@ -8,11 +8,8 @@ import torch
 from fused_nets import batch, loss_of, net, refused, same, train_fused, train_plain, weights
 from torch import nn
 
-from lowmem.optim import (
-    SGD,
-    Lomo,
-    fused_backward,
-)
+from lowmem.optim import SGD, Lomo
+from lowmem.optim.core import fused_backward
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lowmem.blocks import Partition, along
-from lowmem.optim import AdamMini, AdamW, Lion, adamw, kernel, kernel_build
+from lowmem.optim import AdamMini, AdamW, Lion, adamw
 from lowmem.optim.adamw import in_one_kernel
+from lowmem.optim.core import cpu_kernel, kernel_build
 
-needs_compiler = pytest.mark.skipif(kernel.library() is None, reason="no C compiler here")
+needs_compiler = pytest.mark.skipif(cpu_kernel.library() is None, reason="no C compiler here")
 
 
 def without_kernel(monkeypatch):
-    monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(cpu_kernel, "library", lambda: None)
 
 
 @needs_compiler
@@ -71,8 +72,8 @@ def run_all():
 def test_every_variant_gives_the_bits_of_the_plain_loops(variant, monkeypatch):
     results = []
     for chosen in (0, variant):
-        built = kernel.library()._replace(blocks=chosen, elements=chosen)
-        monkeypatch.setattr(kernel, "library", lambda built=built: built)
+        built = cpu_kernel.library()._replace(blocks=chosen, elements=chosen)
+        monkeypatch.setattr(cpu_kernel, "library", lambda built=built: built)
         results.append(run_all())
         monkeypatch.undo()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -85,7 +86,7 @@ def test_a_build_without_vector_units_gives_the_same_bits(tmp_path, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built = kernel_build.load()
     assert list(tmp_path.rglob("*.so"))
-    monkeypatch.setattr(kernel, "library", lambda: built)
+    monkeypatch.setattr(cpu_kernel, "library", lambda: built)
     results.append(run_all())
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -287,7 +288,7 @@ def test_moments_that_are_replaced_at_every_step_leave_nothing_behind():
 @needs_compiler
 def test_a_forked_process_steps_too():
     torch.set_num_threads(2)
-    p = nn.Parameter(torch.ones(kernel.THREADS_PAY_FROM))
+    p = nn.Parameter(torch.ones(cpu_kernel.THREADS_PAY_FROM))
     optimizer = AdamW([p], lr=0.1)
     p.grad = torch.ones_like(p)
     optimizer.step()

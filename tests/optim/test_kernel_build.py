@@ -13,18 +13,20 @@ import pytest
 import torch
 from torch import nn
 
-from lowmem.optim import AdamMini, kernel, kernel_build
+from lowmem.optim import AdamMini
+from lowmem.optim.core import cpu_kernel, kernel_build
 
-needs_compiler = pytest.mark.skipif(kernel.library() is None, reason="no C compiler here")
+needs_compiler = pytest.mark.skipif(cpu_kernel.library() is None, reason="no C compiler here")
 
 SCRIPT = """
 import torch
-from lowmem.optim import AdamMini, kernel
+from lowmem.optim import AdamMini
+from lowmem.optim.core import cpu_kernel
 torch.manual_seed(0)
 model = torch.nn.Linear(3, 2)
 model(torch.ones(1, 3)).sum().backward()
 AdamMini(model, lr=0.1).step()
-print(kernel.library() is not None, [round(x, 5) for x in model.weight.flatten().tolist()])
+print(cpu_kernel.library() is not None, [round(x, 5) for x in model.weight.flatten().tolist()])
 """
 
 
@@ -79,7 +81,7 @@ def filled(built, cache) -> Path:
 def test_it_builds_here():
     """Where a compiler is installed, a silent fall back would be a defect that no other test sees."""
     has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    assert (kernel.library() is not None) == has_compiler or os.environ.get("LOWMEM_KERNEL") == "0"
+    assert (cpu_kernel.library() is not None) == has_compiler or os.environ.get("LOWMEM_KERNEL") == "0"
 
 
 def test_the_switch_in_the_environment_turns_it_off(monkeypatch, caplog):

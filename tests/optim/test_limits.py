@@ -188,7 +188,7 @@ def test_one_gradient_is_alive_at_a_time():
 
 
 def test_the_dynamic_loss_scale_falls_on_overflow_and_grows_after_clean_steps(monkeypatch):
-    from lowmem.optim import fused_backward
+    from lowmem.optim.core import fused_backward
 
     monkeypatch.setattr(fused_backward, "SCALE_WINDOW", 3)
     model = zoo.net()

@@ -179,7 +179,7 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 def test_no_temporary_is_larger_than_the_largest_parameter(rule, dtype, monkeypatch):
     monkeypatch.setenv("LOWMEM_KERNEL", "0")
-    importlib.import_module("lowmem.optim.kernel").library.cache_clear()
+    importlib.import_module("lowmem.optim.core.cpu_kernel").library.cache_clear()
     model = model_of(3).to(dtype)
     optimizer = RULES[rule](model)
     most = max(p.numel() for p in model.parameters())
@@ -189,7 +189,7 @@ def test_no_temporary_is_larger_than_the_largest_parameter(rule, dtype, monkeypa
         with Allocated(set()) as mode:
             optimizer.step()
         assert 0 < mode.largest <= most
-    importlib.import_module("lowmem.optim.kernel").library.cache_clear()
+    importlib.import_module("lowmem.optim.core.cpu_kernel").library.cache_clear()
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -129,7 +129,7 @@ def test_two_gradients_are_alive_there_and_one_here():
 
 
 def test_the_loss_scale_never_grows_there_and_grows_here(monkeypatch):
-    from lowmem.optim import fused_backward
+    from lowmem.optim.core import fused_backward
 
     monkeypatch.setattr(fused_backward, "SCALE_WINDOW", 2)
     model = zoo.net(torch.float16)

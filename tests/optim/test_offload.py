@@ -5,7 +5,7 @@ import torch
 import zoo
 
 from lowmem.optim import AdamMini
-from lowmem.optim.driver import RuleOptimizer
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 @pytest.mark.parametrize("name", zoo.SETTINGS)

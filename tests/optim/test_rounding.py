@@ -8,7 +8,7 @@ import zoo
 from torch import nn
 
 from lowmem.optim import SGD, AdamW, Lomo
-from lowmem.optim.rounding import round_into
+from lowmem.optim.core.rounding import round_into
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 

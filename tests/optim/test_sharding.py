@@ -13,8 +13,8 @@ from simulated import Bag, Ranks, axis_split, flat_split, grid_split, part_of
 from lowmem import partition
 from lowmem.blocks import ParamBlocks, along, coordinates, one_block
 from lowmem.optim import Adafactor, AdamMini
-from lowmem.optim.sharding import flat_boxes, shard_of
-from lowmem.optim.stages import layout, place, take
+from lowmem.optim.core.rule import layout, place, take
+from lowmem.optim.core.sharding import flat_boxes, shard_of
 
 STEPS, TOLERANCE = 20, 1e-6
 SHAPES = {
@@ -258,10 +258,10 @@ def test_16_bit_parts_stay_within_rounding_of_the_whole(rule):
 
 
 def test_eager_code_without_the_c_kernel_gives_the_same(monkeypatch):
-    from lowmem.optim import kernel
+    from lowmem.optim.core import cpu_kernel
 
     alone("adam_mini", STEPS, torch.float32)  # with the kernel, where there is one
-    monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(cpu_kernel, "library", lambda: None)
     for split in ("rows-3", "flat"):
         worst, _ = compare("adam_mini", SPLITS[split]())
         assert worst <= TOLERANCE

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from lowmem import pretrained
 from lowmem.errors import Misuse
-from lowmem.experiments import find_root
 from lowmem.optim import make
+from lowmem.pipeline.experiments import find_root
+from lowmem.weights import pretrained
 
 ROOT = find_root()
 TINY = {"name": "llama", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_hidden": 32, "block_size": 256}

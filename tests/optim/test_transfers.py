@@ -7,7 +7,8 @@ import zoo
 from launches import Launches
 from torch import nn
 
-from lowmem.optim import SGD, AdamMini, FusedBackward, Lion, Lomo, driver, stages, transfers
+from lowmem.optim import SGD, AdamMini, FusedBackward, Lion, Lomo
+from lowmem.optim.core import rule, rule_optimizer, transfers
 
 META = torch.device("meta")
 
@@ -15,7 +16,7 @@ META = torch.device("meta")
 def test_scalars_of_a_step_go_up_in_one_copy_however_many_tensors_ask():
     h = {"lr": 0.1, "eps": 1e-8, "factor": 1.0, "reduce": "mean", "first": False}
     with Launches() as counter:
-        found = [stages.as_tensors(h, META) for _ in range(5)]
+        found = [rule.as_tensors(h, META) for _ in range(5)]
     assert counter.uploads == 1
     assert all(again is found[0] for again in found)
     assert found[0]["lr"].is_meta and found[0]["lr"].shape == () and found[0]["reduce"] == "mean"
@@ -24,7 +25,7 @@ def test_scalars_of_a_step_go_up_in_one_copy_however_many_tensors_ask():
 
 def test_scalars_on_the_device_are_those_of_the_step_for_every_device():
     h = {"lr": 0.1, "eps": 1e-8, "first": False}
-    on_cpu, on_meta = stages.as_tensors(h, torch.device("cpu")), stages.as_tensors(h, META)
+    on_cpu, on_meta = rule.as_tensors(h, torch.device("cpu")), rule.as_tensors(h, META)
     assert (on_cpu["lr"].item(), on_cpu["eps"].item()) == pytest.approx((0.1, 1e-8), rel=1e-7)
     assert set(on_cpu) == set(on_meta) == {"lr", "eps", "first"}
 
@@ -86,7 +87,7 @@ def test_offloaded_state_is_waited_for_once_a_step_and_state_beside_its_paramete
         copies.append(non_blocking)
         return copy(self, source, non_blocking)
 
-    monkeypatch.setattr(driver, "wait_for", lambda devices: waits.append(list(devices)))
+    monkeypatch.setattr(rule_optimizer, "wait_for", lambda devices: waits.append(list(devices)))
     model = zoo.net(torch.bfloat16)
     rule = SGD(model, lr=1e-2, momentum=0.9, offload=True)
     optimizer = FusedBackward(rule) if inside_backward else rule
@@ -102,7 +103,7 @@ def test_state_that_lies_elsewhere_is_copied_back_without_waiting(monkeypatch):
     """A parameter on meta with its momentum on the CPU, as an offloaded one with pinned momentum."""
     seen = []
     monkeypatch.setattr(
-        driver, "round_into", lambda target, source, rounding, wait=True: seen.append((target.device, wait))
+        rule_optimizer, "round_into", lambda target, source, rounding, wait=True: seen.append((target.device, wait))
     )
     p = nn.Parameter(torch.empty(3, 4, device=META))
     rule = SGD([p], lr=1e-2, momentum=0.9)

@@ -1,4 +1,4 @@
-"""Every optimizer agrees with its literal reference (tests/twins.py), step by step, over random shapes and settings."""
+"""Every optimizer agrees with its literal reference (tests/support/twins.py), step by step, over random shapes and settings."""
 
 import math
 

@@ -11,7 +11,7 @@ from run_example import losses
 from torchtitan.models.llama3 import model_registry
 
 from lowmem import partition
-from lowmem.torchtitan import Optimizers, fused_blocks
+from lowmem.integrations.torchtitan import Optimizers, fused_blocks
 
 pytestmark = pytest.mark.slow
 

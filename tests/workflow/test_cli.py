@@ -51,7 +51,7 @@ def test_what_could_not_be_carried_out_is_one_line_and_exit_code_1(capsys, monke
     def fail(*_):
         raise Failed("no network; try again")
 
-    monkeypatch.setattr("lowmem.estimate.show", fail)
+    monkeypatch.setattr("lowmem.pipeline.estimate.show", fail)
     assert answer(capsys, "plan") == (1, "lowmem: no network; try again\n")
 
 
@@ -59,14 +59,14 @@ def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lowmem.estimate.show", interrupt)
+    monkeypatch.setattr("lowmem.pipeline.estimate.show", interrupt)
     assert answer(capsys, "plan") == (130, "lowmem: interrupted; call again to continue\n")
 
 
 def test_plan_of_all_tiers_prints_each_and_keeps_their_costs(capsys, monkeypatch):
     kept = []
-    monkeypatch.setattr("lowmem.estimate.model_costs", lambda root, tier, options: kept.append(("modelled", tier)))
-    monkeypatch.setattr("lowmem.estimate.save_costs", lambda root, tier: kept.append(("measured", tier)))
+    monkeypatch.setattr("lowmem.memory.costs.model_costs", lambda root, tier, options: kept.append(("modelled", tier)))
+    monkeypatch.setattr("lowmem.pipeline.estimate.save_costs", lambda root, tier: kept.append(("measured", tier)))
     assert cli.main(["plan", "--all"]) == 0
     assert len(kept) == 8 and ("modelled", "paper") in kept and ("measured", "laptop") in kept
     text = capsys.readouterr().out

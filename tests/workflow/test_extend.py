@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 FILES = {
     "src/lowmem/optim/sign_descent.py": '''"""Sign descent: w -= lr * sign(g)."""
 
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
+from lowmem.optim.core.rule import Stage
 
 
 def update(w, totals):
@@ -56,7 +56,7 @@ def build(**settings) -> nn.Linear:
 ''',
     "data/points/prepare.py": '''"""One file of points."""
 
-from lowmem import archives
+from lowmem.data import archives
 
 
 def files(raw):
@@ -69,8 +69,8 @@ import importlib
 
 import torch
 
-from lowmem import prepare
-from lowmem.task import Task
+from lowmem.data import prepare
+from lowmem.training.task import Task
 
 
 def build(config, seed, root, device):
@@ -102,8 +102,8 @@ seeds: [0, 1, 2]
 """,
     "src/lowmem/exhibits/extra_points.py": '''"""How well each optimizer fits points on a line."""
 
-from lowmem.drawing.curves import mean, text, used
-from lowmem.exhibit import Shown
+from lowmem.reporting.numbers.losses import mean, text, used
+from lowmem.reporting.exhibit import Shown
 
 EXHIBIT = {
     "id": "extra_points", "paper": "extra", "label": "Extra", "order": 99, "kind": "table", "title": "Points on a line",

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lowmem import experiments, rates
+from lowmem.pipeline import experiments, rates
 
 PHASE = "gap_phase"  # asks what warm-up does, so it has others too
 

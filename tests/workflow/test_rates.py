@@ -3,10 +3,11 @@
 import pytest
 from checkout import edit
 
-from lowmem import experiments, rates
 from lowmem.errors import Failed, Misuse
-from lowmem.exhibit import Run
 from lowmem.files import read_json, write_json
+from lowmem.pipeline import experiments, rates
+from lowmem.reporting import rate_choice
+from lowmem.reporting.exhibit import Run
 
 FILE = "workflow/config/experiments/gpt2_sizes.yaml"
 SIZES = {"43k": 0.01, "83k": 0.02, "146k": 0.03}
@@ -27,37 +28,37 @@ def grid(group, losses):
 
 
 def test_the_lowest_mean_over_tuning_seeds_is_chosen():
-    found = rates.choose(grid("a-adamw", {0.01: (2.0, 2.2), 0.02: (2.05, 1.9), 0.04: (1.8, 2.4)}))
+    found = rate_choice.choose(grid("a-adamw", {0.01: (2.0, 2.2), 0.02: (2.05, 1.9), 0.04: (1.8, 2.4)}))
     assert found["a-adamw"]["lr"] == 0.02 and found["a-adamw"]["reason"] is None
     assert [row["mean"] for row in found["a-adamw"]["grid"]] == pytest.approx([2.1, 1.975, 2.1])
     assert found["a-adamw"]["grid"][0]["losses"] == {"100": 2.0, "101": 2.2}
 
 
 def test_a_rate_with_a_diverged_run_is_worse_than_any_number():
-    found = rates.choose(grid("a", {0.01: (2.5, 2.5), 0.02: (2.4, 2.4), 0.03: (2.45, 2.5), 0.04: (1.0, None)}))
+    found = rate_choice.choose(grid("a", {0.01: (2.5, 2.5), 0.02: (2.4, 2.4), 0.03: (2.45, 2.5), 0.04: (1.0, None)}))
     assert found["a"]["lr"] == 0.02
 
 
 @pytest.mark.parametrize(("losses", "side"), [((1.0, 2.0, 3.0), "below"), ((3.0, 2.0, 1.0), "above")])
 def test_a_best_rate_at_the_edge_is_no_choice(losses, side):
-    found = rates.choose(grid("a", {lr: (loss, loss) for lr, loss in zip((0.01, 0.02, 0.04), losses)}))
+    found = rate_choice.choose(grid("a", {lr: (loss, loss) for lr, loss in zip((0.01, 0.02, 0.04), losses)}))
     assert found["a"]["lr"] is None and f"extend the grid {side} it" in found["a"]["reason"]
 
 
 def test_a_grid_that_is_not_finished_gives_no_rate():
-    found = rates.choose(grid("a", {0.01: (2.5, 2.5), 0.02: (2.4, "missing"), 0.04: (2.5, 2.5)}))
+    found = rate_choice.choose(grid("a", {0.01: (2.5, 2.5), 0.02: (2.4, "missing"), 0.04: (2.5, 2.5)}))
     assert found["a"]["lr"] is None and found["a"]["reason"] == "not run: t/a-0.02/seed101"
 
 
 def test_judging_seeds_choose_nothing():
     with pytest.raises(Misuse, match="seed 3 judges; a rate is chosen from seeds of 100 and more"):
-        rates.choose([run("a", 0.01, 3, 2.0)])
+        rate_choice.choose([run("a", 0.01, 3, 2.0)])
 
 
 def test_every_method_gets_as_many_rates():
     runs = grid("a-adamw", {0.01: (2.0, 2.0), 0.02: (2.0, 2.0)}) + grid("a-lion", {0.01: (2.0, 2.0)})
     with pytest.raises(Misuse, match=r"the grids have \[1, 2\] rates; every method must get as many"):
-        rates.choose(runs)
+        rate_choice.choose(runs)
 
 
 def with_choice(project, lr):
@@ -100,14 +101,14 @@ def test_two_readings_that_agree_on_the_rate_share_their_runs(project):
 
 def test_kept_choices_hold_the_rule_and_every_loss(project, monkeypatch):
     runs = grid("a", {0.01: (2.5, 2.5), 0.02: (2.4, 2.4), 0.04: (2.5, 2.6)})
-    monkeypatch.setattr("lowmem.exhibit.load", lambda *_: type("Runs", (), {"all": runs}))
-    rates.keep(project, "overnight", "tune")
+    monkeypatch.setattr("lowmem.reporting.exhibit.load", lambda *_: type("Runs", (), {"all": runs}))
+    rate_choice.keep(project, "overnight", "tune")
     kept = read_json(rates.place(project, "overnight"))
     assert kept["rule"] == rates.RULE and kept["experiments"]["tune"]["a"]["lr"] == 0.02
     assert kept["experiments"]["tune"]["a"]["grid"][2]["losses"] == {"100": 2.5, "101": 2.6}
     runs[:] = grid("a", {0.01: (2.3, 2.3), 0.02: (2.4, 2.4)})
     with pytest.raises(Failed, match=r"tune .tier overnight.: a: best rate 0.01 at the edge"):
-        rates.keep(project, "overnight", "tune")
+        rate_choice.keep(project, "overnight", "tune")
 
 
 def with_pattern(project, until=""):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT, edit, snakemake
 
-from lowmem import experiments, plan
+from lowmem.pipeline import experiments, planning
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
 
@@ -24,8 +24,8 @@ def scheduled(text: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize("tier", experiments.tier_names(ROOT))
 def test_a_dry_run_schedules_every_exhibit_every_claim_and_every_run(project, tier):
     jobs = scheduled(snakemake(project, "--dry-run", "--config", f"tier={tier}").stdout)
-    assert jobs["train"] == {job["done"] for job in plan.jobs(project, tier, {}).values()}
-    assert {Path(name).stem for name in jobs["figure"] | jobs["table"]} == set(plan.exhibits(project))
+    assert jobs["train"] == {job["done"] for job in planning.jobs(project, tier, {}).values()}
+    assert {Path(name).stem for name in jobs["figure"] | jobs["table"]} == set(planning.exhibits(project))
     assert jobs["claims"] == {f"reports/{tier}/claims.md", f"reports/{tier}/claims.json"}
     assert jobs["report"] == {f"reports/{tier}/index.html"}
 
@@ -40,7 +40,7 @@ def graph(text: str) -> tuple[dict[str, str], dict[str, set[str]]]:
 
 
 def test_an_exhibit_is_a_target_that_schedules_only_its_own_runs(project):
-    headers = plan.exhibits(project)
+    headers = planning.exhibits(project)
     targets = (*headers, "figures", "tables", "claims")
     text = snakemake(project, "--forceall", "--dag", "dot", *targets, "--config", "tier=smoke").stdout
     labels, needs = graph(text)
@@ -56,11 +56,11 @@ def test_an_exhibit_is_a_target_that_schedules_only_its_own_runs(project):
             found.add(node)
             left.extend(needs[node] - found)
         rules = [labels[node].split(r"\n", 1) for node in found if labels[node] != name]
-        wanted = plan.jobs(project, "smoke", {}, header["experiments"])
+        wanted = planning.jobs(project, "smoke", {}, header["experiments"])
         assert {rest[0] for rule, *rest in rules if rule == "train"} == {f"job: {job}" for job in wanted}
         assert [rest for rule, *rest in rules if rule in ("figure", "table")] == [[f"id: {name}"]]
         assert {rest[0] for rule, *rest in rules if rule == "prepare"} == {
-            f"prepared: {Path(folder).name}" for folder in plan.datasets(wanted)
+            f"prepared: {Path(folder).name}" for folder in planning.datasets(wanted)
         }
         assert {rule for rule, *_ in rules} <= {"fetch", "prepare", "train", "figure", "table"}
 
@@ -99,7 +99,7 @@ def test_a_finished_target_has_nothing_to_do_until_code_or_settings_change(toy):
 
     (toy / "src/lowmem/models/gpt2.py").touch()
     (toy / "src/lowmem/models/llama.py").open("a").write("# a comment\n")
-    (toy / "src/lowmem/report.py").open("a").write("# a comment\n")
+    (toy / "src/lowmem/reporting/report.py").open("a").write("# a comment\n")
     assert "Nothing to be done" in snakemake(toy, "--dry-run", *target).stdout
 
     (toy / "src/lowmem/exhibits/adam_mini_fig10.py").open("a").write("# a comment\n")

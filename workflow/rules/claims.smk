@@ -1,8 +1,8 @@
 # Every claim, decided by the rule that claims.yaml fixed before the run.
 rule claims:
     input:
-        exhibits=[plan.exhibit_files(TIER, EXHIBITS[id])[2] for id in sorted({c["exhibit"] for c in CLAIMS})],
-        code=plan.code_files("claims.py"),
+        exhibits=[planning.exhibit_files(TIER, EXHIBITS[id])[2] for id in sorted({c["exhibit"] for c in CLAIMS})],
+        code=planning.code_files("reporting/claims.py"),
     output:
         report(f"reports/{TIER}/claims.md", caption="../report/claims.rst", category="Verdicts"),
         f"reports/{TIER}/claims.json",

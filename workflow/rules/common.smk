@@ -3,19 +3,22 @@ import re
 import shlex
 from pathlib import Path
 
-from lowmem import claims, estimate, files, intact, kept, plan, superglue
+from lowmem import files
+from lowmem.data import superglue_sources
+from lowmem.pipeline import archive, estimate, intact, planning
+from lowmem.reporting import claims
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
 
 ROOT = Path(workflow.basedir)
-config.update(plan.spelt(config))
+config.update(planning.spelt(config))
 
 try:
-    TIER, OPTIONS = plan.settings(ROOT, config)
-    EXHIBITS = plan.exhibits(ROOT)
-    JOBS = plan.jobs(ROOT, TIER, OPTIONS)
+    TIER, OPTIONS = planning.settings(ROOT, config)
+    EXHIBITS = planning.exhibits(ROOT)
+    JOBS = planning.jobs(ROOT, TIER, OPTIONS)
     SOURCES = read_yaml(ROOT / "data/sources.yaml")
-    DATASETS = plan.datasets(JOBS)
+    DATASETS = planning.datasets(JOBS)
     CLAIMS = claims.load(ROOT)
 except Misuse as error:
     sys.exit(f"lowmem: {error}")
@@ -23,7 +26,7 @@ except Misuse as error:
 # What Snakemake compares by its date.
 MADE = [*ROOT.glob("data/raw/*/fetched.json"), *ROOT.glob("data/prepared/*/meta.json")]
 MADE += [ROOT / job["done"] for job in JOBS.values()]
-MADE += [ROOT / name for header in EXHIBITS.values() for name in plan.exhibit_files(TIER, header)]
+MADE += [ROOT / name for header in EXHIBITS.values() for name in planning.exhibit_files(TIER, header)]
 if ahead := files.back_from_the_future(MADE):
     print(f"lowmem: {len(ahead)} files were dated in the future, by a wrong clock; they are dated now", file=sys.stderr)
 
@@ -42,7 +45,7 @@ def user_folder(wildcards):
         return None
     if dataset == "hh_rlhf" and config.get("hh_rlhf_dir"):
         return Path(config["hh_rlhf_dir"]).expanduser()
-    return superglue.folder_of(config["superglue_dir"], dataset) if config.get("superglue_dir") else None
+    return superglue_sources.folder_of(config["superglue_dir"], dataset) if config.get("superglue_dir") else None
 
 
 def fetch_arguments(wildcards):
@@ -61,21 +64,21 @@ def fetch_sources(wildcards):
 
 
 def prepare_inputs(wildcards):
-    return plan.prepare_inputs(ROOT, DATASETS[f"data/prepared/{wildcards.prepared}"])
+    return planning.prepare_inputs(ROOT, DATASETS[f"data/prepared/{wildcards.prepared}"])
 
 
 def prepare_arguments(wildcards):
-    return plan.prepare_arguments(DATASETS[f"data/prepared/{wildcards.prepared}"])
+    return planning.prepare_arguments(DATASETS[f"data/prepared/{wildcards.prepared}"])
 
 
 def exhibit_inputs(wildcards):
     """Finished jobs of the exhibit's experiments, and the files that draw it."""
     header = EXHIBITS[wildcards.id]
     return {
-        "jobs": [job["done"] for job in JOBS.values() if job["experiment"] in plan.shown_by(header, TIER)],
-        "code": plan.code_files("exhibit.py", f"exhibits/{wildcards.id}.py"),
-        "published": plan.published_files(header),
-        "archived": plan.archived_files(ROOT, header),
+        "jobs": [job["done"] for job in JOBS.values() if job["experiment"] in planning.shown_by(header, TIER)],
+        "code": planning.code_files("reporting/exhibit.py", f"exhibits/{wildcards.id}.py"),
+        "published": planning.published_files(header),
+        "archived": planning.archived_files(ROOT, header),
     }
 
 

@@ -2,8 +2,8 @@
 rule report:
     input:
         claims=rules.claims.output,
-        exhibits=[plan.exhibit_files(TIER, header) for header in EXHIBITS.values()],
-        code=plan.code_files("report.py"),
+        exhibits=[planning.exhibit_files(TIER, header) for header in EXHIBITS.values()],
+        code=planning.code_files("reporting/report.py"),
         templates=REPORT_TEMPLATES,
     output:
         report(f"reports/{TIER}/index.html", caption="../report/index.rst", category="Report"),
@@ -25,8 +25,8 @@ rule report:
 # The same from the records kept in data/records, all in one process: nothing is downloaded or trained (redraw=true).
 rule redraw:
     input:
-        archived=[f"data/records/{name}.zip" for name in kept.names(ROOT, TIER)],
-        code=plan.code_files("report.py", *(f"exhibits/{id}.py" for id in EXHIBITS)),
+        archived=[f"data/records/{name}.zip" for name in archive.names(ROOT, TIER)],
+        code=planning.code_files("reporting/report.py", *(f"exhibits/{id}.py" for id in EXHIBITS)),
         claims="workflow/config/claims.yaml",
         templates=REPORT_TEMPLATES,
     output:

@@ -1,10 +1,9 @@
 """Figure 1 of AdaLomo: SGD, SGD with momentum, SGD scaled by the second moment, and Adam. Which moment matters?"""
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import lead, mean, text, tuned, used
-from lowmem.drawing.loss_plots import by_rate, loss_curves
-from lowmem.exhibit import Runs, Shown
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.numbers.losses import lead, mean, text, tuned, used
+from lowmem.reporting.panels.losses import by_rate, loss_curves
 
 EXHIBIT = {
     "id": "adalomo_fig1",

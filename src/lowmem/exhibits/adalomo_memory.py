@@ -1,9 +1,9 @@
 """Memory and throughput of AdaLomo beside AdamW, Adafactor and LOMO, simulated. The paper's table is only recalled."""
 
-from lowmem.drawing import display
-from lowmem.drawing.cells import SIMULATED, gib, rate, shown, use, value_or_reason
-from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.memory.hardware import OUTSIDE
+from lowmem.reporting import display
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown, use, value_or_reason
 
 EXHIBIT = {
     "id": "adalomo_memory",

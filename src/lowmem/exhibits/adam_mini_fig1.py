@@ -1,10 +1,9 @@
 """Figure 1 of Adam-mini: Llama2-7B at a glance. Loss by tokens and by time."""
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import Pair, log_loss, losses, mean, pairs, text, used
-from lowmem.drawing.loss_plots import limits, loss_curves
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import Pair, log_loss, losses, mean, pairs, text, used
+from lowmem.reporting.panels.losses import limits, loss_curves
 
 EXHIBIT = {
     "id": "adam_mini_fig1",

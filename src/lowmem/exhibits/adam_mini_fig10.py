@@ -6,9 +6,9 @@ curve and training loss; here the fixed validation set decides, because at gaps 
 
 import itertools
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import (
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import (
     MARGIN,
     ONE_RATE,
     Pair,
@@ -21,7 +21,7 @@ from lowmem.drawing.curves import (
     text,
     value,
 )
-from lowmem.drawing.loss_plots import (
+from lowmem.reporting.panels.losses import (
     faint,
     gap_curve,
     limit_to_values,
@@ -31,7 +31,6 @@ from lowmem.drawing.loss_plots import (
     tokens_label,
     zero_and_margin,
 )
-from lowmem.exhibit import Runs, Shown, mark, printed
 
 EXHIBIT = {
     "id": "adam_mini_fig10",

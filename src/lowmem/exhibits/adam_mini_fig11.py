@@ -3,10 +3,10 @@
 Read off the paper's vector figure, Adam-mini starts behind AdamW and ends ahead; the two ends of the run are two claims.
 """
 
-from lowmem import plots
-from lowmem.drawing.curves import MARGIN, ONE_RATE, Pair, missing, pairs, text, used, window
-from lowmem.drawing.loss_plots import gap_curve, limit_to_values, loss_curves, zero_and_margin
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import MARGIN, ONE_RATE, Pair, missing, pairs, text, used, window
+from lowmem.reporting.panels.losses import gap_curve, limit_to_values, loss_curves, zero_and_margin
 
 EXHIBIT = {
     "id": "adam_mini_fig11",

@@ -3,8 +3,9 @@
 The paper shows training loss only. At equal seed both optimizers see the same batches, so training losses are paired too.
 """
 
-from lowmem import plots
-from lowmem.drawing.curves import (
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import (
     ONE_RATE,
     Pair,
     difference,
@@ -18,8 +19,7 @@ from lowmem.drawing.curves import (
     used,
     window,
 )
-from lowmem.drawing.loss_plots import loss_curves, side_by_side
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.panels.losses import loss_curves, side_by_side
 
 EXHIBIT = {
     "id": "adam_mini_fig12",

@@ -4,12 +4,11 @@ The released script runs Adafactor with flags that make its learning rate inert 
 ways stand here: rates that are used, from a grid as large as Adam-mini's, and the published flags.
 """
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import lead, mean, models, smallest, text, tuned, used
-from lowmem.drawing.loss_plots import by_rate, loss_curves
-from lowmem.drawing.premises import behind, progress
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import lead, mean, models, smallest, text, tuned, used
+from lowmem.reporting.numbers.premises import behind, progress
+from lowmem.reporting.panels.losses import by_rate, loss_curves
 
 EXHIBIT = {
     "id": "adam_mini_fig13",

@@ -3,12 +3,11 @@
 Rates and the unchanged settings are runs of llama_variants; beta2, epsilon and warm-up those of adafactor_sweeps.
 """
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import Tuned, difference, lead, mean, models, smallest, text, tuned, used
-from lowmem.drawing.loss_plots import by_rate
-from lowmem.drawing.premises import behind
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import Tuned, difference, lead, mean, models, smallest, text, tuned, used
+from lowmem.reporting.numbers.premises import behind
+from lowmem.reporting.panels.losses import by_rate
 
 EXHIBIT = {
     "id": "adam_mini_fig14",

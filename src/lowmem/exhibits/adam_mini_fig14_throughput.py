@@ -1,9 +1,8 @@
 """Adam-mini against Adafactor: speed measured at equal batch here, and simulated for Llama2-7B. Sweeps: adam_mini_fig14."""
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.cells import SIMULATED, rate, use, value_or_reason
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.memory import SIMULATED, rate, use, value_or_reason
 
 EXHIBIT = {
     "id": "adam_mini_fig14_throughput",

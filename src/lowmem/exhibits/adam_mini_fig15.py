@@ -4,12 +4,11 @@ Which of the five the paper's figure shows, and whether it has a second panel on
 files); all five run on the model of Figure 8.
 """
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import lead, mean, smallest, text, tuned, used
-from lowmem.drawing.loss_plots import by_rate, loss_curves, side_by_side
-from lowmem.drawing.premises import behind, leads_at
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import lead, mean, smallest, text, tuned, used
+from lowmem.reporting.numbers.premises import behind, leads_at
+from lowmem.reporting.panels.losses import by_rate, loss_curves, side_by_side
 
 EXHIBIT = {
     "id": "adam_mini_fig15",

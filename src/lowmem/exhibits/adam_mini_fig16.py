@@ -3,11 +3,10 @@
 All run on one model with one AdamW baseline; each variant is shown at its best rate of an equal grid.
 """
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import lead, mean, models, smallest, text, tuned, used
-from lowmem.drawing.loss_plots import by_rate, loss_curves
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import lead, mean, models, smallest, text, tuned, used
+from lowmem.reporting.panels.losses import by_rate, loss_curves
 
 EXHIBIT = {
     "id": "adam_mini_fig16",

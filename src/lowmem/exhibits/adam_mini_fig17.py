@@ -3,11 +3,10 @@
 Transformers, so Adam-mini takes its usual blocks: heads, output neurons, tokens. ViT runs beside Swin as a row of ours.
 """
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.quarter_plots import curves, sample_strip
-from lowmem.drawing.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
+from lowmem.reporting.panels.quarters import curves, sample_strip
 
 EXHIBIT = {
     "id": "adam_mini_fig17",

@@ -6,13 +6,12 @@ Hessian blocks asks for and its rule for such models does not do.
 
 from collections.abc import Iterable
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import missing, value
-from lowmem.drawing.quarter_plots import curves, sample_strip
-from lowmem.drawing.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.stats import estimate
+from lowmem.analysis.stats import estimate
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import missing, value
+from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
+from lowmem.reporting.panels.quarters import curves, sample_strip
 
 EXHIBIT = {
     "id": "adam_mini_fig18",

@@ -3,11 +3,11 @@
 The third optimizer is ours: one block for each output neuron of a layer; the vectors of graph attention stay one block each.
 """
 
-from lowmem import plots
-from lowmem.drawing.loss_plots import side_by_side
-from lowmem.drawing.quarter_plots import curves
-from lowmem.drawing.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
+from lowmem.reporting.panels.losses import side_by_side
+from lowmem.reporting.panels.quarters import curves
 
 EXHIBIT = {
     "id": "adam_mini_fig19",

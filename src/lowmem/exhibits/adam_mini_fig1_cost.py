@@ -1,9 +1,8 @@
 """Figure 1 of Adam-mini, its panels of memory and throughput. The loss panels are adam_mini_fig1."""
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.cells import SIMULATED, rate, use, value_or_reason
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.memory import SIMULATED, rate, use, value_or_reason
 
 EXHIBIT = {
     "id": "adam_mini_fig1_cost",

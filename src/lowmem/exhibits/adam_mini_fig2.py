@@ -6,10 +6,10 @@ The matrix is the query's of Figure 7. Bright: pairs of parameters with one rate
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from lowmem import plots
-from lowmem.drawing import display, matrices
-from lowmem.drawing import hessian_numbers as hn
-from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.panels import matrices
 
 EXHIBIT = {
     "id": "adam_mini_fig2",

@@ -1,11 +1,10 @@
 """Fine-tuning and ReMax (Figure 20 in our count; the paper's number is unknown): held-out perplexity, then reward."""
 
-from lowmem import plots
-from lowmem.drawing import alignment as al
-from lowmem.drawing import display
-from lowmem.drawing.curves import log_loss, mean, text, used
-from lowmem.drawing.loss_plots import loss_curves
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import alignment as al
+from lowmem.reporting.numbers.losses import log_loss, mean, text, used
+from lowmem.reporting.panels.losses import loss_curves
 
 EXHIBIT = {
     "id": "adam_mini_fig20",

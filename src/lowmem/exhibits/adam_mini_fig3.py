@@ -4,11 +4,11 @@ The hidden layer's exact Hessian, its mass inside the eight neurons' blocks agai
 changes with the number of classes, which the paper's later text says sharpens the blocks.
 """
 
-from lowmem import plots
-from lowmem.drawing import hessian_numbers as hn
-from lowmem.drawing import matrices
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.stats import estimate, paired
+from lowmem.analysis.stats import estimate, paired
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.panels import matrices
 
 EXHIBIT = {
     "id": "adam_mini_fig3",

@@ -8,11 +8,11 @@ import math
 
 import numpy as np
 
-from lowmem import plots
-from lowmem.drawing import hessian_numbers as hn
-from lowmem.drawing import matrices
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.stats import estimate
+from lowmem.analysis.stats import estimate
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.panels import matrices
 
 EXHIBIT = {
     "id": "adam_mini_fig4",

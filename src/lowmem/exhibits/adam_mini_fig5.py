@@ -7,10 +7,10 @@ block. Medians, because kappa(D H) has no finite mean.
 import numpy as np
 from matplotlib.colors import BoundaryNorm
 
-from lowmem import plots
-from lowmem.drawing import hessian_numbers as hn
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.stats import Estimate
+from lowmem.analysis.stats import Estimate
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import hessian as hn
 
 EXHIBIT = {
     "id": "adam_mini_fig5",

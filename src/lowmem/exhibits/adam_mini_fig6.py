@@ -6,10 +6,10 @@ beats Adam; whether the rate that Adam-mini takes, from mean(v), does so too is 
 
 import math
 
-from lowmem import plots
-from lowmem.drawing.curves import difference, largest, lost, mean, missing, text, used, window
-from lowmem.drawing.loss_plots import side_by_side
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers.losses import difference, largest, lost, mean, missing, text, used, window
+from lowmem.reporting.panels.losses import side_by_side
 
 EXHIBIT = {
     "id": "adam_mini_fig6",

@@ -6,10 +6,10 @@ number. A second, deeper model is sampled by Hessian-vector products and stands 
 PyTorch's tensors as blocks, from the runs of llama_variants.
 """
 
-from lowmem import plots
-from lowmem.drawing import default_partition, matrices
-from lowmem.drawing import hessian_numbers as hn
-from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.panels import default_partition, matrices
 
 EXHIBIT = {
     "id": "adam_mini_fig7",
@@ -38,7 +38,7 @@ COLUMNS = [
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: excess.<module> (mass inside minus the null's upper end, first stage), share.least, excess.deep;
-    default.excess and default.roughness of panel i (drawing/default_partition.py)."""
+    default.excess and default.roughness of panel i (reporting/panels/default_partition.py)."""
     toy = [run for run in runs if run.experiment == "hessian_transformer"]
     deep = [run for run in runs if run.experiment == "hessian_deep"]
     shown = Shown(

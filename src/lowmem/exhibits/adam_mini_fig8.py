@@ -6,13 +6,12 @@ stands in workflow/config/experiments/gpt2_baselines.yaml, and is shown at its b
 
 import math
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import Tuned, lead, mean, missing, over, ratio, smallest, text, tuned, used, value
-from lowmem.drawing.loss_plots import by_rate, loss_curves, mean_of, tokens_label
-from lowmem.drawing.premises import behind, leads_at
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.stats import estimate, paired
+from lowmem.analysis.stats import estimate, paired
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers.losses import Tuned, lead, mean, missing, over, ratio, smallest, text, tuned, used, value
+from lowmem.reporting.numbers.premises import behind, leads_at
+from lowmem.reporting.panels.losses import by_rate, loss_curves, mean_of, tokens_label
 
 EXHIBIT = {
     "id": "adam_mini_fig8",

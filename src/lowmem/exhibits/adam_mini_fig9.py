@@ -6,11 +6,11 @@ not given.
 
 import math
 
-from lowmem import plots
-from lowmem.drawing.curves import ONE_RATE, Pair, missing, over, pairs, text, used, value
-from lowmem.drawing.loss_plots import corner, decades, faint, tokens_label
-from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.stats import estimate
+from lowmem.analysis.stats import estimate
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import ONE_RATE, Pair, missing, over, pairs, text, used, value
+from lowmem.reporting.panels.losses import corner, decades, faint, tokens_label
 
 EXHIBIT = {
     "id": "adam_mini_fig9",

@@ -4,7 +4,7 @@ The state is m and v of every parameter tensor as the optimizers of this package
 in the paper; GiB is 2^30 bytes.
 """
 
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {
     "id": "adam_mini_table1",

@@ -3,10 +3,10 @@
 Below it, the independent rerun of the same table on other cards, which the performance model is held against.
 """
 
-from lowmem.drawing import display
-from lowmem.drawing.cells import SIMULATED, gib, missing, shown, use, value_or_reason
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.memory import hardware
+from lowmem.reporting import display
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers.memory import SIMULATED, gib, missing, shown, use, value_or_reason
 
 EXHIBIT = {
     "id": "adam_mini_table2",

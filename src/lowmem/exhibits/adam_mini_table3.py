@@ -4,11 +4,11 @@ The paper prints MT-Bench scores, which need a judge model. Elsewhere the table 
 held-out pairs and reward under their own names; a score of a judge appears only where its judged.jsonl is (judge.py).
 """
 
-from lowmem import judge
-from lowmem.drawing import alignment as al
-from lowmem.drawing import display
-from lowmem.drawing.curves import difference, log_loss, mean, missing, text, used
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.finetuning import judge
+from lowmem.reporting import display
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers import alignment as al
+from lowmem.reporting.numbers.losses import difference, log_loss, mean, missing, text, used
 
 EXHIBIT = {
     "id": "adam_mini_table3",
@@ -145,7 +145,7 @@ def deviations(runs: Runs, tier: str) -> list[str]:
     if tier != "paper":
         told.append("Model, data and length are those of this tier, not Llama-2-7B and UltraFeedback.")
     if not any(run.config["measure"].get("questions") for run in runs):
-        told.append("No MT-Bench: measure.questions names no questions for a judge (lowmem/judge.py).")
+        told.append("No MT-Bench: measure.questions names no questions for a judge (lowmem/finetuning/judge.py).")
     if tier in ("laptop", "smoke"):
         told.append("One rate for both optimizers, chosen for AdamW on seed 0.")
     return [line for line in told if line]

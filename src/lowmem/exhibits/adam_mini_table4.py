@@ -6,8 +6,19 @@ means over seeds on one fixed validation set.
 
 import math
 
-from lowmem.drawing.curves import ONE_RATE, Pair, final_loss, largest, log_loss, mean, missing, pairs, text, used
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import (
+    ONE_RATE,
+    Pair,
+    final_loss,
+    largest,
+    log_loss,
+    mean,
+    missing,
+    pairs,
+    text,
+    used,
+)
 
 EXHIBIT = {
     "id": "adam_mini_table4",

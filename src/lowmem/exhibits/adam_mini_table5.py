@@ -4,9 +4,9 @@ The last question is ours: does the principle of Hessian blocks help where the p
 model also runs with one block for each filter or output neuron.
 """
 
-from lowmem.drawing.curves import largest
-from lowmem.drawing.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import largest
+from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 
 EXHIBIT = {
     "id": "adam_mini_table5",

@@ -4,10 +4,10 @@ Ours come from a classifier that we train on the same data, so they carry other 
 only which optimizer is ahead can be compared.
 """
 
-from lowmem.drawing import display
-from lowmem.drawing.curves import absent, mean, missing, ratio, text
-from lowmem.drawing.quarters import data_of, of
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting import display
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers.losses import absent, mean, missing, ratio, text
+from lowmem.reporting.numbers.quarters import data_of, of
 
 EXHIBIT = {
     "id": "adam_mini_table7",

@@ -4,9 +4,9 @@ Medians over draws of the rotation and of the weights: kappa(D H) has no finite 
 from a readable source; what an earlier check of ours gave stands beside our numbers and is no published value.
 """
 
-from lowmem.drawing import hessian_numbers as hn
-from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.stats import Estimate
+from lowmem.analysis.stats import Estimate
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import hessian as hn
 
 EXHIBIT = {
     "id": "adam_mini_table_kappa",

@@ -4,11 +4,10 @@ The Adam-mini paper's baseline runs carry these flags in the released script. He
 must agree to the last bit, beside a grid of rates that are used.
 """
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import Tuned, final_loss, lead, mean, missing, models, smallest, text, tuned, used
-from lowmem.drawing.loss_plots import by_rate
-from lowmem.exhibit import Runs, Shown
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.numbers.losses import Tuned, final_loss, lead, mean, missing, models, smallest, text, tuned, used
+from lowmem.reporting.panels.losses import by_rate
 
 EXHIBIT = {
     "id": "extra_adafactor_lr",

@@ -1,8 +1,8 @@
 """Adam-mini's rule run inside backward: half the optimizer state and no gradients kept, ours and in no paper."""
 
-from lowmem.drawing import display
-from lowmem.drawing.curves import absent, difference, final_loss, mean, text, used
-from lowmem.exhibit import Run, Runs, Shown
+from lowmem.reporting import display
+from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers.losses import absent, difference, final_loss, mean, text, used
 
 EXHIBIT = {
     "id": "extra_adam_mini_backward",

@@ -6,11 +6,10 @@ tiers train a shortened stand-in on another text and show the archived records o
 
 import statistics
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import difference, log_loss, mean, missing, text, used
-from lowmem.drawing.loss_plots import loss_curves
-from lowmem.exhibit import Run, Runs, Shown
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers.losses import difference, log_loss, mean, missing, text, used
+from lowmem.reporting.panels.losses import loss_curves
 
 EXHIBIT = {
     "id": "extra_char_shakespeare",

@@ -1,9 +1,9 @@
 """Measured speed at equal batch and at the largest batch under one memory cap, for every optimizer."""
 
-from lowmem import stats
-from lowmem.drawing import display
-from lowmem.drawing.cells import shown, use
-from lowmem.exhibit import Runs, Shown
+from lowmem.analysis import stats
+from lowmem.reporting import display
+from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.numbers.memory import shown, use
 
 EXHIBIT = {
     "id": "extra_equal_batch",

@@ -3,10 +3,10 @@
 The cells were computed once and are kept in data/records; each takes seconds, all of them most of an hour.
 """
 
-from lowmem.drawing import display
-from lowmem.drawing.cells import GIB, shown, use
-from lowmem.exhibit import Run, Runs, Shown, unfinished
 from lowmem.memory.parts import PARTS
+from lowmem.reporting import display
+from lowmem.reporting.exhibit import Run, Runs, Shown, unfinished
+from lowmem.reporting.numbers.memory import GIB, shown, use
 
 EXHIBIT = {
     "id": "extra_explorer",

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterable
 
-from lowmem import plots
-from lowmem.drawing.curves import difference, losses, mean, missing, text, used
-from lowmem.drawing.loss_plots import faint
-from lowmem.exhibit import Run, Runs, Shown
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers.losses import difference, losses, mean, missing, text, used
+from lowmem.reporting.panels.losses import faint
 
 EXHIBIT = {
     "id": "extra_gap_phase",

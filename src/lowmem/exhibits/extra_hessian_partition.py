@@ -4,8 +4,8 @@ Our question, in no paper: Adam-mini takes its blocks from the architecture. Her
 the number of blocks is compared with that rule by the adjusted Rand index: 1 the same grouping, 0 as by chance.
 """
 
-from lowmem.drawing import hessian_numbers as hn
-from lowmem.exhibit import Run, Runs, Shown, unfinished
+from lowmem.reporting.exhibit import Run, Runs, Shown, unfinished
+from lowmem.reporting.numbers import hessian as hn
 
 EXHIBIT = {
     "id": "extra_hessian_partition",

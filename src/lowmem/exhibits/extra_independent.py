@@ -3,7 +3,7 @@
 The table is data/published/independent.yaml as it stands; the page shows each entry also beside the claims it bears on.
 """
 
-from lowmem.exhibit import Runs, Shown
+from lowmem.reporting.exhibit import Runs, Shown
 
 EXHIBIT = {
     "id": "extra_independent",

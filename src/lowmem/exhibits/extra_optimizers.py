@@ -3,10 +3,10 @@
 Nothing is trained for this table: it joins the runs of three other exhibits.
 """
 
-from lowmem.drawing import display
-from lowmem.drawing.cells import use
-from lowmem.drawing.curves import difference, missing, text, tuned
-from lowmem.exhibit import Run, Runs, Shown
+from lowmem.reporting import display
+from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers.losses import difference, missing, text, tuned
+from lowmem.reporting.numbers.memory import use
 
 EXHIBIT = {
     "id": "extra_optimizers",

@@ -1,9 +1,9 @@
 """Ours: a placebo for the partition. Do the Hessian's blocks train better than random blocks of the same sizes?"""
 
-from lowmem import plots
-from lowmem.drawing.curves import difference, mean, text, used
-from lowmem.drawing.loss_plots import side_by_side
-from lowmem.exhibit import Runs, Shown
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.numbers.losses import difference, mean, text, used
+from lowmem.reporting.panels.losses import side_by_side
 
 EXHIBIT = {
     "id": "extra_partition_placebo",

@@ -1,7 +1,7 @@
 """LOMO's headline measured: the peak memory of a fine-tuning step by optimizer, over that of inference alone."""
 
-from lowmem.drawing.curves import missing
-from lowmem.exhibit import Run, Runs, Shown, unfinished
+from lowmem.reporting.exhibit import Run, Runs, Shown, unfinished
+from lowmem.reporting.numbers.losses import missing
 
 EXHIBIT = {
     "id": "extra_peak_memory",

@@ -2,8 +2,8 @@
 
 import statistics
 
-from lowmem.drawing.cells import shown, use, value_or_reason
-from lowmem.exhibit import Runs, Shown, unfinished
+from lowmem.reporting.exhibit import Runs, Shown, unfinished
+from lowmem.reporting.numbers.memory import shown, use, value_or_reason
 
 EXHIBIT = {
     "id": "extra_planner_accuracy",

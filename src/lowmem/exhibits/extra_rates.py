@@ -1,11 +1,10 @@
 """Ours: final loss by learning rate on tuning seeds, and the rates that the rule chose for the runs that judge."""
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.curves import mean as mean_of_runs
-from lowmem.drawing.curves import models, parameters, text, tuned, used
-from lowmem.drawing.loss_plots import by_rate
-from lowmem.exhibit import Runs, Shown
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.numbers.losses import mean as mean_of_runs
+from lowmem.reporting.numbers.losses import models, parameters, text, tuned, used
+from lowmem.reporting.panels.losses import by_rate
 
 EXHIBIT = {
     "id": "extra_rates",

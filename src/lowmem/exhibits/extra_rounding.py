@@ -1,8 +1,8 @@
 """How much of a LOMO step arrives in 16-bit weights: share of weights that change, with both kinds of rounding."""
 
-from lowmem.drawing.curves import absent, missing, text, used, value
-from lowmem.exhibit import Run, Runs, Shown
-from lowmem.stats import estimate
+from lowmem.analysis.stats import estimate
+from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers.losses import absent, missing, text, used, value
 
 EXHIBIT = {
     "id": "extra_rounding",

@@ -1,7 +1,7 @@
 """What saves memory: LLaMA-7B, one change at a time from plain AdamW, then together. Asked in LOMO's issue 72."""
 
-from lowmem.drawing.cells import SIMULATED, gib, missing, part, shown, use
-from lowmem.exhibit import Runs, Shown
+from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.numbers.memory import SIMULATED, gib, missing, part, shown, use
 
 EXHIBIT = {
     "id": "extra_savings_ablation",

@@ -1,9 +1,9 @@
 """Ours: which tasks of SuperGLUE a model of 135 million parameters can learn; decides where accuracy is judged at all."""
 
-from lowmem.drawing import learnable
-from lowmem.drawing.curves import used
-from lowmem.drawing.fine_tuning import asked
-from lowmem.exhibit import Run, Runs, Shown
+from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers import learnable
+from lowmem.reporting.numbers.losses import used
+from lowmem.reporting.numbers.superglue import asked
 
 EXHIBIT = {
     "id": "extra_superglue_pilot",

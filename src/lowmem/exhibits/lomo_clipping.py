@@ -1,9 +1,9 @@
 """LOMO's clipping: none, by value, by the global norm (two passes), by each tensor's norm (one), over learning rates."""
 
-from lowmem import plots
-from lowmem.drawing.curves import Tuned, difference, log_loss, lost, missing, tuned, used
-from lowmem.drawing.loss_plots import limits, of_run
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import Tuned, difference, log_loss, lost, missing, tuned, used
+from lowmem.reporting.panels.losses import limits, of_run
 
 EXHIBIT = {
     "id": "lomo_clipping",

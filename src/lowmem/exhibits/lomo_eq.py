@@ -1,9 +1,9 @@
 """Equations 1 to 6 of LOMO: what dropping the curvature term between two SGD steps and one joint step leaves out."""
 
-from lowmem import plots
-from lowmem.drawing.curves import absent, extreme, missing, ratio, text, used, value
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.stats import estimate, least, worst
+from lowmem.analysis.stats import estimate, least, worst
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers.losses import absent, extreme, missing, ratio, text, used, value
 
 EXHIBIT = {
     "id": "lomo_eq",

@@ -6,9 +6,8 @@ bytes alive at once as the chain grows, which the paper states as O(n) against O
 
 import re
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {
     "id": "lomo_fig1",

@@ -1,10 +1,9 @@
 """Figure 2 of LOMO: shares of the training memory of LLaMA-7B, from the same runs as Table 1."""
 
-from lowmem import plots
-from lowmem.drawing import display
-from lowmem.drawing.cells import SIMULATED, gib, use, value_or_reason
-from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
 from lowmem.exhibits.lomo_table1 import components
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers.memory import SIMULATED, gib, use, value_or_reason
 
 EXHIBIT = {
     "id": "lomo_fig2",

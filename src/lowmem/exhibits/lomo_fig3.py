@@ -2,12 +2,12 @@
 
 import math
 
-from lowmem import plots
-from lowmem.drawing import fine_tuning as ft
-from lowmem.drawing.curves import absent, missing, text, used, value, widened
-from lowmem.drawing.fine_tuning_plots import dots, levels, look
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.stats import estimate
+from lowmem.analysis.stats import estimate
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import superglue as ft
+from lowmem.reporting.numbers.losses import absent, missing, text, used, value, widened
+from lowmem.reporting.panels.superglue import dots, levels, look
 
 EXHIBIT = {
     "id": "lomo_fig3",

@@ -1,11 +1,11 @@
 """Figure 4 of LOMO: training loss by step on BoolQ, LoRA and LOMO."""
 
-from lowmem import plots
-from lowmem.drawing import fine_tuning as ft
-from lowmem.drawing.curves import absent, missing, text, used, value
-from lowmem.drawing.fine_tuning_plots import by_step
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.stats import estimate
+from lowmem.analysis.stats import estimate
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import superglue as ft
+from lowmem.reporting.numbers.losses import absent, missing, text, used, value
+from lowmem.reporting.panels.superglue import by_step
 
 EXHIBIT = {
     "id": "lomo_fig4",

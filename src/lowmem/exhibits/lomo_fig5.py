@@ -1,10 +1,10 @@
 """Figure 5 of LOMO: validation accuracy on BoolQ, by step for LoRA and LOMO, and at the end for every method."""
 
-from lowmem import plots
-from lowmem.drawing import fine_tuning as ft
-from lowmem.drawing.curves import missing, text, used
-from lowmem.drawing.fine_tuning_plots import by_step, dots, level, levels
-from lowmem.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting import plots
+from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import superglue as ft
+from lowmem.reporting.numbers.losses import missing, text, used
+from lowmem.reporting.panels.superglue import by_step, dots, level, levels
 
 EXHIBIT = {
     "id": "lomo_fig5",

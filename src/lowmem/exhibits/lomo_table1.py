@@ -4,8 +4,8 @@ The paper's GB are GiB. The first three columns are counted, activations are sim
 backward, as the authors measured (issue 80 of their repository).
 """
 
-from lowmem.drawing.cells import gib, use, value_or_reason
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers.memory import gib, use, value_or_reason
 
 EXHIBIT = {
     "id": "lomo_table1",
@@ -34,8 +34,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=COLUMNS,
         rows=[],
         deviations=[
-            "Activations: those of Hugging Face's LLaMA of 2023 with fp32 softmax and composite norms (kernels.py, eager), "
-            "at the end of the forward pass. That version's attention also clamped its scores, which kept two more "
+            "Activations: those of Hugging Face's LLaMA of 2023 with fp32 softmax and composite norms (fake_kernels.py, "
+            "eager), at the end of the forward pass. That version's attention also clamped its scores, which kept two more "
             "matrices of probabilities; ours does not.",
             "The total adds up the columns, as the paper does; the peak is the most that is alive at any moment, which "
             "is less where activations are gone before all gradients are there.",

@@ -1,9 +1,9 @@
 """Table 2 of LOMO: memory and speed per GPU on RTX 3090 cards, simulated; the first row fits the link, no other does."""
 
-from lowmem.drawing import display
-from lowmem.drawing.cells import SIMULATED, gib, rate, shown, use, value_or_reason
-from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.memory.hardware import OUTSIDE
+from lowmem.reporting import display
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown, use, value_or_reason
 
 EXHIBIT = {
     "id": "lomo_table2",

@@ -6,11 +6,11 @@ tier, which show that everything works; no row fills a column of other data.
 
 from collections.abc import Iterable
 
-from lowmem import superglue
-from lowmem.drawing import fine_tuning as ft
-from lowmem.drawing import learnable
-from lowmem.drawing.curves import missing, text, used
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.data import superglue_sources
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import learnable
+from lowmem.reporting.numbers import superglue as ft
+from lowmem.reporting.numbers.losses import missing, text, used
 
 EXHIBIT = {
     "id": "lomo_table3",
@@ -202,7 +202,7 @@ def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:
             f"enough; seeds: {seeds_of(trained)} (paper: 1). Learning rates: {rates_of(trained)}."
         )
     if any(run.config["data"]["dataset"] == "bigbench" for run in (*own, *kept)):
-        told.append(f"{superglue.REQUEST}.")
+        told.append(f"{superglue_sources.REQUEST}.")
     stand_ins = [name for name in headers.values() if " (for " in name]
     if stand_ins:
         real = "superglue=hub or superglue_dir=DIR runs the real tasks"

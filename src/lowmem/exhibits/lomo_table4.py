@@ -1,8 +1,8 @@
 """Table 4 of LOMO: settings of the SuperGLUE runs as published, of this tier, and of tier overnight with the rates it tried."""
 
-from lowmem.drawing import fine_tuning as ft
-from lowmem.drawing.curves import missing, used
-from lowmem.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import superglue as ft
+from lowmem.reporting.numbers.losses import missing, used
 
 EXHIBIT = {
     "id": "lomo_table4",

@@ -21,14 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from lowmem.errors import Misuse, nearest
-from lowmem.memory import kernels, ranks
-from lowmem.memory.official import Official
-from lowmem.memory.target import Target
+from lowmem.memory import fake_kernels, fake_ranks
+from lowmem.memory.official_optimizers import Official
+from lowmem.memory.operation_counts import Work, extrapolated
+from lowmem.memory.target_model import Target
 from lowmem.memory.tracker import ROLES, Tracker
-from lowmem.memory.work import Work, extrapolated
-from lowmem.optim import kernel, parallel
 from lowmem.optim._factory import make
-from lowmem.optim.fused_backward import FusedBackward
+from lowmem.optim.core import cpu_kernel, data_parallel
+from lowmem.optim.core.fused_backward import FusedBackward
 
 # Rules with a C kernel for fp32 tensors on a CPU, and how often it passes over one: reads p, g, m, v; writes p, m, v.
 IN_C = {"lowmem.optim.adamw": 7, "lowmem.optim.adam_mini": 7, "lowmem.optim.lion": 5}
@@ -44,7 +44,7 @@ class Cell:
     share one copy of each activation, the rest are data-parallel. zero: what these split: 0 nothing, 1 optimizer state,
     2 also gradients, 3 also weights (1 is zero1.py, 2 and 3 are fully_shard). offload: moments live in host memory.
     device: "gpu" kernels, or "cpu" as this machine would run it. official: the optimizers of the paper's own runs in
-    place of ours, see official.py.
+    place of ours, see official_optimizers.py.
     """
 
     optimizer: dict
@@ -88,7 +88,7 @@ class Account:
 def account(target: Target, cell: Cell, full_depth: bool = False) -> Account:
     """Trace shallow models of the target and extrapolate (or trace it at full depth). Raises Misuse for bad settings."""
     check(target, cell)
-    few = (4 if ranks.is_sharded(cell) else 2) * target.period  # fully_shard gathers the next layer while one runs
+    few = (4 if fake_ranks.is_sharded(cell) else 2) * target.period  # fully_shard gathers the next layer while one runs
     more = few + target.period
     if full_depth or target.depth <= more:
         return summary([trace(target, cell, target.depth)], (target.depth,), 0.0)
@@ -115,7 +115,7 @@ def summary(traces: list[tuple[dict, Work]], depths: tuple[int, ...], share: flo
 
 def check(target: Target, cell: Cell) -> None:
     """Settings that fit together; Misuse names the nearest that do."""
-    for key, known in (("precision", PRECISIONS), ("attention", kernels.ATTENTION), ("device", ("gpu", "cpu"))):
+    for key, known in (("precision", PRECISIONS), ("attention", fake_kernels.ATTENTION), ("device", ("gpu", "cpu"))):
         if getattr(cell, key) not in known:
             raise Misuse(f"{key} {getattr(cell, key)!r}{nearest(str(getattr(cell, key)), known)}")
     if cell.zero not in (0, 1, 2, 3):
@@ -149,10 +149,10 @@ def trace(target: Target, cell: Cell, depth: int) -> tuple[dict[str, dict[str, i
     twin = without_buffers(target.build(depth, cell.attention).float()) if cell.precision == "master" else None
     model = model.to(torch.bfloat16 if cell.precision in ("bf16", "master") else torch.float32)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with ranks.pretend(cell) as mesh, fake, kernels.of(cell), Tracker() as tracker:
+    with fake_ranks.pretend(cell) as mesh, fake, fake_kernels.of(cell), Tracker() as tracker:
         tokens = torch.empty(cell.batch, cell.seq_len, dtype=torch.int64)
         tracker.mark([tokens], "activations")
-        model = ranks.shard(place(model), target, cell, mesh)
+        model = fake_ranks.shard(place(model), target, cell, mesh)
         tracker.mark(model.parameters(), "parameters")
         if cell.checkpointing:
             for layer in target.layers(model):
@@ -192,7 +192,7 @@ def recomputed(tracker: Tracker, cell: Cell, forward, *args, **kwargs):
     """A layer's forward under activation checkpointing; what is made anew in backward counts as activations."""
 
     def run(*args, **kwargs):  # inside backward, torch's function modes are off: the kernels are chosen anew
-        with tracker.during(tracker.phase, "activations"), kernels.of(cell):
+        with tracker.during(tracker.phase, "activations"), fake_kernels.of(cell):
             return forward(*args, **kwargs)
 
     return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
@@ -232,20 +232,20 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
     if cell.official:
         optimizer = Official(model, **cell.optimizer)
     else:
-        optimizer = make(model if twin is None else ranks.shard(place(twin), target, cell, mesh), **cell.optimizer)
+        optimizer = make(model if twin is None else fake_ranks.shard(place(twin), target, cell, mesh), **cell.optimizer)
     fused, inner = isinstance(optimizer, FusedBackward), getattr(optimizer, "inner", optimizer)
     if twin is not None:
         if fused:
             raise Misuse("precision master: an optimizer inside backward keeps no fp32 copy; use bf16 or mixed")
         tracker.mark(twin.parameters(), "optimizer_state")
     stand_in(tracker, inner, cell)
-    ranks.share_heads(model, cell)
-    updater = ranks.state_sharded(optimizer, cell)
+    fake_ranks.share_heads(model, cell)
+    updater = fake_ranks.state_sharded(optimizer, cell)
     counters = "optimizer_state" if cell.device == "cpu" else "host"  # steps are counted on the host
     with tracker.during("setup", counters):
         inner.prepare()
     tracker.mark(state_tensors(inner), "host" if cell.offload else "optimizer_state")
-    sharded = ranks.is_sharded(cell)
+    sharded = fake_ranks.is_sharded(cell)
     averaging = cell.data_parallel > 1 and cell.zero == 0
     if averaging and fused:
         optimizer.process_group = mesh["data"].get_group()
@@ -266,7 +266,7 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
                 optimizer.backward(loss) if fused else loss.backward()
             if averaging and not fused:
                 for p in model.parameters():
-                    parallel.average(p.grad, mesh["data"].get_group())
+                    data_parallel.average(p.grad, mesh["data"].get_group())
             del loss
         with tracker.during("update", "temporaries"):
             if twin is None:
@@ -280,7 +280,7 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
 
 def computing(cell: Cell) -> contextlib.AbstractContextManager:
     """Autocast where fp32 weights compute in bf16; fully_shard has a policy of its own for that."""
-    mixed = cell.precision == "mixed" and not ranks.is_sharded(cell)
+    mixed = cell.precision == "mixed" and not fake_ranks.is_sharded(cell)
     return torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
 
 
@@ -313,9 +313,9 @@ def stand_in(tracker: Tracker, optimizer, cell: Cell) -> None:
                 tracker.work.touched(tracker.stage, p, IN_C[rule])
         return [entry for entry in ready if entry[1].dtype != torch.float32]
 
-    if cell.device == "cpu" and rule in IN_C and kernel.library() is not None:
+    if cell.device == "cpu" and rule in IN_C and cpu_kernel.library() is not None:
         optimizer.fast = in_one_kernel
-    if cell.device == "gpu" and not cell.offload and (fast := kernels.step_on_gpu(tracker, optimizer)):
+    if cell.device == "gpu" and not cell.offload and (fast := fake_kernels.step_on_gpu(tracker, optimizer)):
         optimizer.fast = fast
     if cell.offload:
         apply = optimizer._apply

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from lowmem.memory.accountant import Account, Cell, account
 from lowmem.memory.hardware import DTENSOR, LAUNCH, LINK, MATMUL, STREAM, Gpu
-from lowmem.memory.target import Target
-from lowmem.memory.work import Work
+from lowmem.memory.operation_counts import Work
+from lowmem.memory.target_model import Target
 
 MOST = 4096  # sequences per GPU that a search for the largest batch goes up to
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-from lowmem.memory.work import Work
+from lowmem.memory.operation_counts import Work
 
 ROLES = ("parameters", "gradients", "optimizer_state", "activations", "communication", "temporaries", "host")
 COMMUNICATION = ("c10d", "_c10d_functional", "fsdp")  # namespaces of operations that move shards

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowmem.attention import causal_attention
 from lowmem.errors import Misuse
+from lowmem.models._attention import causal_attention
 
 # Parameter counts with bias off and 1024 positions; the vocabulary is counted once, since it is tied.
 SIZES = {

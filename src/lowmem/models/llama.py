@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowmem.attention import causal_attention, of_each
 from lowmem.errors import Misuse
+from lowmem.models._attention import causal_attention, of_each
 from lowmem.models._shuffle import shuffle
 
 

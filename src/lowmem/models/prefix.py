@@ -9,8 +9,8 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from lowmem.attention import causal_attention
 from lowmem.errors import Misuse
+from lowmem.models._attention import causal_attention
 from lowmem.models.llama import Attention, extended, rotate
 
 

@@ -19,7 +19,8 @@ _HOMES = {
     "SM3": "sm3",
     "Lion": "lion",
     "Lamb": "lamb",
-    "FusedBackward": "fused_backward",
+    "FusedBackward": "core.fused_backward",
+    "Zero1": "core.zero1",
     "make": "_factory",
     "find": "_factory",
 }
@@ -32,16 +33,6 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'lowmem.optim' has no attribute {name!r}")
 
 
-# fmt: off
-INFRASTRUCTURE = (
-    "checks", "clipping", "copies", "driver", "exchange", "factored", "flat_blocks", "fused_backward", "gpu_step",
-    "gpu_tables", "graph", "hooks", "kernel", "kernel_build", "loading", "no_decay", "parallel", "param_blocks",
-    "rounding", "settings", "sharding", "stages", "state", "together", "transfers", "triton_kernels", "watch",
-    "without_compiler", "zero1",
-)
-# fmt: on
-
-
 def names() -> list[str]:
     """Optimizers by the name of their file."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem not in INFRASTRUCTURE)
+    return sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py"))

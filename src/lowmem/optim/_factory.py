@@ -50,7 +50,7 @@ def make(
         chosen = split(model, groups) if groups else [{"params": only}] if only else None
         built = optimizer(chosen, model=model, **settings) if chosen else optimizer(model, **settings)
         if backward is not None:
-            built = importlib.import_module("lowmem.optim.fused_backward").FusedBackward(built, **backward)
+            built = importlib.import_module("lowmem.optim.core.fused_backward").FusedBackward(built, **backward)
     except TypeError as error:
         known = {*inspect.signature(optimizer).parameters, *COMMON}
         wrong = sorted(set(settings) - known)
@@ -62,7 +62,7 @@ def make(
 
 
 def make_beside(model, first: dict, second: dict):
-    """Two optimizers that share a model's parameters (together.py)."""
+    """Two optimizers that share a model's parameters (combined.py)."""
     pattern, limit = second.pop("parameters", None), second.pop("max_grad_norm", None)
     if not pattern:
         raise Misuse("optimizer beside: say which parameters it takes, as in parameters: '*lora_*'")
@@ -74,7 +74,7 @@ def make_beside(model, first: dict, second: dict):
         trained = [(name, p) for name, p in group["params"] if p.requires_grad]
         built.append(make(model, **settings, only=trained))
     try:
-        return importlib.import_module("lowmem.optim.together").Together(*built, limit)
+        return importlib.import_module("lowmem.optim.core.combined").Together(*built, limit)
     except TypeError as error:
         raise Misuse(f"optimizer beside: {error}") from error
 

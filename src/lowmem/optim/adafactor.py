@@ -9,10 +9,10 @@ import math
 
 import torch
 
-from lowmem.optim import factored
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.settings import one_of
-from lowmem.optim.stages import Stage, Work, axpy
+from lowmem.optim.core import factored
+from lowmem.optim.core.hyperparameters import one_of
+from lowmem.optim.core.rule import Stage, Work, axpy
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def squares(w: Work, totals: list) -> list[torch.Tensor] | None:

@@ -7,8 +7,8 @@ on purpose: works on CPU and for tensors of any number of axes, and its state is
 """
 
 from lowmem.optim.adafactor import Adafactor
-from lowmem.optim.fused_backward import FusedBackward
-from lowmem.optim.settings import COMMON, refuse_unknown
+from lowmem.optim.core.fused_backward import FusedBackward
+from lowmem.optim.core.hyperparameters import COMMON, refuse_unknown
 
 
 class AdaLomoRule(Adafactor):

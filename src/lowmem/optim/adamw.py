@@ -1,15 +1,15 @@
 """AdamW (Loshchilov and Hutter, arXiv 1711.05101). Reference: torch.optim.AdamW.
 
-Different on purpose: on CPU, fp32 tensors go through a compiled C loop where a C compiler exists (kernel.py), the same
+Different on purpose: on CPU, fp32 tensors go through a compiled C loop where a C compiler exists (cpu_kernel.py), the same
 arithmetic in another order of rounding (1e-6 relative). On a GPU tensors whose moments have their own dtype go through
 torch's fused kernel, others and stochastic rounding through Triton's (gpu_step.py).
 """
 
 import torch
 
-from lowmem.optim import gpu_step, kernel
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, add_square, axpy, shrink
+from lowmem.optim.core import cpu_kernel, gpu_step
+from lowmem.optim.core.rule import Stage, Work, add_square, axpy, shrink
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -61,7 +61,7 @@ class AdamW(RuleOptimizer):
     scalars = staticmethod(adam_scalars)
 
     def fast(self, ready):
-        rest = kernel.in_c(self, ready)
+        rest = cpu_kernel.in_c(self, ready)
         if torch.compiler.is_compiling() or self._compile:
             return rest
         return gpu_step.adam(self, in_one_kernel(rest))

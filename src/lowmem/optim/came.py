@@ -7,10 +7,10 @@ import math
 
 import torch
 
-from lowmem.optim import factored
 from lowmem.optim.adafactor import moments, scaled, squares
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, axpy, shrink
+from lowmem.optim.core import factored
+from lowmem.optim.core.rule import Stage, Work, axpy, shrink
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def update_norm(w: Work, totals: list) -> list[torch.Tensor]:

@@ -7,8 +7,8 @@ where a norm is zero.
 import torch
 
 from lowmem.optim.adamw import adam_scalars
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, add_square
+from lowmem.optim.core.rule import Stage, Work, add_square
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def norms(w: Work, totals: list) -> list[torch.Tensor]:

@@ -1,14 +1,15 @@
 """Lion (Chen et al., arXiv 2302.06675): the sign of an interpolated momentum.
 
 Reference: the authors' google/automl lion; the PyTorch package lion-pytorch. No deliberate difference; on CPU, fp32
-tensors go through a compiled C loop where a C compiler exists (kernel.py), the same arithmetic in another order of rounding.
+tensors go through a compiled C loop where a C compiler exists (cpu_kernel.py), the same arithmetic in another order of
+rounding.
 """
 
 import torch
 
-from lowmem.optim import kernel
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, axpy, shrink
+from lowmem.optim.core import cpu_kernel
+from lowmem.optim.core.rule import Stage, Work, axpy, shrink
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def update(w: Work, totals: list) -> None:
@@ -45,4 +46,4 @@ class Lion(RuleOptimizer):
         }
 
     def fast(self, ready):
-        return kernel.in_c(self, ready)
+        return cpu_kernel.in_c(self, ready)

@@ -4,9 +4,9 @@ Official code: the package lomo-optim 0.1.1; what differs on purpose stands in f
 updates round away at the paper's learning rates; rounding="stochastic" keeps them on average.
 """
 
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.fused_backward import FusedBackward
-from lowmem.optim.settings import COMMON, refuse_unknown
+from lowmem.optim.core.fused_backward import FusedBackward
+from lowmem.optim.core.hyperparameters import COMMON, refuse_unknown
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.sgd import SGD
 
 
@@ -31,7 +31,7 @@ class Lomo(FusedBackward):
     """LOMO: opt = Lomo(model, lr=3e-2, max_grad_norm=1.0); then opt.backward(loss); opt.step().
 
     Unclipped, it equals SGD bit for bit in fp32; with max_grad_norm it equals clip_grad_norm_ and SGD. Decay is
-    decoupled, as in the official package. Keywords: FusedBackward and driver.py.
+    decoupled, as in the official package. Keywords: FusedBackward and rule_optimizer.py.
     """
 
     def __init__(

@@ -7,9 +7,9 @@ the gradient, as the official LOMO package does.
 
 import torch
 
-from lowmem.optim import gpu_step
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, axpy
+from lowmem.optim.core import gpu_step
+from lowmem.optim.core.rule import Stage, Work, axpy
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def update(w: Work, totals: list) -> None:
@@ -34,7 +34,10 @@ IN_FP32 = ("cuda",)  # devices whose `add_` computes 16-bit tensors in fp32
 
 
 class SGD(RuleOptimizer):
-    """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD. Common keywords: driver.py."""
+    """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD.
+
+    Common keywords: rule_optimizer.py.
+    """
 
     form = "flat"
     optional_state = (("momentum_buffer", "momentum"),)

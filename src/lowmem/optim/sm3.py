@@ -7,8 +7,8 @@ accumulator per coordinate, which is the same as the general rule there.
 
 import torch
 
-from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.stages import Stage, Work, add_square, axpy, shrink
+from lowmem.optim.core.rule import Stage, Work, add_square, axpy, shrink
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def candidates(w: Work, totals: list) -> list[torch.Tensor]:

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowmem import pictures
 from lowmem.errors import Misuse, nearest
-from lowmem.task import Task
+from lowmem.training.task import Task
+from lowmem.vision import image_batches
 
 KEYS = {"augment", "pool", "pad_to", "crop"}
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
-    """Task from config keys data, model, train and measure (what is done to the pictures, see pictures.py).
+    """Task from config keys data, model, train and measure (what is done to the pictures, see image_batches.py).
 
     train.eval_batches: how many batches of the test part are looked at (default: all of it). val_accuracy is a share.
     """
@@ -26,7 +26,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         raise Misuse(f"measure: task classify has no key {key!r}{nearest(key, KEYS)}")
     train = config["train"]
     micro = train.get("micro_batch_size") or train["batch_size"]
-    data = pictures.load(root, config["data"], device, changes)
+    data = image_batches.load(root, config["data"], device, changes)
     module = importlib.import_module(f"lowmem.models.{config['model']['name']}")
     shape = {key: value for key, value in data.shape.items() if key in module.Config.__dataclass_fields__}
     settings = {key: value for key, value in config["model"].items() if key != "name"}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowmem import diffusion, networks, pictures
 from lowmem.errors import Misuse, nearest
-from lowmem.task import Task
+from lowmem.training.task import Task
+from lowmem.vision import diffusion, image_batches, reference_networks
 
 PICTURE_KEYS = {"augment", "pool", "pad_to", "crop"}
 KEYS = PICTURE_KEYS | {"noise_steps", "samples", "sample_steps", "classifier", "latent", "drop_labels"}
@@ -21,9 +21,9 @@ CHUNK = 128  # samples at once
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model, train and measure.
 
-    measure: augment, pool, pad_to, crop (see pictures.py); noise_steps; samples and sample_steps (how many pictures are made
-    at the end, and in how many steps); classifier and latent (networks.py: whose features measure the samples; the
-    autoencoder whose latents are diffused, absent: pixels); drop_labels: share of training labels that is hidden.
+    measure: augment, pool, pad_to, crop (see image_batches.py); noise_steps; samples and sample_steps (how many pictures are
+    made at the end, and in how many steps); classifier and latent (reference_networks.py: whose features measure the
+    samples; the autoencoder whose latents are diffused, absent: pixels); drop_labels: share of training labels that is hidden.
 
     The loss is the mean squared error of the predicted noise. train.eval_batches batches of the test part, with noise and
     times fixed once, make val_loss.
@@ -39,7 +39,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     train = config["train"]
     micro = train.get("micro_batch_size") or train["batch_size"]
     changes = {key: value for key, value in settings.items() if key in PICTURE_KEYS}
-    data = pictures.load(root, config["data"], device, changes, scale="signed")
+    data = image_batches.load(root, config["data"], device, changes, scale="signed")
     latents = Latents(root, data, settings.get("latent"), micro)
     module = importlib.import_module(f"lowmem.models.{config['model']['name']}")
     shape = {**latents.shape, "n_class": data.classes}
@@ -103,8 +103,8 @@ def check(config: dict, settings: dict) -> None:
 class Latents:
     """What is diffused: the pictures themselves, or an autoencoder's latents of them divided by their deviation."""
 
-    def __init__(self, root: Path, data: pictures.Pictures, settings: dict | None, batch: int):
-        self.data, self.network = data, networks.ready(root, data, settings) if settings else None
+    def __init__(self, root: Path, data: image_batches.Pictures, settings: dict | None, batch: int):
+        self.data, self.network = data, reference_networks.ready(root, data, settings) if settings else None
         self.shape, self.scale, self.bound = data.shape, 1.0, 1.0
         if self.network:
             with torch.no_grad():
@@ -138,14 +138,14 @@ def samples(model, data, latents: Latents, kept: Tensor, settings: dict, generat
     return torch.cat(made)
 
 
-def quality(root: Path, data: pictures.Pictures, settings: dict, made: Tensor) -> dict[str, float]:
+def quality(root: Path, data: image_batches.Pictures, settings: dict, made: Tensor) -> dict[str, float]:
     """Distance of the samples from test pictures in our classifier's features, and its score; floor: of training pictures.
 
     Empty without measure.classifier.
     """
     if not settings.get("classifier"):
         return {}
-    network, count = networks.ready(root, data, settings["classifier"]), len(made)
+    network, count = reference_networks.ready(root, data, settings["classifier"]), len(made)
 
     def features(images: Tensor) -> np.ndarray:
         parts = [network.features(part) for part in images.split(CHUNK)]

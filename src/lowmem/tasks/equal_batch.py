@@ -13,9 +13,9 @@ import gc
 import statistics
 from pathlib import Path
 
-from lowmem import stats
+from lowmem.analysis import stats
 from lowmem.errors import Misuse, nearest
-from lowmem.memory import measured, target
+from lowmem.memory import measured_peak, target_model
 from lowmem.memory.accountant import Cell, account
 from lowmem.memory.throughput import largest_batch
 
@@ -31,7 +31,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     optimizers, base = settings["optimizers"], settings["base"]
     if base not in optimizers:
         raise Misuse(f"measure.base {base!r} is no key of measure.optimizers{nearest(base, optimizers)}")
-    model, device = target.find(config["model"]), settings["device"]
+    model, device = target_model.find(config["model"]), settings["device"]
     cells = {
         label: Cell(
             optimizer={"lr": 1e-4, **optimizer},
@@ -46,9 +46,9 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     final, curve = {}, []
     for kind, batches in (("equal", dict.fromkeys(cells, settings["batch"])), ("largest", largest)):
         chosen = {label: dataclasses.replace(cells[label], batch=n) for label, n in batches.items() if n}
-        peaks = {label: measured.peak_bytes(model, cell, device)[0] for label, cell in chosen.items()}
-        steps = {label: measured.build(model, cell, device) for label, cell in chosen.items()}
-        seconds = measured.in_turn(steps, settings["rounds"])
+        peaks = {label: measured_peak.peak_bytes(model, cell, device)[0] for label, cell in chosen.items()}
+        steps = {label: measured_peak.build(model, cell, device) for label, cell in chosen.items()}
+        seconds = measured_peak.in_turn(steps, settings["rounds"])
         del steps
         gc.collect()
         speeds = {k: [chosen[k].batch * chosen[k].seq_len / s for s in found] for k, found in seconds.items()}

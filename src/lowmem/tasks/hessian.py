@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowmem import clustering, hessian, partition, toy_data
+from lowmem import partition
+from lowmem.analysis import clustering, hessian, toy_data
 from lowmem.blocks import ParamBlocks
 from lowmem.errors import Misuse, nearest
 from lowmem.optim._factory import make
-from lowmem.schedule import lr_at
+from lowmem.training.lr_schedule import lr_at
 
 KEYS = {"stages", "modules", "examples", "classes", "pool", "memory_mb", "pixels", "rows", "columns", "clusters"}
 

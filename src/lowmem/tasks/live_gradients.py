@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lowmem.optim._factory import make
-from lowmem.optim.fused_backward import FusedBackward
+from lowmem.optim.core.fused_backward import FusedBackward
 
 
 def measure(config: dict, seed: int, root: Path) -> dict:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowmem import graphs, prepare
+from lowmem.data import graphs, prepare
 from lowmem.errors import Misuse
 from lowmem.models.gnn import make_graph
-from lowmem.task import Task
+from lowmem.training.task import Task
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:

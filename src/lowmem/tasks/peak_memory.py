@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from lowmem import machine
-from lowmem.memory import measured, target
+from lowmem.memory import measured_peak, target_model
 from lowmem.memory.accountant import Cell, account
+from lowmem.training import machine
 
 
 def measure(config: dict, seed: int, root: Path) -> dict:
@@ -21,10 +21,12 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     """
     settings = dict(config["measure"])
     device = machine.measuring_device(settings)
-    model = target.find(config["model"])
+    model = target_model.find(config["model"])
     trains = "optimizer" in config
     cell = Cell(optimizer=config.get("optimizer", {}), device="gpu" if device == "cuda" else "cpu", **settings)
-    peak, resident = measured.peak_bytes(model, cell, device, measured.build if trains else measured.inference)
+    peak, resident = measured_peak.peak_bytes(
+        model, cell, device, measured_peak.build if trains else measured_peak.inference
+    )
     parts = account(model, cell).parts if trains else {}
     final = {
         "measured_bytes": peak,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from lowmem import machine
-from lowmem.memory import measured, target
+from lowmem.memory import measured_peak, target_model
 from lowmem.memory.accountant import Cell, account
+from lowmem.training import machine
 
 
 def measure(config: dict, seed: int, root: Path) -> dict:
@@ -22,11 +22,11 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     """
     settings = dict(config["measure"])
     device, keep = machine.measuring_device(settings), settings.pop("snapshot", False)
-    model = target.find(config["model"])
+    model = target_model.find(config["model"])
     cell = Cell(optimizer=config["optimizer"], device="gpu" if device == "cuda" else "cpu", **settings)
     predicted = account(model, cell)
-    with measured.snapshot(root / "results" / "snapshot.pickle" if keep else None):
-        peak, resident = measured.peak_bytes(model, cell, device)
+    with measured_peak.snapshot(root / "results" / "snapshot.pickle" if keep else None):
+        peak, resident = measured_peak.peak_bytes(model, cell, device)
     final = {
         "measured_bytes": peak,
         "predicted_bytes": predicted.peak,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import quadratics as q
+from lowmem.analysis import quadratics as q
+from lowmem.analysis.stats import bootstrap
 from lowmem.errors import Misuse
-from lowmem.stats import bootstrap
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 FEWEST = 20  # draws in a cell of a map; with fewer it stays empty

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import quadratics as q
+from lowmem.analysis import quadratics as q
 from lowmem.errors import Misuse
 
 METHODS = ("single", "adam_frozen", "adam_accumulated", "blockwise")

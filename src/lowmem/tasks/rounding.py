@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from lowmem import machine
 from lowmem.errors import Misuse
 from lowmem.optim._factory import make
-from lowmem.schedule import lr_at
 from lowmem.tasks import superglue
+from lowmem.training import machine
+from lowmem.training.lr_schedule import lr_at
 
 
 def measure(config: dict, seed: int, root: Path) -> dict:

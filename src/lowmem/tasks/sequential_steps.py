@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowmem import prepare
+from lowmem.data import prepare
+from lowmem.data.token_windows import inputs_and_targets, train_windows
 from lowmem.errors import Misuse
 from lowmem.models import llama
-from lowmem.tasks.pretrain import inputs_and_targets, train_windows
 
 
 def measure(config: dict, seed: int, root: Path) -> dict:

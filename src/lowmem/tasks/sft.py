@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowmem import dialogues, judge, prepare, stages
-from lowmem.answers import by_length, loss, padded, picked
+from lowmem.data import prepare
 from lowmem.errors import Misuse, nearest
-from lowmem.pretrained import Words
-from lowmem.task import Task
+from lowmem.finetuning import dialogues, judge
+from lowmem.finetuning.examples import by_length, loss, padded, picked
+from lowmem.training import earlier_run
+from lowmem.training.task import Task
+from lowmem.weights.pretrained import Words
 
 # template: of dialogues.py. longest: a question with more tokens starts later. train_examples, val_examples: at most so
 # many (null: all). bucket: sort the examples of this many batches by length, which saves padding. eval_tokens: in one
@@ -28,7 +30,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
     """The task and the words that its model reads."""
     train, settings = config["train"], settled(config, DEFAULTS)
     folder, questions = prepare.ready(root, config["data"]), judge.asked(root, settings)
-    model, words = stages.language_model(root, config["model"], device)
+    model, words = earlier_run.language_model(root, config["model"], device)
     limit = length_limit(train, model)
     learn, held_out, counts, paths = dialogues.both_splits(folder, "instructions", ("answer",), words, settings, limit)
     size = train["batch_size"]

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from lowmem.errors import Misuse, nearest
-from lowmem.memory import hardware, target
+from lowmem.memory import hardware, target_model
 from lowmem.memory.accountant import Cell, account
 from lowmem.memory.throughput import plan, speed
 
@@ -27,7 +27,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
         if key not in known:
             raise Misuse(f"measure: unknown key {key!r}{nearest(key, known)}")
     gpu, batch = hardware.find(settings.pop("gpu")), settings.pop("batch")
-    model = target.find(config["model"])
+    model = target_model.find(config["model"])
     cell = Cell(optimizer=config["optimizer"], **settings)
     if batch == "largest":
         found = plan(model, cell, gpu)

@@ -11,7 +11,7 @@ import torch
 
 from lowmem.errors import Misuse
 from lowmem.optim._factory import make
-from lowmem.optim.fused_backward import FusedBackward
+from lowmem.optim.core.fused_backward import FusedBackward
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
-from lowmem import likelihoods, prepare, pretrained, prompts
-from lowmem.answers import Example, loss, packed, padded, picked
+from lowmem.data import prepare
 from lowmem.errors import Failed, Misuse, nearest
+from lowmem.finetuning import likelihoods, superglue_prompts
+from lowmem.finetuning.examples import Example, loss, packed, padded, picked
 from lowmem.progress import say
-from lowmem.task import Task
+from lowmem.training.task import Task
+from lowmem.weights import pretrained
 
 # prompts, score: see above. train_examples, val_examples: a split that is longer is sampled down to this. longest: take
 # questions of at most this many tokens, longer ones only where there are too few (null: any). bucket: sort the examples of
@@ -34,8 +36,10 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     if unknown:
         raise Misuse(f"measure: unknown key {unknown[0]!r}{nearest(unknown[0], DEFAULTS)}")
     settings = {**DEFAULTS, **asked}
-    if settings["prompts"] not in prompts.SETS or settings["score"] not in ("sum", "mean"):
-        raise Misuse(f"measure: prompts is one of {', '.join(prompts.SETS)} and score sum or mean; got {settings}")
+    if settings["prompts"] not in superglue_prompts.SETS or settings["score"] not in ("sum", "mean"):
+        raise Misuse(
+            f"measure: prompts is one of {', '.join(superglue_prompts.SETS)} and score sum or mean; got {settings}"
+        )
     folder, name = prepare.ready(root, config["data"]), task_name(config["data"])
     part = config["data"].get("part")
     paths = [folder / f"{part + '.' if part else ''}{split}.jsonl" for split in ("train", "val")]
@@ -79,8 +83,8 @@ def quarters(path: Path) -> tuple[slice, slice]:
 def task_name(data: dict) -> str:
     """Key of prompts.TASKS: the part of a dataset with several, else the dataset's name after superglue_."""
     name = data.get("part") or data["dataset"].removeprefix("superglue_")
-    if name not in prompts.TASKS:
-        raise Misuse(f"data: no prompt for {name!r}{nearest(name, prompts.TASKS)}")
+    if name not in superglue_prompts.TASKS:
+        raise Misuse(f"data: no prompt for {name!r}{nearest(name, superglue_prompts.TASKS)}")
     return name
 
 
@@ -127,7 +131,7 @@ def examples(
 def tokens_of(name: str, line: str, place: str, prompt_set: str, words) -> Example:
     """One line of a jsonl file as tokens; Failed names the line that is no question of the task."""
     try:
-        asked = prompts.question(name, json.loads(line), prompt_set)
+        asked = superglue_prompts.question(name, json.loads(line), prompt_set)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         told = f"no {error}" if isinstance(error, KeyError) else error
         raise Failed(f"{place}: not a question of {name} ({told}); mend the file it came from") from error

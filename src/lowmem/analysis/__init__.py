@@ -1,0 +1,1 @@
+"""Mathematics that several tasks and exhibits share: Hessians, clustering, quadratics, statistics."""

@@ -1,0 +1,1 @@
+"""From a registry to data/prepared: sources, archives, tokens, pictures, graphs."""

@@ -1,1 +1,0 @@
-"""What several exhibits share: values out of records, rows of tables, panels of figures."""

@@ -1,0 +1,1 @@
+"""What tasks on instructions, preferences and questions share: examples, prompts, generation, rewards."""

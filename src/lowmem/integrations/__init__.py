@@ -1,0 +1,1 @@
+"""The optimizers in other people's trainers: Hugging Face, DeepSpeed, torchtitan."""

@@ -1,0 +1,164 @@
+"""GPU kernels as the accountant needs them: what they keep for backward and what they allocate, without what they do.
+
+On a machine without a GPU PyTorch would trace its CPU kernels, which keep other tensors. Two differ enough to matter:
+
+attention  FlashAttention-2 (Dao, arXiv 2307.08691) keeps q, k, v, the output and one fp32 number per query; its
+           backward holds an fp32 sum for dq, and dk and dv per query head.
+RMSNorm    the fused kernel keeps its input and one fp32 number per row.
+
+optimizers  torch's fused AdamW, PyTorch's list operations for plain descent, and Triton's kernels (optim/gpu_step.py)
+           read and write each weight, gradient and moment once, in its own dtype and without copies.
+
+"eager" is the code that LLaMA had in Hugging Face transformers in 2023: explicit scores, a softmax in fp32 whose result
+is cast back, and a norm of several operations that keeps fp32 copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from lowmem.memory.tracker import Tracker
+from lowmem.models import _attention
+from lowmem.optim import SGD, AdamMini, AdamW
+from lowmem.optim.core.gpu_step import FLOATS
+from lowmem.optim.core.gpu_tables import LONGEST
+
+ATTENTION = ("fused", "eager")
+
+
+class _Attention(torch.autograd.Function):
+    """q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D), of no values."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        log_sum = q.new_empty(q.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, log_sum)
+        _count("attention", q, k, 2)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, _, log_sum = ctx.saved_tensors
+        sums = q.new_empty(q.shape, dtype=torch.float32)
+        delta = torch.empty_like(log_sum)
+        _count("attention", q, k, 5)
+        dq = torch.empty_like(q)
+        if k.shape[1] == q.shape[1]:
+            return dq, torch.empty_like(k), torch.empty_like(v)
+        wide = [x.new_empty(x.shape[0], q.shape[1], *x.shape[2:]) for x in (k, v)]  # one per query head, then summed
+        found = dq, torch.empty_like(k), torch.empty_like(v)
+        del wide, sums, delta
+        return found
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of transformers 4.28 (LlamaAttention): q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D)."""
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    mask = torch.full((q.shape[2], k.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, S)
+    scores = torch.matmul(q, k.transpose(2, 3)) / q.shape[3] ** 0.5 + mask  # (B, H, T, S)
+    return torch.matmul(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
+
+
+class _Norm(torch.autograd.Function):
+    """x (..., C), weight (C,) -> (..., C), of no values."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        inverse = x.new_empty(x.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(x, weight, inverse)
+        _count("touched", x, 2)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        _count("touched", x, 3)
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _count(what: str, *arguments) -> None:
+    """Tell the tracker what such a kernel would do, since it sees only what is allocated."""
+    tracker = _get_current_dispatch_mode()
+    if isinstance(tracker, Tracker):
+        getattr(tracker.work, what)(tracker.stage, *arguments)
+
+
+class _Kernels(TorchFunctionMode):
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            q, k, v = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value")))
+            if self.kind == "eager":
+                return eager(q, k, v)
+            return _Attention.apply(q, k, v)
+        if self.kind == "fused" and function in (F.rms_norm, torch.rms_norm):
+            weight = args[2] if len(args) > 2 else kwargs.get("weight")
+            if weight is not None:
+                return _Norm.apply(args[0], weight)
+        return function(*args, **kwargs)
+
+
+def step_on_gpu(tracker: Tracker, optimizer) -> Callable | None:
+    """What an optimizer's fast() does on a GPU, counted in place of done; None for a rule without kernels there.
+
+    Each kernel is one launch for all tensors of a step; PyTorch's own, which start anew after 21 M elements, too.
+    """
+    if not isinstance(optimizer, AdamMini | AdamW | SGD):
+        return None
+
+    def fast(ready: list) -> list:
+        rest, moved = [], Counter()
+        for entry in ready:
+            _, p, g, state, h, lay = entry
+            m, v = state.get("exp_avg"), state.get("exp_avg_sq")
+            dtypes = {x.dtype for x in (p, g, m, v) if x is not None}
+            if not dtypes <= set(FLOATS) or h.get("momentum", 0) or h.get("reduce", "mean") != "mean":
+                rest.append(entry)
+            else:
+                moved.update(_moved(isinstance(optimizer, AdamMini), p, g, m, v, lay))
+        for size in moved.values():
+            tracker.work[tracker.stage, "stream", size] += 1
+        return rest
+
+    return fast
+
+
+def _moved(by_blocks: bool, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, lay) -> dict[str, float]:
+    """Bytes that each kernel reads and writes for one tensor, see optim/triton_kernels.py."""
+    once = sum(_bytes(x) for x in (p, g, p, m, m) if x is not None)
+    scalars = 0 if v is None else 2 * _bytes(v)
+    if not by_blocks or lay.blocks.kind == "coordinate":
+        return {"elements": once + scalars}
+    strips = [(outer * blocks * run, outer > 1 or run > LONGEST) for _, _, outer, _, blocks, run in lay.strips]
+    twice = sum(size for size, apart in strips if apart) / lay.held  # share of elements in long and strided blocks
+    found = {"short": (1 - twice) * once + scalars} if twice < 1 else {}
+    return found | ({"sums": twice * _bytes(g), "settle": scalars, "move": twice * once} if twice else {})
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+@contextlib.contextmanager
+def of(cell) -> Iterator[None]:
+    """Inside, attention and RMSNorm allocate as on the cell's device: a GPU's kernels, or what runs here."""
+    if cell.device == "gpu":
+        with mock.patch.object(_attention, "EXPLICIT_UP_TO", 0), _Kernels(cell.attention):
+            yield
+    else:
+        yield

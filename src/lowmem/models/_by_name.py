@@ -1,0 +1,34 @@
+"""A model from its name alone, on the meta device: shapes without weights, for `lowmem blocks`."""
+
+import importlib
+from pathlib import Path
+
+from lowmem.errors import Misuse, nearest
+
+
+def build(name: str):
+    """The model of a name: gpt2, llama:llama2-7b (file of lowmem/models, size), or a Hugging Face name or folder.
+
+    Nothing is downloaded but a Hugging Face configuration that is not a local folder. Raises Misuse for unknown names.
+    """
+    import torch
+
+    file, _, size = name.partition(":")
+    own = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+    with torch.device("meta"):
+        if file in own:
+            module = importlib.import_module(f"lowmem.models.{file}")
+            if size and size not in getattr(module, "SIZES", {}):
+                raise Misuse(f"{file} has no size {size!r}{nearest(size, getattr(module, 'SIZES', {}))}")
+            return module.build(**({"size": size} if size else {}))
+        if "/" not in name and not Path(name).is_dir():
+            raise Misuse(f"unknown model {name!r}{nearest(name, own)}; a Hugging Face name has a slash")
+        try:
+            from transformers import AutoConfig, AutoModelForCausalLM
+        except ImportError as error:
+            raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
+        try:
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise Misuse(f"model {name}: {reason}") from error

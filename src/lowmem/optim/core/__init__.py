@@ -1,0 +1,1 @@
+"""What all rules share: blocks, shards, state, rounding, and the ways in which a rule is executed."""

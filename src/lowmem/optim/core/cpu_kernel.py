@@ -1,0 +1,120 @@
+"""The steps of AdamW, Adam-mini and Lion as plain C loops for fp32 tensors on CPU (kernel_build.py makes them).
+
+Where no C compiler works, or LOWMEM_KERNEL=0, the rules' PyTorch code runs instead: same arithmetic, other order of
+rounding (1e-6 relative).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import functools
+import os
+
+import torch
+
+from lowmem.optim.core.kernel_build import NAMES, VARIANTS, Kernel, Scalars, Segment, load
+
+THREADS_PAY_FROM = 1 << 18  # elements; below, waking a second thread costs more than it saves
+
+
+@functools.cache
+def library() -> Kernel | None:
+    """The built kernel, or None where it cannot be built."""
+    return load()
+
+
+def in_c(optimizer, ready: list) -> list:
+    """Step every eligible tensor of `ready`, [(group, p, g, state, scalars, layout)], in C; returns the others."""
+    if torch.compiler.is_compiling() or optimizer._compile or (ready and ready[0][4]["factor"] != 1.0):
+        return ready
+    kernel = library()
+    if kernel is None:
+        return ready
+    cache = optimizer._segments
+    if len(cache) > 2 * len(optimizer._layouts) + 16:  # of moments that were replaced
+        cache.clear()
+    addresses, rest, alive, elements, numbers = [], [], [], 0, {}
+    for entry in ready:
+        _, p, g, state, h, lay = entry
+        segments = []
+        if h.get("reduce", "mean") == "mean" and _plain(g, lay.held):
+            segments = _segments(cache, p, state["exp_avg"], state.get("exp_avg_sq"), lay)
+        if not segments:
+            rest.append(entry)
+            continue
+        if id(h) not in numbers:
+            numbers[id(h)] = Scalars(*[h.get(name, 0.0) for name in NAMES])
+        at, scalars = g.data_ptr(), ctypes.addressof(numbers[id(h)])
+        for segment, offset, address in segments:
+            segment.g, segment.h = at + offset, scalars
+            addresses.append(address)
+        alive.append(p)
+        elements += lay.held
+    if alive:
+        optimizer.step_kernel = f"C, {VARIANTS[kernel.blocks]}, {VARIANTS[kernel.elements]}"
+        _run(kernel, (ctypes.c_void_p * len(addresses))(*addresses), elements)
+        torch.autograd.graph.increment_version(alive)  # so that autograd notices, as with any in-place operation
+    return rest
+
+
+def _segments(cache: dict, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor | None, lay) -> list:
+    """[(segment, byte offset of its gradient, address)] of one parameter, [] where C cannot do it; kept between steps.
+
+    v: None for Lion.
+
+    Addresses say nothing about what lies there, so the tensors are looked at each time: tools cast and resize them.
+    """
+    if not (_plain(p, lay.held) and _plain(m, lay.held)):
+        return []
+    known = cache.get(m.data_ptr())
+    seconds = known[2] if known is not None and known[1] is lay else _seconds(lay)
+    if v is not None and not _plain(v, seconds):
+        return []
+    at = (p.data_ptr(), m.data_ptr(), v.data_ptr() if v is not None else None)
+    if known is not None and known[0] == at and known[1] is lay:
+        return known[3]
+    segments = []
+    for offset, first, *sizes in lay.strips:
+        second = None if v is None else at[2] + 4 * first
+        segment = Segment(at[0] + 4 * offset, at[1] + 4 * offset, second, None, None, *sizes)
+        segments.append((segment, 4 * offset, ctypes.addressof(segment)))
+    cache[at[1]] = (at, lay, seconds, segments)
+    return segments
+
+
+def _seconds(lay) -> int:
+    """Numbers in the second moment: one per element, or one per block of the whole parameter."""
+    return lay.frame[1] if len(lay.frame) == 3 and lay.blocks.kind != "coordinate" else lay.held
+
+
+def _plain(t: torch.Tensor, numel: int) -> bool:
+    """Whether C may take a tensor for so many fp32 numbers, one after the other, in memory that is all there."""
+    return (
+        type(t) in (torch.Tensor, torch.nn.Parameter)
+        and t.dtype == torch.float32
+        and t.is_cpu
+        and t.numel() == numel > 0
+        and t.is_contiguous()
+        and t.untyped_storage().nbytes() >= 4 * (t.storage_offset() + numel)
+    )
+
+
+def _run(kernel: Kernel, segments, elements: int) -> None:
+    """All threads take chunks from one shared counter; ctypes releases the interpreter lock during the call."""
+    counter = ctypes.c_int64(0)
+    arguments = (kernel.blocks, kernel.elements, segments, len(segments), ctypes.byref(counter))
+    threads = torch.get_num_threads() if elements >= THREADS_PAY_FROM else 1
+    helpers = [_pool(threads).submit(kernel.step, *arguments) for _ in range(threads - 1)]
+    kernel.step(*arguments)
+    for helper in helpers:
+        helper.result()
+
+
+@functools.cache
+def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="lowmem-kernel")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not come along

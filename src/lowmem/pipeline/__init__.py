@@ -1,0 +1,1 @@
+"""From YAML to runs, jobs and records; without PyTorch."""

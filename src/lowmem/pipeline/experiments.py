@@ -1,0 +1,286 @@
+"""From configuration files to runs. Standard library and yaml only: Snakemake parses this at every call.
+
+An experiment file states the paper's settings once, the axes that span its runs, and what each tier overlays:
+
+    settings < tiers.<tier>.settings < one value of each axis, in the order the axes are written
+
+A run is a plain dictionary {id, experiment, variant, seed, tier, config, config_hash, resources}. Its variant is the
+chosen axis values joined by "-". Everything that decides the result is in `config`, so its hash names the result.
+"""
+
+import copy
+import fnmatch
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lowmem import optim
+from lowmem.errors import Misuse, nearest
+from lowmem.files import read_yaml
+from lowmem.pipeline import model_settings, rates
+
+
+def find_root() -> Path:
+    """The checkout that holds workflow/config: $LOWMEM_ROOT, else the current folder or a parent, else this file's."""
+    if "LOWMEM_ROOT" in os.environ:
+        return Path(os.environ["LOWMEM_ROOT"])
+    here = Path.cwd()
+    for folder in (here, *here.parents, *Path(__file__).resolve().parents):
+        if (folder / "workflow" / "config" / "tiers").is_dir():
+            return folder
+    raise Misuse("no workflow/config/tiers here or above: run lowmem inside its checkout, or set LOWMEM_ROOT")
+
+
+def tier_names(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "workflow/config/tiers").glob("*.yaml"))
+
+
+def load_tier(root: Path, tier: str) -> dict:
+    """The tier file as a dictionary: job granularity, machine, and which data stand in for the paper's.
+
+    A tier that is `like` another takes that one's data for whatever it does not name itself, and that one's runs as they
+    are for experiments that it does not change (see set_by).
+    """
+    if tier not in tier_names(root):
+        raise Misuse(f"unknown tier {tier!r}{nearest(tier, tier_names(root))}")
+    path = root / f"workflow/config/tiers/{tier}.yaml"
+    loaded = read_yaml(path)
+    check(root, loaded, "tier", path)
+    if "like" in loaded:
+        loaded["data"] = {**load_tier(root, loaded["like"]).get("data", {}), **loaded.get("data", {})}
+    return loaded
+
+
+def set_by(root: Path, experiment: str, tier: str) -> str:
+    """The tier whose settings and data an experiment has in a tier: this one's, or those of the tier that it is `like`.
+
+    Misuse where an experiment has no runs in the tier.
+    """
+    spec = load_experiment(root, experiment)
+    tiers, parent = spec.get("tiers"), load_tier(root, tier).get("like")
+    if not runs_in(root, spec, tier):
+        raise Misuse(f"experiment {experiment} has no runs in tier {tier}; its tiers: {', '.join(tiers)}")
+    return tier if parent is None or tier in (tiers or {}) else parent
+
+
+def experiment_names(root: Path, tier: str | None = None) -> list[str]:
+    """All experiments, or those that have runs in a tier."""
+    found = sorted(path.stem for path in (root / "workflow/config/experiments").glob("*.yaml"))
+    return found if tier is None else [name for name in found if runs_in(root, load_experiment(root, name), tier)]
+
+
+def runs_in(root: Path, spec: dict, tier: str) -> bool:
+    """Whether an experiment has runs in a tier: those it names, those that are like one of them, all if it names none."""
+    tiers = spec.get("tiers")
+    return tiers is None or tier in tiers or load_tier(root, tier).get("like") in tiers
+
+
+def load_experiment(root: Path, name: str) -> dict:
+    """The experiment file as a dictionary, checked against its schema."""
+    if name not in experiment_names(root):
+        raise Misuse(f"unknown experiment {name!r}{nearest(name, experiment_names(root))}")
+    path = root / f"workflow/config/experiments/{name}.yaml"
+    loaded = read_yaml(path)
+    check(root, loaded, "experiment", path)
+    return loaded
+
+
+def merge(base: dict, overlay: dict) -> dict:
+    """Deep merge: dictionaries merge key by key, anything else (lists too) is replaced. Inputs stay unchanged."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def config_hash(config: dict) -> str:
+    """First 16 hex digits of the sha256 of the configuration as canonical JSON; `resources` decide no result."""
+    deciding = {key: value for key, value in config.items() if key != "resources"}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def runs(root: Path, experiment: str, tier: str, options: dict | None = None) -> list[dict]:
+    """All runs of an experiment in a tier, in the order of axes and seeds.
+
+    options: {paper's dataset: source} overrides the tier's stand-in, as in `--config superglue=hub`.
+    """
+    spec, source = load_experiment(root, experiment), set_by(root, experiment, tier)
+    of_tier, overlay = load_tier(root, source), (spec.get("tiers") or {}).get(source) or {}
+    settings = merge(spec["settings"], overlay.get("settings", {}))
+    axes = {**spec.get("axes", {}), **overlay.get("axes", {})}
+    grids = overlay.get("rates", spec.get("rates"))
+    seeds = overlay.get("seeds", spec.get("seeds", [0]))
+    excluded = overlay.get("exclude", spec.get("exclude", []))
+    path = root / f"workflow/config/experiments/{experiment}.yaml"
+    found, planned = [], set()
+    for names, lr in combinations(axes, grids):
+        variant = "-".join(names if lr is None else (*names, spelled(lr))) or "only"
+        if any(fnmatch.fnmatch(variant, pattern) for pattern in excluded):
+            continue
+        config = settings
+        for axis, name in zip(axes, names):
+            config = merge(config, axes[axis][name] or {})
+        if lr is not None:
+            config = merge(config, {"optimizer": {"lr": lr}})
+        config = use_tier_data(config, of_tier, options or {})
+        if "unavailable" in (config.get("data") or {}):
+            continue  # the exhibit says why, see unavailable()
+        config = with_stages(root, config, tier, options)
+        if rates.named(config):
+            config = rates.resolved(root, config, tier, variant)
+            if (hashed := config_hash(config)) in planned:
+                continue  # two readings of a claim agree on the rate: one set of runs serves both
+            planned.add(hashed)
+        check(root, config, "run", path, place=f" (tier {tier}, variant {variant})")
+        check_files_exist(config, path)
+        resources = {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **config.pop("resources", {})}
+        for seed in seeds:
+            if any(fnmatch.fnmatch(f"{variant}/seed{seed}", pattern) for pattern in excluded):
+                continue  # where nothing is random, one seed says it all
+            found.append(
+                {
+                    "id": f"{experiment}/{variant}/seed{seed}",
+                    "experiment": experiment,
+                    "variant": variant,
+                    "seed": seed,
+                    "tier": tier,
+                    "config": config,
+                    "config_hash": config_hash({**config, "seed": seed}),
+                    "resources": resources,
+                }
+            )
+    if not found:
+        raise Misuse(f"{path}: tier {tier} leaves no run; give every axis a value, at least one seed, exclude less")
+    return found
+
+
+def combinations(axes: dict, grids: dict | None) -> Iterator[tuple[tuple[str, ...], float | None]]:
+    """(one value of each axis, a rate of the grid that fits these values); None without grids, no rates without a fit."""
+    for names in itertools.product(*axes.values()):
+        if grids is None:
+            yield names, None
+            continue
+        fitting = (grids[pattern] for pattern in grids if fnmatch.fnmatch("-".join(names), pattern))
+        for lr in next(fitting, []):
+            yield names, lr
+
+
+def spelled(lr: float) -> str:
+    """A rate as the last part of a variant: 0.003 is 3e.3, 1 is 1e0 ("-" joins axes)."""
+    digits, power = f"{lr:e}".split("e")
+    return f"{float(digits):g}e{'.' * (int(power) < 0)}{abs(int(power))}"
+
+
+def use_tier_data(config: dict, tier: dict, options: dict) -> dict:
+    """Replace the paper's dataset by what the tier (or the user's option) uses for it; the name changes with it."""
+    data = config.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("dataset"), str):
+        return config  # none, or what the schema refuses
+    wanted = data["dataset"]
+    if wanted in options:
+        stand_in = tier.get("data", {}).get(wanted, {})  # its tokenizer fits the models of this tier
+        chosen = {"source": options[wanted], **{k: v for k, v in stand_in.items() if k == "tokenizer"}}
+    else:
+        chosen = dict(tier.get("data", {}).get(wanted, {}))
+        opt_in = chosen.pop("opt_in", {})  # what is used only where its own dataset is asked for, as in bigbench=true
+        if opt_in.get("dataset") in options:
+            chosen = dict(opt_in)
+        if chosen.get("dataset") in options:  # the stand-in from elsewhere, as in `--config sotu=url`
+            chosen["source"] = options[chosen["dataset"]]
+    return {**config, "data": {**data, **chosen}}
+
+
+STAGES = (("model", "pretrained"), ("measure", "reward"))  # where a run may name another one that is trained before it
+
+
+def with_stages(root: Path, config: dict, tier: str, options: dict | None) -> dict:
+    """Put a run's configuration of the same tier where another one is named as {experiment, variant}."""
+    for key, inner in STAGES:
+        named = (config.get(key) or {}).get(inner)
+        if not isinstance(named, dict) or "experiment" not in named:
+            continue
+        try:
+            found = {run["variant"]: run["config"] for run in runs(root, named["experiment"], tier, options)}
+        except RecursionError as error:
+            raise Misuse(f"{key}.{inner}: {named['experiment']} starts from itself; name another experiment") from error
+        if named.get("variant") not in found:
+            variant = str(named.get("variant"))
+            raise Misuse(f"{key}.{inner}: {named['experiment']} has no variant {variant!r}{nearest(variant, found)}")
+        config = {**config, key: {**config[key], inner: found[named["variant"]]}}
+    return config
+
+
+def stages(config: dict) -> Iterator[dict]:
+    """A configuration and all those inside it, which are trained before it."""
+    yield config
+    for key, inner in STAGES:
+        found = (config.get(key) or {}).get(inner)
+        if isinstance(found, dict) and "task" in found:
+            yield from stages(found)
+        elif isinstance(found, dict) and key == "model":
+            raise Misuse(
+                f"model.pretrained: {found} is no run; an experiment's file may name one as experiment and variant"
+            )
+
+
+def unavailable(root: Path, dataset: str, tier: str, options: dict | None = None) -> str | None:
+    """What a dataset would need where a tier has nothing to stand in for it; None where it has, or an option names a source."""
+    stand_in = load_tier(root, tier).get("data", {}).get(dataset, {})
+    return None if dataset in (options or {}) else stand_in.get("unavailable")
+
+
+@functools.cache
+def names_in(folder: str) -> list[str]:
+    """Names of the tasks, models or optimizers there are."""
+    return (
+        optim.names() if folder == "optim" else [p.stem for p in (Path(__file__).parents[1] / folder).glob("[a-z]*.py")]
+    )
+
+
+def check_files_exist(config: dict, path: Path) -> None:
+    """Task, model, optimizer and dataset are named after the file that holds them; an unknown name is refused."""
+    for key, folder in (("task", "tasks"), ("model", "models"), ("optimizer", "optim")):
+        value = config.get(key)
+        name = value.get("name") if isinstance(value, dict) else value
+        if name is None:
+            continue
+        known = names_in(folder)
+        if name not in known:
+            raise Misuse(f"{path}: unknown {key} {name!r}{nearest(name, known)}")
+    if config.get("model"):
+        model_settings.check(config["model"], path)
+
+
+_validators: dict = {}
+_passed: set = set()
+
+
+def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
+    """Validate against workflow/schemas/<schema>.schema.yaml; the first problem becomes a one-line Misuse."""
+    import jsonschema
+
+    key = (root, schema)
+    if key not in _validators:
+        loaded = read_yaml(root / f"workflow/schemas/{schema}.schema.yaml")
+        _validators[key] = jsonschema.Draft202012Validator(loaded)
+    seen = (*key, repr(value))
+    if seen in _passed:  # many runs share a tier and stages; a check takes milliseconds
+        return
+    problem = jsonschema.exceptions.best_match(_validators[key].iter_errors(value))
+    if problem is None:
+        _passed.add(seen)
+        return
+    where = ".".join(str(part) for part in problem.absolute_path) or "top level"
+    message = problem.message
+    if problem.validator == "additionalProperties" and isinstance(problem.instance, dict):
+        known = problem.schema.get("properties", {})
+        unknown = sorted(set(problem.instance) - set(known))
+        message = f"unknown key {unknown[0]!r}{nearest(unknown[0], known)}"
+    raise Misuse(f"{path}{place}: {where}: {message}")

@@ -1,0 +1,111 @@
+"""Whether records can be trusted: hashes recomputed, drift of code and data named, a sample run again and compared."""
+
+import datetime
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lowmem import provenance
+from lowmem.errors import Failed, Misuse
+from lowmem.files import write_json
+from lowmem.pipeline import archive, experiments, record
+
+
+def check(root: Path, path: Path) -> tuple[str, str]:
+    """(state, why) of one run folder. State: "whole", "drifted" (code or data changed since), or "damaged"."""
+    try:
+        found = record.load(path)
+        experiments.check(root, found, "record", Path("record.json"))
+    except (Failed, Misuse) as error:
+        return "damaged", getattr(error, "short", str(error))
+    problem = record.damage(path, found)
+    if problem is None and experiments.config_hash({**found["config"], "seed": found["seed"]}) != found["config_hash"]:
+        problem = "config_hash is not that of its configuration"
+    if problem:
+        return "damaged", problem
+    changed = provenance.drifted(root, found["code"]["files"])
+    return ("drifted", ", ".join(changed)) if changed else ("whole", "")
+
+
+def folders(root: Path, places: list[Path]) -> list[Path]:
+    """Run folders below the places (default: results/ and the archived records), in order."""
+    for name in () if places else archive.names(root):
+        archive.folder(root, name)  # unpacked below results/
+    places = places or [root / "results"]
+    found = sorted(path.parent for place in places for path in place.rglob("record.json"))
+    if not found:
+        raise Misuse(f"no record.json below {', '.join(map(str, places))}; run the pipeline first, or name a folder")
+    return found
+
+
+def verify(root: Path, places: list[Path], rerun: int = 0, seed: int = 0, minutes: float = 1.0) -> int:
+    """Print what is damaged or drifted, run `rerun` cheap records again, compare; 1 when anything is wrong, else 0.
+
+    Drift alone is no fault: it says that the present code did not make the record. Only whole records are run again,
+    chosen by `seed` among those whose run took at most `minutes`.
+    """
+    found = {path: check(root, path) for path in folders(root, places)}
+    changed: dict[str, int] = {}
+    for path, (state, why) in found.items():
+        if state == "damaged":
+            print(f"damaged: {shown(root, path)}: {why}")
+        elif state == "drifted":
+            for name in why.split(", "):
+                changed[name] = changed.get(name, 0) + 1
+    for name, count in sorted(changed.items(), key=lambda item: -item[1])[:20]:
+        print(f"drifted: {name} is another file now than for {count} record{'s' * (count > 1)}")
+    counts = {state: sum(one == state for one, _ in found.values()) for state in ("whole", "drifted", "damaged")}
+    other = f"{counts['drifted']} made by other code or data, {counts['damaged']} damaged"
+    print(f"{len(found)} records: {counts['whole']} whole, {other}")
+    cheap = [path for path, (state, _) in found.items() if state == "whole" and is_cheap(path, minutes)]
+    chosen = random.Random(seed).sample(cheap, min(rerun, len(cheap)))
+    if rerun and not chosen:
+        print(f"none can be run again: no whole record took at most {minutes:g} minutes on a device that is here")
+    wrong = sum(not same_again(root, path) for path in chosen)
+    return int(counts["damaged"] > 0 or wrong > 0)
+
+
+def is_cheap(path: Path, minutes: float) -> bool:
+    """Whether a finished run of one CPU process took at most so long."""
+    found = record.load(path)
+    begin, end = (datetime.datetime.fromisoformat(found[key]) for key in ("started", "ended"))
+    on_cpu = (found["device"] or {}).get("type") == "cpu" and found.get("world_size", 1) == 1
+    return found["status"] in record.FINAL and on_cpu and (end - begin).total_seconds() <= 60 * minutes
+
+
+def same_again(root: Path, path: Path) -> bool:
+    """Run one record's configuration again, in a folder of its own, and say whether the records are equal."""
+    before = record.load(path)
+    run = {key: before[key] for key in ("id", "experiment", "variant", "seed", "tier", "config", "config_hash")}
+    threads = before["device"].get("threads") or 1
+    run["resources"] = {"threads": threads, "mem_mb": 2000, "gpus": 0, "minutes": 30}
+    with tempfile.TemporaryDirectory(prefix="lowmem-again-") as folder:
+        again = Path(folder)
+        for name in ("workflow", "data", "src"):
+            (again / name).symlink_to((root / name).resolve())
+        write_json(again / "run.json", run)
+        modules = os.pathsep.join(filter(None, (str(provenance.PACKAGE.parent), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "LOWMEM_ROOT": str(again), "PYTHONPATH": modules}
+        command = [sys.executable, "-m", "lowmem", "train", str(again / "run.json")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        made = record.folder(again, run)
+        if not (made / "record.json").is_file():
+            said = (done.stderr or done.stdout).strip().splitlines()
+            print(f"could not be run again: {shown(root, path)}: {said[-1] if said else 'no message'}")
+            return False
+        differences = record.equal(path, made)
+    machine = before["device"].get("name")
+    print(f"{'equal' if not differences else 'differs'} when run again: {shown(root, path)}")
+    for line in differences[:3]:
+        print(f"  {line}")
+    if differences:
+        print(f"  it was made on: {machine}; another processor may round differently")
+    return not differences
+
+
+def shown(root: Path, path: Path) -> str:
+    """A folder relative to the root where it lies below it."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

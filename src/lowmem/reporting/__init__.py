@@ -1,0 +1,1 @@
+"""From records to numbers, pictures and verdicts; without PyTorch."""

@@ -1,0 +1,157 @@
+"""The board: every claim of workflow/config/claims.yaml with its published value, ours and the verdict (verdicts.py).
+
+A claim is refused when nothing could decide it: a rule without a possible number, a published value without a source, a
+gate that names no value of the exhibit.
+"""
+
+import math
+from pathlib import Path
+
+from lowmem import kept_files
+from lowmem.errors import Misuse, nearest
+from lowmem.files import read_json, read_yaml, write_json, write_text
+from lowmem.pipeline import experiments, planning
+from lowmem.reporting.exhibit import markdown
+from lowmem.reporting.verdicts import WORDS, impossible, verdict
+
+
+def load(root: Path) -> list[dict]:
+    """All claims in file order, checked against the schema and the exhibits."""
+    path = root / "workflow/config/claims.yaml"
+    loaded = read_yaml(path)
+    experiments.check(root, loaded, "claim", path)
+    claims, exhibits = loaded["claims"], planning.exhibits(root)
+    ids = [claim["id"] for claim in claims]
+    for claim in claims:
+        if ids.count(claim["id"]) > 1:
+            raise Misuse(f"{path}: claim {claim['id']!r} stands twice; rename one")
+        if claim["exhibit"] not in exhibits:
+            raise Misuse(
+                f"{path}: {claim['id']}: unknown exhibit {claim['exhibit']!r}{nearest(claim['exhibit'], exhibits)}"
+            )
+        rules = {"rule": claim["rule"], **({"gate": claim["gate"]["rule"]} if "gate" in claim else {})}
+        for place, rule in rules.items():
+            if problem := impossible(rule):
+                raise Misuse(f"{path}: {claim['id']}: {place} cannot be decided: {problem}")
+        if claim.get("simulated") and claim["decides"]:
+            raise Misuse(f"{path}: {claim['id']}: a simulation decides at no tier; write decides: []")
+    return claims
+
+
+def decide(root: Path, id: str, tier: str, out: Path | None = None) -> dict:
+    """The row of one claim, from its exhibit's values below `out` (default: reports/<tier>)."""
+    claims = {claim["id"]: claim for claim in load(root)}
+    if id not in claims:
+        raise Misuse(f"unknown claim {id!r}{nearest(id, claims)}")
+    claim, header = claims[id], planning.exhibits(root)[claims[id]["exhibit"]]
+    return decided(claim, header, tier, out or root / "reports" / tier)
+
+
+def decided(claim: dict, header: dict, tier: str, out: Path) -> dict:
+    """The row of a claim from the values of its exhibit: {"value", "low"?, "high"?, "n"?, ...}, or None with a reason."""
+    path = out / ("figures" if header["kind"] == "figure" else "tables") / f"{claim['exhibit']}.json"
+    if not path.is_file():
+        missing = {"value": None, "reason": f"not run: exhibit {claim['exhibit']} was not made"}
+        return row(claim, missing, tier, missing)
+    kept_files.check_together(path.with_suffix(""))
+    values = read_json(path)["values"]
+    premise = claim.get("gate", {}).get("value")
+    if premise and premise not in values:
+        raise Misuse(
+            f"claims.yaml: {claim['id']}: its gate names no value of {claim['exhibit']}: {premise!r}"
+            f"{nearest(premise, values)}"
+        )
+    missing = {"value": None, "reason": f"the exhibit has no value {claim['value']!r}"}
+    return row(claim, values.get(claim["value"], missing), tier, values.get(premise))
+
+
+def gather(root: Path, tier: str, out: Path | None = None) -> list[dict]:
+    """Decide all claims, in file order, into <out>/claims.json and claims.md (default out: reports/<tier>)."""
+    out = out or root / "reports" / tier
+    headers = planning.exhibits(root)
+    rows = [decided(claim, headers[claim["exhibit"]], tier, out) for claim in load(root)]
+    write_json(out / "claims.json", rows)
+    write_text(out / "claims.md", table(rows, tier))
+    kept_files.seal_together(out / "claims", [out / "claims.json", out / "claims.md"])
+    return rows
+
+
+def row(claim: dict, value: dict, tier: str, premise: dict | None = None) -> dict:
+    """One row of claims.json. Of a claim about several settings at once the mean over them is the headline, and `worst`
+    the one that the rule looks at."""
+    found, reason = verdict(claim, value, tier, premise)
+    headline = value.get("pooled") or value
+    interval = ends(headline)
+    range_ = headline.get("range") or ("95 %" if interval else None)
+    if headline is not value:
+        range_ = f"95 % of the mean over {len(value['parts'])} settings; the rule looks at each of them"
+    return {
+        "id": claim["id"],
+        "paper": claim["paper"],
+        "place": claim["place"],
+        "statement": claim["statement"],
+        "published": claim["published"],
+        "ours": headline.get("value"),
+        "interval": interval,
+        "interval_is": range_,
+        "worst": None if headline is value else {"value": value["value"], "interval": ends(value)},
+        "n": headline.get("n"),
+        "unit": headline.get("unit"),
+        "tier": tier,
+        "verdict": found,
+        "reason": reason,
+        "rule": claim["rule"],
+        "rule_reason": claim["reason"],
+        "entered": claim["entered"],
+        "decides": claim["decides"],
+        "simulated": claim.get("simulated", False),
+        "exhibit": claim["exhibit"],
+    }
+
+
+def ends(value: dict) -> list[float] | None:
+    return None if value.get("low") is None else [value["low"], value["high"]]
+
+
+def number(value) -> str:
+    """Four significant digits at least, whole numbers as they are, text unchanged."""
+    if value is None:
+        return "–"
+    if isinstance(value, str | int):
+        return str(value)
+    return (
+        f"{value:.4f}" if 1e-3 <= abs(value) < 1 or value == 0 else f"{value:.4g}" if abs(value) < 1 else f"{value:.6g}"
+    )
+
+
+def shown_value(row: dict) -> str:
+    """'0.0051 [0.0012, 0.0090] nat'; an interval of width w is shown to two digits of w. Of several settings the mean, and
+    the one that the rule looks at: 'mean 0.010 [0.002, 0.018] nat; worst 0.020 [0.012, 0.030]'."""
+    unit = f" {row['unit']}" if row["unit"] and row["ours"] is not None else ""
+    if row.get("worst"):
+        worst = with_interval(row["worst"]["value"], row["worst"]["interval"])
+        return f"mean {with_interval(row['ours'], row['interval'])}{unit}; worst {worst}"
+    return with_interval(row["ours"], row["interval"]) + unit
+
+
+def with_interval(value, interval: list[float] | None) -> str:
+    if not interval:
+        return number(value)
+    low, high = interval
+    digits = 4 if high <= low else min(8, max(0, 1 - math.floor(math.log10(high - low))))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def table(rows: list[dict], tier: str) -> str:
+    """claims.md: one line per claim."""
+    counts = ", ".join(f"{sum(r['verdict'] == v for r in rows)} {word}" for v, word in WORDS.items())
+    columns = ["claim", "place", "published", "ours", "n", "verdict", "why", "exhibit"]
+    body = []
+    for r in rows:
+        published = f"{number(r['published']['value'])} {r['published']['unit'] or ''}".strip()
+        n = "" if r["n"] is None else str(r["n"])
+        cells = [r["statement"], r["place"], published, shown_value(r), n]
+        body.append([*cells, WORDS[r["verdict"]], r["reason"], r["exhibit"]])
+    return markdown(
+        f"Claims at tier {tier}: {counts}. Intervals are 95 % unless the exhibit says otherwise.", columns, body
+    )

@@ -1,0 +1,1 @@
+"""Numbers out of records: one module per kind of experiment."""

@@ -1,0 +1,385 @@
+"""Losses of language-model runs: two optimizers side by side, grids of rates, and the numbers that claims read.
+
+Differences are paired by seed: runs of one seed share first weights and data order. A comparison with a run missing or
+diverged has no number but a reason; averaging what is left would favour whoever lost runs.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from lowmem.analysis.stats import Estimate, estimate, least, paired, two_way, wider, worst
+from lowmem.reporting.exhibit import Run, unfinished
+
+MARGIN = 0.7  # % of AdamW's loss; the equivalence margin of workflow/config/claims.yaml, drawn as a dotted line
+ONE_RATE = "not run: one rate for both optimizers in this tier"
+WINDOWS = (
+    "val_window_losses"  # array of a record: loss on each validation window at the end, equal windows in every run
+)
+
+
+# -- one run ---------------------------------------------------------------------------------------------------------
+
+
+def losses(run: Run) -> list[tuple[int, float]]:
+    """[(tokens, validation loss)] of one run, the first evaluation (untrained) left out."""
+    return [
+        (row["tokens"], row["val_loss"]) for row in run.curve() if row.get("val_loss") is not None and row["tokens"] > 0
+    ]
+
+
+def train_losses(run: Run) -> list[float]:
+    """Training loss of each step; a diverged run ends before the step that broke it."""
+    return [row["train_loss"] for row in run.curve() if row.get("train_loss") is not None]
+
+
+def final_loss(run: Run) -> float | None:
+    """Validation loss at the end; None for a run that did not finish."""
+    return run.final("val_loss")
+
+
+def window(start: float, end: float) -> Callable[[Run], float | None]:
+    """Measure of a run: its mean training loss over this part of the steps, e.g. window(0.9, 1) for the last tenth."""
+
+    def measure(run: Run) -> float | None:
+        found = train_losses(run) if run.status == "done" else []
+        part = found[int(start * len(found)) : max(int(end * len(found)), int(start * len(found)) + 1)]
+        return sum(part) / len(part) if part else None
+
+    return measure
+
+
+def parameters(model: dict) -> int | None:
+    """Parameters of a GPT-2 or Llama without biases, from its settings; None for a model of another kind."""
+    if not {"n_layer", "n_head", "n_embd", "vocab_size"} <= model.keys():
+        return None
+    width, layers, words = model["n_embd"], model["n_layer"], model["vocab_size"] * model["n_embd"]
+    if model["name"] == "gpt2":
+        hidden = model.get("n_hidden") or 4 * width
+        tables = words * (1 if model.get("tied", True) else 2) + model.get("block_size", 1024) * width
+        return layers * (4 * width**2 + 2 * width * hidden + 2 * width) + width + tables
+    head = model.get("head_dim") or width // model["n_head"]
+    attention = 2 * width * head * (model["n_head"] + (model.get("n_kv_head") or model["n_head"]))
+    block = attention + 3 * width * model.get("n_hidden", 768) + 2 * width
+    return layers * block + width + words * (1 if model.get("tied") else 2)
+
+
+# -- numbers for claims ----------------------------------------------------------------------------------------------
+
+
+def value(e: Estimate, unit: str = "nat", by_seed: dict[int, float] | None = None) -> dict:
+    """An estimate as an entry of Shown.values. by_seed: the numbers it is the mean of."""
+    entry = {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": unit, "method": e.method}
+    return entry if by_seed is None else {**entry, "by_seed": {str(seed): found for seed, found in by_seed.items()}}
+
+
+def over(by_seed: dict[int, float], unit: str = "nat") -> dict:
+    """Mean over seeds with its interval, as an entry that keeps the numbers of the seeds."""
+    return value(estimate(list(by_seed.values())), unit, by_seed)
+
+
+def missing(reason: str, failed: str | None = None) -> dict:
+    """An entry without a number. failed: "subject" or "baseline", when a run of that side diverged."""
+    return {"value": None, "reason": reason, **({"failed": failed} if failed else {})}
+
+
+def widened(entry: dict, error: float) -> dict:
+    """An entry whose interval over seeds also has the standard error of the sample that all seeds are evaluated on."""
+    if entry["value"] is None or entry.get("low") is None:
+        return entry
+    e = wider(as_estimate(entry), error)
+    return {**entry, "low": e.low, "high": e.high}
+
+
+def as_estimate(entry: dict) -> Estimate:
+    return Estimate(entry["value"], entry["low"], entry["high"], entry["n"], entry["method"])
+
+
+def absent(subject: list[Run], baseline: list[Run]) -> dict | None:
+    """Why two groups of runs cannot be compared; None when all runs are done."""
+    runs = {run.id: run for run in [*subject, *baseline]}.values()
+    reason = unfinished(runs) or (None if subject and baseline else "not run: not planned in this tier")
+    if not reason:
+        return None
+    gone = ["subject"] * any(lost(run) for run in subject) + ["baseline"] * any(lost(run) for run in baseline)
+    return missing(reason, gone[0] if len(gone) == 1 else None)
+
+
+def lost(run: Run) -> bool:
+    """Whether a run ended without a result that another try could change."""
+    return run.status in ("diverged", "oom")
+
+
+def difference(subject: list[Run], baseline: list[Run], measure: Callable = final_loss, unit: str = "nat") -> dict:
+    """Subject minus baseline, mean of the differences at equal seed with its interval, as an entry of Shown.values."""
+    gone = absent(subject, baseline)
+    if gone:
+        return gone
+    ours, theirs = ({run.seed: measure(run) for run in group} for group in (subject, baseline))
+    if None in {*ours.values(), *theirs.values()} or not ours.keys() & theirs.keys():
+        return missing("not run: a curve is missing")
+    gaps = paired(ours, theirs)
+    windows = window_gaps(subject, baseline, measure) if measure in (final_loss, log_loss) else None
+    return over(gaps, unit) if windows is None else value(two_way(windows), unit, gaps)
+
+
+def window_gaps(subject: list[Run], baseline: list[Run], measure: Callable) -> list | None:
+    """[differences window by window] for each common seed: of the final validation losses in nat, or for log_loss in per
+    cent of the loss. None unless every run has its windows."""
+    ours, theirs = ({run.seed: run.arrays().get(WINDOWS) for run in group} for group in (subject, baseline))
+    pairs_ = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    if any(one is None or other is None or one.shape != other.shape for one, other in pairs_):
+        return None
+    if len({one.shape for one, _ in pairs_}) > 1:
+        return None
+    return [
+        (one - other) * (1 if measure is final_loss else per_cent(one.mean(), other.mean())) for one, other in pairs_
+    ]
+
+
+def per_cent(ours: float, theirs: float) -> float:
+    """What a difference of losses is multiplied by to be 100 times that of their logarithms."""
+    return 100 * math.log(ours / theirs) / (ours - theirs) if ours != theirs else 100 / theirs
+
+
+def log_loss(run: Run) -> float | None:
+    """100 times the logarithm of the final loss: differences are per cent of the loss, bytes and tokens alike."""
+    loss = final_loss(run)
+    return None if loss is None else 100 * math.log(loss)
+
+
+def ratio(ours: dict[int, float], theirs: dict[int, float]) -> dict:
+    """Geometric mean of ours / theirs at equal seed, with its interval, as an entry. Both: {seed: number above 0}."""
+    logs = estimate([math.log(ours[seed] / theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
+    middle, low, high = (None if end is None else math.exp(end) for end in (logs.value, logs.low, logs.high))
+    return {**value(logs, "times"), "value": middle, "low": low, "high": high}
+
+
+PART = ("value", "low", "high", "n", "method")
+
+
+def extreme(entries: Iterable[dict], how: Callable) -> dict:
+    """The worst or least (stats.py) of several entries, end by end; missing if one of them is, since it could be that.
+
+    "parts" are the entries, for Holm's correction; "pooled" is their mean, the headline of a claim about all of them.
+    """
+    entries = list(entries)
+    gone = [entry for entry in entries if entry["value"] is None]
+    if gone or not entries:
+        sides = {entry.get("failed") for entry in gone} - {None}
+        reason = "; ".join(dict.fromkeys(entry["reason"] for entry in gone)) or "not run: nothing to compare"
+        return missing(reason, sides.pop() if len(sides) == 1 else None)
+    found = value(how([as_estimate(entry) for entry in entries]), entries[0]["unit"])
+    if len(entries) < 2:
+        return found
+    return {**found, "parts": [{key: entry[key] for key in PART} for entry in entries], **pooled(entries)}
+
+
+def pooled(entries: list[dict]) -> dict:
+    """{"pooled": mean over the entries at equal seed}, which allows for runs that they share; {} without common seeds."""
+    seeds = set.intersection(*(set(entry.get("by_seed", {})) for entry in entries))
+    if not seeds:
+        return {}
+    means = {s: sum(entry["by_seed"][s] for entry in entries) / len(entries) for s in sorted(seeds, key=int)}
+    return {"pooled": over(means, entries[0]["unit"])}
+
+
+def largest(entries: Iterable[dict]) -> dict:
+    return extreme(entries, worst)
+
+
+def smallest(entries: Iterable[dict]) -> dict:
+    return extreme(entries, least)
+
+
+def text(entry: dict, signed: bool = False, digits: int | None = None) -> str:
+    """An entry as a cell: number with interval, or the reason for none."""
+    if entry["value"] is None:
+        return entry["reason"]
+    digits = (4 if signed else 3) if digits is None else digits
+    style = f"{'+' if signed else ''}.{digits}f"
+    if entry.get("low") is None:
+        return f"{entry['value']:{style}}"
+    return f"{entry['value']:{style}} [{entry['low']:{style}}, {entry['high']:{style}}]"
+
+
+def mean(runs: list[Run], measure: Callable = final_loss) -> dict:
+    """Mean of a measure over seeds, as an entry."""
+    gone = absent(runs, runs)
+    found = [measure(run) for run in runs] if not gone else []
+    return gone or (missing("not run: a curve is missing") if None in found else value(estimate(found)))
+
+
+def least_squares(points: list[tuple[float, float]]) -> float:
+    """Slope of the straight line through (x, y)."""
+    x, y = (sum(point[k] for point in points) / len(points) for k in (0, 1))
+    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+
+
+# -- AdamW beside Adam-mini ------------------------------------------------------------------------------------------
+
+
+class Pair:
+    """AdamW and Adam-mini on one model: validation losses by seed at common evaluations."""
+
+    def __init__(self, name: str, runs: Iterable[Run]):
+        self.name, runs = name, list(runs)
+        self.runs = {o: [run for run in runs if run.variant == f"{name}-{o}"] for o in ("adamw", "adam_mini")}
+        self.curves = {
+            o: {run.seed: dict(losses(run)) for run in group if run.status == "done"} for o, group in self.runs.items()
+        }
+        self.gone = absent(self.runs["adam_mini"], self.runs["adamw"])
+        self.seeds = sorted(set.intersection(*({s for s, c in by.items() if c} for by in self.curves.values())))
+        shared = [set(self.curves[o][seed]) for o in self.curves for seed in self.seeds]
+        self.tokens = sorted(set.intersection(*shared)) if shared else []
+        first = next(run for group in self.runs.values() for run in group)
+        self.parameters = parameters(first.config.get("model", {}))
+
+    @property
+    def complete(self) -> bool:
+        return not self.gone and bool(self.tokens)
+
+    def mean(self, optimizer: str, tokens: int) -> Estimate:
+        return estimate([self.curves[optimizer][seed][tokens] for seed in self.seeds])
+
+    def gaps(self, tokens: int) -> dict[int, float]:
+        """{seed: Adam-mini minus AdamW} at a number of tokens."""
+        at = {o: {seed: self.curves[o][seed][tokens] for seed in self.seeds} for o in self.curves}
+        return paired(at["adam_mini"], at["adamw"])
+
+    def part(self, start: float, end: float) -> dict[int, float]:
+        """{seed: mean gap over the evaluations in this part of the run, or at the one nearest to its end}."""
+        last = self.tokens[-1]
+        inside = [t for t in self.tokens if start * last <= t <= end * last]
+        inside = inside or [min(self.tokens, key=lambda tokens: abs(tokens - end * last))]
+        gaps = [self.gaps(tokens) for tokens in inside]
+        return {seed: sum(gap[seed] for gap in gaps) / len(gaps) for seed in self.seeds}
+
+    def trained(self, early: tuple[float, float], late: tuple[float, float]) -> dict[str, dict]:
+        """The gap of the training losses in two parts of the steps and its change: entries "early", "late", "change".
+
+        Training losses stand at every step, on equal batches; two evaluations more or less cannot turn their sign.
+        """
+        measures = {"early": window(*early), "late": window(*late)}
+        found = {name: self.final(measure) for name, measure in measures.items()}
+        change = lambda run: None if run.status != "done" else measures["late"](run) - measures["early"](run)  # noqa: E731
+        return {**found, "change": self.final(change)}
+
+    def slope(self, start: float = 0.1) -> dict:
+        """Change of the training gap for each e-fold of steps, from this part of the run on: least squares by seed."""
+        if self.gone:
+            return self.gone
+        by_seed = {}
+        for seed in self.seeds:
+            found = [train_losses(next(r for r in self.runs[o] if r.seed == seed)) for o in ("adam_mini", "adamw")]
+            gaps = [ours - theirs for ours, theirs in zip(*found, strict=False)]
+            points = [(math.log(at + 1), gap) for at, gap in enumerate(gaps) if at >= start * len(gaps)]
+            by_seed[seed] = least_squares(points) if len(points) > 2 else None
+        return over(by_seed) if by_seed and None not in by_seed.values() else missing("not run: a curve is missing")
+
+    def gap(self, start: float = 1.0, end: float = 1.0) -> dict:
+        """Mean gap over this part of the run (default: at its last evaluation), as an entry."""
+        if not self.complete:
+            return self.gone or missing("not run: no common evaluation")
+        return over(self.part(start, end))
+
+    def change(self, early: tuple[float, float], late: tuple[float, float]) -> dict:
+        """Gap in the late part minus gap in the early part, paired by seed."""
+        if not self.complete:
+            return self.gap()
+        return over(paired(self.part(*late), self.part(*early)))
+
+    def final(self, measure: Callable = final_loss, unit: str = "nat") -> dict:
+        """The gap at the end of the run, or of another measure of a run, as an entry."""
+        return difference(self.runs["adam_mini"], self.runs["adamw"], measure, unit)
+
+    @property
+    def margin(self) -> float:
+        """The margin of MARGIN % of AdamW's loss in nat, for this model; 0 without a loss."""
+        return MARGIN / 100 * self.mean("adamw", self.tokens[-1]).value if self.complete else 0.0
+
+
+def pairs(runs: Iterable[Run]) -> list[Pair]:
+    """One Pair for each model, in the order of the experiment file."""
+    runs = list(runs)
+    return [Pair(name, runs) for name in dict.fromkeys(run.variant.rsplit("-", 1)[0] for run in runs)]
+
+
+# -- grids of rates --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A method with all its rates, {rate: runs by seed}, and its best one: the lowest mean final loss over seeds.
+
+    A rate at which a run diverged is worse than any number. Without all its runs a grid has no best rate: `gone` says
+    why, and so it does when every rate diverged.
+    """
+
+    name: str
+    rates: dict[float, list[Run]]
+
+    @property
+    def scores(self) -> dict[float, float]:
+        """{rate: mean final loss} of the rates at which every seed finished."""
+        done = {lr: [final_loss(run) for run in runs] for lr, runs in self.rates.items() if not unfinished(runs)}
+        return {lr: sum(found) / len(found) for lr, found in done.items()}
+
+    @property
+    def gone(self) -> dict | None:
+        runs = [run for group in self.rates.values() for run in group]
+        open_ = [run for run in runs if run.status != "done" and not lost(run)]
+        if open_ or not runs:
+            return missing(unfinished(open_) or "not run: not planned in this tier")
+        return None if self.scores else missing(f"every rate diverged: {unfinished(runs)}")
+
+    @property
+    def lr(self) -> float | None:
+        return None if self.gone else min(self.scores, key=self.scores.get)
+
+    @property
+    def best(self) -> list[Run]:
+        """Runs at the best rate; all runs where there is none, so that a comparison says what is missing."""
+        return self.rates[self.lr] if self.lr else [run for group in self.rates.values() for run in group]
+
+    @property
+    def tried(self) -> str:
+        """All rates as a cell: '0.001, 0.003, 0.01'."""
+        return ", ".join(f"{lr:g}" for lr in self.rates)
+
+    @property
+    def rate(self) -> str:
+        """'0.003', with a mark where it is the first or last of several: a better one may lie outside."""
+        if self.lr is None:
+            return ""
+        edge = len(self.rates) > 1 and self.lr in (min(self.rates), max(self.rates))
+        return f"{self.lr:g}{' (edge)' if edge else ''}"
+
+
+def tuned(runs: Iterable[Run], model: str = "") -> dict[str, Tuned]:
+    """{method: Tuned} of runs whose variants are [model-]method-rate, in the order of the experiment file."""
+    found: dict[str, dict[float, list[Run]]] = {}
+    for run in runs:
+        size, method = ("", *run.variant.split("-"))[-3:-1]
+        if model in ("", size):
+            found.setdefault(method, {}).setdefault(run.config["optimizer"]["lr"], []).append(run)
+    return {method: Tuned(method, dict(sorted(rates.items()))) for method, rates in found.items()}
+
+
+def models(runs: Iterable[Run]) -> list[str]:
+    """The first part of the variants: sizes in the order of the experiment file."""
+    return list(dict.fromkeys(run.variant.split("-")[0] for run in runs))
+
+
+def lead(method: Tuned, subject: Tuned) -> dict:
+    """Final loss of a baseline minus that of the subject, each at its best rate: above 0 the subject is ahead."""
+    for side, failed in ((subject, "subject"), (method, "baseline")):
+        if side.gone:
+            diverged = side.gone["reason"].startswith("every rate")
+            return {**side.gone, **({"failed": failed} if diverged else {})}
+    return difference(method.best, subject.best)
+
+
+def used(runs: Iterable[Run]) -> list[str]:
+    """Ids of the runs that ended with a result, divergence included."""
+    return [run.id for run in runs if run.status == "done" or lost(run)]

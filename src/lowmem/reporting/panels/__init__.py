@@ -1,0 +1,1 @@
+"""Panels of figures: one module per kind of picture."""

@@ -1,0 +1,111 @@
+"""Panel i of Adam-mini's Figure 7: training with PyTorch's tensors as blocks, and how unsteady it is."""
+
+import itertools
+
+from lowmem.reporting import display, plots
+from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers.losses import (
+    Tuned,
+    absent,
+    lead,
+    mean,
+    missing,
+    models,
+    ratio,
+    text,
+    train_losses,
+    tuned,
+    used,
+)
+from lowmem.reporting.panels.losses import by_rate, corner, faint
+
+SHOWN = ("adamw", "adam_mini", "default_partition")
+WINDOW = 0.02  # of the steps: the moving mean whose rises are counted
+
+
+def methods(runs: Runs) -> dict[str, Tuned]:
+    """The three methods on the largest model of llama_variants: 1B in the paper."""
+    own = [run for run in runs if run.experiment == "llama_variants"]
+    found = tuned(own, models(own)[-1])
+    return {name: found[name] for name in SHOWN}
+
+
+def at_adamw_rate(found: dict[str, Tuned]) -> dict[str, list[Run]]:
+    """{method: runs at the rate that is best for AdamW}; all its runs where that is not known."""
+    lr = found["adamw"].lr
+    return {name: one.rates.get(lr, one.best) for name, one in found.items()}
+
+
+def setback(run: Run) -> float:
+    """Largest rise of the training loss (moving mean over WINDOW of the steps) above its lowest value so far.
+
+    A spike is one; a plateau, whose many small rises add up to as much, is none.
+    """
+    losses = smooth(run)
+    lowest = itertools.accumulate(losses, min)
+    return max((now - low for now, low in zip(losses, lowest, strict=True)), default=0.0)
+
+
+def smooth(run: Run) -> list[float]:
+    losses = train_losses(run)
+    width = max(1, round(WINDOW * len(losses)))
+    return [sum(losses[at : at + width]) / width for at in range(len(losses) - width + 1)]
+
+
+def roughness(default: list[Run], proposed: list[Run]) -> dict:
+    """Largest setback under the default partition over that under the paper's: geometric mean over seeds."""
+    gone = absent(default, proposed)
+    if gone:
+        return gone
+    theirs = {run.seed: setback(run) for run in proposed}
+    ours = {run.seed: setback(run) for run in default}
+    if min(*ours.values(), *theirs.values()) <= 0:
+        return missing("not run: a curve without rises is too short to judge")
+    return ratio(ours, theirs)
+
+
+def add(shown: Shown, found: dict[str, Tuned]) -> None:
+    """Rows and values of panel i."""
+    at = at_adamw_rate(found)
+    shown.values["default.excess"] = lead(found["default_partition"], found["adam_mini"])
+    shown.values["default.roughness"] = roughness(at["default_partition"], at["adam_mini"])
+    for name, one in found.items():
+        loss = text(one.gone or mean(one.best))
+        shown.rows.append(
+            ["Llama", "i", display.name(name), f"best rate {one.rate}", "whole run", loss, "", "", len(one.best)]
+        )
+        shown.runs_used += used(run for runs in one.rates.values() for run in runs)
+    for key, words in (
+        ("default.excess", "excess loss (nat)"),
+        ("default.roughness", "largest setback of the loss, times"),
+    ):
+        entry = shown.values[key]
+        cells = ["Llama", "i", f"default partition: {words}", "", "whole run", text(entry), "", "", entry.get("n", "")]
+        shown.rows.append(cells)
+
+
+def draw(axes, rates, found: dict[str, Tuned]) -> None:
+    """Left (axes): training loss at AdamW's best rate, seeds thin. Right (rates): final loss by rate."""
+    by_rate(rates, found, inside=True)
+    rates.set_title("(i) by learning rate")
+    heights = []
+    for name, runs in at_adamw_rate(found).items():
+        look = plots.look(name)
+        curves = [(run, smooth(run)) for run in runs if train_losses(run)]
+        for run, curve in curves:
+            axes.plot(curve, **faint(look["color"]))
+            if run.status == "diverged":
+                axes.plot(len(curve) - 1, curve[-1], marker="x", color=look["color"], markersize=7)
+        done = [curve for run, curve in curves if run.status == "done"]
+        if done:
+            middle = [sum(column) / len(column) for column in zip(*done)]
+            axes.plot(middle, **look)
+            heights += middle[len(middle) // 6 :]
+    if not heights:
+        plots.empty(axes, "not run: no record")
+        return
+    axes.set_ylim(min(heights) - 0.05, max(heights) + 0.05)
+    axes.set_xlim(0)
+    axes.set(xlabel="step", ylabel="training loss (nat per token)")
+    axes.set_title("(i) Llama at AdamW's best rate")
+    corner(axes, list(found))

@@ -1,0 +1,62 @@
+"""The README's selection of verdicts, written from reports/laptop/claims.json so that the two cannot differ.
+
+The README holds the ids of the selected claims in a comment; what stands between it and the closing comment is made here.
+"""
+
+import re
+from pathlib import Path
+
+from lowmem.errors import Failed, Misuse, nearest
+from lowmem.files import read_json, write_text
+from lowmem.reporting import claims
+from lowmem.reporting.verdicts import WORDS
+
+BLOCK = re.compile(r"(<!-- verdicts\n(.*?)\n-->\n).*?(<!-- /verdicts -->)", re.DOTALL)
+TIER = "laptop"
+
+
+def update(root: Path) -> Path:
+    """Write the block anew from the committed report's claims; returns the README's path."""
+    path = root / "README.md"
+    write_text(path, renewed(root, path.read_text(encoding="utf-8")))
+    return path
+
+
+def renewed(root: Path, text: str) -> str:
+    """The README's text with the block as claims.json has it now."""
+    source = root / "reports" / TIER / "claims.json"
+    if not source.is_file():
+        raise Failed(f"no {source}; run `snakemake --cores all`")
+    found = BLOCK.search(text)
+    if not found:
+        raise Misuse("README.md has no <!-- verdicts ... --> block; put it back from its history")
+    return (
+        text[: found.start()] + found[1] + block(read_json(source), found[2].split()) + found[3] + text[found.end() :]
+    )
+
+
+def block(rows: list[dict], ids: list[str]) -> str:
+    """One sentence with the counts, and the table of the selected claims."""
+    by_id = {row["id"]: row for row in rows}
+    for id in ids:
+        if id not in by_id:
+            raise Misuse(f"README.md: claims.json has no claim {id!r}{nearest(id, by_id)}")
+    count = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS}
+    lines = [
+        f"{len(rows)} claims: {', '.join(f'{n} {WORDS[verdict]}' for verdict, n in count.items() if n)} "
+        f"([all of them](reports/{TIER}/claims.md)).",
+        "Only a tier that a claim names may confirm or contradict it; the others say a direction, and a simulation fits a "
+        "measured value or does not. A selection:",
+        "",
+        "| claim | published | ours, 95 % interval | verdict |",
+        "|---|---|---|---|",
+        *(line(by_id[id]) for id in ids),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def line(row: dict) -> str:
+    """One claim as a row of the table."""
+    printed = f"{claims.number(row['published']['value'])} {row['published']['unit'] or ''}".strip()
+    cells = [row["statement"], printed, claims.shown_value(row), WORDS[row["verdict"]]]
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

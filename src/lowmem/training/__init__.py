@@ -1,0 +1,1 @@
+"""One run, from its checkpoint to its record."""

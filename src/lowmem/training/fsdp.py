@@ -1,0 +1,46 @@
+"""A model's weights and state cut over all ranks with fully_shard."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from lowmem.distributed import device, rank, world
+from lowmem.weights import lazy_weights
+
+
+def cut(model: nn.Module) -> nn.Module:
+    """The model cut over all ranks, block by block; weights that are still in files are read now, by each rank its part."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device(), (world(),))  # else a run on CPUs would use the GPUs of its machine
+    for block in getattr(model, "blocks", ()):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    lazy_weights.read(model, device())
+    return model
+
+
+def shard(model: nn.Module, seed: int) -> nn.Module:
+    """The model to train, cut; afterwards every rank draws its own random numbers."""
+    cut(model)
+    torch.manual_seed(seed + 7919 * rank())  # dropout must not repeat itself over the batch; rank 0 stays as it was
+    return model
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Every rank keeps all weights of a cut model meanwhile: a text sampled token by token would gather them for each."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not model, recurse=False)  # as fully_shard has it by itself
+            part.reshard()

@@ -1,0 +1,121 @@
+"""The runs of a job, one after the other, each from its checkpoint to its record.
+
+PyTorch is imported by the tasks that use it: a task of NumPy alone answers before PyTorch would have started.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import time
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from lowmem import distributed, kept_files, progress, provenance
+from lowmem.errors import Failed, Misuse
+from lowmem.pipeline import record
+from lowmem.progress import say
+from lowmem.training import checkpoint, machine
+
+
+def run_job(root: Path, runs: list[dict]) -> int:
+    """All runs in order, in this process. Final records are reused. 1 when a run failed, else 0.
+
+    A failed run does not stop the others. SIGTERM writes a checkpoint and exits with 143.
+    """
+    for run in runs:
+        machine.device_of(run)  # refuse the whole job before it starts
+    with distributed.joined(runs):
+        return run_all(root, runs)
+
+
+def run_all(root: Path, runs: list[dict]) -> int:
+    """The runs of a job, one after the other; runs of one device are left to rank 0."""
+    failed, speeds = 0, []
+    for number, run in enumerate(runs, 1):
+        if distributed.rank() and distributed.devices(run) == 1:
+            continue
+        label = f"[{number}/{len(runs)}] {run['tier']}/{run['id']}"
+        old = record.reusable(root, run)
+        if distributed.devices(run) > 1 and distributed.anywhere(bool(old)):  # a rank may read it a moment later
+            old = old or {"status": "final"}
+        if old:
+            checkpoint.remove(checkpoint.place(record.folder(root, run), run["config_hash"]))
+            distributed.tell(f"{label}: {old['status']} before, record kept")
+            continue
+        try:
+            with distributed.apart(run):
+                made = train_run(root, run, label)
+        except Failed as error:  # not even the record could be written
+            made = {"status": "failed", "reason": str(error)}
+        if {"pretrained", "size"} & run["config"].get("model", {}).keys():
+            gc.collect()  # hooks make a model part of a cycle: a large one must not wait for Python to find it
+        failed += made["status"] == "failed"
+        speeds.append(made.get("throughput"))
+        ending = f": {made['reason']}" if made["reason"] else f" {progress.summary(made)}"
+        distributed.tell(f"{label}: {made['status']}{ending}")
+    progress.share(speeds)
+    return int(failed > 0)
+
+
+def train_run(root: Path, run: dict, label: str = "") -> dict:
+    """One run from its checkpoint, if there is one, to its record, which is written and returned."""
+    folder, first = record.folder(root, run), distributed.rank() == 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if first:
+            (folder / "record.json").unlink(missing_ok=True)  # the curve below it is about to change
+    except OSError as error:
+        raise Failed(f"cannot write {folder}: {error.strerror}; free space or check permissions") from error
+    made = record.start(root, run)
+    made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
+    try:
+        task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
+        trains = not hasattr(task, "measure")
+        if trains:
+            importlib.import_module("lowmem.training.loop")  # and PyTorch with it, before what it inherits is fixed
+        started = time.perf_counter()  # imports belong to the start of the process
+        with machine.fixed(run) as device:
+            made["device"] = machine.describe(device)
+            if trains:  # by its name: what only measures does not depend on the loop
+                importlib.import_module("lowmem.training.loop").train(root, run, task, made, folder, device, label)
+            else:
+                measure(root, run, task, made, folder)
+        if made["throughput"]:
+            made["throughput"]["run_s"] = round(time.perf_counter() - started, 3)  # with model, data and evaluations
+    except Exception as error:
+        short = machine.out_of_memory(error)
+        made["status"] = short or "failed"
+        made["reason"] = " ".join(str(error).split())[:1000] or type(error).__name__
+        if short == "failed":
+            made["reason"] = (
+                f"this machine has too little memory left ({made['reason'][:200]}); free some, or ask for less"
+            )
+        elif not isinstance(error, (Misuse, Failed)):
+            made["reason"] = f"{type(error).__name__}: {made['reason']}; see train.log"
+            with contextlib.suppress(OSError):
+                name = "train.log" if first else f"train.rank{distributed.rank()}.log"
+                (folder / name).write_text(traceback.format_exc(), encoding="utf-8")
+    if not first:
+        if made["status"] not in record.FINAL:
+            say(f"{label} rank {distributed.rank()}: {made['status']}: {made['reason']}")
+            raise SystemExit(1)  # so that torchrun, and the next collective, stop the others
+        return made
+    made = record.write(folder, made)
+    if made["status"] in record.FINAL:
+        checkpoint.remove(checkpoint.place(folder, run["config_hash"]))
+    return made
+
+
+def measure(root: Path, run: dict, task: ModuleType, made: dict, folder: Path) -> None:
+    """Fill the record by the task's own measurement."""
+    if distributed.devices(run) > 1:
+        raise Misuse(f"task {run['config']['task']} does not train; drop train.devices")
+    result = task.measure(run["config"], run["seed"], root)
+    made["code"]["files"] |= provenance.hashes(root, result.get("inputs", ()))
+    made["arrays"] = record.write_arrays(folder, result.get("arrays"))
+    made.update(metrics={"final": {}, "best": {}, **result["metrics"]}, memory=result.get("memory"), status="done")
+    if result.get("curve") is not None:
+        lines = [json.dumps(record.finite(line)) + "\n" for line in result["curve"]]
+        made["curve"] = kept_files.write(folder / record.CURVE, "".join(lines).encode(), sealed=False)

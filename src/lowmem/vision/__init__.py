@@ -1,0 +1,1 @@
+"""What tasks on pictures share: batches, diffusion, reference networks."""

@@ -1,0 +1,1 @@
+"""Checkpoints into models: formats, names, and reading only what a process keeps."""
