@@ -3,9 +3,9 @@ import re
 import shlex
 from pathlib import Path
 
-from lowmem import files
+from lowmem import files, intact
 from lowmem.data import superglue_sources
-from lowmem.pipeline import archive, estimate, intact, planning
+from lowmem.pipeline import archive, estimate, planning
 from lowmem.reporting import claims
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
