@@ -6,11 +6,11 @@ import os
 import pytest
 from tiny import environment, make_root, make_run
 
-from lowmem import files as fetch
 from lowmem import safe_names
 from lowmem.cli import main
 from lowmem.data import fetch
 from lowmem.errors import Failed, Misuse
+from lowmem.files import locked
 from lowmem.pipeline import archive, planning, record
 from lowmem.training import job
 
@@ -82,7 +82,7 @@ def test_a_planted_link_empties_nothing(tmp_path, name):
     thesis.write_text("mine")
     (folder.parent / name if name.endswith("lock") else folder / name).symlink_to(thesis)
     try:
-        with fetch.locked(folder):
+        with locked(folder):
             job.run_job(root, [run])
     except Failed as error:
         assert "it is a link" in str(error)
@@ -91,7 +91,7 @@ def test_a_planted_link_empties_nothing(tmp_path, name):
 
 def test_a_lock_keeps_what_lies_in_its_place(tmp_path):
     (tmp_path / ".seed0.lock").write_text("mine")
-    with fetch.locked(tmp_path / "seed0"):
+    with locked(tmp_path / "seed0"):
         assert (tmp_path / ".seed0.lock").read_text() == "mine"
 
 
@@ -213,11 +213,11 @@ def test_many_locks_fit_into_few_open_files(tmp_path):
     import sys
 
     script = (
-        "import contextlib, resource, sys; from pathlib import Path; from lowmem import cli; from lowmem.data import fetch\n"
+        "import contextlib, resource, sys; from pathlib import Path; from lowmem import cli, files\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
         "cli.more_open_files(288)\n"
         "with contextlib.ExitStack() as stack:\n"
-        "    for k in range(288): stack.enter_context(fetch.locked(Path(sys.argv[1]) / str(k)))\n"
+        "    for k in range(288): stack.enter_context(files.locked(Path(sys.argv[1]) / str(k)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env=environment(), capture_output=True, text=True

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import fcntl
 import functools
 import hashlib
@@ -12,8 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lowmem import progress
-from lowmem.data.fetch import lock_file
+from lowmem import progress, safe_names
 from lowmem.errors import Failed, Misuse
 
 
@@ -116,3 +116,14 @@ def locked(target: Path) -> Iterator[None]:
             progress.say(f"waiting: another process writes {target}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def lock_file(target: Path):
+    """The open lock file of a folder. What is in its place is never emptied, and a link is not followed."""
+    path = target.parent / f".{target.name}.lock"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a", opener=safe_names.opened)
+    except OSError as error:
+        told = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise Failed(f"cannot lock {path}: {told}; remove it, or check permissions and limits") from error

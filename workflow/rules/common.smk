@@ -3,12 +3,12 @@ import re
 import shlex
 from pathlib import Path
 
-from lowmem import files, intact
+from lowmem import files
 from lowmem.data import superglue_sources
-from lowmem.pipeline import archive, estimate, planning
-from lowmem.reporting import claims
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
+from lowmem.pipeline import archive, estimate, intact, planning
+from lowmem.reporting import claims
 
 ROOT = Path(workflow.basedir)
 config.update(planning.spelt(config))

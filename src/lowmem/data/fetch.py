@@ -241,14 +241,3 @@ def clear(target: Path, keep: set[str] = frozenset()) -> None:
                 path.rmdir()
         elif path.relative_to(target).as_posix() not in keep:
             path.unlink()
-
-
-def lock_file(target: Path):
-    """The open lock file of a folder. What is in its place is never emptied, and a link is not followed."""
-    path = target.parent / f".{target.name}.lock"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a", opener=safe_names.opened)
-    except OSError as error:
-        told = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise Failed(f"cannot lock {path}: {told}; remove it, or check permissions and limits") from error

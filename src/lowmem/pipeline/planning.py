@@ -276,7 +276,7 @@ def prepare_inputs(root: Path, data: dict) -> dict[str, list[str]]:
     """What a prepared folder is made from: the fetched raw files, and the code that reads them."""
     raw = [raw_folder(root, part, data["source"]).relative_to(root) for part in fetch_parts(root, data["dataset"])]
     script = fetch_script(root, data["dataset"])
-    code = code_files("prepare.py", "tokenizers.py")
+    code = code_files("data/prepare.py", "data/tokenizers.py")
     if (root / script).is_file():
         own = provenance.reach([root / script], SHARED) - {root / script}  # what the script imports
         code = sorted({*code, *map(provenance.name_of, own)}) + [str(script)]

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from lowmem import distributed, files, kept_files, provenance
-from lowmem.data import fetch
 from lowmem.errors import Misuse
 from lowmem.optim.adamw import AdamW
 from lowmem.training import fsdp
@@ -107,7 +106,7 @@ def fit_once(task: Task, config: dict, device: str, place: Path) -> bool:
 def all_of_us(place: Path, first: bool) -> Iterator[None]:
     """The lock of fetch.locked, held by rank 0. Another job may hold it for hours: until then the ranks ask each other
     every few seconds, since a rank that waits in silence for longer than distributed.TIMEOUT would be given up."""
-    with fetch.lock_file(place) as file:
+    with files.lock_file(place) as file:
 
         def taken() -> bool:
             with contextlib.suppress(BlockingIOError):

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from tiny import make_root, make_run
 
-from lowmem import intact, kept_files
+from lowmem import kept_files
 from lowmem.kept_files import Damaged
-from lowmem.pipeline import planning, record
+from lowmem.pipeline import intact, planning, record
 from lowmem.reporting import exhibit, report
 from lowmem.training import job as train
 
