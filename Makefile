@@ -51,10 +51,12 @@ $(STAMP): requirements.lock pyproject.toml
 	if [ -z "$$found" ]; then \
 	  echo "make: no Python 3.11, 3.12 or 3.13 with venv found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
 	test -x $(VENV)/bin/python || "$$found" -m venv $(VENV)
+	@echo "make: installing PyTorch and the pipeline's packages into $(VENV) (some minutes, once)"
 	@index="$(TORCH_INDEX)"; $(VENV)/bin/python -m pip install --quiet --no-compile $${index:+--retries 1 --extra-index-url "$$index"} "$(TORCH)"
 	@$(VENV)/bin/python -m pip install --quiet --no-compile --require-hashes -r requirements.lock
 	@$(VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $(STAMP)
+	@echo "make: installed; for a shell of your own: . $(VENV)/bin/activate"
 
 # Exact versions with hashes for Linux and macOS, Python 3.11 to 3.13; how: [tool.uv] in pyproject.toml.
 lock:

@@ -1,6 +1,7 @@
 # Adam-mini and LOMO, reproduced: from download to verdict. `snakemake --cores all` runs the laptop tier.
 import os
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
@@ -12,7 +13,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 configfile: "workflow/config/config.yaml"
 
 
-sys.path.insert(0, f"{workflow.basedir}/src")
+ROOT = Path(workflow.current_basedir)  # of this file, also where workflow/Snakefile includes it
+sys.path.insert(0, str(ROOT / "src"))
 
 
 include: "workflow/rules/common.smk"

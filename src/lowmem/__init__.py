@@ -3,8 +3,12 @@
 Importing this package imports nothing else: the pipeline parses its configuration without PyTorch.
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = ["ParamBlocks", "partition"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str):

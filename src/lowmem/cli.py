@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         arguments = parser().parse_args(argv)
-        return arguments.run(find_root(), arguments) or 0
+        free = arguments.run in (plan, blocks) and arguments.model  # an installed package answers these anywhere
+        return arguments.run(None if free else find_root(), arguments) or 0
     except Misuse as error:
         return told(error, 2)
     except Failed as error:
@@ -150,6 +151,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def whole(text: str) -> int:
+    """A whole number, 0 or more, as argparse wants to be told."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def above_zero(text: str) -> int:
+    """A whole number, 1 or more."""
+    if whole(text.removeprefix("-")) < 1 or text.startswith("-"):
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return int(text)
+
+
 def with_tier(added: argparse.ArgumentParser) -> None:
     """Arguments of every command that looks at the runs of a tier."""
     added.add_argument("--tier", default="laptop")
@@ -179,7 +194,8 @@ def with_plan(added: argparse.ArgumentParser) -> None:
         ("--zero", 3, "what data-parallel GPUs split: 0 nothing, 1 state, 2 also gradients, 3 also weights"),
         ("--tensor-parallel", 1, "GPUs that share each layer"),
     ):
-        added.add_argument(flag, type=int, default=default, metavar="N", help=about)
+        kind = whole if flag == "--zero" else above_zero
+        added.add_argument(flag, type=kind, default=default, metavar="N", help=about)
     added.add_argument("--precision", default="mixed", help="fp32, bf16, mixed, or master (memory/accountant.py)")
     added.add_argument("--attention", default="fused", help="fused or eager")
     added.add_argument("--checkpointing", action="store_true", help="recompute each layer in backward")
@@ -342,7 +358,11 @@ def blocks(root, arguments):
     from lowmem import blocks
     from lowmem.models import _by_name
 
-    print(blocks.partition(_by_name.build(arguments.model)))
+    model = _by_name.build(arguments.model)
+    try:
+        print(blocks.partition(model))
+    except blocks.Misfit as error:
+        raise Misuse(f"model {arguments.model}: {error}") from error
 
 
 def records(root, arguments):

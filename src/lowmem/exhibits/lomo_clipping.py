@@ -2,6 +2,7 @@
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Tuned, difference, log_loss, lost, missing, tuned, used
 from lowmem.reporting.panels.losses import limits, of_run
 
@@ -27,7 +28,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     grouped (each at its best rate)."""
     methods = tuned(runs)
     shown = Shown(
-        caption="Final validation loss by learning rate for LOMO with four kinds of clipping. Left: marks are seeds, dashes "
+        caption=scale.about(runs)
+        + "Final validation loss by learning rate for LOMO with four kinds of clipping. Left: marks are seeds, dashes "
         "their mean; a cross: a seed diverged. Right: minus the loss with the global norm at the same rate, paired by seed.",
         columns=["clipping", "rate", "final loss (nat)", "diverged seeds"],
         rows=[],
@@ -120,7 +122,8 @@ def draw(methods: dict[str, Tuned]):
                 gap(right, at, group, methods["norm"].rates.get(rate, []), name)
         axes.plot([], [], "o", color=COLOURS[name], label=NAMES[name])
     axes.legend(loc="upper left", fontsize=8)
-    axes.set(ylabel="final validation loss (nat per token)")
+    every = [run for method in methods.values() for group in method.rates.values() for run in group]
+    axes.set(ylabel=scale.loss(every, "final validation loss"))
     axes.set_title("Loss; marks are seeds, a cross diverged")
     right.axhline(0, color=plots.INK, linewidth=0.8)
     right.set(ylabel="loss minus that of the global norm (nat)")

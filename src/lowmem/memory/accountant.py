@@ -35,6 +35,9 @@ IN_C = {"lowmem.optim.adamw": 7, "lowmem.optim.adam_mini": 7, "lowmem.optim.lion
 PRECISIONS = ("fp32", "bf16", "mixed", "master")
 
 
+MOST_GPUS = 4096
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """What is trained how. batch: sequences per GPU and step.
@@ -114,7 +117,16 @@ def summary(traces: list[tuple[dict, Work]], depths: tuple[int, ...], share: flo
 
 
 def check(target: Target, cell: Cell) -> None:
-    """Settings that fit together; Misuse names the nearest that do."""
+    """Settings that fit together, and the model; Misuse names the nearest that do."""
+    check_settings(cell)
+    if cell.seq_len > target.longest:
+        raise Misuse(
+            f"{target.name} knows {target.longest} positions, not {cell.seq_len}; use --seq-len {target.longest}"
+        )
+
+
+def check_settings(cell: Cell) -> None:
+    """Settings that fit together whatever the model is; Misuse names the nearest that do."""
     for key, known in (("precision", PRECISIONS), ("attention", fake_kernels.ATTENTION), ("device", ("gpu", "cpu"))):
         if getattr(cell, key) not in known:
             raise Misuse(f"{key} {getattr(cell, key)!r}{nearest(str(getattr(cell, key)), known)}")
@@ -122,6 +134,8 @@ def check(target: Target, cell: Cell) -> None:
         raise Misuse(f"zero {cell.zero}: stages are 0, 1, 2 and 3")
     if cell.batch < 1 or cell.seq_len < 1 or cell.gpus < 1 or cell.tensor_parallel < 1:
         raise Misuse("batch, seq-len, gpus and tensor-parallel: at least 1 each")
+    if cell.gpus > MOST_GPUS:
+        raise Misuse(f"gpus {cell.gpus}: at most {MOST_GPUS} are simulated")
     if cell.gpus % cell.tensor_parallel:
         divisors = [n for n in range(1, cell.gpus + 1) if cell.gpus % n == 0]
         closest = min(divisors, key=lambda n: abs(n - cell.tensor_parallel))
@@ -133,10 +147,6 @@ def check(target: Target, cell: Cell) -> None:
     if cell.official and (cell.device == "cpu" or cell.offload or cell.precision == "master" or cell.zero == 1):
         raise Misuse(
             "official: these optimizers are simulated on GPUs only, without offload, master weights and zero 1"
-        )
-    if cell.seq_len > target.longest:
-        raise Misuse(
-            f"{target.name} knows {target.longest} positions, not {cell.seq_len}; use --seq-len {target.longest}"
         )
 
 

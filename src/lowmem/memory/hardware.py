@@ -80,4 +80,6 @@ def find(name: str) -> Gpu:
         return GPUS[key]
     if "rtx-" + key.removeprefix("rtx") in GPUS:
         return GPUS["rtx-" + key.removeprefix("rtx")]
+    if sizes := [known for known in GPUS if known.startswith(key + "-")]:
+        raise Misuse(f"GPU {name!r}: which one, {' or '.join(sizes)}?")
     raise Misuse(f"unknown GPU {name!r}{nearest(key, GPUS)}")

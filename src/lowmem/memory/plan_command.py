@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -11,11 +12,12 @@ from concurrent.futures import ProcessPoolExecutor
 
 from lowmem.errors import Misuse, nearest
 from lowmem.memory import hardware, target_model, throughput
-from lowmem.memory.accountant import Account, Cell, account
+from lowmem.memory.accountant import Account, Cell, account, check_settings
 from lowmem.memory.hardware import Gpu
 from lowmem.memory.parts import PARTS
 from lowmem.memory.target_model import Target
 from lowmem.memory.throughput import Plan
+from lowmem.models import _hub
 from lowmem.optim import names
 
 GIB = 2**30
@@ -36,6 +38,8 @@ SPLIT = {
     3: "weights, gradients and optimizer state split over the GPUs (ZeRO-3, fully_shard)",
 }
 BUDGET = 1e9  # tokens
+HEADROOM = 0.95  # share of the memory that advice fills; fragments take some of the rest
+MOST_GPUS_TRIED = 64
 
 
 def optimizer_settings(name: str) -> dict:
@@ -60,15 +64,19 @@ def plans(name: str, cell: Cell, gpu: Gpu, optimizers: list[str]) -> dict[str, P
 
 
 def one_plan(name: str, cell: Cell, gpu: Gpu) -> Plan:
-    return throughput.plan(target_model.find(name), cell, gpu)
+    """The plan of one optimizer; a stranger's model whose step cannot be traced is Misuse, like all else about it."""
+    with (
+        _hub.one_line(name, "a step of it cannot be traced") if target_model.is_hub(name) else contextlib.nullcontext()
+    ):
+        return throughput.plan(target_model.find(name), cell, gpu)
 
 
 def answer(arguments) -> str:
     """Text or JSON for the parsed arguments of `lowmem plan MODEL`."""
-    model, gpu = target_model.find(arguments.model), hardware.find(arguments.gpu)
+    gpu = hardware.find(arguments.gpu)
     cell = Cell(
         optimizer={},
-        seq_len=arguments.seq_len or min(2048, model.longest),
+        seq_len=arguments.seq_len or 1,
         precision=arguments.precision,
         attention=arguments.attention,
         checkpointing=arguments.checkpointing,
@@ -78,9 +86,18 @@ def answer(arguments) -> str:
         offload=arguments.offload,
     )
     asked = arguments.optimizer or usual(cell)
+    for name in asked:  # before anything is built
+        optimizer_settings(name)
+    check_settings(cell)
     if arguments.precision == "master" and set(asked) & {"lomo", "adalomo"}:
         raise Misuse("precision master: LOMO keeps no fp32 copy; use --precision bf16 or mixed")
-    found = plans(arguments.model, cell, gpu, list(dict.fromkeys([BASE, *asked])))
+    model = target_model.find(arguments.model)
+    attention = cell.attention if model.fused else "eager"
+    cell = dataclasses.replace(cell, seq_len=arguments.seq_len or min(2048, model.longest), attention=attention)
+    optimizers = list(dict.fromkeys([BASE, *asked]))
+    if sys.stderr.isatty():
+        print(f"lowmem: tracing a step of {model.name} with {', '.join(optimizers)} ...", file=sys.stderr)
+    found = plans(arguments.model, cell, gpu, optimizers)
     if arguments.batch:
         check_batch(model, cell, gpu, found, asked[0], arguments.batch)
     if arguments.json:
@@ -99,27 +116,45 @@ def usual(cell: Cell) -> list[str]:
 def check_batch(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], name: str, batch: int) -> None:
     """Misuse, naming the largest batch that fits, when the batch asked for does not."""
     best = found[name].batch
-    if best is None or batch > best:
-        wanted = dataclasses.replace(cell, optimizer=optimizer_settings(name), batch=batch)
-        need = account(model, wanted).peak / GIB
-        fits = f"the largest that fits: --batch {best}" if best else advice(model, cell, gpu, name)
-        raise Misuse(
-            f"batch {batch} with {name} needs {need:.1f} GiB per GPU, {gpu.name} has {gpu.usable / GIB:.1f} usable; {fits}"
-        )
+    if best is not None and batch <= best:
+        return
+    need = account(model, dataclasses.replace(cell, optimizer=optimizer_settings(name), batch=batch)).peak
+    if need <= gpu.usable:
+        return  # the search ends at throughput.MOST, this GPU does not
+    fits = advice(model, cell, gpu, name) if best is None else f"the largest that fits: --batch {best}"
+    if best == throughput.MOST:
+        fits = f"--batch {best} fits"
+    raise Misuse(
+        f"batch {batch} with {name} needs {need / GIB:.1f} GiB per GPU, {gpu.name} has {gpu.usable / GIB:.1f} usable; {fits}"
+    )
 
 
 def advice(model: Target, cell: Cell, gpu: Gpu, name: str) -> str:
-    """What would make one sequence fit: checkpointing, then LOMO, then more GPUs; the first that works."""
-    base = dataclasses.replace(cell, optimizer=optimizer_settings(name), batch=1)
-    saved = dataclasses.replace(base, checkpointing=True)
-    if not cell.checkpointing and account(model, saved).peak <= gpu.usable:
-        return "one sequence fits with --checkpointing"
+    """What would make one sequence fit with some memory to spare, from the least change to the largest."""
+    named = {"optimizer": optimizer_settings(name), "batch": 1}
+    low = {"precision": "bf16"} if cell.precision != "bf16" else {}
+    saved = {"checkpointing": True}
+    inside = [] if cell.zero == 1 and cell.data_parallel > 1 else ["lomo", f"adam_mini{BACKWARD}"]
+    steps = [
+        ("--checkpointing", saved),
+        ("--precision bf16", low),
+        ("--precision bf16 --checkpointing", {**low, **saved}),
+    ]
+    for way in inside:
+        flags = f"--precision bf16 --checkpointing --optimizer {way}"
+        steps.append((flags, {**low, **saved, "optimizer": optimizer_settings(way)}))
     gpus = cell.gpus
-    while gpus < 64:
+    while gpus < MOST_GPUS_TRIED:
         gpus *= 2
-        if account(model, dataclasses.replace(saved, gpus=gpus, zero=3)).peak <= gpu.usable:
-            return f"one sequence fits with --checkpointing --gpus {gpus}"
-    return "nothing tried fits: use a GPU with more memory, or --precision bf16 --optimizer lomo"
+        steps.append((f"--checkpointing --gpus {gpus}", {**saved, "gpus": gpus, "zero": 3}))
+    for flags, change in steps:
+        if all(getattr(cell, key, None) == value for key, value in change.items()):
+            continue
+        wanted = dataclasses.replace(cell, **{**named, **change})
+        with contextlib.suppress(Misuse):  # this combination is none
+            if account(model, wanted).peak <= HEADROOM * gpu.usable:
+                return f"one sequence fits with {flags}"
+    return "nothing tried fits: use a GPU with more memory"
 
 
 def heading(model: Target, cell: Cell, gpu: Gpu) -> list[str]:
@@ -132,7 +167,8 @@ def heading(model: Target, cell: Cell, gpu: Gpu) -> list[str]:
         split += f"; layers split over {cell.tensor_parallel} (tensor parallelism)"
     lines.append(f"{cell.gpus} x {gpu.name}, {gpu.usable / GIB:.1f} GiB usable each; {split}")
     extras = ["activation checkpointing"] * cell.checkpointing + ["moments in host memory"] * cell.offload
-    lines.append("; ".join([PRECISIONS[cell.precision], f"{cell.attention} attention", *extras]))
+    how = f"{cell.attention} attention" + ("" if model.fused else " (it has no fused one)")
+    lines.append("; ".join([PRECISIONS[cell.precision], how, *extras]))
     return lines
 
 
@@ -162,7 +198,7 @@ def table(found: dict[str, Plan], cell: Cell, gpu: Gpu) -> list[str]:
 
 def remarks(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], asked: list[str]) -> list[str]:
     """What the table says, in sentences, and what it rests on."""
-    lines = []
+    lines, tight = [], []
     base = found[BASE]
     for name, plan in found.items():
         if name == BASE:
@@ -177,6 +213,13 @@ def remarks(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], asked: 
         elif plan.batch:
             text += ", and fits where AdamW does not"
         lines.append(text + ".")
+        if plan.batch and plan.largest.peak > HEADROOM * gpu.usable:
+            tight.append(name)
+    if tight:
+        lines.append(
+            f"The largest batch of {', '.join(tight)} leaves less than {100 - 100 * HEADROOM:.0f} % free; fragments of memory "
+            "take some of it, so start one sequence lower."
+        )
     first = found[asked[0]]
     if first.batch is None:
         lines.append(f"{asked[0]} does not fit: {advice(model, cell, gpu, asked[0])}.")

@@ -5,12 +5,8 @@ Names are sizes of lowmem/models (llama2-7b, gpt2:125m), or a Hugging Face name 
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import importlib
-import io
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.errors import Misuse, nearest
+from lowmem.models import _hub
 
 FILES = ("llama", "gpt2")  # the language models of lowmem/models
+MOST_TRACED = 200  # layers, one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Target:
     build(depth, attention) -> nn.Module on the meta device, of any number of layers. make() -> the real one.
     loss(model, tokens) -> scalar, tokens (B, T) being both input and target. layers(model) -> its layers in order.
     depth: layers of the real model. period: layers after which their kinds repeat (1 where all are alike).
-    longest: positions the model knows.
+    longest: positions the model knows. fused: whether it can use a fused attention kernel.
     """
 
     name: str
@@ -41,6 +39,7 @@ class Target:
     period: int
     vocab_size: int
     longest: int
+    fused: bool = True
 
     def parameters(self) -> int:
         """Trainable parameters of the real model."""
@@ -58,12 +57,20 @@ def find(model: str | dict) -> Target:
     file, _, size = model.rpartition(":")
     if size in sizes and file in ("", sizes[size]):
         return own(sizes[size], {"size": size})
-    if "/" in model or Path(model).is_dir():
+    if model in FILES:
+        return own(model, {})
+    if is_hub(model):
         return hub(model)
+    known = [*FILES, *(f"{file}:{size}" for size, file in sizes.items())]
     raise Misuse(
-        f"unknown model {model!r}{nearest(model, sizes)}; a Hugging Face name has a slash, "
+        f"unknown model {model!r}{nearest(model, known)}; a Hugging Face name has a slash, "
         "and a folder with a config.json works too"
     )
+
+
+def is_hub(model: str) -> bool:
+    """Whether a name is one of the Hugging Face hub, or a folder."""
+    return "/" in model or Path(model).is_dir()
 
 
 def own(file: str, settings: dict) -> Target:
@@ -93,47 +100,42 @@ def own(file: str, settings: dict) -> Target:
 
 def hub(name: str) -> Target:
     """A causal language model of the Hugging Face hub, or of a folder with its config.json."""
-    try:
-        from transformers import AutoConfig, AutoModelForCausalLM
-    except ImportError as error:
-        raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise Misuse(f"model {name}: {' '.join(str(error).split())[:200]}") from error
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or [0] * text.num_hidden_layers
-    period = next(p for p in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % p] for i in range(len(kinds))))
+    config = _hub.config_of(name)
+    text = _hub.text_of(config)
+    depth, kinds = _hub.depth_of(text), _hub.kinds_of(text)
+    period = next(p for p in range(1, depth + 1) if all(kinds[i] == kinds[i % p] for i in range(depth)))
+    fused = _hub.has_sdpa(name, config)
 
-    def build(depth: int, attention: str) -> nn.Module:
-        shallow = copy.deepcopy(config)
-        part = shallow.get_text_config()
-        part.num_hidden_layers = depth
-        if getattr(part, "layer_types", None):
-            part.layer_types = list(kinds[:depth])
-        with torch.device("meta"), quiet():
-            model = AutoModelForCausalLM.from_config(
-                shallow, attn_implementation="eager" if attention == "eager" else "sdpa"
-            )
-        return model.float().train()
+    def build(layers: int, attention: str) -> nn.Module:
+        way = "sdpa" if fused and attention != "eager" else "eager"
+        cut = config if layers == depth else _hub.shallow(config, layers)
+        with torch.device("meta"):
+            return _hub.build(name, cut, way).float().train()
 
     try:
-        probe = build(min(2 * period, len(kinds)), "fused")
-        layers_of(probe, min(2 * period, len(kinds)))
-    except (ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise Misuse(f"model {name}: not a causal language model that can be planned: {reason}") from error
+        few = min(2 * period, depth)
+        layers_of(build(few, "fused"), few)
+    except (
+        Misuse,
+        ValueError,
+    ):  # it cannot be cut short, or only where layers of its kinds remain: all of it is traced
+        period = depth
+        if depth > MOST_TRACED:
+            raise Misuse(
+                f"model {name}: transformers cannot build it with fewer layers, and {depth} are too many"
+            ) from None
+        layers_of(build(depth, "fused"), None)
     return Target(
         name=name,
         build=build,
-        make=lambda: AutoModelForCausalLM.from_config(config).float().train(),
+        make=lambda: _hub.build(name, config).float().train(),
         loss=lambda model, tokens: model(input_ids=tokens, labels=tokens, use_cache=False).loss,
         layers=lambda model: layers_of(model, None),
-        depth=len(kinds),
+        depth=depth,
         period=period,
         vocab_size=text.vocab_size,
         longest=getattr(text, "max_position_embeddings", None) or 1 << 20,
+        fused=fused,
     )
 
 
@@ -143,16 +145,3 @@ def layers_of(model: nn.Module, depth: int | None) -> list[nn.Module]:
     if not lists:
         raise ValueError(f"no list of {depth} layers in {type(model).__name__}")
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
-
-
-@contextlib.contextmanager
-def quiet():
-    """The hub's libraries report progress and hints; a plan prints its own answer only."""
-    logger = logging.getLogger("transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(before)

@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 from lowmem.errors import Misuse, nearest
+from lowmem.models import _hub
 
 
 def build(name: str):
@@ -23,12 +24,4 @@ def build(name: str):
             return module.build(**({"size": size} if size else {}))
         if "/" not in name and not Path(name).is_dir():
             raise Misuse(f"unknown model {name!r}{nearest(name, own)}; a Hugging Face name has a slash")
-        try:
-            from transformers import AutoConfig, AutoModelForCausalLM
-        except ImportError as error:
-            raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
-        try:
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise Misuse(f"model {name}: {reason}") from error
+        return _hub.build(name, _hub.config_of(name))

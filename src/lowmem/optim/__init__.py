@@ -24,7 +24,15 @@ _HOMES = {
     "make": "_factory",
     "find": "_factory",
 }
-__all__ = [name for name in _HOMES if name != "find"]
+# fmt: off
+__all__ = [
+    "CAME", "SGD", "SM3", "AdaLomo", "Adafactor", "AdamMini", "AdamW", "FusedBackward", "Lamb", "Lion", "Lomo", "find", "make",
+]
+# fmt: on
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
 
 
 def __getattr__(name: str):

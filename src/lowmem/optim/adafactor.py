@@ -6,11 +6,12 @@ inert; that flag is explicit here, and off by default. Different on purpose: mom
 """
 
 import math
+from typing import Unpack
 
 import torch
 
 from lowmem.optim.core import factored
-from lowmem.optim.core.hyperparameters import one_of
+from lowmem.optim.core.hyperparameters import Common, one_of
 from lowmem.optim.core.rule import Stage, Work, axpy
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
@@ -87,7 +88,7 @@ class Adafactor(RuleOptimizer):
         relative_step=False,
         warmup_init=False,
         decay_by_lr=False,
-        **common,
+        **common: Unpack[Common],
     ):
         one_of("variant", variant, ("original", "zhai"))
         one_of("relative_step", relative_step, (False, True, "capped"))

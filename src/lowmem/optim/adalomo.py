@@ -6,16 +6,25 @@ beta; the code divides by the root of v and schedules beta, and so do we. Differ
 on purpose: works on CPU and for tensors of any number of axes, and its state is in state_dict().
 """
 
+from typing import Unpack
+
 from lowmem.optim.adafactor import Adafactor
 from lowmem.optim.core.fused_backward import FusedBackward
-from lowmem.optim.core.hyperparameters import COMMON, refuse_unknown
+from lowmem.optim.core.hyperparameters import COMMON, Common, refuse_unknown
 
 
 class AdaLomoRule(Adafactor):
     """AdaLomo's update as a plain optimizer with step(); AdaLomo runs it inside backward."""
 
     def __init__(
-        self, params, lr=1e-3, decay_rate=-0.8, eps=(1e-30, 1e-3), clip_threshold=1.0, weight_decay=0.0, **common
+        self,
+        params,
+        lr=1e-3,
+        decay_rate=-0.8,
+        eps=(1e-30, 1e-3),
+        clip_threshold=1.0,
+        weight_decay=0.0,
+        **common: Unpack[Common],
     ):
         super().__init__(
             params,
@@ -47,7 +56,7 @@ class AdaLomo(FusedBackward):
         clip_value=None,
         loss_scale=None,
         process_group=None,
-        **common,
+        **common: Unpack[Common],
     ):
         refuse_unknown(type(self), {key: value for key, value in common.items() if key not in COMMON})
         rule = AdaLomoRule(params, lr, decay_rate, eps, clip_threshold, weight_decay, **common)

@@ -9,11 +9,13 @@ Official code: the package adam-mini 1.1.1. Different on purpose:
   and by Triton on a GPU (gpu_step.py); elsewhere the stages of many tensors run together (flat_blocks.py).
 """
 
+from typing import Unpack
+
 import torch
 
 from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.core import cpu_kernel, flat_blocks, gpu_step
-from lowmem.optim.core.hyperparameters import one_of
+from lowmem.optim.core.hyperparameters import Common, one_of
 from lowmem.optim.core.rule import Stage, Work, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
@@ -74,7 +76,7 @@ class AdamMini(RuleOptimizer):
         biases=None,
         neurons=None,
         overrides=None,
-        **common,
+        **common: Unpack[Common],
     ):
         one_of("reduce", reduce, REDUCTIONS)
         settings = dict(

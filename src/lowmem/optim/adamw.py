@@ -5,9 +5,12 @@ arithmetic in another order of rounding (1e-6 relative). On a GPU tensors whose 
 torch's fused kernel, others and stochastic rounding through Triton's (gpu_step.py).
 """
 
+from typing import Unpack
+
 import torch
 
 from lowmem.optim.core import cpu_kernel, gpu_step
+from lowmem.optim.core.hyperparameters import Common
 from lowmem.optim.core.rule import Stage, Work, add_square, axpy, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
@@ -51,7 +54,7 @@ class AdamW(RuleOptimizer):
     form = "flat"
     stages = (Stage(update),)
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
 
     @staticmethod

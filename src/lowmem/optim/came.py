@@ -4,11 +4,13 @@ Official code: the package came-pytorch. No deliberate difference but fp32 momen
 """
 
 import math
+from typing import Unpack
 
 import torch
 
 from lowmem.optim.adafactor import moments, scaled, squares
 from lowmem.optim.core import factored
+from lowmem.optim.core.hyperparameters import Common
 from lowmem.optim.core.rule import Stage, Work, axpy, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
@@ -62,7 +64,7 @@ class CAME(RuleOptimizer):
         eps=(1e-30, 1e-16),
         clip_threshold=1.0,
         weight_decay=0.0,
-        **common,
+        **common: Unpack[Common],
     ):
         defaults = dict(lr=lr, betas=betas, eps=eps, clip_threshold=clip_threshold, weight_decay=weight_decay)
         super().__init__(params, defaults, **common)

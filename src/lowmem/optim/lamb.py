@@ -4,9 +4,12 @@ Reference: the published algorithm with bias correction, as in torch_optimizer /
 where a norm is zero.
 """
 
+from typing import Unpack
+
 import torch
 
 from lowmem.optim.adamw import adam_scalars
+from lowmem.optim.core.hyperparameters import Common
 from lowmem.optim.core.rule import Stage, Work, add_square
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
@@ -39,7 +42,7 @@ class Lamb(RuleOptimizer):
     form = "flat"
     stages = (Stage(norms, sums=lambda ndim: ((), ())), Stage(update))
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, **common):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
 
     @staticmethod

@@ -5,9 +5,12 @@ tensors go through a compiled C loop where a C compiler exists (cpu_kernel.py), 
 rounding.
 """
 
+from typing import Unpack
+
 import torch
 
 from lowmem.optim.core import cpu_kernel
+from lowmem.optim.core.hyperparameters import Common
 from lowmem.optim.core.rule import Stage, Work, axpy, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
@@ -27,7 +30,7 @@ class Lion(RuleOptimizer):
     form = "flat"
     stages = (Stage(update),)
 
-    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common):
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay), **common)
 
     @staticmethod

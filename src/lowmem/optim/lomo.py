@@ -4,8 +4,10 @@ Official code: the package lomo-optim 0.1.1; what differs on purpose stands in f
 updates round away at the paper's learning rates; rounding="stochastic" keeps them on average.
 """
 
+from typing import Unpack
+
 from lowmem.optim.core.fused_backward import FusedBackward
-from lowmem.optim.core.hyperparameters import COMMON, refuse_unknown
+from lowmem.optim.core.hyperparameters import COMMON, Common, refuse_unknown
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.sgd import SGD
 
@@ -15,7 +17,7 @@ class LomoRule(SGD):
 
     optional_state = ()
 
-    def __init__(self, params, lr=1e-3, weight_decay=0.0, **common):
+    def __init__(self, params, lr=1e-3, weight_decay=0.0, **common: Unpack[Common]):
         RuleOptimizer.__init__(self, params, dict(lr=lr, weight_decay=weight_decay), **common)
 
     @staticmethod
@@ -45,7 +47,7 @@ class Lomo(FusedBackward):
         weight_decay=0.0,
         loss_scale=None,
         process_group=None,
-        **common,
+        **common: Unpack[Common],
     ):
         refuse_unknown(type(self), {key: value for key, value in common.items() if key not in COMMON})
         rule = LomoRule(params, lr, weight_decay, **common)

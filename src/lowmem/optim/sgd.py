@@ -5,9 +5,12 @@ Different on purpose: `decoupled=True` multiplies weights by 1 - lr * weight_dec
 the gradient, as the official LOMO package does.
 """
 
+from typing import Unpack
+
 import torch
 
 from lowmem.optim.core import gpu_step
+from lowmem.optim.core.hyperparameters import Common
 from lowmem.optim.core.rule import Stage, Work, axpy
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
@@ -44,7 +47,15 @@ class SGD(RuleOptimizer):
     stages = (Stage(update),)
 
     def __init__(
-        self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, decoupled=False, **common
+        self,
+        params,
+        lr=1e-3,
+        momentum=0.0,
+        dampening=0.0,
+        weight_decay=0.0,
+        nesterov=False,
+        decoupled=False,
+        **common: Unpack[Common],
     ):
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("nesterov=True: needs momentum > 0 and dampening = 0")

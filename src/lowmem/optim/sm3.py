@@ -5,8 +5,11 @@ accumulators only grow (the paper); beta > 0 forgets exponentially. Different on
 accumulator per coordinate, which is the same as the general rule there.
 """
 
+from typing import Unpack
+
 import torch
 
+from lowmem.optim.core.hyperparameters import Common
 from lowmem.optim.core.rule import Stage, Work, add_square, axpy, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
@@ -54,7 +57,7 @@ class SM3(RuleOptimizer):
     optional_state = (("momentum_buffer", "momentum"),)
     stages = (Stage(candidates, accumulate, lambda ndim: tuple((axis,) for axis in range(ndim))), Stage(update))
 
-    def __init__(self, params, lr=0.1, momentum=0.9, beta=0.0, eps=1e-30, weight_decay=0.0, **common):
+    def __init__(self, params, lr=0.1, momentum=0.9, beta=0.0, eps=1e-30, weight_decay=0.0, **common: Unpack[Common]):
         super().__init__(
             params, dict(lr=lr, momentum=momentum, beta=beta, eps=eps, weight_decay=weight_decay), **common
         )

@@ -3,8 +3,11 @@
 import inspect
 import math
 import numbers
+from collections.abc import Callable, Iterable
+from typing import TypedDict
 
 import torch
+from torch import nn
 
 from lowmem.errors import nearest
 
@@ -14,7 +17,31 @@ NUMBERS = {
 }  # fmt: skip
 
 NOT_SETTINGS = {"self", "defaults", "partition_settings", "inner", "params"}
-COMMON = {"model", "no_decay", "rounding", "state_dtype", "nonfinite", "compile", "offload"}  # every optimizer's
+
+
+class Common(TypedDict, total=False):
+    """Keywords that every optimizer takes; what they mean stands at RuleOptimizer."""
+
+    model: nn.Module | None
+    no_decay: str | Iterable[str] | Callable[[str | None, torch.Tensor], bool] | None
+    rounding: str
+    state_dtype: torch.dtype | None
+    nonfinite: str
+    compile: bool
+    offload: bool
+
+
+COMMON = Common.__annotations__.keys()
+
+
+def spelled_out(function: Callable) -> inspect.Signature:
+    """The signature of a constructor with the common keywords by name in place of **common, for editors and tools."""
+    from lowmem.optim.core.rule_optimizer import RuleOptimizer
+
+    own = inspect.signature(function)
+    every = inspect.signature(RuleOptimizer.__init__).parameters
+    kept = [p for p in own.parameters.values() if p.name != "common"]
+    return own.replace(parameters=[*kept, *(every[name] for name in COMMON if name not in own.parameters)])
 
 
 def one_of(key: str, value, allowed: tuple) -> None:

@@ -66,7 +66,7 @@ class RuleOptimizer(Optimizer):
         defaults: dict,
         *,
         model: nn.Module | None = None,
-        no_decay: Iterable[str] | Callable | None = None,
+        no_decay: str | Iterable[str] | Callable | None = None,
         rounding: str = "nearest",
         state_dtype: torch.dtype | None = None,
         nonfinite: str = "ignore",

@@ -7,13 +7,22 @@ state_dict and load_state_dict run the hooks that torch documents around save() 
 a hook returns is what is checked, placed, or handed out.
 """
 
+import inspect
 import sys
 
 import torch
 
+from lowmem.optim.core.hyperparameters import spelled_out
+
 
 class Optimizer(torch.optim.Optimizer):
     """As torch's, in every respect."""
+
+    def __init_subclass__(cls, **keywords) -> None:
+        super().__init_subclass__(**keywords)
+        function = vars(cls).get("__init__")
+        if function is not None and "common" in inspect.signature(function).parameters:
+            function.__signature__ = spelled_out(function)
 
     def add_param_group(self, group: dict) -> None:
         """As in torch."""

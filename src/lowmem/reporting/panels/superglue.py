@@ -31,7 +31,11 @@ def by_step(axes, groups: dict[str, list[Run]], curve: Callable, unit: str, **op
         done = {run.id: found for run in runs if run.status == "done" and (found := curve(run))}
         colour = look(name)["color"]
         for run in (run for run in runs if run.id in done):
-            axes.plot(*zip(*done[run.id], strict=True), **faint(colour), **of_run(METHODS[name], run))
+            axes.plot(
+                *zip(*done[run.id], strict=True),
+                **{**faint(colour), "marker": ".", "markersize": 5},
+                **of_run(METHODS[name], run),
+            )
         x, y = mean_of(list(done.values()))
         if x:
             axes.plot(x, y, **look(name), **options, **of_mean(METHODS[name], runs))

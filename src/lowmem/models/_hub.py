@@ -1,0 +1,119 @@
+"""Models of the Hugging Face hub, or of a folder, from their configuration alone. No code of theirs is ever run.
+
+transformers answers a wrong configuration with whatever its own code stumbles over, so every error of it is one line here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+from collections.abc import Iterator
+
+from lowmem.errors import Misuse
+
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
+MOST_LAYERS = 2000
+OWN_CODE = "auto_map"
+
+
+def config_of(name: str):
+    """The configuration behind a name or folder; Misuse, one line, where it cannot be read or needs code of its own."""
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
+    with one_line(name, "its configuration cannot be used"), quiet():
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    text = text_of(config)
+    for key in ("vocab_size", "hidden_size"):
+        value = getattr(text, key, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise Misuse(f"model {name}: {key} is {value!r}; a whole number above 0 is needed")
+    depth = depth_of(text)
+    if isinstance(depth, bool) or not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
+        raise Misuse(f"model {name}: its number of layers is {depth!r}; 1 to {MOST_LAYERS} can be planned")
+    return config
+
+
+def text_of(config):
+    """The part of a configuration that speaks of the language model."""
+    text = config.get_text_config()
+    return text if depth_of(text) is not None else config
+
+
+def depth_of(text) -> int | None:
+    """Number of layers; of an encoder and decoder, those of the decoder."""
+    keys = ("decoder_layers", *DEPTHS) if hasattr(text, "decoder_layers") else DEPTHS
+    return next((getattr(text, key) for key in keys if getattr(text, key, None) is not None), None)
+
+
+def kinds_of(text) -> list:
+    """One entry per layer, equal where layers are alike; a configuration may list them under several names."""
+    depth = depth_of(text)
+    lists = [value for value in vars(text).values() if isinstance(value, (list, tuple)) and len(value) == depth]
+    return [repr(row) for row in zip(*lists)] if lists else [""] * depth
+
+
+def shallow(config, depth: int):
+    """A copy of a configuration with so many layers; AttributeError and the like where it cannot be told."""
+    cut = copy.deepcopy(config)
+    text, full = text_of(cut), depth_of(text_of(cut))
+    for key in DEPTHS:
+        if isinstance(getattr(text, key, None), int):
+            with contextlib.suppress(AttributeError, NotImplementedError):  # one of them is the other's alias
+                setattr(text, key, depth)
+    for key, value in list(vars(text).items()):
+        if isinstance(value, (list, tuple)) and len(value) == full:
+            setattr(text, key, value[:depth])
+    return cut
+
+
+def build(name: str, config, attention: str | None = None):
+    """A causal language model of a configuration. attention: "eager", "sdpa", or None for what the model prefers."""
+    from transformers import AutoModelForCausalLM
+
+    settings = {} if attention is None else {"attn_implementation": attention}
+    with one_line(name, "transformers cannot build it as a causal language model"), quiet():
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings)
+
+
+def has_sdpa(name: str, config) -> bool:
+    """Whether PyTorch's fused attention can be asked for; the model that could be built is thrown away."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            build(name, shallow(config, 1), "sdpa")
+    except Misuse as error:
+        return "scaled_dot_product_attention" not in str(error)
+    return True
+
+
+@contextlib.contextmanager
+def one_line(name: str, what: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes Misuse with its reason in one line."""
+    try:
+        yield
+    except Misuse:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "no reason given"
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        if OWN_CODE in reason or "trust_remote_code" in reason:
+            reason, kind = "it brings code of its own, which is not run here", ""
+        raise Misuse(f"model {name}: {what}: {kind}{reason[:300]}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The hub's libraries report progress and hints; a plan prints its own answer only."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
