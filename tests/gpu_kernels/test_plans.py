@@ -150,7 +150,7 @@ def test_without_kernels_the_stages_run_and_the_log_says_why(reason, monkeypatch
     elif reason == "not installed":
         monkeypatch.setitem(sys.modules, "triton", None)
         monkeypatch.delitem(sys.modules, "lowmem.optim.core.triton_kernels", raising=False)
-        monkeypatch.delattr(sys.modules["lowmem.optim"], "triton_kernels", raising=False)
+        monkeypatch.delattr(sys.modules["lowmem.optim.core"], "triton_kernels", raising=False)
     else:
         from lowmem.optim.core import triton_kernels
 
