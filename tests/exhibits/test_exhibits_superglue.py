@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic import checkout, record
 
-from lowmem.finetuning import likelihoods
+from lowmem.finetuning import answer_scores
 from lowmem.pipeline import archive, experiments
 from lowmem.pipeline.record import write_arrays
 from lowmem.reporting import exhibit
@@ -75,7 +75,7 @@ def answered(task, method, seed):
     lead = 2.0 * (RIGHT.get(method, 0.6) - hard + luck)
     nats = np.ones((QUESTIONS, 2), dtype=np.float32)
     nats[np.arange(QUESTIONS), labels] -= lead.astype(np.float32)
-    return likelihoods.Costs(nats, np.full((QUESTIONS, 2), 2), labels)
+    return answer_scores.Costs(nats, np.full((QUESTIONS, 2), 2), labels)
 
 
 def write_long(root, leave_out=()):
@@ -87,7 +87,7 @@ def write_long(root, leave_out=()):
         folder = root / "results/overnight" / run["id"]
         folder.mkdir(parents=True)
         lines = [{"step": k, "train_loss": 0.3 + 1 / k} for k in range(1, run["config"]["train"]["steps"] + 1)]
-        final = {**likelihoods.scores(found, "sum"), "step": len(lines)}
+        final = {**answer_scores.scores(found, "sum"), "step": len(lines)}
         lines = [*lines[:-1], {**lines[-1], **final}] if lines else [{"step": 0, **final}]
         memory = {"parameters": 538_000_000, "gradients": 0, "optimizer_state": 2}
         record(root, run, final, lines, memory=memory, arrays=write_arrays(folder, vars(found)))

@@ -12,7 +12,7 @@ from superglue_script import ROOT, script
 
 from lowmem.data import prepare, superglue_sources
 from lowmem.errors import Failed, Misuse
-from lowmem.finetuning import examples, likelihoods, superglue_prompts
+from lowmem.finetuning import answer_scores, examples, superglue_prompts
 from lowmem.pipeline import experiments, planning
 from lowmem.tasks import superglue as task
 from lowmem.training import job
@@ -264,10 +264,10 @@ def test_what_each_answer_costs_is_kept_beside_the_record(root):
     settings = {**config(steps=2, eval_every=1), "optimizer": {"name": "sgd", "lr": 0.1}}
     made = job.train_run(root, run_of(settings))
     with np.load(root / "results/smoke" / made["id"] / "arrays.npz") as kept:
-        found = likelihoods.Costs(kept["nats"], kept["tokens"], kept["labels"])
+        found = answer_scores.Costs(kept["nats"], kept["tokens"], kept["labels"])
     final = made["metrics"]["final"]
     assert found.nats.shape == (11, 2)
-    assert likelihoods.scores(found, "sum") == {key: final[key] for key in likelihoods.scores(found, "sum")}
+    assert answer_scores.scores(found, "sum") == {key: final[key] for key in answer_scores.scores(found, "sum")}
 
 
 def test_tuning_asks_questions_of_the_training_file_that_nothing_is_trained_on(root):

@@ -1,6 +1,6 @@
 """Fine-tuned models on the same questions: how much of a mean, or of a difference, is due to which questions were asked.
 
-Runs keep what each answer to each question costs (likelihoods.Costs). Two methods are compared question by question, so what
+Runs keep what each answer to each question costs (answer_scores.Costs). Two methods are compared question by question, so what
 makes a question hard for both leaves the difference. Seeds err on their own, and all of them on the same questions: an
 interval has both errors (stats.wider).
 """
@@ -9,16 +9,16 @@ import math
 
 import numpy as np
 
-from lowmem.finetuning import likelihoods
+from lowmem.finetuning import answer_scores
 from lowmem.reporting.exhibit import Run
 
 DRAWS = 400  # of the bootstrap over questions that gives the error of an AUC
 
 
-def costs(run: Run) -> likelihoods.Costs | None:
+def costs(run: Run) -> answer_scores.Costs | None:
     """What a run kept beside its record; None where it kept nothing."""
     found = run.arrays()
-    return likelihoods.Costs(found["nats"], found["tokens"], found["labels"]) if "nats" in found else None
+    return answer_scores.Costs(found["nats"], found["tokens"], found["labels"]) if "nats" in found else None
 
 
 def outcomes(run: Run, what: str) -> np.ndarray | None:
@@ -67,5 +67,5 @@ def auc_error(runs: list[Run]) -> float | None:
     for _ in range(DRAWS):
         chosen = draw.integers(0, len(second), len(second))
         if 0 < second[chosen].sum() < len(second):
-            means.append(np.mean([likelihoods.auc(one[chosen], second[chosen]) for one in leaning]))
+            means.append(np.mean([answer_scores.auc(one[chosen], second[chosen]) for one in leaning]))
     return float(np.std(means, ddof=1)) if len(means) > 1 else None
