@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lowmem import progress, safe_names
+from lowmem import progress, safe_names, strict_yaml
 from lowmem.errors import Failed, Misuse
 
 
@@ -66,32 +66,52 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path):
-    """Read JSON; Failed names the file when it is absent or damaged."""
+def read_json(path: Path, by_hand: bool = False):
+    """Read JSON; Failed names the file when it is absent or damaged. NaN and infinity are no numbers.
+
+    by_hand: of a file that a person wrote, where a key that stands twice is a mistake.
+    """
+    pairs = {"object_pairs_hook": once} if by_hand else {}
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Failed(f"cannot read {path}: {error}") from error
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=no_number, **pairs)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Failed(f"cannot read {path}: {short(error)}") from error
+
+
+def once(pairs: list[tuple]) -> dict:
+    """A dictionary of pairs; ValueError for a key that stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands twice")
+    return found
+
+
+def no_number(text: str):
+    raise ValueError(f"{text} is no number that can be meant")
+
+
+def short(error: Exception) -> str:
+    """An error's text as part of one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @functools.cache
 def parsed_yaml(text: str):
     """The value of a YAML text; one process reads the same few files hundreds of times."""
-    import yaml
-
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    return strict_yaml.load(text) or {}
 
 
 def read_yaml(path: Path):
-    """Read YAML; Misuse names file and line when it is absent or malformed."""
-    import yaml
-
+    """Read YAML; Misuse names file and line when it is absent, malformed, or nothing that can be meant (strict_yaml.py)."""
     try:
         return copy.deepcopy(parsed_yaml(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise Misuse(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise Misuse(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (
+        Exception
+    ) as error:  # dates that are none, tags of other languages, bytes that are no UTF-8: yaml lets all through
+        raise Misuse(f"{path} is not valid YAML: {short(error)}") from error
 
 
 def back_from_the_future(paths: Iterable[Path], slack: float = 3600) -> list[Path]:

@@ -175,8 +175,8 @@ def test_a_run_file_gets_the_hash_that_the_experiment_would_give(root, tmp_path)
     [
         ({"config": None}, "needs the key 'config'"),
         ({"seeds": [1]}, "unknown key 'seeds' (did you mean 'seed'?)"),
-        ({"seed": -1}, "seed: -1 is not a whole number of 0 or more"),
-        ({"seed": "1"}, "seed: '1' is not a whole number"),
+        ({"seed": -1}, "seed: -1 is less than the minimum of 0"),
+        ({"seed": "1"}, "seed: '1' is not of type 'integer'"),
         ({"data": {"dataset": "sotuu", "source": "package", "tokenizer": "byte"}}, "unknown dataset 'sotuu'"),
     ],
     ids=str,

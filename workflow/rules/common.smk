@@ -4,20 +4,18 @@ import shlex
 from pathlib import Path
 
 from lowmem import files
-from lowmem.data import superglue_sources
+from lowmem.data import fetch, superglue_sources
 from lowmem.errors import Misuse
-from lowmem.files import read_yaml
 from lowmem.pipeline import archive, estimate, intact, planning
 from lowmem.reporting import claims
 
-ROOT = Path(workflow.basedir)
 config.update(planning.spelt(config))
 
 try:
     TIER, OPTIONS = planning.settings(ROOT, config)
     EXHIBITS = planning.exhibits(ROOT)
     JOBS = planning.jobs(ROOT, TIER, OPTIONS)
-    SOURCES = read_yaml(ROOT / "data/sources.yaml")
+    SOURCES = fetch.listed(ROOT)
     DATASETS = planning.datasets(JOBS)
     CLAIMS = claims.load(ROOT)
 except Misuse as error:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lowmem import progress, safe_names
+from lowmem import progress, safe_names, schemas
 from lowmem.data.sources import KINDS, client
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import locked, read_json, read_yaml, sha256, write_json
@@ -58,10 +58,17 @@ def fetch(root: Path, dataset: str, source: str = "package", folder: Path | None
         raise Failed(f"cannot write {target}: {error.strerror or error}; check permissions and space") from error
 
 
-def dataset_entry(root: Path, dataset: str) -> dict:
-    """One dataset of data/sources.yaml, its sources brought to one shape: {kind, spec, files: {name: pin}, ...}."""
+def listed(root: Path) -> dict[str, dict]:
+    """data/sources.yaml, checked against its schema."""
     path = Path(root) / "data" / "sources.yaml"
     known = read_yaml(path)
+    schemas.check(root, known, "sources", path)
+    return known
+
+
+def dataset_entry(root: Path, dataset: str) -> dict:
+    """One dataset of data/sources.yaml, its sources brought to one shape: {kind, spec, files: {name: pin}, ...}."""
+    path, known = Path(root) / "data" / "sources.yaml", listed(root)
     if dataset not in known:
         raise Misuse(f"unknown dataset {dataset!r}{nearest(dataset, known)}")
     entry = known[dataset]

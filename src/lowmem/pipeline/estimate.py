@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lowmem.data import fetch
 from lowmem.data.fetch import SOURCES, raw_folder
-from lowmem.files import read_json, read_yaml, write_json
+from lowmem.files import read_json, write_json
 from lowmem.pipeline import experiments, planning, record
 
 COSTS = "data/published/costs.json"
@@ -183,7 +183,7 @@ def show(root: Path, tier: str, options: dict) -> None:
 
 def show_downloads(root: Path, jobs: dict) -> None:
     """Print what has to be fetched, with bytes from data/sources.yaml."""
-    sources = read_yaml(root / "data/sources.yaml")
+    sources = fetch.listed(root)
     named = {(data["dataset"], data["source"]) for data in planning.datasets(jobs).values()}
     wanted = {(part, source) for dataset, source in named for part in fetch.parts(root, dataset)}
     for dataset, source in sorted(wanted):

@@ -22,6 +22,7 @@ from lowmem import optim
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_yaml
 from lowmem.pipeline import model_settings, rates
+from lowmem.schemas import check
 
 
 def find_root() -> Path:
@@ -134,7 +135,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
             continue  # the exhibit says why, see unavailable()
         config = with_stages(root, config, tier, options)
         if rates.named(config):
-            config = rates.resolved(root, config, tier)
+            config = rates.resolved(root, config, tier, variant)
             if (hashed := config_hash(config)) in planned:
                 continue  # two readings of a claim agree on the rate: one set of runs serves both
             planned.add(hashed)
@@ -203,25 +204,31 @@ STAGES = (("model", "pretrained"), ("measure", "reward"))  # where a run may nam
 def with_stages(root: Path, config: dict, tier: str, options: dict | None) -> dict:
     """Put a run's configuration of the same tier where another one is named as {experiment, variant}."""
     for key, inner in STAGES:
-        named = (config.get(key) or {}).get(inner)
+        named = part_of(config, key).get(inner)
         if not isinstance(named, dict) or "experiment" not in named:
             continue
         try:
             found = {run["variant"]: run["config"] for run in runs(root, named["experiment"], tier, options)}
         except RecursionError as error:
             raise Misuse(f"{key}.{inner}: {named['experiment']} starts from itself; name another experiment") from error
-        if named.get("variant") not in found:
-            variant = str(named.get("variant"))
+        variant = str(named.get("variant"))
+        if variant not in found:
             raise Misuse(f"{key}.{inner}: {named['experiment']} has no variant {variant!r}{nearest(variant, found)}")
-        config = {**config, key: {**config[key], inner: found[named["variant"]]}}
+        config = {**config, key: {**config[key], inner: found[variant]}}
     return config
+
+
+def part_of(config: dict, key: str) -> dict:
+    """A part of a configuration; empty where it is none, or what the schema refuses."""
+    found = config.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def stages(config: dict) -> Iterator[dict]:
     """A configuration and all those inside it, which are trained before it."""
     yield config
     for key, inner in STAGES:
-        found = (config.get(key) or {}).get(inner)
+        found = part_of(config, key).get(inner)
         if isinstance(found, dict) and "task" in found:
             yield from stages(found)
         elif isinstance(found, dict) and key == "model":
@@ -256,31 +263,3 @@ def check_files_exist(config: dict, path: Path) -> None:
             raise Misuse(f"{path}: unknown {key} {name!r}{nearest(name, known)}")
     if config.get("model"):
         model_settings.check(config["model"], path)
-
-
-_validators: dict = {}
-_passed: set = set()
-
-
-def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
-    """Validate against workflow/schemas/<schema>.schema.yaml; the first problem becomes a one-line Misuse."""
-    import jsonschema
-
-    key = (root, schema)
-    if key not in _validators:
-        loaded = read_yaml(root / f"workflow/schemas/{schema}.schema.yaml")
-        _validators[key] = jsonschema.Draft202012Validator(loaded)
-    seen = (*key, repr(value))
-    if seen in _passed:  # many runs share a tier and stages; a check takes milliseconds
-        return
-    problem = jsonschema.exceptions.best_match(_validators[key].iter_errors(value))
-    if problem is None:
-        _passed.add(seen)
-        return
-    where = ".".join(str(part) for part in problem.absolute_path) or "top level"
-    message = problem.message
-    if problem.validator == "additionalProperties" and isinstance(problem.instance, dict):
-        known = problem.schema.get("properties", {})
-        unknown = sorted(set(problem.instance) - set(known))
-        message = f"unknown key {unknown[0]!r}{nearest(unknown[0], known)}"
-    raise Misuse(f"{path}{place}: {where}: {message}")

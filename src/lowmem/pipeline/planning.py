@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lowmem import provenance, safe_names
 from lowmem.data import superglue_sources
-from lowmem.data.fetch import SOURCES, prepared_folder, raw_folder
+from lowmem.data.fetch import SOURCES, listed, prepared_folder, raw_folder
 from lowmem.data.fetch import parts as fetch_parts
 from lowmem.data.fetch import script as fetch_script
 from lowmem.errors import Misuse, nearest
@@ -64,7 +64,7 @@ def spelt(config: dict) -> dict:
 
 def dataset_names(root: Path) -> set[str]:
     """Every dataset that data/sources.yaml, an experiment or a tier speaks of: what an option may name."""
-    names = set(read_yaml(root / "data/sources.yaml"))
+    names = set(listed(root))
     for tier in experiments.tier_names(root):
         names |= set(experiments.load_tier(root, tier).get("data", {}))
     return names
@@ -136,7 +136,7 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
         names = sorted({name for header in exhibits(root).values() for name in shown_by(header, tier)})
     of_tier = experiments.load_tier(root, tier)
     per_node = of_tier.get("gpus_per_node")
-    known = read_yaml(root / "data/sources.yaml")
+    known = listed(root)
     found = {}
     for experiment in names:
         runs = experiments.runs(root, experiment, tier, options)
@@ -314,21 +314,20 @@ def select(
 
 def read_run(root: Path, path: Path) -> dict:
     """A run from a JSON file with at least {config}; a record will do. Names default to the file's, seed to 0."""
-    given = read_json(path)
+    given = read_json(path, by_hand=True)
     if not isinstance(given, dict) or "config" not in given:
         raise Misuse(f"{path}: a run needs the key 'config'")
     known = {"experiment", "variant", "seed", "tier", "config", "resources", "id", "config_hash"}
     unknown = [] if "status" in given else sorted(given.keys() - known)  # what has a status is a record
     if unknown:
         raise Misuse(f"{path}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
+    experiments.check(root, given, "run_file", path)
     seed = given.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise Misuse(f"{path}: seed: {seed!r} is not a whole number of 0 or more")
     config = {key: value for key, value in given["config"].items() if key != "resources"}
     for stage in experiments.stages(config):
         experiments.check(root, stage, "run", path)
         experiments.check_files_exist(stage, path)
-    prepared(root, config, read_yaml(root / "data/sources.yaml"))
+    prepared(root, config, listed(root))
     names = {"experiment": path.stem, "variant": "only", "tier": "own"}
     names = {key: safe_names.part(given.get(key) or name, f"{path}: {key}") for key, name in names.items()}
     run = {

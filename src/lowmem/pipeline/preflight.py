@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from lowmem.data import fetch
-from lowmem.files import read_yaml
 from lowmem.pipeline import estimate, experiments, planning
 
 CLIENTS = {"npm": "npm", "apt": "apt-get", "pip": None}  # pip comes with Python
@@ -69,7 +68,7 @@ def words(root: Path, kind: str, name: str, source: str = "package") -> str:
         return f"weights {name} ({estimate.size(weight_bytes(root, name))})"
     if kind == "tokenizer":
         return "tokenizer gpt2"
-    count = estimate.download_bytes(read_yaml(root / "data/sources.yaml")[name], source)
+    count = estimate.download_bytes(fetch.listed(root)[name], source)
     return f"{name} ({source}, {estimate.size(count)})"
 
 
@@ -125,7 +124,7 @@ def of_source(source: dict) -> str | None:
 
 def of_weights(root: Path, name: str) -> str | None:
     """Why pretrained weights (a dataset of sources.yaml, a folder, or a hub repository) could not be had, or None."""
-    if name in read_yaml(root / "data/sources.yaml"):
+    if name in fetch.listed(root):
         return of_dataset(root, name, "package")
     folder = Path(name).expanduser()
     if any((place / "config.json").is_file() for place in (folder, root / folder)):
@@ -184,7 +183,7 @@ def disk(root: Path, jobs: dict[str, dict]) -> list[str]:
 
 def needed_bytes(root: Path, jobs: dict[str, dict]) -> dict[str, int | None]:
     """Bytes of each dataset that is not here yet; None where its source does not say."""
-    known = read_yaml(root / "data/sources.yaml")
+    known = fetch.listed(root)
     wanted = sorted({(data["dataset"], data["source"]) for data in planning.datasets(jobs).values()})
     missing = [pair for pair in wanted if not (fetch.raw_folder(root, *pair) / "fetched.json").is_file()]
     return {dataset: estimate.download_bytes(known[dataset], source) for dataset, source in missing}
@@ -193,14 +192,14 @@ def needed_bytes(root: Path, jobs: dict[str, dict]) -> dict[str, int | None]:
 def missing_weights(root: Path, jobs: dict[str, dict]) -> dict[str, int]:
     """Bytes of the hub's weights that are not here yet."""
     named = {need[1] for job in jobs.values() for need in of_job(job) if need[0] == "weights"}
-    known = read_yaml(root / "data/sources.yaml")
+    known = fetch.listed(root)
     absent = [name for name in named - known.keys() if not hub_cache(name).is_dir() and not Path(name).is_dir()]
     return {name: weight_bytes(root, name) or 0 for name in absent}
 
 
 def weight_bytes(root: Path, name: str) -> int | None:
     """A dataset's as sources.yaml says; a hub's by the size in its name, two bytes a weight; None where it has none."""
-    known = read_yaml(root / "data/sources.yaml")
+    known = fetch.listed(root)
     if name in known:
         return estimate.download_bytes(known[name], "package")
     return 2 * estimate.parameters({"pretrained": name}) or None

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lowmem import distributed
-from lowmem.data import prepare
+from lowmem.data import fetch, prepare
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json, read_yaml
+from lowmem.files import read_json
 from lowmem.models import llama
 from lowmem.weights import gguf, lazy_weights
 
@@ -110,7 +110,7 @@ def byte_words() -> Words:
 
 def checkpoint(root: Path, source: str, device: str) -> tuple[llama.Llama, Words]:
     """Model and words of a checkpoint, see the module's docstring; a folder's weights are only noted, see lazy_weights.py."""
-    if source in read_yaml(Path(root) / "data/sources.yaml"):
+    if source in fetch.listed(root):
         folder = prepare.ready(root, {"dataset": source, "source": "package"})
         found = sorted(folder.glob("*.gguf"))
         if not found:

@@ -1,0 +1,43 @@
+"""Whether a file that a person writes is what its schema (workflow/schemas) says: one line names file, place and mistake."""
+
+import math
+from pathlib import Path
+
+from lowmem.errors import Misuse, nearest
+from lowmem.files import read_yaml
+
+_validators: dict = {}
+_passed: set = set()
+
+
+def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
+    """Validate against workflow/schemas/<schema>.schema.yaml; the first problem becomes a one-line Misuse."""
+    import jsonschema
+
+    key = (root, schema)
+    if key not in _validators:
+        loaded = read_yaml(place_of(root, schema))
+        types = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+        types = types.redefine("number", lambda _, value: type(value) in (int, float) and math.isfinite(value))
+        _validators[key] = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=types)(loaded)
+    seen = (*key, repr(value))
+    if seen in _passed:  # many runs share a tier and stages; a check takes milliseconds
+        return
+    problem = jsonschema.exceptions.best_match(_validators[key].iter_errors(value))
+    if problem is None:
+        _passed.add(seen)
+        return
+    where = ".".join(str(part) for part in problem.absolute_path) or "top level"
+    message = problem.message if len(problem.message) <= 300 else f"{problem.message[:297]}..."
+    if problem.validator == "additionalProperties" and isinstance(problem.instance, dict):
+        known = problem.schema.get("properties", {})
+        unknown = sorted(map(str, set(problem.instance) - set(known)))
+        message = f"unknown key {unknown[0][:80]!r}{nearest(unknown[0][:80], known)}"
+    raise Misuse(f"{path}{place}: {where[:200]}: {message}")
+
+
+def place_of(root: Path, schema: str) -> Path:
+    """The schema's file: the checkout's, else that of the checkout which this package stands in."""
+    name = f"workflow/schemas/{schema}.schema.yaml"
+    own = Path(root) / name
+    return own if own.is_file() else Path(__file__).resolve().parents[2] / name

@@ -1,0 +1,73 @@
+"""YAML as people mean it: a key once, numbers that are numbers, and no more of it than its text holds.
+
+YAML itself lets the last of two equal keys win, knows .nan, and lets 600 bytes of aliases stand for gigabytes.
+"""
+
+import math
+import re
+
+LARGEST = 5_000_000  # letters of a file
+DEEPEST = 60  # levels
+MOST = 1_000_000  # values once aliases are written out
+
+
+class Odd(ValueError):
+    """What is wrong, and in which line."""
+
+    def __init__(self, problem: str, line: int | None = None):
+        super().__init__(f"line {line}: {problem}" if line else problem)
+
+
+def load(text: str):
+    """The value of a YAML text. Odd, or what yaml raises, when it is not one that can be meant."""
+    import yaml
+
+    if len(text) > LARGEST:
+        raise Odd(f"it has {len(text)} letters, more than {LARGEST}")
+    if re.search(rf"(?:[\[{{]\s*|-\s+){{{DEEPEST}}}", text):
+        raise Odd(f"it is nested more than {DEEPEST} levels deep")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        checked(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def checked(node, sizes: dict[int, int], depth: int = 0) -> int:
+    """How many values a node stands for, aliases written out; Odd for what is not allowed in it."""
+    line = node.start_mark.line + 1
+    if depth > DEEPEST:
+        raise Odd(f"it is nested more than {DEEPEST} levels deep", line)
+    if id(node) not in sizes:
+        sizes[id(node)] = MOST  # an alias inside what it stands for ends at the limit
+        inside = node.value if isinstance(node.value, list) else []
+        pairs = [pair for pair in inside if isinstance(pair, tuple)]
+        seen = set()
+        for key, _ in pairs:
+            name = (key.tag, key.value) if isinstance(key.value, str) else None
+            if name in seen:
+                raise Odd(f"the key {key.value[:80]!r} stands twice", key.start_mark.line + 1)
+            seen.add(name)
+        if not inside and node.tag.endswith(":float") and not math.isfinite(float_of(node.value)):
+            raise Odd(f"{node.value[:20]} is no number that can be meant", line)
+        if not inside and node.tag.endswith(":int") and len(str(node.value)) > 40:
+            raise Odd("a whole number of more than 40 digits", line)
+        children = [child for pair in inside for child in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes[id(node)] = 1 + sum(checked(child, sizes, depth + 1) for child in children)
+    if sizes[id(node)] >= MOST:
+        raise Odd("its aliases stand for more than a file may hold", line)
+    return sizes[id(node)]
+
+
+def float_of(text: str) -> float:
+    """The number of a float's text; what YAML writes otherwise than Python (.nan, 1:30) is judged by its look."""
+    if re.fullmatch(r"[-+]?\.(nan|inf)", text, re.IGNORECASE):
+        return math.nan
+    try:
+        return float(text.replace("_", ""))
+    except ValueError:
+        return 0.0
