@@ -30,6 +30,7 @@ def pair():
     optimizer, parameters = optimizer_over([LAYOUTS["rows"], LAYOUTS["coordinates"], LAYOUTS["long heads"]], 0)
     gradients(parameters, 0)
     by_kernels(optimizer).step()
+    assert optimizer.step_kernel == "Triton"  # what a run's record says
     return optimizer, parameters
 
 
