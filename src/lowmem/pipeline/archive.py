@@ -9,9 +9,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from lowmem import safe_names
 from lowmem.errors import Failed, Misuse
-from lowmem.files import atomic_path, sha256
+from lowmem.files import atomic_path, safe_names, sha256
 from lowmem.pipeline.record import ARRAYS, CURVE, FINAL, damage, load
 
 
