@@ -1,18 +1,22 @@
 # Adam-mini and LOMO, reproduced: from download to verdict. `snakemake --cores all` runs the laptop tier.
 import os
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
 min_version("9.20")
 # Many images forbid Python to keep bytecode; then each step, a process of its own, would compile PyTorch's sources anew: 3 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Every step works in this checkout, whatever the shell that started the pipeline says.
+os.environ["LOWMEM_ROOT"] = str(workflow.basedir)
 
 
 configfile: "workflow/config/config.yaml"
 
 
-sys.path.insert(0, f"{workflow.basedir}/src")
+ROOT = Path(workflow.current_basedir)  # of this file, also where workflow/Snakefile includes it
+sys.path.insert(0, str(ROOT / "src"))
 
 
 include: "workflow/rules/common.smk"

@@ -3,7 +3,7 @@
 Importing this package imports nothing else: the pipeline parses its configuration without PyTorch.
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = ["ParamBlocks", "partition"]
 
 

@@ -9,7 +9,6 @@ from lowmem.errors import Misuse
 from lowmem.pipeline import archive, estimate, intact, planning
 from lowmem.reporting import claims
 
-ROOT = Path(workflow.basedir)
 config.update(planning.spelt(config))
 
 try:

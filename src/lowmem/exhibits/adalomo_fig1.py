@@ -2,6 +2,7 @@
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import lead, mean, text, tuned, used
 from lowmem.reporting.panels.losses import by_rate, loss_curves
 
@@ -24,7 +25,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: variance_over_momentum (nats by which the second moment alone is ahead), each method's lead over SGD."""
     methods = tuned(runs)
     shown = Shown(
-        caption="Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Right: final "
+        caption=scale.about(runs)
+        + "Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Right: final "
         "loss by learning rate, best rates marked; four rates each.",
         columns=["method", "best rate", "rates tried", "final loss (nat)", "ahead of SGD (nat)"],
         rows=[],

@@ -2,6 +2,7 @@
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Pair, log_loss, losses, mean, pairs, text, used
 from lowmem.reporting.panels.losses import limits, loss_curves
 
@@ -21,7 +22,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values, Adam-mini minus AdamW at equal tokens: loss.gap (nat), loss.gap.percent (of AdamW's loss)."""
     size = next(size for size in pairs(runs) if size.name.startswith("7b"))
     shown = Shown(
-        caption="Validation loss by tokens and by time in training steps, mean over seeds, thin lines the seeds. Both "
+        caption=scale.about([run for group in size.runs.values() for run in group])
+        + "Validation loss by tokens and by time in training steps, mean over seeds, thin lines the seeds. Both "
         "optimizers use equal batches here; the paper's hours come from a four times larger batch per GPU for Adam-mini.",
         columns=["optimizer", "final loss (nat)", "Adam-mini − AdamW (nat)", "training time (s)", "seeds"],
         rows=[],
@@ -88,6 +90,6 @@ def draw_loss_by_time(axes, size: Pair) -> None:
         return
     limits(axes, heights)
     axes.set_xlim(0)
-    axes.set(xlabel="time in training steps (s)", ylabel="validation loss (nat per token)")
+    axes.set(xlabel="time in training steps (s)", ylabel=scale.loss(size.runs["adamw"]))
     axes.set_title("Loss by time, equal batches")
     plots.end_labels(axes, labels)

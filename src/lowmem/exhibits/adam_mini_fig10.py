@@ -5,9 +5,11 @@ curve and training loss; here the fixed validation set decides, because at gaps 
 """
 
 import itertools
+import math
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import (
     MARGIN,
     ONE_RATE,
@@ -61,7 +63,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Rows by size. Values: gap.<size>, over sizes gap.worst and gap.worst.percent (of AdamW's loss), gap.shrink (early minus
     late training gap), early.least; own_rate.gap.worst.percent where each optimizer has its own best rate."""
     shown = Shown(
-        caption="Validation loss (nats per token) by tokens: mean over seeds, thin lines the seeds; bars are 95 % intervals. "
+        caption=scale.about(runs)
+        + "Left: validation loss, mean over seeds. Middle: the gap at equal seed, thin lines the seeds; the axis is linear "
+        "up to 0.02 and logarithmic beyond. Right: in per cent of AdamW's loss, so that bytes and the paper's tokens share an "
+        "axis; bars are 95 % intervals. "
         "The gap is Adam-mini minus AdamW at equal seed: below zero Adam-mini is ahead. The early gap is that of "
         f"the training losses from 20 to 30 % of the steps. Dotted: the margin, {MARGIN} % of AdamW's loss.",
         columns=COLUMNS,
@@ -125,12 +130,12 @@ def points(sizes: list[Pair]) -> dict:
 
 
 def published_gaps(published: dict) -> dict[str, float]:
-    """{size: Adam-mini minus AdamW at 19 to 20 billion tokens}, read off the vector figure."""
+    """{size: Adam-mini minus AdamW at 19 to 20 billion tokens, per cent of the loss}, read off the vector figure."""
     gaps = {}
     for size in PUBLISHED_SIZES:
         pair = [printed(published, "mean_train_loss_19_20B", size=size, optimizer=o) for o in ("Adam-mini", "AdamW")]
         if None not in pair:
-            gaps[size] = round(pair[0]["value"] - pair[1]["value"], 6)
+            gaps[size] = 100 * math.log(pair[0]["value"] / pair[1]["value"])
     return gaps
 
 
@@ -156,20 +161,19 @@ def draw(sizes: list[Pair], printed_gaps: dict[str, float]):
 
 
 def draw_loss(axes, sizes: list[Pair]) -> None:
-    """Mean over seeds, thin lines for the seeds themselves: with three seeds an interval hides what they do."""
+    """Mean over seeds; the seeds themselves are hardly more than a hint: the gaps beside this have their common part gone."""
     labels, heights = [], []
     for size in sizes:
         for optimizer in ("adamw", "adam_mini"):
-            for seed in size.seeds:
-                losses = size.curves[optimizer][seed]
-                style = faint(plots.look(optimizer)["color"])
-                run = next(run for run in size.runs[optimizer] if run.seed == seed)
-                axes.plot(size.tokens, [losses[t] for t in size.tokens], **style, **of_run(optimizer, run))
+            for run in (run for run in size.runs[optimizer] if run.seed in size.seeds):
+                losses = [size.curves[optimizer][run.seed][tokens] for tokens in size.tokens]
+                style = {**faint(plots.look(optimizer)["color"]), "linewidth": 0.5, "alpha": 0.3}
+                axes.plot(size.tokens, losses, **style, **of_run(optimizer, run))
             curve = [size.mean(optimizer, tokens).value for tokens in size.tokens]
             plots.line(axes, size.tokens, curve, optimizer, **of_mean(optimizer, size.runs[optimizer]))
             heights += curve[len(curve) // 4 :]
         labels.append((size.tokens[-1], curve[-1], size.name, plots.INK))
-    axes.set(xlabel="training tokens", ylabel="validation loss (nat per token)")
+    axes.set(xlabel=f"training {scale.per(sizes[0].runs['adamw'])}s", ylabel=scale.loss(sizes[0].runs["adamw"]))
     axes.set_title("Loss by size")
     axes.xaxis.set_major_formatter(tokens_label)
     axes.set_xlim(0, max(size.tokens[-1] for size in sizes) * 1.16)
@@ -188,21 +192,24 @@ def draw_gap(axes, sizes: list[Pair]) -> None:
     labels, shown = [], []
     for size, colour in zip(sizes, itertools.cycle(plots.SERIES)):
         labels.append(gap_curve(axes, size, colour, size.name))
-        for tokens in size.tokens[len(size.tokens) // 3 :]:
+        for tokens in size.tokens:
             shown += size.gaps(tokens).values()
     margin = max(size.margin for size in sizes)
     zero_and_margin(axes, margin)
-    axes.set(xlabel="training tokens", ylabel="Adam-mini − AdamW (nat)")
+    axes.set_yscale("symlog", linthresh=0.02)  # the early lead is tens of times the later gap, and both are claims
+    axes.set_yticks([-0.1, -0.02, -0.01, 0, 0.01, 0.02, 0.1], ["−0.1", "−0.02", "−0.01", "0", "0.01", "0.02", "0.1"])
+    axes.minorticks_off()
+    axes.set(xlabel=f"training {scale.per(sizes[0].runs['adamw'])}s", ylabel="Adam-mini − AdamW (nat)")
     axes.set_title("Paired gap")
     axes.xaxis.set_major_formatter(tokens_label)
     axes.set_xlim(0, max(size.tokens[-1] for size in sizes) * 1.2)
-    limit_to_values(axes, [*shown, margin])
+    axes.set_ylim(1.2 * min([-0.01, *shown]), 1.5 * max([0.02, *shown]))
     plots.end_labels(axes, labels)
 
 
 def draw_by_size(axes, sizes: list[Pair], printed_gaps: dict[str, float]) -> None:
     known = [size for size in sizes if size.parameters]
-    estimates = [as_estimate(size.gap()) for size in known]
+    estimates = [as_estimate(size.final(log_loss, "%")) for size in known]
     colour = plots.look("adam_mini")["color"]
     for size, e in zip(known, estimates, strict=True):
         bars = None if e.low is None else [[e.value - e.low], [e.high - e.value]]
@@ -213,11 +220,17 @@ def draw_by_size(axes, sizes: list[Pair], printed_gaps: dict[str, float]) -> Non
     if printed_gaps:
         plots.published_mark(axes, [PUBLISHED_SIZES[size] for size in printed_gaps], list(printed_gaps.values()))
         x = PUBLISHED_SIZES["330M"]
-        axes.annotate("published", (x, 0.009), xytext=(0, 12), textcoords="offset points", ha="center", fontsize=8)
-    margin = max(size.margin for size in sizes)
-    zero_and_margin(axes, margin)
+        axes.annotate(
+            "published",
+            (x, printed_gaps.get("330M", 0)),
+            xytext=(0, 12),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    zero_and_margin(axes, MARGIN)
     axes.set_xscale("log")
-    axes.set(xlabel="parameters", ylabel="gap at the end, Adam-mini − AdamW (nat)")
+    axes.set(xlabel="parameters", ylabel="gap at the end, Adam-mini − AdamW (% of loss)")
     axes.set_title("Gap by size")
     ends = [end for e in estimates for end in (e.value, e.low, e.high) if end is not None]
-    limit_to_values(axes, [*ends, *printed_gaps.values(), margin])
+    limit_to_values(axes, [*ends, *printed_gaps.values(), MARGIN])

@@ -3,8 +3,10 @@
 Read off the paper's vector figure, Adam-mini starts behind AdamW and ends ahead; the two ends of the run are two claims.
 """
 
+from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import MARGIN, ONE_RATE, Pair, missing, pairs, text, used, window
 from lowmem.reporting.panels.losses import gap_curve, limit_to_values, loss_curves, zero_and_margin
 
@@ -14,7 +16,7 @@ EXHIBIT = {
     "label": "Figure (number unknown)",
     "order": 110,
     "kind": "figure",
-    "title": "The longest Llama run",
+    "title": "The longest Llama run of this tier",
     "experiments": ["llama_scaling"],
     "published": "adam_mini.figure_llama1b",
 }
@@ -32,8 +34,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     e-fold of steps from a tenth of the run on); own_rate.gap.late where each optimizer has its own best rate."""
     size = pairs(runs)[-1]
     shown = Shown(
-        caption=f"The largest model of the scaling runs ({size.name}): validation loss, and the gap Adam-mini minus AdamW at "
-        "equal seed over the share of the run that is done; mean over seeds, thin lines the seeds. Open diamonds: the "
+        caption=scale.about([run for group in size.runs.values() for run in group])
+        + f"The largest model of the scaling runs ({size.name}): validation loss, and the gap Adam-mini minus AdamW at "
+        "equal seed over the share of the run that is done; mean over seeds, thin lines the seeds, shaded the 95 % interval. "
+        "Open diamonds: the "
         "published gaps of Llama2-1B at the same share. Rows: gap of the training losses, on equal batches. Dotted: the "
         f"margin, {MARGIN} % of AdamW's loss.",
         columns=["part of the run", "gap, Adam-mini − AdamW (nat)", "published, Llama2-1B (nat)", "seeds"],
@@ -88,6 +92,12 @@ def draw(size: Pair, marks: list[tuple[float, float]]):
 def draw_gap(axes, size: Pair, marks: list[tuple[float, float]]) -> None:
     label = gap_curve(axes, size, plots.look("adam_mini")["color"], size.name)
     shown = [gap for _, gap in marks]
+    if label and len(size.seeds) > 1:
+        found = [estimate(list(size.gaps(tokens).values())) for tokens in size.tokens]
+        colour = plots.look("adam_mini")["color"]
+        axes.fill_between(
+            size.tokens, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.1, linewidth=0
+        )
     if label:
         shown += [gap for tokens in size.tokens[1:] for gap in size.gaps(tokens).values()]
         last = size.tokens[-1]

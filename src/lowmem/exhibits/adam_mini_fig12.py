@@ -3,8 +3,11 @@
 The paper shows training loss only. At equal seed both optimizers see the same batches, so training losses are paired too.
 """
 
+import math
+
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import (
     ONE_RATE,
     Pair,
@@ -43,8 +46,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Rows by size and stage. Values: gap.<size>, gap.worst (end), early.least; own_rate.gap.worst."""
     sizes = [size for size in pairs(runs) if size.name.startswith(("8b", "13b"))]
     shown = Shown(
-        caption="Training loss, moving mean over 5 % of the steps, mean over seeds; right: Adam-mini minus AdamW at equal "
-        "seed and batches with 95 % intervals, and the published gaps (open diamonds).",
+        caption=scale.about(runs)
+        + "Training loss, moving mean over 5 % of the steps, mean over seeds; right: Adam-mini minus AdamW in per "
+        "cent of the loss, at equal seed and batches with 95 % intervals, and the published gaps (open diamonds, per token).",
         columns=["model", "part of the run", "AdamW loss", "Adam-mini loss", "gap (nat)", "published gap (nat)"],
         rows=[],
         deviations=[
@@ -65,8 +69,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def add_row(shown: Shown, published: dict, size: Pair, stage: str) -> tuple[dict, float | None]:
-    """One row; (our gap, the published gap)."""
+def add_row(shown: Shown, published: dict, size: Pair, stage: str) -> tuple[dict, float | None, dict, float | None]:
+    """One row; (our gap, the published gap, both in per cent of the loss)."""
     measure, what, words = STAGES[stage]
     gap = difference(size.runs["adam_mini"], size.runs["adamw"], measure)
     paper = size.name.split("_")[0].upper()
@@ -74,9 +78,11 @@ def add_row(shown: Shown, published: dict, size: Pair, stage: str) -> tuple[dict
     for optimizer, cell in zip(("AdamW", "Adam-mini"), cells, strict=True):
         shown.published += mark(f"{paper}, {optimizer}, training loss, {what.replace('_', ' ')}", cell)
     theirs = None if None in cells else cells[1]["value"] - cells[0]["value"]
+    share = None if None in cells else 100 * math.log(cells[1]["value"] / cells[0]["value"])
     means = [text(mean(size.runs[o], measure)) for o in ("adamw", "adam_mini")]
     shown.rows.append([size.name, words, *means, text(gap, True), "" if theirs is None else f"{theirs:+.3f}"])
-    return gap, theirs
+    logs = lambda run: None if measure(run) is None else 100 * math.log(measure(run))  # noqa: E731
+    return gap, theirs, difference(size.runs["adam_mini"], size.runs["adamw"], logs, "%"), share
 
 
 def smooth(run: Run) -> list[tuple[float, float]]:
@@ -91,16 +97,18 @@ def draw(sizes: list[Pair], entries: dict):
     drawn, panels = plots.figure([[*(size.name for size in sizes), "gap"]], height=3.6)
     for size in sizes:
         loss_curves(panels[size.name], size.runs, start=0.1, curve=smooth)
-        panels[size.name].set_ylabel("training loss (nat per token)")
-        panels[size.name].set_title(size.name.replace("_as_", ", here "))
+        panels[size.name].set_ylabel(scale.loss(size.runs["adamw"], "training loss"))
+        panels[size.name].set_title(
+            f"shape of the {size.name.split('_')[0].upper()}, {size.name.rpartition('_')[2]} parameters"
+        )
     rows, places = [], []
     for size in sizes:
         for stage in STAGES:
-            ours, theirs = entries[size.name, stage]
+            _, _, ours, theirs = entries[size.name, stage]
             if theirs is not None:
                 places.append((theirs, len(rows)))
             rows.append((f"{size.name.split('_')[0]}, {STAGES[stage][2]}", ours, plots.look("adam_mini")["color"]))
-    side_by_side(panels["gap"], rows, "Adam-mini − AdamW (nat)")
+    side_by_side(panels["gap"], rows, "Adam-mini − AdamW (% of loss)")
     if places:
         plots.published_mark(panels["gap"], *zip(*places, strict=True))
     panels["gap"].set_title("Gap: ahead left of zero")

@@ -6,6 +6,7 @@ ways stand here: rates that are used, from a grid as large as Adam-mini's, and t
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import lead, mean, models, smallest, text, tuned, used
 from lowmem.reporting.numbers.premises import behind, progress
 from lowmem.reporting.panels.losses import by_rate, loss_curves
@@ -31,7 +32,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     sizes = models(runs)
     by_size = {size: chosen(runs, size) for size in sizes}
     shown = Shown(
-        caption="Validation loss of each method at its best rate (mean over seeds, thin lines the seeds), and final loss by "
+        caption=scale.about(runs)
+        + "Validation loss of each method at its best rate (mean over seeds, thin lines the seeds), and final loss by "
         "learning rate with the best marked. Flags: those of the released script, relative step and warm-up, which make the "
         "rate inert; an arrow gives the final loss of a curve above the picture.",
         columns=["model", "method", "best rate", "rates tried", "final loss (nat)", "lead of Adam-mini (nat)"],

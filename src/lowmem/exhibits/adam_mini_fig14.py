@@ -5,6 +5,7 @@ Rates and the unchanged settings are runs of llama_variants; beta2, epsilon and 
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Tuned, difference, lead, mean, models, smallest, text, tuned, used
 from lowmem.reporting.numbers.premises import behind
 from lowmem.reporting.panels.losses import by_rate
@@ -30,7 +31,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     methods = tuned([run for run in runs if run.experiment == "llama_variants"], size)
     sweeps = swept(runs, size)
     shown = Shown(
-        caption="Final validation loss of both versions of Adafactor, mean over seeds: by learning rate, and with the "
+        caption=scale.about(runs)
+        + "Final validation loss of both versions of Adafactor, mean over seeds: by learning rate, and with the "
         "largest beta2, epsilon or warm-up changed at one rate (lines as on the left; dotted: the unchanged setting). "
         "Adam-mini stands at its best rate for comparison.",
         columns=["version", "setting", "rate", "final loss (nat)", "lead of Adam-mini (nat)"],

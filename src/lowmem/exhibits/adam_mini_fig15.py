@@ -6,6 +6,7 @@ files); all five run on the model of Figure 8.
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import lead, mean, smallest, text, tuned, used
 from lowmem.reporting.numbers.premises import behind, leads_at
 from lowmem.reporting.panels.losses import by_rate, loss_curves, side_by_side
@@ -28,7 +29,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: lead.<baseline>, lead.least; same_rate.lead.least (all at AdamW's best rate); premise: adamw.behind.largest."""
     methods = {n: one for n, one in tuned(runs).items() if n in ("adamw", "adam_mini", *BASELINES)}
     shown = Shown(
-        caption="Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Middle: final "
+        caption=scale.about(runs)
+        + "Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Middle: final "
         "loss by learning rate, best rates marked. Right: lead of Adam-mini at equal seed with 95 % intervals.",
         columns=["method", "best rate", "rates tried", "final loss (nat)", "lead of Adam-mini (nat)"],
         rows=[],
@@ -59,7 +61,11 @@ def draw(methods: dict, values: dict):
     by_rate(panels["rates"], methods)
     panels["rates"].set_title("Every rate tried")
     panels["rates"].set_ylabel("final validation loss (nat)")
-    rows = [(display.name(name), values[f"lead.{name}"], plots.look(name)["color"]) for name in BASELINES]
+    own = lead(
+        methods["adamw"], methods["adam_mini"]
+    )  # the row that says whether the others' leads are about Adam-mini
+    rows = [(display.name("adamw"), own, plots.look("adamw")["color"])]
+    rows += [(display.name(name), values[f"lead.{name}"], plots.look(name)["color"]) for name in BASELINES]
     side_by_side(panels["lead"], rows, "lead of Adam-mini (nat)")
     panels["lead"].set_title("Right of zero: ahead")
     return drawn

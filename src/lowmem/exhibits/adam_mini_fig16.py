@@ -5,6 +5,7 @@ All run on one model with one AdamW baseline; each variant is shown at its best 
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import lead, mean, models, smallest, text, tuned, used
 from lowmem.reporting.panels.losses import by_rate, loss_curves
 
@@ -32,7 +33,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     methods = tuned(runs, models(runs)[0])
     names = list(dict.fromkeys(name for _, names in PANELS.values() for name in names))
     shown = Shown(
-        caption="Adam-mini with one thing changed, each variant at its best rate: validation loss, mean over seeds (thin lines "
+        caption=scale.about(runs)
+        + "Adam-mini with one thing changed, each variant at its best rate: validation loss, mean over seeds (thin lines "
         "the seeds), and below it the final loss by rate, best rates marked.",
         columns=["variant", "best rate", "rates tried", "final loss (nat)", "behind Adam-mini by (nat)"],
         rows=[],

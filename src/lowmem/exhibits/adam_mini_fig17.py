@@ -32,7 +32,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: <model>.behind for swin, vit, dit, dcae."""
     shown = Shown(
         caption=f"Data: {data_of(runs)}. Mean over seeds, thin lines the seeds. Samples: the same starting noise and classes "
-        f"for both optimizers. {BEHIND}",
+        f"for both optimizers{'' if tier == 'paper' else ': both run alike here, neither well'}. {BEHIND}",
         columns=COLUMNS,
         rows=[],
         deviations=[

@@ -41,7 +41,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         caption="|H| of the hidden layer's weights, ordered by the neuron they enter (white lines) and averaged over "
         f"tiles; data: {data}. Below: share of |H| inside the blocks, and the middle 95 % of 200 random partitions. "
         "Right: that share by number of classes, a dot for each seed; "
-        f"dotted: random partitions. Intervals in the rows: 95 % over seeds. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}.",
+        f"dotted: random partitions. Dark rows: neurons that are zero for every picture. "
+        f"Intervals in the rows: 95 % over seeds. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}.",
         columns=COLUMNS,
         rows=[],
         deviations=["The paper also reprints an older plot (Collobert, 2004), which is not redrawn."],

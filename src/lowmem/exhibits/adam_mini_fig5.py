@@ -172,7 +172,7 @@ def draw_curves(axes, run: Run) -> None:
         labels.append((middles[known][-1], middle[-1], f"κ = {names[k]}", colour))
     axes.axhline(1, color=plots.INK, linewidth=0.8)
     axes.set_yscale("log")
-    axes.set_xlim(0, 1.35)
+    axes.set_xlim(0, 1.02)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set(xlabel="tau (1: diagonal)", ylabel="r = κ(DH) / κ(H)")
     axes.set_title(f"(c) dimension {run.config['measure']['size']}")

@@ -8,7 +8,8 @@ import math
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.reporting.numbers.losses import difference, largest, lost, mean, missing, text, used, window
+from lowmem.reporting.numbers import scale
+from lowmem.reporting.numbers.losses import MARGIN, difference, largest, lost, mean, missing, text, used, window
 from lowmem.reporting.panels.losses import side_by_side
 
 EXHIBIT = {
@@ -41,8 +42,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     variants = runs.variants()
     adam = variants.get("adam", [])
     shown = Shown(
-        caption="Training loss over the last tenth of the steps, minus that of Adam at equal seed, mean over seeds with 95 % "
-        "intervals: for each rate of the grid, for the best of them, and for Adam-mini's rate from mean(v).",
+        caption=scale.about(runs)
+        + "Training loss over the last tenth of the steps, minus that of Adam at equal seed, mean over seeds with 95 % "
+        "intervals: for each rate of the grid, for the best of them (a ring), and for Adam-mini's rate from mean(v). "
+        f"Dotted: the margin, {MARGIN} % of Adam's loss.",
         columns=["left out", "rate", "training loss (nat)", "minus Adam (nat)", "minus best searched (nat)"],
         rows=[["nothing (Adam)", "per weight", text(mean(adam, MEASURE), digits=4), "", ""]],
         deviations=[
@@ -58,7 +61,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         results[name] = add_rows(shown, name, rates, variants.get(f"{name}_by_mean", []), adam)
     for key in ("gap", "mean", "gap.percent", "mean.percent"):
         shown.values[f"{key}.worst"] = largest(shown.values[f"{key}.{name}"] for name in NAMES)
-    shown.figure = draw(results)
+    level = mean(adam, MEASURE)["value"]
+    shown.figure = draw(results, MARGIN / 100 * level if level else 0.0)
     return shown
 
 
@@ -92,8 +96,8 @@ def add_rows(shown: Shown, name: str, rates: dict, by_mean: list[Run], adam: lis
     return {"rates": gaps, "best": best, "mean": entry}
 
 
-def draw(results: dict[str, dict]):
-    drawn, panels = plots.figure([list(NAMES)], width=11.2, height=2.9, sharex=False)
+def draw(results: dict[str, dict], margin: float):
+    drawn, panels = plots.figure([list(NAMES)], width=11.2, height=2.9, sharex=True)
     for name, found in results.items():
         rows = [(f"rate {rate:g}", entry, COLOURS["rate"]) for rate, entry in found["rates"].items()]
         rows.append(("lr / √mean(v)", found["mean"], COLOURS["mean"]))
@@ -102,7 +106,16 @@ def draw(results: dict[str, dict]):
         if found["best"]:
             place = list(found["rates"]).index(found["best"])
             axes.get_yticklabels()[place].set_fontweight("bold")
+            axes.plot(
+                found["rates"][found["best"]]["value"],
+                place,
+                "o",
+                markersize=9,
+                fillstyle="none",
+                color=COLOURS["rate"],
+            )
         if name != "1_query":
             axes.set_yticklabels([])
+        axes.axvline(margin, color=plots.INK, linewidth=1.0, linestyle=(0, (1, 2)))
         axes.set_title(NAMES[name], fontsize=9)
     return drawn

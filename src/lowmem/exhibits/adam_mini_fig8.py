@@ -9,9 +9,10 @@ import math
 from lowmem.analysis.stats import estimate, paired
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Tuned, lead, mean, missing, over, ratio, smallest, text, tuned, used, value
 from lowmem.reporting.numbers.premises import behind, leads_at
-from lowmem.reporting.panels.losses import by_rate, loss_curves, mean_of, tokens_label
+from lowmem.reporting.panels.losses import by_rate, faint, loss_curves, mean_of, tokens_label
 
 EXHIBIT = {
     "id": "adam_mini_fig8",
@@ -34,8 +35,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     AdamW's own movement)."""
     methods = {name: one for name, one in tuned(of(runs, "gpt2_baselines")).items() if name in METHODS}
     shown = Shown(
-        caption="a: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. b: distance of the "
-        "weights from those of AdamW at equal seed, as a share of how far AdamW has moved from its first evaluation on. "
+        caption=scale.about(runs)
+        + "a: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. b: distance of the "
+        "weights from those of AdamW at equal seed, as a share of how far AdamW has moved from its first evaluation on; "
+        "above 1 no method is near AdamW. Thin lines everywhere: the seeds. "
         "c: final loss by learning rate. d: by weight decay.",
         columns=[
             "method",
@@ -184,17 +187,19 @@ def draw(methods: dict[str, Tuned], gaps: dict, decay: list[Run]):
     drawn, panels = plots.figure([["a", "a", "b", "b"], ["c", "c", "d", "d"]], width=9.6, height=6.6)
     loss_curves(panels["a"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
     panels["a"].set_title("a  Best rate of each method")
-    draw_distances(panels["b"], gaps)
+    draw_distances(panels["b"], gaps, scale.per(decay))
     by_rate(panels["c"], methods)
     panels["c"].set_title("c  Every rate tried")
     draw_decay(panels["d"], {o: methods[o] for o in ("adamw", "adam_mini")}, decay)
     return drawn
 
 
-def draw_distances(axes, gaps: dict) -> None:
+def draw_distances(axes, gaps: dict, unit: str) -> None:
     labels = []
     for name, by_seed in gaps.items():
         if "value" not in by_seed:
+            for curve in by_seed.values():
+                axes.plot(*zip(*curve, strict=True), **faint(plots.look(name)["color"]))
             x, y = mean_of(list(by_seed.values()))
             axes.plot(x, y, marker=".", **plots.look(name))
             labels.append((x[-1], y[-1], display.name(name), plots.look(name)["color"]))
@@ -202,7 +207,7 @@ def draw_distances(axes, gaps: dict) -> None:
         plots.empty(axes, "not run: no record")
         return
     axes.xaxis.set_major_formatter(tokens_label)
-    axes.set(xlabel="training tokens", ylabel="distance / movement of AdamW")
+    axes.set(xlabel=f"training {unit}s", ylabel="distance / movement of AdamW")
     axes.set_ylim(0)
     axes.set_title("b  Distance from AdamW's weights")
     plots.end_labels(axes, labels)
@@ -221,12 +226,15 @@ def draw_decay(axes, methods: dict[str, Tuned], decay: list[Run]) -> None:
         means = sorted((wd, mean(runs)["value"]) for wd, runs in found.items() if mean(runs)["value"] is not None)
         if means:
             places = list(range(len(means)))
+            for seed in sorted({run.seed for runs in found.values() for run in runs}):
+                losses = [next(run.final("val_loss") for run in found[wd] if run.seed == seed) for wd, _ in means]
+                axes.plot(places, losses, **faint(plots.look(name)["color"]))
             axes.plot(places, [loss for _, loss in means], marker=".", **plots.look(name))
             axes.set_xticks(places, [f"{wd:g}" for wd, _ in means])
             labels.append((places[-1], means[-1][1], display.name(name), plots.look(name)["color"]))
     if not labels:
         plots.empty(axes, "not run: no record")
         return
-    axes.set(xlabel="weight decay", ylabel="final validation loss (nat per token)")
+    axes.set(xlabel="weight decay", ylabel=scale.loss(decay, "final validation loss"))
     axes.set_title(f"d  Weight decay at rate {lr:g}")
     plots.end_labels(axes, labels)

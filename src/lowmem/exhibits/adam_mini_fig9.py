@@ -9,6 +9,7 @@ import math
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import ONE_RATE, Pair, missing, over, pairs, text, used, value
 from lowmem.reporting.panels.losses import corner, decades, faint, tokens_label
 
@@ -33,7 +34,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     own_rate.slope.difference where each optimizer has its own best rate."""
     sizes = pairs(runs)
     shown = Shown(
-        caption="Left: validation loss against training operations (6 x parameters x tokens), mean over seeds. Middle: loss at "
+        caption=scale.about(runs)
+        + "Left: validation loss against training operations (6 x parameters x tokens), mean over seeds. Middle: loss at "
         "the end against parameters with the straight-line fits, bands over the fits of single seeds. Right: the same "
         "for the published end points (open diamonds and their lines). All axes are logarithmic.",
         columns=["model", "parameters", "AdamW loss", "Adam-mini loss", "gap"],
@@ -125,7 +127,7 @@ def draw_operations(axes, sizes: list[Pair]) -> None:
     axes.set_xscale("log")
     decades(axes, heights)
     axes.set_ylim(min(heights) * 0.97, max(heights))
-    axes.set(xlabel="operations (6 N D)", ylabel="validation loss (nat per token)")
+    axes.set(xlabel="operations (6 N D)", ylabel=scale.loss(sizes[0].runs["adamw"]))
     axes.set_title("Loss by operations")
     starts = [6.0 * size.parameters * size.tokens[len(size.tokens) // 6] for size in sizes]
     axes.set_xlim(min(starts) / 1.5)
@@ -148,7 +150,7 @@ def draw_sizes(axes, sizes: list[Pair], fits: dict) -> None:
             for line in lines:
                 axes.plot(counts, line, **faint(look["color"]))
         labels.append((counts[-1], means[-1], NAMES[optimizer], look["color"]))
-    finish(axes, counts, heights, "Final loss by size")
+    finish(axes, counts, heights, "Ours: final loss by size")
     plots.end_labels(axes, labels)
 
 
@@ -164,7 +166,7 @@ def draw_paper(axes, paper: dict) -> None:
         axes.plot(counts, [math.exp(slope * math.log(n) + intercept) for n in counts], **{**look, "linewidth": 1.2})
         labels.append((counts[-1] * 1.25, losses[-1], NAMES[optimizer], look["color"]))  # beside the last diamond
         heights += losses
-    finish(axes, counts, heights, "Published (Table 4)")
+    finish(axes, counts, heights, "Published, Table 4 (per token)")
     plots.end_labels(axes, labels)
 
 

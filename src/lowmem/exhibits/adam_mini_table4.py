@@ -7,6 +7,7 @@ means over seeds on one fixed validation set.
 import math
 
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import (
     ONE_RATE,
     Pair,
@@ -40,7 +41,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Rows by size, ours first, then the paper's. Values: gap.<size>, over sizes gap.worst and gap.worst.percent (of
     AdamW's loss); both with own_rate. before where each optimizer has its own best rate."""
     shown = Shown(
-        caption="Validation perplexity at the end, mean over seeds. The gap is that of the losses at equal seed with its "
+        caption=scale.about(runs)
+        + "Validation perplexity at the end, mean over seeds. The gap is that of the losses at equal seed with its "
         "95 % interval: below zero Adam-mini is ahead. Rows marked paper are the published cells.",
         columns=COLUMNS,
         rows=[],

@@ -13,7 +13,7 @@ from lowmem import kept_files
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml, write_text
 from lowmem.pipeline import archive, experiments, planning
-from lowmem.reporting import claims, exhibit, report_summary
+from lowmem.reporting import claims, exhibit, report_evidence, report_summary, ro_crate
 from lowmem.reporting.verdicts import WORDS, words
 
 PAPERS = {
@@ -68,6 +68,7 @@ def make(root: Path, tier: str, options: dict | None = None, kind: str | None = 
     rows = read_json(path)
     write_text(out / "index.html", page(root, tier, shown, rows, kind))
     kept_files.seal_together(out / "index", [out / "index.html"])
+    ro_crate.write(out, tier, PAPERS, rows, shown)
     return out / "index.html"
 
 
@@ -168,6 +169,11 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         if one.get("svg"):
             one["svg"] = Markup(one["svg"])
     runs = list({run["id"]: run for one in shown for run in one["runs"]}.values())
+    topic_of = lambda row: report_summary.topic(headers, row)  # noqa: E731
+    standing = {
+        key: report_evidence.standing([row for row in rows if row["paper"] == key], report_summary.TOPICS, topic_of)
+        for key in PAPERS
+    }
     by_exhibit: dict[str, list[dict]] = {}
     for row in rows:
         by_exhibit.setdefault(row["exhibit"], []).append(row)
@@ -177,8 +183,12 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         about=experiments.load_tier(root, tier)["about"],
         shortcuts={id: name for id, name in SHORTCUTS.items() if id in headers},
         glance=report_summary.glance(headers, rows, PAPERS, tier),
+        standing=standing,
+        trained=report_evidence.trained(root, tier),
+        elsewhere=report_evidence.elsewhere(root, tier),
+        others=report_evidence.others(root),
         topics=report_summary.TOPICS,
-        topic_of=lambda row: report_summary.topic(headers, row),
+        topic_of=topic_of,
         spent=report_summary.spent(runs),
         summary=summary(rows, runs, tier),
         counts={verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS},

@@ -4,6 +4,7 @@ import itertools
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import (
     Tuned,
     absent,
@@ -106,6 +107,6 @@ def draw(axes, rates, found: dict[str, Tuned]) -> None:
         return
     axes.set_ylim(min(heights) - 0.05, max(heights) + 0.05)
     axes.set_xlim(0)
-    axes.set(xlabel="step", ylabel="training loss (nat per token)")
+    axes.set(xlabel="step", ylabel=scale.loss(at_adamw_rate(found)["adamw"], "training loss"))
     axes.set_title("(i) Llama at AdamW's best rate")
     corner(axes, list(found))

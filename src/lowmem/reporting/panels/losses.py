@@ -4,7 +4,13 @@ import math
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Pair, Tuned, losses
+
+TEXTS = {  # nat per byte of tables counted on all of the training text (benchmarks/ngram_entropies.py)
+    ("sotu", "byte"): {"bigram table": 2.516, "trigram table": 2.095},
+    ("shakespeare", "byte"): {"bigram table": 2.556, "trigram table": 1.976},
+}
 
 
 def tokens_label(value: float, _=None) -> str:
@@ -94,7 +100,9 @@ def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=lo
         axes.set_xlim(0, last)
         labels = [above(label, top) for label in labels]
     axes.xaxis.set_major_formatter(tokens_label)
-    axes.set(xlabel="training tokens", ylabel="validation loss (nat per token)")
+    everyone = [run for runs in groups.values() for run in runs]
+    axes.set(xlabel=f"training {scale.per(everyone)}s", ylabel=scale.loss(everyone))
+    letter_tables(axes, everyone, max(label[1] for label in labels))
     plots.end_labels(axes, labels)
 
 
@@ -145,18 +153,53 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = Fa
                     "label": f"_{display.name(name)}, best rate: {method.best[0].experiment}/{method.best[0].variant}"
                 }
                 axes.plot(method.lr, method.scores[method.lr], **{**look, "marker": "o", "markersize": 6}, **best)
-            labels.append(above((rates[-1], scores[-1][1], display.name(name), look["color"]), top))
+            labels.append((*min(scores, key=lambda score: score[1]), display.name(name), look["color"]))
         for lr, runs in method.rates.items():
             if any(run.status == "diverged" for run in runs):
                 axes.plot(lr, top, marker="x", color=look["color"], markersize=7, clip_on=False)
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{lr:g}" if k % 2 == 0 or len(rates) < 5 else "" for k, lr in enumerate(rates)])
     axes.minorticks_off()
-    axes.set(xlabel="learning rate", ylabel="final validation loss (nat per token)")
+    everyone = [run for method in methods.values() for runs in method.rates.values() for run in runs]
+    axes.set(xlabel="learning rate", ylabel=scale.loss(everyone, "final validation loss"))
     if inside:
         corner(axes, list(methods), "left")  # small rates diverge least, so that the lines leave this corner free
     else:
-        plots.end_labels(axes, labels)
+        beneath(axes, labels)
+
+
+def beneath(axes, labels: list[tuple]) -> None:
+    """Names under the points (x, y, name, colour) where their lines are lowest, which lines leave free."""
+    low, high = axes.get_ylim()
+    line, places = 0.055 * (high - low), {}
+    for x, _, text, colour in sorted(labels, key=lambda label: -label[1]):
+        lowest = min(label[1] for label in labels if label[0] == x)
+        top = min(lowest - 0.03 * (high - low), places.get(x, high) - line)
+        places[x] = top
+        axes.text(x, top, text, ha="center", va="top", fontsize=8, color=colour)
+    if places:
+        axes.set_ylim(min(low, min(places.values()) - 1.2 * line), high)
+        axes.margins(x=0.12)
+
+
+def letter_tables(axes, runs: list[Run], highest: float) -> None:
+    """Dotted lines at the loss of a table of two and of three bytes of the same text, where the panel reaches so far.
+
+    highest: where the uppermost curve ends."""
+    data = [run.config.get("data") or {} for run in runs]
+    text = {(one.get("dataset"), one.get("tokenizer")) for one in data}
+    low, high = axes.get_ylim()
+    for name, loss in TEXTS.get(text.pop() if len(text) == 1 else None, {}).items():
+        if low < loss < high:
+            right = loss > highest  # where the curves have passed it, the right end is free, else the left one
+            axes.axhline(loss, color=plots.INK, linewidth=0.8, linestyle=(0, (1, 3)))
+            place = {
+                "xycoords": ("axes fraction", "data"),
+                "textcoords": "offset points",
+                "xytext": (-3 if right else 3, 2),
+            }
+            place["ha"] = "right" if right else "left"
+            axes.annotate(name, (right, loss), fontsize=7, color=plots.INK, **place)
 
 
 def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str) -> None:

@@ -1,0 +1,67 @@
+"""How well tables of letters predict the texts that the small language models are trained on.
+
+A loss says little without a scale: this prints the cross entropy (nat per byte) that interpolated Witten-Bell tables of
+one, two and three bytes, counted on the training text, have on the validation text. A model that ends above the two-byte
+line has not learned more than which letter follows which. Two readings bracket it: all training text, and its first
+200,000 bytes, about what a short run sees. The report draws the first reading (TEXTS of the loss panels).
+
+    python -m lowmem fetch sotu && python -m lowmem prepare sotu --tokenizer byte
+    python benchmarks/ngram_entropies.py sotu-byte shakespeare-byte
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+ORDERS = (1, 2, 3)
+SHORT = 200_000
+
+
+def cross_entropies(train: np.ndarray, test: np.ndarray) -> list[float]:
+    """Nat per byte of `test` under tables of 1, 2, ... bytes of `train`, each interpolated with the one below."""
+    below = np.full(len(test), 1 / 256)  # nothing known: all bytes are equally likely
+    found = []
+    for order in ORDERS:
+        whole, asked = codes(train, order), codes(test, order)
+        known, counts = np.unique(whole, return_counts=True)
+        heads, totals = np.unique(whole // 256, return_counts=True)
+        kinds = np.bincount(np.searchsorted(heads, known // 256), minlength=len(heads))  # distinct bytes after each
+        seen, at = look_up(heads, asked // 256)
+        there, place = look_up(known, asked)
+        total, kind = np.where(seen, totals[at], 0), np.where(seen, kinds[at], 0)
+        count = np.where(there, counts[place], 0)
+        below = np.where(total + kind > 0, (count + kind * below) / np.maximum(total + kind, 1), below)
+        found.append(float(-np.log(below[max(ORDERS) - 1 :]).mean()))
+    return found
+
+
+def codes(text: np.ndarray, length: int) -> np.ndarray:
+    """The last `length` bytes up to each position as one whole number, its own byte as the lowest digit."""
+    found = np.zeros(len(text), np.int64)
+    for back in range(length):
+        shifted = np.concatenate([np.zeros(back, np.int64), text[: len(text) - back].astype(np.int64)])
+        found += shifted * 256**back
+    return found
+
+
+def look_up(table: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(whether it is there, where) of each code in a sorted table."""
+    at = np.minimum(np.searchsorted(table, wanted), len(table) - 1)
+    return table[at] == wanted, at
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("texts", nargs="+", help="folders of data/prepared, e.g. sotu-byte")
+    parser.add_argument("--data", type=Path, default=Path("data/prepared"))
+    asked = parser.parse_args()
+    for name in asked.texts:
+        train, test = (np.fromfile(asked.data / name / f"{part}.bin", np.uint8) for part in ("train", "val"))
+        for label, part in (("all", train), ("200 kB", train[:SHORT])):
+            numbers = ", ".join(f"{value:.3f}" for value in cross_entropies(part, test))
+            print(f"{name}, {label} of the training text ({len(part):,} bytes): {numbers}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""How large the runs of an exhibit are, and what their losses are per: the first words of a caption, the unit of an axis."""
+
+from collections.abc import Iterable
+
+from lowmem.reporting.exhibit import Run
+from lowmem.reporting.numbers.losses import parameters
+
+UNITS = {"byte": "byte", "char": "character"}
+
+
+def per(runs: Iterable[Run]) -> str:
+    """What a loss is per: byte, character or token of the tokenizer; token where runs differ or are none."""
+    found = {UNITS.get((run.config.get("data") or {}).get("tokenizer"), "token") for run in runs}
+    return found.pop() if len(found) == 1 else "token"
+
+
+def loss(runs: Iterable[Run], which: str = "validation loss") -> str:
+    """Label of a loss axis: 'validation loss (nat per byte)'."""
+    return f"{which} (nat per {per(runs)})"
+
+
+def about(runs: Iterable[Run]) -> str:
+    """'Models of 43k to 146k parameters, 256k training bytes each. ' of language-model runs; nothing where there are none."""
+    runs = [
+        run for run in runs if run.config.get("train", {}).get("seq_len") and parameters(run.config.get("model", {}))
+    ]
+    if not runs:
+        return ""
+    counts = [parameters(run.config["model"]) for run in runs]
+    seen = [
+        run.config["train"]["steps"] * run.config["train"]["batch_size"] * run.config["train"]["seq_len"]
+        for run in runs
+    ]
+    return f"Models of {between(counts)} parameters, {between(seen)} training {per(runs)}s each. "
+
+
+def between(numbers: list[int]) -> str:
+    low, high = short(min(numbers)), short(max(numbers))
+    return low if low == high else f"{low} to {high}"
+
+
+def short(number: int) -> str:
+    """146000 -> '146k'."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return str(number)

@@ -1,0 +1,87 @@
+"""What stands beside a verdict on the page: what was trained here, the same claim at other tiers, and what others measured."""
+
+from pathlib import Path
+
+from lowmem.files import read_json, read_yaml
+from lowmem.pipeline import experiments, planning
+from lowmem.reporting.verdicts import WORDS
+
+TIERS = ("laptop", "overnight", "workstation", "paper")
+SIZES = {"adam_mini": "39 million to 13 billion", "lomo": "7 to 65 billion", "adalomo": "7 to 65 billion"}
+HOLDS, OPEN, FAILS = ("reproduced",), ("direction_only", "same_direction", "opposite_here"), ("contradicted",)
+OPEN += ("simulated_fits", "simulated_differs", "inconclusive", "not_testable", "not_run")
+
+
+def trained(root: Path, tier: str, options: dict | None = None) -> str:
+    """What this tier trains, in one sentence: sizes and text of the language models, and what is fine-tuned."""
+    from lowmem.reporting.numbers.losses import parameters
+
+    names = {name for header in planning.exhibits(root).values() for name in planning.shown_by(header, tier)}
+    counts, seen, tuned, units = set(), set(), False, set()
+    for name in sorted(names):
+        for run in experiments.runs(root, name, tier, options or {}):
+            config = run["config"]
+            model, train = config.get("model") or {}, config.get("train") or {}
+            tuned = tuned or model.get("pretrained") == "smollm2"
+            count = parameters(model) if model.get("name") in ("gpt2", "llama") and "pretrained" not in model else None
+            if count and config.get("task") == "pretrain" and train.get("steps"):
+                counts.add(count)
+                units.add({"byte": "bytes", "char": "characters"}.get(config["data"].get("tokenizer"), "tokens"))
+                seen.add(train["steps"] * train["batch_size"] * train["seq_len"])
+    if not counts:
+        return f"Tier {tier} trains no language model."
+    text = (
+        f"Trained here (tier {tier}): language models of {spell(min(counts))} to {spell(max(counts))} parameters, each on "
+        f"{spell(min(seen))} to {spell(max(seen))} {units.pop() if len(units) == 1 else 'tokens'}"
+    )
+    theirs = f", where the papers have {SIZES['adam_mini']} parameters and fine-tune {SIZES['lomo']}"
+    return (
+        text + (", and SmolLM2 (135 million) fine-tuned" if tuned else "") + ("." if tier == "paper" else f"{theirs}.")
+    )
+
+
+def spell(count: float) -> str:
+    """14000 -> '14 thousand'."""
+    for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if count >= size:
+            return f"{count / size:.2g} {word}" if count < 100 * size else f"{count / size:.0f} {word}"
+    return f"{count:g}"
+
+
+def standing(rows: list[dict], topics: dict[str, str], topic_of) -> list[str]:
+    """Three sentences on one paper: what holds, what is open, what does not hold."""
+    groups = [[row for row in rows if row["verdict"] in words] for words in (HOLDS, OPEN, FAILS)]
+    holds, left, fails = groups
+    parts = [f"{sum(topic_of(row) == key for row in holds)} on {name.lower()}" for key, name in topics.items()]
+    parts = [part for part in parts if not part.startswith("0 ")]
+    first = f"Holds: {len(holds)} of {len(rows)} claims" + (f" ({', '.join(parts)})." if holds else ".")
+    counts = {word: sum(row["verdict"] == word for row in left) for word in OPEN}
+    told = ", ".join(f"{n} {WORDS[word]}" for word, n in counts.items() if n)
+    second = f"Open: {len(left)} ({told})." if left else "Open: none."
+    named = "; ".join(f"“{row['statement'].rstrip('.')}”" for row in fails[:3])
+    more = f" and {len(fails) - 3} more" if len(fails) > 3 else ""
+    return [
+        first,
+        second,
+        f"Does not hold: {named}{more}." if fails else "Does not hold: none that this tier may decide.",
+    ]
+
+
+def elsewhere(root: Path, tier: str) -> dict[str, list[dict]]:
+    """{claim: its rows at the other tiers that have a report}."""
+    found: dict[str, list[dict]] = {}
+    for other in TIERS:
+        path = root / "reports" / other / "claims.json"
+        if other != tier and path.is_file():
+            for row in read_json(path):
+                found.setdefault(row["id"], []).append(row)
+    return found
+
+
+def others(root: Path) -> dict[str, list[dict]]:
+    """{claim: what other people measured that bears on it}; it decides nothing."""
+    found: dict[str, list[dict]] = {}
+    for entry in read_yaml(root / "data/published/independent.yaml")["entries"]:
+        for id in entry["bears_on"]:
+            found.setdefault(id, []).append(entry)
+    return found
