@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ def read(raw: Path) -> Iterator[tuple[str | None, str, dict]]:
             data = path.read_bytes()
             try:
                 yield from parsed(path.name, gzip.decompress(data) if path.name.endswith(".gz") else data)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise Failed(f"{path} is damaged ({error}); get it again") from error
 
 
@@ -87,9 +88,15 @@ def parsed(name: str, data: bytes) -> Iterator[tuple[str | None, str, dict]]:
     split = "train" if name.startswith("train") else "val" if name.startswith(("val", "test")) else None
     try:
         text = data.decode("utf-8")
-        rows = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines() if line]
-    except ValueError as error:
+        rows = (
+            json.loads(text)
+            if name.endswith(".json")
+            else [json.loads(line) for line in text.split("\n") if line.strip()]
+        )
+    except (ValueError, RecursionError) as error:
         raise Failed(f"{name} is no JSON ({error}); mend it, or leave it out") from error
+    if not isinstance(rows, list):
+        raise Failed(f"{name} is no list of rows; mend it, or leave it out")
     for number, row in enumerate(rows, 1):
         yield split, f"{name}, row {number}", row
 

@@ -27,7 +27,7 @@ def files(raw: Path) -> Iterator[tuple[str, BinaryIO]]:
 
 def lines(raw: Path, name: str) -> list[dict]:
     [found] = archives.read(raw, f"{FOLDER}/{name}").values()
-    return [json.loads(line) for line in found.decode("utf-8").splitlines() if line]
+    return [json.loads(line) for line in found.decode("utf-8").split("\n") if line]
 
 
 def boolq(raw: Path) -> dict[str, list[dict]]:

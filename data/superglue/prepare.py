@@ -31,10 +31,14 @@ def rows(raw: Path, split: str) -> Iterator[dict]:
     if any(raw.glob(f"{split}-*.jsonl.gz")):
         yield from hub.documents(raw, split)
         return
-    for number, line in enumerate(archives.read(raw, f"*/{split}.jsonl").popitem()[1].decode("utf-8").splitlines(), 1):
+    found = archives.read(raw, f"*/{split}.jsonl")
+    if len(found) > 1:
+        raise Failed(f"{raw.name} holds {len(found)} files {split}.jsonl ({', '.join(found)}); leave one")
+    # a line ends with \n alone: JSON may hold the other signs that str.splitlines takes for ends
+    for number, line in enumerate(filter(None, found.popitem()[1].split(b"\n")), 1):
         try:
-            yield from flat(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+            yield from flat(json.loads(line.decode("utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             told = f"{type(error).__name__} {error}"
             raise Failed(
                 f"{split}.jsonl of {raw.name}, line {number}: no row of this task ({told}); mend it"

@@ -350,7 +350,7 @@ def choose_rates(root, arguments):
     from lowmem.reporting import rate_choice
 
     for experiment in arguments.experiments:
-        for group, found in rate_choice.keep(root, arguments.tier, experiment).items():
+        for group, found in rate_choice.keep(root, arguments.tier, experiment, options(root, arguments)).items():
             print(f"{experiment}/{group}: {found['lr']:g}")
 
 

@@ -50,8 +50,10 @@ class Adam_mini(AdamMini):
         **common,
     ):
         for key, value in (("dim", dim), ("n_heads", n_heads), ("n_kv_heads", n_kv_heads or n_heads)):
-            if value != int(value) or value < 1:
-                raise ValueError(f"{key}={value!r}: a whole number above 0")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+                raise ValueError(
+                    f"{key}={value!r}: a whole number above 0 (models of several parts keep it in config.get_text_config())"
+                )
         if n_kv_heads is not None and n_heads % n_kv_heads:
             raise ValueError(f"n_kv_heads={n_kv_heads!r}: must divide n_heads={n_heads}")
         self.dim, self.n_heads, self.n_kv_heads = int(dim), int(n_heads), int(n_kv_heads or n_heads)
@@ -64,6 +66,11 @@ class Adam_mini(AdamMini):
         self.attn_proj_names = {"o_proj", "wo", "attn.proj"}
         self.mlp_names = {"feed_forward", "linear", "mlp"}
         self.adam_block_names = {"bias"}
+        named_parameters = list(named_parameters)
+        if not all(
+            isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in named_parameters
+        ):
+            raise ValueError("named_parameters takes (name, parameter) pairs, as model.named_parameters() gives them")
         groups = [self._group(name, p, weight_decay) for name, p in named_parameters if p.requires_grad]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*every tensor is one block")  # replaced before the first step

@@ -212,3 +212,45 @@ def test_queries_beside_keys_and_values_in_modules_without_sizes_are_asked_about
 
     with pytest.raises(Misfit, match=r"to_.*matrix"):
         partition(Attention())
+
+
+def test_a_fused_projection_can_be_placed_by_its_parts():
+    layer = nn.ModuleDict({"strange": nn.Linear(WIDTH, 48, bias=False)})
+    blocks = partition(layer, overrides={"strange.weight": (("head", 4), ("head", 2), "row")})["strange.weight"]
+    assert blocks.segments == ((0, 36, 6), (36, 48, 1)) and blocks.count == 4 + 2 + 12
+    for wrong in ((("head", 5), "row"), ("row",), (("tail", 2),), (("head", 0),)):
+        with pytest.raises(Misfit, match=r"strange\.weight"):
+            partition(layer, overrides={"strange.weight": wrong})
+
+
+@pytest.mark.parametrize("name", ["q", "qkv"])
+def test_messages_never_propose_rows_for_queries_and_keys(name):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for part in ("q", "k", "v") if name == "q" else ("qkv",):
+                setattr(self, part, nn.Linear(WIDTH, 3 * WIDTH, bias=False))
+
+    with pytest.raises(Misfit, match=rf"overrides=.*{name}\.weight': 'tensor'.*number of heads"):
+        partition(Attention())
+
+
+@pytest.mark.parametrize(
+    "heads", [("num_heads", "num_heads_kv"), ("n_head", "n_query_groups"), ("n_head", "n_local_heads")]
+)
+def test_further_words_for_heads_and_projections_are_known(heads):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, heads[0], HEADS)
+            setattr(self, heads[1], 2)
+            self.c_attn = nn.Linear(WIDTH, (HEADS + 4) * SIZE)
+
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.n_head = HEADS
+            self.c_q, self.c_k, self.c_v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    assert partition(Attention())["c_attn.weight"].count == HEADS + 2 + 2 * SIZE
+    assert [partition(Apart())[f"c_{n}.weight"].count for n in "qkv"] == [HEADS, HEADS, WIDTH]

@@ -1,11 +1,15 @@
 """Exhibits on the long runs of SuperGLUE: what counts as learned, and what is compared on the same questions."""
 
+import numpy as np
 import pytest
 from synthetic import checkout, record
 
-from lowmem.pipeline import experiments
+from lowmem.finetuning import answer_scores
+from lowmem.pipeline import archive, experiments
+from lowmem.pipeline.record import write_arrays
 from lowmem.reporting import exhibit
-from lowmem.reporting.numbers import learnable
+from lowmem.reporting.numbers import learnable, same_questions
+from lowmem.reporting.numbers import superglue as ft
 
 ACCURACY = {"zero": 50.0, "1e.5": 61.0, "3e.5": 66.0, "1e.4": 90.0}
 LOSS = {"zero": 0.9, "1e.5": 0.68, "3e.5": 0.66, "1e.4": 0.67}
@@ -55,3 +59,113 @@ def test_a_model_that_only_knows_frequencies_has_their_entropy_as_its_loss(root)
     write_pilot(root)
     run = exhibit.load(root, ["superglue_pilot"], "overnight", {}).all[0]
     assert learnable.chance_loss(run) == pytest.approx(0.6640641)
+
+
+# -- the long runs ---------------------------------------------------------------------------------------------------
+
+QUESTIONS = 400
+RIGHT = {"zero": 0.5, "lora": 0.66, "lomo": 0.70, "adamw": 0.72, "lora_lomo": 0.67}  # others 0.6
+
+
+def answered(task, method, seed):
+    """Costs of answers to QUESTIONS: hard ones are hard for all methods, and better methods get more of them right."""
+    shared, own = np.random.default_rng(len(task)), np.random.default_rng(seed)
+    labels = (shared.random(QUESTIONS) < 0.6).astype(int)
+    hard, luck = shared.random(QUESTIONS), 0.01 * own.standard_normal(QUESTIONS)
+    lead = 2.0 * (RIGHT.get(method, 0.6) - hard + luck)
+    nats = np.ones((QUESTIONS, 2), dtype=np.float32)
+    nats[np.arange(QUESTIONS), labels] -= lead.astype(np.float32)
+    return answer_scores.Costs(nats, np.full((QUESTIONS, 2), 2), labels)
+
+
+def write_long(root, leave_out=()):
+    """Records of tier overnight in its results, with what each answer cost; returns the runs."""
+    planned = [run for run in experiments.runs(root, "superglue", "overnight") if run["variant"] not in leave_out]
+    for run in planned:
+        task, method = run["variant"].split("-")
+        found = answered(task, method, run["seed"])
+        folder = root / "results/overnight" / run["id"]
+        folder.mkdir(parents=True)
+        lines = [{"step": k, "train_loss": 0.3 + 1 / k} for k in range(1, run["config"]["train"]["steps"] + 1)]
+        final = {**answer_scores.scores(found, "sum"), "step": len(lines)}
+        lines = [*lines[:-1], {**lines[-1], **final}] if lines else [{"step": 0, **final}]
+        memory = {"parameters": 538_000_000, "gradients": 0, "optimizer_state": 2}
+        record(root, run, final, lines, memory=memory, arrays=write_arrays(folder, vars(found)))
+    return planned
+
+
+def test_every_value_of_the_long_runs_is_there_in_their_tier_and_archived_elsewhere(root):
+    write_long(root)
+    archive.keep(root, "overnight/superglue")
+    for id in ("lomo_table3", "lomo_fig3", "lomo_fig4", "lomo_fig5"):
+        own, elsewhere = (exhibit.render(root, id, tier)[1].values for tier in ("overnight", "laptop"))
+        judged = {name: value for name, value in own.items() if name.startswith("long.")}
+        assert judged and None not in {value["value"] for value in judged.values()}, id
+        assert {name: value for name, value in elsewhere.items() if name.startswith("long.")} == judged
+        live = [value for name, value in elsewhere.items() if not name.startswith("long.")]
+        assert {value["reason"] for value in live} == {ft.JUDGES_NOTHING}, id
+
+
+def test_methods_are_compared_on_the_same_questions(root):
+    write_long(root)
+    values = exhibit.render(root, "lomo_table3", "overnight")[1].values
+    gain, loss = values["gain.lomo_lora"], values["loss.lomo_lora"]
+    assert 2 < gain["value"] < 6 and gain["low"] > 0 and loss["high"] < 0
+    runs = {run["variant"]: [] for run in experiments.runs(root, "superglue", "overnight")}
+    for run in exhibit.load(root, ["superglue"], "overnight", {}).all:
+        runs[run.variant].append(run)
+    paired = same_questions.error([runs["boolq-lomo"]], [runs["boolq-lora"]], "accuracy")
+    alone = ft.sampling([runs["boolq-lomo"]], [runs["boolq-lora"]])
+    assert 0 < paired < 0.5 * alone
+
+
+def test_the_error_of_the_questions_is_in_the_interval_even_when_seeds_agree(root):
+    write_long(root)
+    loaded = exhibit.load(root, ["superglue"], "overnight", {}).all
+    lomo, lora = ([run for run in loaded if run.variant == f"boolq-{name}"] for name in ("lomo", "lora"))
+    difference = same_questions.over_seeds(lomo, "accuracy") - same_questions.over_seeds(lora, "accuracy")
+    expected = difference.std(ddof=1) / np.sqrt(QUESTIONS)
+    assert same_questions.error([lomo], [lora], "accuracy") == pytest.approx(expected)
+    found = ft.gain(ft.grouped(loaded), "lomo", "lora")
+    assert (found["high"] - found["low"]) / 2 >= 1.95 * expected
+
+
+def test_runs_that_kept_nothing_or_were_asked_differently_have_no_paired_error(root):
+    write_long(root)
+    loaded = {run.variant: run for run in exhibit.load(root, ["superglue"], "overnight", {}).all}
+    lomo, lora = loaded["boolq-lomo"], loaded["boolq-lora"]
+    write_arrays(lora.folder, {})
+    assert same_questions.error([[lomo]], [[lora]], "accuracy") is None
+    few = answered("boolq", "lora", 0)
+    few = {name: found[:100] for name, found in vars(few).items()}
+    lora.record["arrays"] = write_arrays(lora.folder, few)
+    assert same_questions.error([[lomo]], [[lora]], "accuracy") is None
+
+
+def test_a_task_that_nothing_learns_says_so_and_keeps_its_zero_shot_score(root):
+    write_long(root)
+    write_pilot(root, questions=400)
+    archive.keep(root, "overnight/superglue_pilot")
+    shown = exhibit.render(root, "lomo_table3", "overnight")[1]
+    at = shown.columns.index("RTE")
+    rows = {(row[0], row[3]): row for row in shown.rows if row[2] == "overnight"}
+    assert rows["LOMO", "last epoch"][at] == "not learnable at this size: see the pilot"
+    assert rows["no training", "as it is"][at].startswith("5")
+
+
+def test_the_table_shows_loss_auc_frequency_and_memory_beside_accuracy_and_says_what_it_can_see(root):
+    write_long(root)
+    shown = exhibit.render(root, "lomo_table3", "overnight")[1]
+    kinds = {row[3] for row in shown.rows if row[0] == "LOMO" and row[2] == "overnight"}
+    assert kinds == {"last epoch", "loss among answers (nat)", "AUC"}
+    assert any(row[0] == "the most frequent answer" and row[2] == "overnight" for row in shown.rows)
+    assert next(row for row in shown.rows if row[0] == "LOMO" and row[3] == "last epoch")[-1] == "538"
+    assert any("which separates them; differences below" in told for told in shown.deviations)
+
+
+def test_accuracy_is_judged_only_where_adamw_beats_the_most_frequent_answer(root):
+    write_long(root)
+    values = exhibit.render(root, "lomo_table3", "overnight")[1].values
+    assert values["long.adamw.above_frequent"]["low"] > 0
+    found = ft.grouped(exhibit.load(root, ["superglue"], "overnight", {}).all)
+    assert ft.above_frequent(found, "zero")["high"] < 0

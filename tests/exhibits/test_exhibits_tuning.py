@@ -31,10 +31,10 @@ def full(everything):
 def test_with_all_records_every_value_of_this_report_is_there(full, id):
     shown = full(id)
     own = {name: value for name, value in shown.values.items() if not name.startswith("long.")}
-    there = {
-        name: value["value"] for name, value in own.items() if name != "gain.multirc"
-    }  # no live stand-in on a laptop
-    assert there and None not in there.values(), there
+    silent = {name for name, value in own.items() if value.get("reason") == ft.JUDGES_NOTHING}
+    there = {name: value["value"] for name, value in own.items() if name not in silent}
+    assert (there or silent) and None not in there.values(), there
+    assert not silent or id in ("lomo_table3", "lomo_fig3", "lomo_fig4", "lomo_fig5")
     assert not re.search(r"\bnan\b", json.dumps([shown.rows, shown.values]), re.IGNORECASE)
 
 
@@ -64,7 +64,7 @@ def test_larger_models_have_rows_of_their_own_where_they_can_run(root, full):
 
 def test_wsc_says_what_it_needs(full):
     shown = full("lomo_table3")
-    live = next(row for row in shown.rows if row[0] == "LOMO" and row[2] == "laptop")
+    live = next(row for row in shown.rows if row[0] == "LOMO" and row[2].startswith("laptop"))
     assert live[shown.columns.index("WSC")] == "not run: needs the hub, superglue_dir or bigbench=true"
 
 
@@ -78,16 +78,22 @@ def test_seeds_and_rates_of_the_runs_stand_below_the_table(full):
 
 def test_every_cell_of_every_method_has_an_interval_or_a_reason(full):
     shown = full("lomo_table3")
-    first, last = shown.columns.index("WordNet substitution (for RTE)"), shown.columns.index("average")
+    first, last = 4, shown.columns.index("average")
     rows = [row for row in shown.rows if row[3].startswith(("last epoch", "as it is"))]
     assert {row[0] for row in rows} >= {"no training", "LoRA", "LOMO"}
     for row in rows:
-        assert all("[" in cell or cell.startswith("not run") for cell in row[first : last + 1]), row
+        assert all("[" in cell or cell.startswith(("not run", "other data")) for cell in row[first : last + 1]), row
 
 
 def test_no_interval_of_an_accuracy_leaves_what_accuracies_can_be():
-    assert ft.percent([5.0, 95.0]) == {**ft.percent([5.0, 95.0]), "value": 50.0, "low": 0.0, "high": 100.0, "n": 2}
-    assert ft.percent([50.0])["low"] is None
+    assert ft.percent([5.0, 95.0], 0.0) == {
+        **ft.percent([5.0, 95.0], 0.0),
+        "value": 50.0,
+        "low": 0.0,
+        "high": 100.0,
+        "n": 2,
+    }
+    assert ft.percent([50.0], 0.0)["low"] is None
 
 
 def test_a_run_alone_gets_the_interval_of_its_questions(root):
@@ -99,44 +105,44 @@ def test_a_run_alone_gets_the_interval_of_its_questions(root):
     assert ft.among_questions(ft.last(several), [several])["method"] == "t"
 
 
-def test_gains_are_means_over_tasks_of_the_last_epoch_and_best_takes_any_epoch(root, full):
-    shown = full("lomo_table3")
+def test_gains_are_means_over_tasks_of_the_last_epoch_and_best_takes_any_epoch(root):
+    made.write_accuracies(root, "superglue", "workstation")
+    _, shown, _ = exhibit.render(root, "lomo_table3", "workstation")
     assert shown.values["gain.lomo_lora"]["value"] == pytest.approx(3.0, abs=0.05)
     assert shown.values["gain.lomo_lora"]["n"] == 3
     at = shown.columns.index("BoolQ")
-    rows = {row[3]: row[at] for row in shown.rows if row[0] == "LOMO" and row[2] == "laptop"}
+    rows = {row[3]: row[at] for row in shown.rows if row[0] == "LOMO" and row[2] == "workstation"}
     assert float(rows["best, one seed"]) != float(rows["last epoch"].split(" ")[0])
 
 
 def test_a_missing_task_takes_the_number_away_instead_of_averaging_the_rest(root):
-    made.write_accuracies(root, "superglue")
-    gone = next(run for run in experiments.runs(root, "superglue", "laptop") if "wic-lomo" in run["variant"])
-    (root / "results/laptop" / gone["id"] / "record.json").unlink()
-    value = exhibit.render(root, "lomo_table3", "laptop")[1].values["gain.lomo_lora"]
+    made.write_accuracies(root, "superglue", "workstation")
+    gone = next(run for run in experiments.runs(root, "superglue", "workstation") if "wic-lomo" in run["variant"])
+    (root / "results/workstation" / gone["id"] / "record.json").unlink()
+    value = exhibit.render(root, "lomo_table3", "workstation")[1].values["gain.lomo_lora"]
     assert value["value"] is None and "not run" in value["reason"]
 
 
 def test_a_diverged_lomo_run_counts_against_lomo(root):
-    made.write_accuracies(root, "superglue")
-    run = next(run for run in experiments.runs(root, "superglue", "laptop") if "boolq-lomo" in run["variant"])
+    made.write_accuracies(root, "superglue", "workstation")
+    run = next(run for run in experiments.runs(root, "superglue", "workstation") if "boolq-lomo" in run["variant"])
     record(root, run, {"accuracy": None}, [], status="diverged", reason="loss is not finite at step 3")
-    _, shown, _ = exhibit.render(root, "lomo_table3", "laptop")
+    _, shown, _ = exhibit.render(root, "lomo_table3", "workstation")
     assert shown.values["gain.lomo_lora"]["failed"] == "subject"
-    row = claims.row(
-        next(c for c in claims.load(root) if c["id"] == "lomo_beats_lora"), shown.values["gain.lomo_lora"], "laptop"
-    )
-    assert row["verdict"] == "opposite_here"
+    claim = next(c for c in claims.load(root) if c["id"] == "lomo_beats_lora")
+    premise = shown.values[claim["gate"]["value"]]
+    assert claims.verdict(claim, shown.values["gain.lomo_lora"], "workstation", premise)[0] == "opposite_here"
 
 
 def test_lora_and_lomo_is_compared_rank_by_rank(root):
-    by_rank = {"r2": 1.0, "r8": 3.0}
+    by_rank = {"r1": 1.0, "r2": 1.0, "r4": 3.0, "r8": 3.0, "none": 0.0}
 
     def level(run):
         _, method, rank = run["variant"].split("-")
         return 60 + (by_rank[rank] if method.startswith("lora_lomo") else 0)
 
-    made.write_accuracies(root, "lora_lomo", level=level)
-    assert exhibit.render(root, "lomo_fig3", "laptop")[1].values["gain"]["value"] == pytest.approx(2.0, abs=0.1)
+    made.write_accuracies(root, "lora_lomo", "workstation", level)
+    assert exhibit.render(root, "lomo_fig3", "workstation")[1].values["gain"]["value"] == pytest.approx(2.0, abs=0.1)
 
 
 def test_the_paper_tier_keeps_every_published_setting_but_the_added_rates(root):

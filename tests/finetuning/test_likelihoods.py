@@ -6,8 +6,8 @@ import torch
 from questions import built, chosen, prepared, words
 from torch.nn import functional as F
 
+from lowmem.finetuning import answer_scores, likelihoods
 from lowmem.finetuning import examples as answers
-from lowmem.finetuning import likelihoods
 from lowmem.tasks import superglue as task
 
 
@@ -110,14 +110,14 @@ def test_what_questions_share_is_read_once(root):
 def test_auc_is_the_share_of_pairs_in_the_right_order():
     leaning, second = torch.randn(60).numpy().round(1), torch.arange(60).numpy() % 3 == 0
     pairs = [(a > b) + 0.5 * (a == b) for a in leaning[second] for b in leaning[~second]]
-    assert likelihoods.auc(leaning, second) == pytest.approx(sum(pairs) / len(pairs))
-    assert likelihoods.auc(second.astype(float), second) == 1 and likelihoods.auc(0.0 * leaning, second) == 0.5
+    assert answer_scores.auc(leaning, second) == pytest.approx(sum(pairs) / len(pairs))
+    assert answer_scores.auc(second.astype(float), second) == 1 and answer_scores.auc(0.0 * leaning, second) == 0.5
 
 
 def test_a_model_that_knows_how_frequent_answers_are_has_their_entropy_as_loss():
     labels = np.array([0] * 3 + [1] * 7)
     nats = np.tile(-np.log([0.3, 0.7]), (10, 1)) + 5.0  # what both answers cost alike does not count
-    found = likelihoods.scores(likelihoods.Costs(nats, np.full((10, 2), 2), labels), "sum")
+    found = answer_scores.scores(answer_scores.Costs(nats, np.full((10, 2), 2), labels), "sum")
     assert found["choice_loss"] == pytest.approx(-0.3 * np.log(0.3) - 0.7 * np.log(0.7))
     assert (found["accuracy"], found["most"], found["auc"]) == pytest.approx((70, 70, 0.5))
 
@@ -133,5 +133,5 @@ def test_sum_and_mean_rank_answers_of_different_length_differently(root):
             return logits
 
     found = likelihoods.costs(Even(), group, likelihoods.passes(likelihoods.trees(group), 100), "cpu")
-    assert likelihoods.scores(found, "sum")["accuracy"] == 100
-    assert likelihoods.scores(found, "mean")["accuracy"] == 0
+    assert answer_scores.scores(found, "sum")["accuracy"] == 100
+    assert answer_scores.scores(found, "mean")["accuracy"] == 0

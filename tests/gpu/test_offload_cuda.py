@@ -19,4 +19,4 @@ def test_on_a_gpu_moments_are_pinned_and_results_equal():
     state = optimizers[1].state[models[1].weight]
     assert state["exp_avg"].device.type == "cpu" and state["exp_avg"].is_pinned()
     assert state["exp_avg_sq"].device.type == "cuda"  # block scalars are small
-    assert torch.equal(models[0].weight, models[1].weight)
+    torch.testing.assert_close(models[0].weight, models[1].weight, rtol=2e-6, atol=1e-6)  # kernels and stages

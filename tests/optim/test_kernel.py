@@ -285,9 +285,16 @@ def test_moments_that_are_replaced_at_every_step_leave_nothing_behind():
     assert len(optimizer._segments) < 30
 
 
-@needs_compiler
-def test_a_forked_process_steps_too():
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_a_forked_process_steps_too(two_threads):
     p = nn.Parameter(torch.ones(cpu_kernel.THREADS_PAY_FROM))
     optimizer = AdamW([p], lr=0.1)
     p.grad = torch.ones_like(p)

@@ -3,6 +3,7 @@ import itertools
 import pytest
 from synthetic import ROOT, checkout, record, write_losses, write_state_memory
 
+from lowmem import kept_files
 from lowmem.errors import Misuse
 from lowmem.files import read_json, write_json, write_text
 from lowmem.pipeline import experiments, planning
@@ -141,7 +142,8 @@ def test_every_claim_finds_its_value_in_its_exhibit(everything):
     archived = {id for id, header in planning.exhibits(root).items() if header.get("archived")}  # none here
     for one in claims.load(root):
         row = rows[one["id"]]
-        elsewhere = one["exhibit"] in archived or one["value"].startswith("judged.")  # scores come from outside
+        # scores of a judge come from outside; this tier has one rate for both, and no baseline at that of AdamW
+        elsewhere = one["exhibit"] in archived or one["value"].startswith(("judged.", "own_rate.", "same_rate."))
         assert row["ours"] is not None or (elsewhere and row["reason"]), one["id"]
 
 
@@ -230,6 +232,7 @@ def test_a_gate_that_names_no_value_of_its_exhibit_is_refused(tmp_path):
     shown = read_json(path)
     shown["values"]["early.last"] = shown["values"].pop("early.least")
     write_json(path, shown)
+    kept_files.seal_together(path.with_suffix(""), [path])
     with pytest.raises(Misuse, match="its gate names no value of adam_mini_fig10") as caught:
         claims.decide(root, "adam_mini_gpt2_gap_shrinks", "laptop")
     assert "\n" not in str(caught.value)
@@ -270,3 +273,11 @@ def test_a_mistake_in_claims_yaml_is_one_line(tmp_path, change, message):
     with pytest.raises(Misuse, match=message) as caught:
         claims.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_what_runs_as_in_another_tier_is_judged_as_that_tier():
+    headers = planning.exhibits(ROOT)
+    assert claims.evidence_tier(ROOT, headers["adam_mini_fig19"], "overnight") == "laptop"
+    assert claims.evidence_tier(ROOT, headers["adam_mini_fig19"], "laptop") == "laptop"
+    assert claims.evidence_tier(ROOT, headers["extra_rates"], "overnight") == "overnight"
+    assert claims.evidence_tier(ROOT, headers["adam_mini_fig2"], "paper") == "paper"

@@ -1,4 +1,4 @@
-"""Rows of task wic, prepared in a folder of their own, and a tiny model that reads bytes: shared by the SuperGLUE tests."""
+"""Rows in the official form, rows of task wic in a folder of their own, and a tiny model that reads bytes."""
 
 import json
 
@@ -9,6 +9,38 @@ from lowmem.pipeline import experiments
 from lowmem.tasks import superglue as task
 from lowmem.weights import pretrained
 
+OFFICIAL = {  # rows of our own in the official form, and the flat rows they become
+    "RTE": ({"premise": "It rains.", "hypothesis": "It is wet.", "label": "not_entailment", "idx": 0}, [1]),
+    "BoolQ": ({"question": "is ice cold", "passage": "Ice is cold.", "label": True, "idx": 0}, [1]),
+    "WSC": (
+        {
+            "text": "Ann met Eve and she left.",
+            "target": {"span1_text": "Ann", "span2_text": "she", "span1_index": 0},
+            "label": False,
+        },
+        [0],
+    ),
+    "WiC": (
+        {"word": "bank", "sentence1": "a river bank", "sentence2": "a bank loan", "label": False, "version": 1.1},
+        [0],
+    ),
+    "MultiRC": (
+        {
+            "passage": {
+                "text": "Tom ate a pear.",
+                "questions": [
+                    {"question": "Who ate?", "answers": [{"text": "Tom", "label": 1}, {"text": "Jim", "label": 0}]}
+                ],
+            },
+            "idx": 0,
+        },
+        [1, 0],
+    ),
+    "COPA": (
+        {"premise": "The vase fell.", "choice1": "It broke.", "choice2": "It sang.", "question": "effect", "label": 0},
+        [0],
+    ),
+}
 TINY = {"name": "llama", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_hidden": 32, "block_size": 256}
 
 

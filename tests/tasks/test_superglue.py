@@ -7,48 +7,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from questions import built, chosen, config, prepared, row, run_of, write_rows
+from questions import OFFICIAL, built, chosen, config, prepared, row, run_of, write_rows
 from superglue_script import ROOT, script
 
 from lowmem.data import prepare, superglue_sources
 from lowmem.errors import Failed, Misuse
-from lowmem.finetuning import examples, likelihoods, superglue_prompts
+from lowmem.finetuning import answer_scores, examples, superglue_prompts
 from lowmem.pipeline import experiments, planning
 from lowmem.tasks import superglue as task
 from lowmem.training import job
-
-OFFICIAL = {  # rows of our own in the official form, and the flat rows they become
-    "RTE": ({"premise": "It rains.", "hypothesis": "It is wet.", "label": "not_entailment", "idx": 0}, [1]),
-    "BoolQ": ({"question": "is ice cold", "passage": "Ice is cold.", "label": True, "idx": 0}, [1]),
-    "WSC": (
-        {
-            "text": "Ann met Eve and she left.",
-            "target": {"span1_text": "Ann", "span2_text": "she", "span1_index": 0},
-            "label": False,
-        },
-        [0],
-    ),
-    "WiC": (
-        {"word": "bank", "sentence1": "a river bank", "sentence2": "a bank loan", "label": False, "version": 1.1},
-        [0],
-    ),
-    "MultiRC": (
-        {
-            "passage": {
-                "text": "Tom ate a pear.",
-                "questions": [
-                    {"question": "Who ate?", "answers": [{"text": "Tom", "label": 1}, {"text": "Jim", "label": 0}]}
-                ],
-            },
-            "idx": 0,
-        },
-        [1, 0],
-    ),
-    "COPA": (
-        {"premise": "The vase fell.", "choice1": "It broke.", "choice2": "It sang.", "question": "effect", "label": 0},
-        [0],
-    ),
-}
 
 
 def flat_rows(folder, split="val"):
@@ -297,10 +264,10 @@ def test_what_each_answer_costs_is_kept_beside_the_record(root):
     settings = {**config(steps=2, eval_every=1), "optimizer": {"name": "sgd", "lr": 0.1}}
     made = job.train_run(root, run_of(settings))
     with np.load(root / "results/smoke" / made["id"] / "arrays.npz") as kept:
-        found = likelihoods.Costs(kept["nats"], kept["tokens"], kept["labels"])
+        found = answer_scores.Costs(kept["nats"], kept["tokens"], kept["labels"])
     final = made["metrics"]["final"]
     assert found.nats.shape == (11, 2)
-    assert likelihoods.scores(found, "sum") == {key: final[key] for key in likelihoods.scores(found, "sum")}
+    assert answer_scores.scores(found, "sum") == {key: final[key] for key in answer_scores.scores(found, "sum")}
 
 
 def test_tuning_asks_questions_of_the_training_file_that_nothing_is_trained_on(root):

@@ -10,6 +10,7 @@ from lowmem.reporting import rate_choice
 from lowmem.reporting.exhibit import Run
 
 FILE = "workflow/config/experiments/gpt2_sizes.yaml"
+SIZES = {"43k": 0.01, "83k": 0.02, "146k": 0.03}
 
 
 def run(group, lr, seed, loss):
@@ -108,3 +109,37 @@ def test_kept_choices_hold_the_rule_and_every_loss(project, monkeypatch):
     runs[:] = grid("a", {0.01: (2.3, 2.3), 0.02: (2.4, 2.4)})
     with pytest.raises(Failed, match=r"tune .tier overnight.: a: best rate 0.01 at the edge"):
         rate_choice.keep(project, "overnight", "tune")
+
+
+def with_pattern(project, until=""):
+    edit(
+        project / FILE,
+        "    adam_mini: {optimizer: {name: adam_mini}}",
+        f'    adam_mini: {{optimizer: {{name: adam_mini, lr: {{chosen: "tune/{{0}}-adamw"{until}}}}}}}',
+    )
+
+
+def rates_of_adam_mini(project):
+    found = {
+        run["variant"]: run["config"]["optimizer"]["lr"] for run in experiments.runs(project, "gpt2_sizes", "laptop")
+    }
+    return {variant: lr for variant, lr in found.items() if variant.endswith("adam_mini")}
+
+
+def test_a_group_can_be_named_by_the_parts_of_a_variant(project):
+    with_pattern(project)
+    groups = {f"{size}-adamw": {"lr": lr, "reason": None} for size, lr in SIZES.items()}
+    write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
+    assert rates_of_adam_mini(project) == {f"{size}-adam_mini": lr for size, lr in SIZES.items()}
+
+
+def test_a_rate_until_the_choice_counts_only_before_it(project):
+    with_pattern(project, ", until: 0.5")
+    assert set(rates_of_adam_mini(project).values()) == {0.5}
+    groups = {f"{size}-adamw": {"lr": lr, "reason": None} for size, lr in SIZES.items()}
+    write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
+    assert rates_of_adam_mini(project) == {f"{size}-adam_mini": lr for size, lr in SIZES.items()}
+    groups["43k-adamw"] = {"lr": None, "reason": "best rate 1 at the edge"}
+    write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
+    with pytest.raises(Misuse, match="tune/43k-adamw has no rate: best rate 1 at the edge"):
+        experiments.runs(project, "gpt2_sizes", "laptop")

@@ -44,7 +44,7 @@ PROJECTIONS = {
 }
 DECORATION = {
     "w", "proj", "project", "projection", "linear", "lin", "layer", "to", "attn", "attention", "self", "head", "heads", "fc",
-    "net", "dense", "conv",
+    "net", "dense", "conv", "c",
 }  # fmt: skip
 ATTENTION_WORDS = ("attention", "attn", "mha", "mhsa", "gqa", "mqa", "mla")
 # Fused projections under these names hold all queries, then all keys, then all values: GPT-2; timm, BLIP; Phi-3; MPT and

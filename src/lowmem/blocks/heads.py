@@ -7,7 +7,16 @@ from torch import nn
 HEADS = (
     "n_head", "num_heads", "num_attention_heads", "n_heads", "heads", "nhead", "attention_heads", "num_attn_heads",
 )  # fmt: skip
-KEY_HEADS = ("n_kv_head", "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
+KEY_HEADS = (
+    "n_kv_head",
+    "num_key_value_heads",
+    "num_kv_heads",
+    "n_kv_heads",
+    "kv_heads",
+    "n_query_groups",
+    "num_heads_kv",
+    "n_local_heads",
+)
 HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "d_kv")
 
 

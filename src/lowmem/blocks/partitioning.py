@@ -4,19 +4,10 @@ The paper's rule for Transformers: one second-moment scalar per token row of emb
 query and key, per output neuron of value, attention projection and MLP, and per tensor for everything else. For other
 models: one per tensor. Which parameter plays which role is read off the modules (see roles.py), never off substrings
 of names.
-
-A block layout is small: along one axis of the tensor, consecutive slices are grouped into blocks.
-
-    Linear (out, in), per output neuron     axis 0, segments ((0, out, 1),)
-    query (heads * head_dim, in)            axis 0, segments ((0, out, head_dim),)
-    fused qkv (3 * out, in)                 axis 0, segments ((0, out, d), (out, 2 out, d), (2 out, 3 out, 1))
-    transposed Conv1D (in, out)             axis 1, segments ((0, out, 1),)
-    experts (experts, in, out)              stack 1, axis 1, segments ((0, out, 1),)
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import math
 import re
@@ -24,6 +15,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 
 from torch import nn
+
+from lowmem.blocks.overrides import from_override, matched
+from lowmem.blocks.param_blocks import Misfit, ParamBlocks, along, coordinates, instead, joined, one_block
 
 KINDS = ("token", "head", "neuron", "tensor", "coordinate", "mixed")
 
@@ -35,85 +29,6 @@ SCHEMES = {
     "v1.0": {**_TENSOR, "head": "head", "embedding": "coordinate", "output": "coordinate"},
     "tensor": _TENSOR,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class ParamBlocks:
-    """How one parameter is cut into blocks that share a second moment.
-
-    name: the parameter's first registered name. shape: its full shape.
-    kind: token, head, neuron, tensor, coordinate, or mixed (a fused projection). count: number of blocks, which is the
-    number of second-moment scalars. axis: the axis whose slices are grouped, counted after the first `merge` axes are
-    merged into one. segments: (start, stop, size) along that axis; slices start..stop form blocks of `size` slices.
-    Empty segments mean one block per coordinate. stack: 1 where each entry along the first axis has all these blocks for
-    itself; the other fields then speak of one entry, without that axis.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    count: int
-    axis: int = 0
-    segments: tuple[tuple[int, int, int], ...] = ()
-    merge: int = 1
-    stack: int = 0
-
-    @property
-    def signature(self) -> str:
-        """Short text that two equal partitions share; state dictionaries carry it."""
-        pieces = ",".join(f"{start}:{stop}:{size}" for start, stop, size in self.segments)
-        stacked = " stacked" if self.stack else ""
-        return f"{self.kind} x {self.count} @ {self.axis}/{self.merge}{stacked} [{pieces}]"
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def entry(self) -> ParamBlocks:
-        """The blocks of one entry of a stack."""
-        return dataclasses.replace(self, shape=self.shape[1:], count=self.count // self.shape[0], stack=0)
-
-
-def one_block(name: str, shape: tuple[int, ...]) -> ParamBlocks:
-    """The whole tensor as one block: the default of torch's parameter layout."""
-    shape = tuple(shape)
-    rows = shape[0] if shape else 1
-    return ParamBlocks(name, shape, "tensor", 1, 0, ((0, rows, rows),))
-
-
-def coordinates(name: str, shape: tuple[int, ...]) -> ParamBlocks:
-    """Every coordinate its own block: plain Adam."""
-    return ParamBlocks(name, tuple(shape), "coordinate", math.prod(shape))
-
-
-def along(name: str, shape, kind: str, segments, axis: int = 0, merge: int = 1, stack: int = 0) -> ParamBlocks:
-    """Blocks of consecutive slices along an axis; Misfit names the parameter when sizes do not divide."""
-    shape = tuple(shape)
-    entry = shape[stack:]
-    merged = (math.prod(entry[:merge]), *entry[merge:])
-    count, position = 0, 0
-    for start, stop, size in segments:
-        if start != position or size < 1 or (stop - start) % size:
-            raise Misfit(
-                f"{name}: {stop - start} slices along axis {axis} cannot be cut into blocks of {size} (shape {shape}); "
-                f"check the number of heads, or pass overrides={{{name!r}: 'row'}}"
-            )
-        count += (stop - start) // size
-        position = stop
-    if position != merged[axis]:
-        raise Misfit(
-            f"{name}: blocks cover {position} of {merged[axis]} slices along axis {axis} (shape {shape}); "
-            f"check head size and number of key heads, or pass overrides={{{name!r}: 'row'}}"
-        )
-    count *= math.prod(shape[:stack])
-    if count == 1:
-        return one_block(name, shape)
-    return ParamBlocks(name, shape, kind, count, axis, tuple(tuple(s) for s in segments), merge, stack)
-
-
-class Misfit(ValueError):
-    """A parameter that fits no rule; the message names it and the fix."""
 
 
 class Partition:
@@ -145,8 +60,8 @@ class Partition:
     def override(self, overrides: dict[str, object]) -> Partition:
         """A new partition with some parameters placed by hand; see partition(overrides=...)."""
         entries = dict(self._entries)
-        for name, how in _matched(overrides, {name: name for name in entries}).items():
-            entries[name] = (_by_hand(name, entries[name][1].shape, how), entries[name][1])
+        for name, how in matched(overrides, {name: name for name in entries}).items():
+            entries[name] = (from_override(name, entries[name][1].shape, how), entries[name][1])
         return Partition(entries, {**self.settings, "overrides": dict(overrides)}, self.model)
 
     def __str__(self) -> str:
@@ -190,7 +105,8 @@ def partition(
     paper's Algorithm 3). True cuts linear, convolution and recurrent layers by output neuron in any model; False leaves
     linear layers and attention one block per tensor.
     overrides: {parameter name or pattern: "row" | "column" | "tensor" | "coordinate" | number of equal contiguous
-    blocks}, for what the modules do not tell. A name beats a pattern, and a later pattern an earlier one.
+    blocks | parts}, for what the modules do not tell. A name beats a pattern, and a later pattern an earlier one. parts, of a
+    fused projection in the order of its rows: (("head", 4), ("head", 2), "row") is 4 query heads, 2 key heads, and values.
     also: parameters that are frozen now and will train later.
 
     In a projection that interleaves heads (GPT-NeoX), value="tensor" still makes one value block per head.
@@ -215,7 +131,7 @@ def partition(
     named = {name: p for name, p in named.items() if not is_lazy(p)}
     first = {id(p): name for name, p in named.items()}
     aliases = {name: first.get(id(p)) for name, p in model.named_parameters(remove_duplicate=False)}
-    by_hand = _matched(overrides or {}, {name: alias for name, alias in aliases.items() if alias})
+    by_hand = matched(overrides or {}, {name: alias for name, alias in aliases.items() if alias})
     roles, is_transformer = find_roles(model)
     switches["filter"] = "row" if neurons else "tensor"
     if scheme != "tensor":
@@ -229,7 +145,7 @@ def partition(
     entries = {}
     for name, parameter in named.items():
         if name in by_hand:
-            blocks = _by_hand(name, parameter.shape, by_hand[name])
+            blocks = from_override(name, parameter.shape, by_hand[name])
         else:
             blocks = _by_role(name, tuple(parameter.shape), roles[id(parameter)], switches)
         entries[name] = (blocks, parameter)
@@ -280,12 +196,21 @@ def _refuse_unknown(roles: dict) -> None:
     known = {other for other in roles if other not in unknown}
     loose = [p for p in patterns if any(fnmatch.fnmatchcase(other, p) for other in known)]
     keys = unknown if loose else dict.fromkeys(patterns)  # patterns only where they catch nothing else
-    example = ", ".join(f"{key!r}: 'row'" for key in keys)
+    example = ", ".join(f"{key!r}: {_suggested(key)}" for key in keys)
     raise Misfit(
-        f"{name}: {role.why}; pass overrides={{{example}}}, with 'column', 'tensor', 'coordinate' or a number of equal "
-        "blocks (for queries and keys: of heads) in place of 'row' where that is right, or neurons=False if this model "
-        "is no Transformer"
+        f"{name}: {role.why}; pass overrides={{{example}}}, with 'row', 'column', 'coordinate', the number of heads (of "
+        "queries or keys) or parts like (('head', 4), ('head', 2), 'row') (of a fused projection) where that is right, or "
+        "neurons=False if this model is no Transformer"
     )
+
+
+def _suggested(name: str) -> str:
+    """What an override of a parameter may look like, by the words of its name: rows are wrong for queries and keys."""
+    from lowmem.blocks.layers import words
+
+    said = {word for part in name.split(".")[-3:] for word in words(part)}
+    asked = {"q", "k", "wq", "wk", "query", "key", "queries", "keys", "qkv", "wqkv", "qk", "kv", "attn"}
+    return instead("head" if said & asked else "neuron")
 
 
 def _by_role(name: str, shape: tuple[int, ...], role, switches: dict) -> ParamBlocks:
@@ -305,7 +230,7 @@ def _by_role(name: str, shape: tuple[int, ...], role, switches: dict) -> ParamBl
             size = {"row": 1, "head": head_dim, "tensor": length}[setting]
             segments.append((start, start + length, size))
             start += length
-        return along(name, shape, "mixed", _joined(segments), role.axis)
+        return along(name, shape, "mixed", joined(segments), role.axis)
     setting = switches["neuron" if role.name == "position" else role.name]
     if role.name == "position":  # one block per position, also where the paper's code makes one block of the table
         setting = "tensor" if switches["embedding"] == "tensor" else "row"
@@ -318,59 +243,3 @@ def _by_role(name: str, shape: tuple[int, ...], role, switches: dict) -> ParamBl
         return along(name, shape, "head", ((0, length, role.head_dim),), role.axis)
     kind = "token" if role.name in ("embedding", "output", "position") else "neuron"
     return along(name, shape, kind, ((0, length, 1),), role.axis, role.merge, role.stack)
-
-
-def _joined(segments: list[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
-    """Neighbouring segments of equal block size become one."""
-    joined = [segments[0]]
-    for start, stop, size in segments[1:]:
-        before = joined[-1]
-        if before[2] == size and (before[1] - before[0]) % size == 0:
-            joined[-1] = (before[0], stop, size)
-        else:
-            joined.append((start, stop, size))
-    return tuple(joined)
-
-
-def _matched(overrides: dict[str, object], names: dict[str, str]) -> dict[str, object]:
-    """Overrides spread over the parameters they match; a pattern that matches nothing is an error.
-
-    names: {any name of a parameter: its first name}, since a tied parameter has several.
-    """
-    found, exact = {}, {}
-    for pattern, how in overrides.items():
-        if pattern in names:
-            exact[names[pattern]] = how
-            continue
-        matches = [first for name, first in names.items() if fnmatch.fnmatchcase(name, pattern)]
-        if not matches:
-            raise Misfit(
-                f"override {pattern!r} matches no trainable parameter; names look like {next(iter(names), '')!r}"
-            )
-        found.update(dict.fromkeys(matches, how))
-    return {**found, **exact}
-
-
-def _by_hand(name: str, shape, how) -> ParamBlocks:
-    shape = tuple(shape)
-    if isinstance(how, ParamBlocks):
-        if how.shape != shape:
-            raise Misfit(f"{name}: override has shape {how.shape}, the parameter {shape}")
-        return dataclasses.replace(how, name=name)
-    if how == "tensor":
-        return one_block(name, shape)
-    if how == "coordinate":
-        return coordinates(name, shape)
-    if how == "row" and shape:
-        return along(name, shape, "neuron", ((0, shape[0], 1),))
-    if how == "column" and len(shape) >= 2:
-        return along(name, shape, "neuron", ((0, shape[1], 1),), axis=1)
-    if isinstance(how, int) and not isinstance(how, bool) and how > 0 and shape:
-        merge = next((k for k in range(1, len(shape) + 1) if math.prod(shape[:k]) % how == 0), None)
-        if merge:
-            rows = math.prod(shape[:merge])
-            return along(name, shape, "head", ((0, rows, rows // how),), merge=merge)
-    raise Misfit(
-        f"{name}: cannot place a tensor of shape {shape} by override {how!r}; use 'row', 'column', 'tensor', "
-        "'coordinate' or a number of equal blocks that divides it"
-    )

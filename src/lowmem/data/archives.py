@@ -19,6 +19,8 @@ from typing import BinaryIO
 from lowmem.errors import Failed
 
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError)
+BROKEN += (RuntimeError, NotImplementedError, OverflowError)  # an encrypted zip, a method that nobody knows, odd sizes
+LARGEST = 4 << 30  # bytes of one file that is read whole
 
 
 def is_archive(path: Path) -> bool:
@@ -80,6 +82,8 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[str, BinaryIO | None]]:
     """Members of a tar stream of any compression; directories are left out, links and devices yield None."""
     with file, tarfile.open(fileobj=file, mode="r|*", tarinfo=WholeTarInfo) as archive:
         for info in archive:
+            if info.size < 0:
+                raise tarfile.ReadError(f"an entry of {info.size} bytes")
             if not info.isdir():
                 yield info.name, archive.extractfile(info) if info.isreg() else None
 
@@ -115,6 +119,8 @@ def ar_entries(file: BinaryIO, path: Path) -> Iterator[tuple[str, int]]:
         if len(header) < 60 or header[58:] != b"`\n":
             raise Failed(f"{path} is damaged: bad ar header; delete it and fetch again")
         size, start = int(header[48:58]), file.tell()
+        if size < 0:
+            raise Failed(f"{path} is damaged: an entry of {size} bytes; delete it and fetch again")
         yield header[:16].decode("ascii").strip().rstrip("/"), size
         file.seek(start + size + size % 2)  # entries start at even offsets
 
@@ -148,10 +154,21 @@ def opened(raw: Path, pattern: str) -> Iterator[BinaryIO]:
 def read(raw: Path, pattern: str) -> dict[str, bytes]:
     """All files of a raw folder that match, plain or inside its archives: {name: bytes}, sorted by name."""
     with damage_told(raw):
-        found = {name: stream.read() for name, stream in matching(raw, pattern)}
+        found = {name: whole(stream, name) for name, stream in matching(raw, pattern)}
     if not found:
         raise Failed(f"nothing in {raw} matches {pattern!r}; delete that folder and fetch again")
     return dict(sorted(found.items()))
+
+
+def whole(stream: BinaryIO, name: str) -> bytes:
+    """All bytes of a file; Failed for more than LARGEST, which a small archive can hold packed."""
+    blocks, size = [], 0
+    while block := stream.read(1 << 20):
+        size += len(block)
+        if size > LARGEST:
+            raise Failed(f"{name} has more than {LARGEST >> 30} GB unpacked; do not use it")
+        blocks.append(block)
+    return b"".join(blocks)
 
 
 def matching(raw: Path, pattern: str) -> Iterator[tuple[str, BinaryIO]]:

@@ -4,7 +4,7 @@ from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Tuned, difference, log_loss, lost, missing, tuned, used
-from lowmem.reporting.panels.losses import above, limits
+from lowmem.reporting.panels.losses import limits, of_run
 
 EXHIBIT = {
     "id": "lomo_clipping",
@@ -29,8 +29,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     methods = tuned(runs)
     shown = Shown(
         caption=scale.about(runs)
-        + "Final validation loss by learning rate for LOMO with four kinds of clipping, mean over seeds; a cross: a seed "
-        "diverged. Right: how many seeds diverged at each rate.",
+        + "Final validation loss by learning rate for LOMO with four kinds of clipping. Left: marks are seeds, dashes "
+        "their mean; a cross: a seed diverged. Right: minus the loss with the global norm at the same rate, paired by seed.",
         columns=["clipping", "rate", "final loss (nat)", "diverged seeds"],
         rows=[],
         deviations=[
@@ -87,48 +87,59 @@ def between(method: Tuned, other: Tuned) -> dict:
 
 
 def draw(methods: dict[str, Tuned]):
-    drawn, panels = plots.figure([["loss", "lost"]], height=3.6, width_ratios=[1.6, 1])
-    axes, below = panels["loss"], panels["lost"]
+    """Left: the loss of every seed at every rate, methods side by side. Right: minus that of the global norm, paired."""
+    drawn, panels = plots.figure([["loss", "gap"]], height=3.6, width_ratios=[1.3, 1])
+    axes, right = panels["loss"], panels["gap"]
     heights = [score for method in methods.values() for score in method.scores.values()]
     if not heights:
         plots.empty(axes, "not run: no record")
-        plots.empty(below, "")
+        plots.empty(right, "")
         return drawn
-    top, labels = limits(axes, heights), []
+    top = limits(axes, heights)
     rates = sorted({rate for method in methods.values() for rate in method.rates})
     for k, (name, method) in enumerate(methods.items()):
-        scores = sorted(method.scores.items())
-        if scores:
-            axes.plot(
-                *zip(*scores, strict=True),
-                marker="os^D"[k],
-                fillstyle="none",
-                markersize=9 - 1.5 * k,
-                color=COLOURS[name],
-                label=f"_{NAMES[name]}",
-            )
-            end = (rates[-1], top) if any(map(lost, method.rates.get(rates[-1], []))) else (rates[-1], scores[-1][1])
-            labels.append(above((*end, NAMES[name], COLOURS[name]), top))
-        counts = [sum(lost(run) for run in method.rates.get(rate, [])) for rate in rates]
-        at = [place + 0.18 * (k - 1.5) for place in range(len(rates))]
-        below.bar(at, counts, width=0.16, color=COLOURS[name], label=f"_{NAMES[name]}")
-        for rate, count in zip(rates, counts, strict=True):
-            if count:
-                axes.plot(rate, top, marker="x", color=COLOURS[name], markersize=7, clip_on=False)
-    axes.set_xscale("log")
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    axes.minorticks_off()
-    axes.set(
-        ylabel=scale.loss(
-            [run for m in methods.values() for g in m.rates.values() for run in g], "final validation loss"
-        ),
-        xlabel="learning rate",
-    )
-    axes.set_title("Loss; a cross: diverged")
-    plots.end_labels(axes, labels)
-    below.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    below.set_xlim(-0.6, len(rates) - 0.4)
-    seeds = max(len(group) for method in methods.values() for group in method.rates.values())
-    below.set(ylabel="diverged runs", xlabel="learning rate", ylim=(0, seeds), yticks=range(seeds + 1))
-    below.set_title(f"Diverged, of {seeds}")
+        for place, rate in enumerate(rates):
+            group, at = method.rates.get(rate, []), place + 0.18 * (k - 1.5)
+            for run in group:
+                found = None if run.status != "done" else run.final("val_loss")
+                if lost(run):
+                    axes.plot(
+                        at,
+                        top,
+                        marker="x",
+                        color=COLOURS[name],
+                        markersize=7,
+                        clip_on=False,
+                        **of_run(NAMES[name], run),
+                    )
+                elif found is not None:
+                    seed = {"marker": "o", "markersize": 4, "alpha": 0.45, "color": COLOURS[name]}
+                    axes.plot(at, min(found, top), **seed, **of_run(NAMES[name], run))
+            if rate in method.scores:
+                mean = min(method.scores[rate], top)
+                axes.hlines(mean, at - 0.08, at + 0.08, color=COLOURS[name], linewidth=2)
+            if name != "norm":
+                gap(right, at, group, methods["norm"].rates.get(rate, []), name)
+        axes.plot([], [], "o", color=COLOURS[name], label=NAMES[name])
+    axes.legend(loc="upper left", fontsize=8)
+    every = [run for method in methods.values() for group in method.rates.values() for run in group]
+    axes.set(ylabel=scale.loss(every, "final validation loss"))
+    axes.set_title("Loss; marks are seeds, a cross diverged")
+    right.axhline(0, color=plots.INK, linewidth=0.8)
+    right.set(ylabel="loss minus that of the global norm (nat)")
+    right.set_title("At the same rate, 95 %")
+    for panel in (axes, right):
+        panel.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        panel.set_xlim(-0.5, len(rates) - 0.5)
+        panel.set(xlabel="learning rate")
     return drawn
+
+
+def gap(axes, at: float, ours: list, norm: list, name: str) -> None:
+    """The difference to clipping by the global norm at one rate with its interval; nothing where a seed diverged."""
+    found = difference(ours, norm)
+    if found["value"] is None:
+        return
+    ends = [found[key] if found.get(key) is not None else found["value"] for key in ("low", "high")]
+    axes.vlines(at, *ends, color=COLOURS[name], linewidth=1.4)
+    axes.plot(at, found["value"], "D", color=COLOURS[name], markersize=5, label=f"_{NAMES[name]}")

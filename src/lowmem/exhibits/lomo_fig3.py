@@ -6,8 +6,8 @@ from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import absent, text, used, value, widened
-from lowmem.reporting.panels.superglue import look
+from lowmem.reporting.numbers.losses import absent, missing, text, used, value, widened
+from lowmem.reporting.panels.superglue import dots, levels, look
 
 EXHIBIT = {
     "id": "lomo_fig3",
@@ -17,6 +17,8 @@ EXHIBIT = {
     "kind": "figure",
     "title": "LoRA with and without LOMO, by rank",
     "experiments": ["lora_lomo"],
+    "also": {"overnight": ["superglue"]},
+    "archived": ["overnight/superglue"],
     "published": "lomo.fig3",
 }
 
@@ -26,12 +28,15 @@ PRINTED = {"lora": "LoRA", "lora_lomo": "LoRA+LOMO"}
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: gain (LoRA + LOMO minus LoRA in points, mean over tasks and ranks at equal seed), gain.<task>."""
-    cells = placed(runs)
-    headers = {task: name for run in runs for task, name in [ft.asked(run)]}
+    """Values: gain (LoRA + LOMO minus LoRA in points, mean over tasks and ranks at equal seed), gain.<task>; long.gain of the
+    runs of tier overnight, at rank 2, which is that tier's gain."""
+    own, long = [run for run in runs if run.experiment == "lora_lomo"], ft.grouped(ft.long_runs(runs, tier))
+    cells = placed(own)
+    headers = {task: name for run in own for task, name in [ft.asked(run)]}
     shown = Shown(
         caption="Accuracy at the last epoch by rank of the adapters, mean over seeds with 95 % intervals, every method at the "
-        "point fixed beforehand; open diamonds: published for LLaMA-13B, filled for LoRA + LOMO. At the left: LOMO alone.",
+        "point fixed beforehand; open diamonds: published for LLaMA-13B, filled for LoRA + LOMO. At the left: LOMO alone. Last "
+        "panel: the runs of tier overnight on BoolQ at rank 2; small marks are seeds, large ones their mean.",
         columns=["data", "method", "rank", "accuracy (%)"],
         rows=[],
         deviations=[
@@ -60,8 +65,22 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             shown.rows.append([ft.TASKS[task], "", "", ft.needs(task)])
         shown.values[f"gain.{task}"] = gain(cells, [task])
     shown.values["gain"] = gain(cells, TASKS)
-    shown.figure = draw(cells, headers, published)
+    shown.values["long.gain"] = ft.gain(long, "lora_lomo", "lora")
+    if tier == "overnight":
+        shown.values["gain"] = shown.values["long.gain"]
+    elif tier in ft.LIVE:
+        shown.values |= {name: missing(ft.JUDGES_NOTHING) for name in shown.values if not name.startswith("long.")}
+    for name in ("lomo", *METHODS):
+        if points := long.get(("boolq", name)):
+            shown.rows.append(["BoolQ, overnight", ft.METHODS[name], *rank_and_accuracy(ft.first(points))])
+    shown.figure = draw(cells, headers, published, long)
     return shown
+
+
+def rank_and_accuracy(runs: list[Run]) -> list:
+    """Last cells of a row: the adapters' rank and the accuracy over seeds."""
+    rank = (runs[0].config["model"].get("adapter") or {}).get("rank", "none")
+    return [rank, text(ft.last(runs), digits=1)]
 
 
 def placed(runs: Runs) -> dict[tuple[str, str, int], list[Run]]:
@@ -98,8 +117,14 @@ def gain(cells: dict, tasks) -> dict:
     )  # all ranks answer the same questions
 
 
-def draw(cells: dict, headers: dict, published: dict):
-    drawn, panels = plots.figure([list(TASKS)], width=9.0, height=3.4)
+def draw(cells: dict, headers: dict, published: dict, long: dict):
+    drawn, panels = plots.figure([[*TASKS, "long"]], width=12.0, height=3.6)
+    dots(
+        panels["long"],
+        {n: ft.first(long[t, n]) for t, n in long if t == "boolq" and n in ("lomo", *METHODS)},
+        levels(long),
+    )
+    panels["long"].set_title("BoolQ, rank 2 (overnight)")
     places = ranks(cells)
     for task in TASKS:
         axes = panels[task]

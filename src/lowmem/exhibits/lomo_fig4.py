@@ -16,32 +16,40 @@ EXHIBIT = {
     "title": "Training loss on BoolQ, LoRA and LOMO",
     "experiments": ["superglue"],
     "published": "lomo.fig4",
-    "archived": ["laptop/superglue_long"],
+    "archived": ["overnight/superglue"],
 }
 
 GROUPS = ("lora", "lomo")
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: early_drop.<method>: share of the whole fall of the loss that lies in the first third of the steps."""
+    """Values: early_drop.<method>: share of the whole fall of the loss that lies in the first third of the steps; with long.
+    before it of the runs of tier overnight."""
     shown = Shown(
         caption="Training loss of each step on BoolQ, mean over seeds, thin lines the seeds; left the runs of this report, "
-        "right the longer ones kept in data/records. Only the tokens of the answer count.",
+        "right those of tier overnight. Only the tokens of the answer count.",
         columns=["method", "runs", "first step (nat)", "last tenth (nat)", "fall in the first third"],
         rows=[],
         deviations=["Another model and fewer steps than the paper's 630; see Table 3."],
         runs_used=used(run for run in runs if run.variant.startswith("boolq-")),
     )
     shown.published = mark("what the curve looks like", printed(published, "qualitative"))
-    panels = {tier: ft.grouped(runs), "archived": ft.grouped(runs.archived)}
+    panels = {tier: ft.grouped(runs), "overnight": ft.grouped(ft.long_runs(runs, tier))}
     for label, found in panels.items():
         for name in GROUPS:
             group = ft.first(found.get(("boolq", name), {}))
             early = early_drop(group)
-            shown.values[f"{'long.' if label == 'archived' else ''}early_drop.{name}"] = early
+            shown.values |= {f"{prefix}early_drop.{name}": early for prefix in prefixes(label, tier)}
+            if tier in ft.LIVE:
+                shown.values[f"early_drop.{name}"] = missing(ft.JUDGES_NOTHING)
             shown.rows.append([ft.METHODS[name], label, *ends(group), text(early, digits=2)])
     shown.figure = draw(panels)
     return shown
+
+
+def prefixes(label: str, tier: str) -> list[str]:
+    """What stands before a value of these runs: those of tier overnight are also its report's own."""
+    return [""] * (label == tier) + ["long."] * (label == "overnight")
 
 
 def parts(run: Run) -> tuple[float, float, float]:
@@ -77,5 +85,6 @@ def draw(groups: dict):
     for label, found in groups.items():
         lines = {name: ft.first(found.get(("boolq", name), {})) for name in GROUPS}
         by_step(panels[label], lines, ft.losses, "training loss (nat per token)")
-        panels[label].set_title("Longer runs, archived" if label == "archived" else f"This report ({label})")
+        live = label in ft.LIVE
+        panels[label].set_title("Overnight" if label == "overnight" else f"{label}{', live: judges nothing' * live}")
     return drawn

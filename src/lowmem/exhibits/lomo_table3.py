@@ -1,15 +1,16 @@
-"""Table 3 of LOMO: accuracy on six SuperGLUE tasks without training, with LoRA and with LOMO, and five methods more.
+"""Table 3 of LOMO: accuracy on six SuperGLUE tasks without training, with LoRA and with LOMO, and six methods more.
 
-Columns are named after what was really asked. Rows of longer runs that are kept in data/records stand below the runs of
-this report, labelled; they never fill a column of other data.
+Columns are named after what was really asked. The runs of tier overnight, which judge, stand above the live ones of a small
+tier, which show that everything works; no row fills a column of other data.
 """
 
 from collections.abc import Iterable
 
 from lowmem.data import superglue_sources
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import learnable
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import text, used
+from lowmem.reporting.numbers.losses import missing, text, used
 
 EXHIBIT = {
     "id": "lomo_table3",
@@ -21,47 +22,70 @@ EXHIBIT = {
     "experiments": ["superglue"],
     "also": {"paper": ["superglue_sizes"]},
     "published": "lomo.table3",
-    "archived": ["laptop/superglue_long"],
+    "archived": ["overnight/superglue", "overnight/superglue_pilot"],
 }
 
+LONG = "overnight"
+BESIDE = {"choice_loss": "loss among answers (nat)", "auc": "AUC"}
+PAIRS = (("lomo", "lora"), ("lomo", "zero"), ("lora", "zero"), ("lomo", "adamw"))
 SIZES = ("7B", "13B", "30B", "65B")
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: gain.lomo_lora, gain.lomo_zero, gain.lora_zero (points, mean over tasks), each also as long.<name>; premise
-    above_frequent (LOMO's average over that of the most frequent answers)."""
-    by_size = sizes(runs)
-    own, kept = ft.grouped(by_size[0]), ft.grouped(runs.archived)
-    headers = names(runs, runs.archived)
+    """Values: gain.<ours>_<theirs> of PAIRS (points, mean over tasks), loss.<the same> (nat per question), and the premise
+    adamw.above_frequent (AdamW's average over that of the most frequent answers); each also as long.<name>, from the runs
+    of tier overnight."""
+    long = ft.long_runs(runs, tier)
+    live = [] if tier == LONG else list(runs)
+    by_size = sizes(live)
+    headers = names([run for run in long if run.status == "done"], live, long)
     shown = Shown(
-        caption="Accuracy in percent. Last epoch: mean over seeds at the point fixed beforehand, with its 95 % interval, "
-        "which allows for the questions that all seeds share; where "
-        "one run stands alone, the interval of a share among its questions (Wilson), which knows nothing of other seeds. Best: "
-        "best point of the grid and best epoch at one seed, on the split that is reported, as the paper prints it. Average: "
-        "over the columns of a row that have a number.",
-        columns=["method", "model", "runs", "shown", *headers.values(), "average"],
+        caption="Accuracy in percent, on the same questions for all. Last epoch: mean over seeds at the point fixed before, "
+        "with its 95 % interval, which has the error of the seeds and of the questions; where one run stands alone, the "
+        "interval of a share among its questions (Wilson). Best: best point of the grid and best epoch at one seed, on the "
+        "split that is reported, as the paper prints it. Loss among answers: of the right answer against the others, nat per "
+        "question. Memory: weights, gradients and optimizer state. Average: over the columns of a row that have a number.",
+        columns=["method", "model", "runs", "shown", *headers.values(), "average", "memory (MB)"],
         rows=[],
         runs_used=used(runs),
     )
     add_published(shown, published, headers, SIZES if len(by_size) > 1 else SIZES[:1])
-    groups = [(group, tier) for group in by_size]
-    for source, label in (*groups, (runs.archived, "archived, longer")):
-        for name in ft.METHODS:
-            add_rows(shown, ft.grouped(source), name, source, label, headers)
-    for source, label in ((runs, tier), (runs.archived, "archived, longer")):  # each has its own questions
-        asked = dict(ft.asked(run) for run in source)
-        frequent = [most(source, task) if asked.get(task) == header else "" for task, header in headers.items()]
-        if any(frequent):
-            shown.rows.append(["the most frequent answer", "", label, "", *frequent, ""])
-    for prefix, found in (("", own), ("long.", kept)):
-        for ours, theirs in (("lomo", "lora"), ("lomo", "zero"), ("lora", "zero")):
-            shown.values[f"{prefix}gain.{ours}_{theirs}"] = ft.gain(found, ours, theirs)
-        shown.values[f"{prefix}above_frequent"] = ft.above_frequent(found, "lomo")
-    shown.deviations = deviations(list(runs), runs.archived, headers)
+    known = learnable.verdicts(run for run in runs.archived if run.experiment == "superglue_pilot")
+    label = f"{tier}, live: judges nothing" if tier in ft.LIVE else tier
+    for source, name, extra in ((long, LONG, BESIDE), *((group, label, {}) for group in by_size)):
+        add_frequent(shown, source, name, headers)
+        for method in ft.METHODS:
+            add_rows(shown, ft.grouped(source), method, source, name, headers, extra, known)
+    for prefix, source in (("", list(runs)), ("long.", long)):
+        found = ft.grouped(run for run in source if run.experiment == "superglue")
+        for ours, theirs in PAIRS:
+            pair = f"{ours}_{theirs}"
+            shown.values[f"{prefix}gain.{pair}"] = ft.gain(found, ours, theirs)
+            shown.values[f"{prefix}loss.{pair}"] = ft.gain(found, ours, theirs, "choice_loss")
+        shown.values[f"{prefix}adamw.above_frequent"] = ft.above_frequent(found, "adamw")
+    if tier in ft.LIVE:
+        own = [name for name in shown.values if not name.startswith("long.")]
+        shown.values |= {name: missing(ft.JUDGES_NOTHING) for name in own}
+    shown.deviations = [*power(shown.values), *deviations(live, long, headers)]
     return shown
 
 
-def sizes(runs: Runs) -> list[list[Run]]:
+def power(values: dict[str, dict]) -> list[str]:
+    """What the comparison of LOMO with LoRA and AdamW can see: differences below the half-width of the interval it cannot."""
+    told = []
+    for theirs in ("lora", "adamw"):
+        found = values[f"long.gain.lomo_{theirs}"]
+        if found.get("low") is not None:
+            half = (found["high"] - found["low"]) / 2
+            said = "separates them" if found["low"] > 0 or found["high"] < 0 else "does not separate them"
+            told.append(
+                f"Overnight, LOMO minus {ft.METHODS[theirs]}: {text(found, digits=1)} points, which {said}; differences "
+                f"below {half:.1f} points would not be seen."
+            )
+    return told
+
+
+def sizes(runs: list[Run]) -> list[list[Run]]:
     """The runs of each model: those of the experiment superglue first, which the values speak of."""
     found: dict[str, list[Run]] = {"": []}
     for run in runs:
@@ -79,34 +103,59 @@ def names(*groups: list[Run]) -> dict[str, str]:
     return headers
 
 
-def add_rows(shown: Shown, found: dict, name: str, source: list[Run], label: str, headers: dict) -> None:
-    """One row for the last epoch and, for what trains, one for the best; none for a method that is not planned."""
+def add_frequent(shown: Shown, source: list[Run], label: str, headers: dict) -> None:
+    """What always giving the most frequent answer gets: each source has its own questions."""
+    asked = dict(ft.asked(run) for run in source)
+    frequent = [most(source, task) if asked.get(task) == header else "" for task, header in headers.items()]
+    if any(frequent):
+        shown.rows.append(["the most frequent answer", "", label, "", *frequent, "", ""])
+
+
+def add_rows(
+    shown: Shown, found: dict, name: str, source: list[Run], label: str, headers: dict, extra: dict, known: dict
+) -> None:
+    """One row for the last epoch, one for the best of what was evaluated several times, one for each of `extra`; none for a
+    method that is not planned. known: {task: whether the pilot calls it learnable}."""
     if not any(other == name for _, other in found):
         return
     asked = dict(ft.asked(run) for run in source)
     # a column shows one set of data; what was asked of another set is not in the average either
     seen = {key: points for key, points in found.items() if asked[key[0]] == headers[key[0]]}
-    seeds = {run.seed for (_, other), points in found.items() if other == name for run in ft.first(points)}
+    groups = [ft.first(points) for (_, other), points in found.items() if other == name]
+    seeds = {run.seed for group in groups for run in group}
     rows = [
         (
             "as it is" if name == "zero" else "last epoch" if len(seeds) > 1 else "last epoch, one seed",
             lambda points: ft.among_questions(ft.last(ft.first(points)), [ft.first(points)]),
             ft.average(seen, name),
+            1,
         )
     ]
-    if name != "zero":
-        rows.append(("best, one seed", ft.best, None))
-    for kind, number, average in rows:
+    if name != "zero" and not extra:
+        rows.append(("best, one seed", ft.best, None, 1))
+    for what, told in extra.items():
+        rows.append((told, lambda points, what=what: ft.beside(ft.first(points), what), None, 3))
+    for kind, number, average, digits in rows:
         cells = []
         for task, header in headers.items():
-            if (task, name) not in found:
+            if name != "zero" and known.get(task) is False and extra:
+                cells.append("not learnable at this size: see the pilot")
+            elif (task, name) not in found:
                 cells.append(ft.needs(task) if task not in asked else "not run: not planned")
             elif asked[task] != header:
                 cells.append(f"other data: {asked[task]}")
             else:
-                cells.append(text(number(found[task, name]), digits=1))
+                cells.append(text(number(found[task, name]), digits=digits))
         model = next((model_of(run) for run in source), "")
-        shown.rows.append([ft.METHODS[name], model, label, kind, *cells, text(average, digits=1) if average else ""])
+        told = text(average, digits=1) if average else ""
+        shown.rows.append([ft.METHODS[name], model, label, kind, *cells, told, megabytes(groups) if average else ""])
+
+
+def megabytes(groups: list[list[Run]]) -> str:
+    """What a method holds between steps and at the end of backward, as its records count it."""
+    found = [run.record["memory"] for group in groups for run in group if run.status == "done" and run.record["memory"]]
+    totals = {sum(m.get(part) or 0 for part in ("parameters", "gradients", "optimizer_state")) for m in found}
+    return f"{max(totals) / 1e6:.0f}" if totals else ""
 
 
 def model_of(run: Run) -> str:
@@ -134,14 +183,14 @@ def add_published(shown: Shown, published: dict, headers: dict, rows: tuple[str,
                 number = "" if found is None else f"{found['value']:.1f}"
                 cells.append(number if header == task else f"{number} on {task}")
             if size in rows:
-                shown.rows.append([ft.METHODS[name], f"LLaMA-{size}", "published", "best, one seed", *cells])
+                shown.rows.append([ft.METHODS[name], f"LLaMA-{size}", "published", "best, one seed", *cells, ""])
 
 
 def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:
     """What differs from the paper, read off the configurations."""
     told = []
-    for label, group in (("This report", own), ("Archived runs", kept)):
-        trained = [run for run in group if run.config["train"]["steps"]]
+    for label, group in (("This report", own), ("Overnight", kept)):
+        trained = [run for run in group if run.config["train"]["steps"] and (group is own or run.status == "done")]
         if not trained:
             continue
         train, measure = trained[0].config["train"], trained[0].config.get("measure", {})

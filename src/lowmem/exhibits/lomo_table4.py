@@ -1,4 +1,4 @@
-"""Table 4 of LOMO: settings of the SuperGLUE runs as published, and those of the runs of this tier."""
+"""Table 4 of LOMO: settings of the SuperGLUE runs as published, of this tier, and of tier overnight with the rates it tried."""
 
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import superglue as ft
@@ -12,30 +12,48 @@ EXHIBIT = {
     "kind": "table",
     "title": "Settings of the SuperGLUE runs",
     "experiments": ["superglue", "lora_lomo"],
+    "also": {"overnight": ["superglue_rates"]},
+    "archived": ["overnight/superglue", "overnight/superglue_rates"],
     "published": "lomo.table4",
 }
+
+METHODS = {"LOMO": "lomo", "LoRA": "lora", "LoRA + LOMO": "lora_lomo"}
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: differences (settings of this tier that are not the published ones), settings (all)."""
     shown = Shown(
-        caption="What the paper states, and what the configurations of this tier say; several values are a grid.",
-        columns=["runs", "setting", "published", f"tier {tier}", "same", "finished runs"],
+        caption="What the paper states, and what the configurations of this tier say; several values are a grid. Tier "
+        "overnight takes the rate that a tuning experiment chose among those tried, on questions of the training file.",
+        columns=[
+            "runs",
+            "setting",
+            "published",
+            f"tier {tier}",
+            "same",
+            "finished runs",
+            "overnight",
+            "tried for overnight",
+        ],
         rows=[],
         deviations=[
             "LoRA has one published rate and LOMO six points; here both have grids of equal size, or one point each."
         ],
     )
+    long = ft.long_runs(runs, tier)
+    tuning = [run for run in (*runs, *runs.archived) if run.experiment == "superglue_rates"]
+    live = [run for run in runs if run.experiment != "superglue_rates"]
     for group, setting, source, at, read in ROWS:
         found = printed(published, source, **at)
-        own = [run for run in runs if belongs(run, group)]
+        own = [run for run in live if belongs(run, group)]
         ours = distinct(read(run) for run in own)
         theirs = listed(found["value"]) if found else None
         shown.published += mark(f"{group}: {setting}", found)
         same = "" if found is None or not ours else "yes" if ours == theirs else "no"
-        shown.rows.append(
-            [group, setting, words(theirs), words(ours) or "not run: not planned in this tier", same, finished(own)]
-        )
+        overnight = words(distinct(read(run) for run in long if belongs(run, group)))
+        tried = words(distinct(map(lr, tuned(tuning, group)))) if read is lr else ""
+        planned = words(ours) or "not run: not planned in this tier"
+        shown.rows.append([group, setting, words(theirs), planned, same, finished(own), overnight, tried])
     compared = [row[4] for row in shown.rows if row[4]]
     shown.runs_used = used(runs)
     gone = None if shown.runs_used else missing("not run: no record")  # settings of runs that nobody made say nothing
@@ -50,6 +68,11 @@ def finished(runs: list[Run]) -> str:
     return f"{done} of {len(runs)}" if done or not runs else runs[0].reason
 
 
+def tuned(runs: list[Run], group: str) -> list[Run]:
+    """The tuning runs of a group of rows."""
+    return [run for run in runs if run.variant.split("-")[1] == METHODS.get(group)]
+
+
 def belongs(run: Run, group: str) -> bool:
     """Whether a row speaks of this run."""
     trained = bool(run.config["train"].get("steps"))
@@ -58,7 +81,7 @@ def belongs(run: Run, group: str) -> bool:
         return trained and name in ("lora", "lomo", "lora_lomo")
     if group == "LoRA + LOMO":
         return name == "lora_lomo"
-    return run.experiment == "superglue" and name == {"LOMO": "lomo", "LoRA": "lora"}[group]
+    return run.experiment == "superglue" and name == METHODS[group]
 
 
 def adapter(key: str):

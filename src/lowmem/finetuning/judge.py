@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowmem.errors import Failed
+from lowmem.files import no_number
 from lowmem.pipeline.record import load, read_arrays
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lowmem.weights.pretrained import Words
 
 SCORES = "judged.jsonl"
+HIGHEST = 10  # FastChat's judge gives 1 to 10, and -1 where it could not
 
 
 def lines(path: Path, *keys: str) -> list[dict]:
@@ -32,12 +34,16 @@ def lines(path: Path, *keys: str) -> list[dict]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Failed(f"cannot read {path}: {error}; see lowmem/finetuning/judge.py for what it should hold") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold the other signs that splitlines takes for ends
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=no_number)
+            if not isinstance(row, dict):
+                raise ValueError(f"it is a {type(row).__name__}")
             missing = [key for key in keys if key not in row]
-        except (ValueError, TypeError) as error:
-            raise Failed(f"{path}, line {number}: no JSON object ({error}); mend it") from error
+        except (ValueError, RecursionError) as error:
+            raise Failed(f"{path}, line {number}: no JSON object ({str(error)[:200]}); mend it") from error
         if missing:
             raise Failed(f"{path}, line {number}: no field {missing[0]!r}; mend it")
         found.append(row)
@@ -90,7 +96,18 @@ def judged(folder: Path | None) -> float | None:
     """Mean score that a judge gave this run; None without its file. Scores below 0 are answers it could not judge."""
     if folder is None or not (folder / SCORES).is_file():
         return None
-    scores = [row["score"] for row in lines(folder / SCORES, "question_id", "score") if row["score"] >= 0]
+    rows, scores = lines(folder / SCORES, "question_id", "score"), []
+    seen: set[str] = set()
+    for row in rows:
+        score, question = row["score"], json.dumps([row["question_id"], row.get("turn")])
+        if type(score) not in (int, float) or not (score <= HIGHEST):
+            raise Failed(
+                f"{folder / SCORES}: a score is {str(score)[:40]!r} and must be a number up to {HIGHEST}; mend it"
+            )
+        if question in seen:
+            raise Failed(f"{folder / SCORES}: question {question[:60]} is judged twice; leave one of them")
+        seen.add(question)
+        scores += [score] if score >= 0 else []
     if not scores:
         raise Failed(f"{folder / SCORES} holds no score of 0 or more; judge again, or delete it")
     return sum(scores) / len(scores)

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.core.sharding import Shard, flat_boxes
 
-ATTACH = "call optimizer.attach(engine) after deepspeed.initialize"
+ATTACH = (
+    "call optimizer.attach(engine) after deepspeed.initialize; without ZeRO (stage 0) that is not possible: set "
+    '"zero_optimization": {"stage": 1}'
+)
 
 
 class ForDeepSpeed(torch.optim.Optimizer):

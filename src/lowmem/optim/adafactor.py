@@ -2,7 +2,8 @@
 
 References: the authors' tensor2tensor code as carried by Hugging Face transformers (original), torch.optim.Adafactor
 (relative_step="capped"). The Adam-mini paper's baselines run with relative_step=True, which makes lr and its schedule
-inert; that flag is explicit here, and off by default. Different on purpose: moments are always fp32.
+inert; that flag is explicit here, and off by default. Different on purpose: moments are always fp32. torch keeps row variances
+above finfo(dtype).eps; eps=(1e-15, 1e-3) is the setting at which both agree.
 """
 
 import math

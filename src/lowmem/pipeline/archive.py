@@ -4,15 +4,17 @@ They redraw a report without training, and let an exhibit show what a longer run
 record.json, curve.jsonl and arrays.npz of each run as they were written; equal records give equal bytes.
 """
 
-import functools
 import tempfile
 import zipfile
 from pathlib import Path
 
-from lowmem import safe_names
+from lowmem import kept_files, safe_names
 from lowmem.errors import Failed, Misuse
 from lowmem.files import atomic_path, sha256
 from lowmem.pipeline.record import ARRAYS, CURVE, FINAL, damage, load
+
+MARK = ".archive"  # what is unpacked, by its hash
+LARGEST = 2 << 30  # bytes of an archive once it is unpacked
 
 
 def archive(root: Path, name: str) -> Path:
@@ -52,25 +54,33 @@ def folder(root: Path, name: str) -> Path:
     path, place = archive(root, name), Path(root) / "results/kept" / name
     if not path.is_file():
         return place
-    hashed = _sha256(path, path.stat().st_mtime_ns)
-    mark = place / ".archive"
-    if mark.is_file() and mark.read_text() == hashed:
+    hashed = kept_files.sha256(path)
+    if is_unpacked(place, hashed):
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as temporary:
         fresh = Path(temporary) / "fresh"
         try:
             with zipfile.ZipFile(path) as zipped:
-                zipped.extractall(fresh)  # drops ".." and drives from member names
+                if sum(member.file_size for member in zipped.infolist()) > LARGEST:
+                    raise Failed(
+                        f"{path} unpacks to more than {LARGEST >> 20} MB; get it again, e.g. with git checkout"
+                    )
+                zipped.extractall(fresh)  # drops ".." and drives from member names, and bytes above a member's size
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError) as error:
             raise Failed(f"{path} is damaged ({error}); get it again, e.g. with git checkout") from error
-        (fresh / ".archive").write_text(hashed)
+        files = {p.relative_to(fresh).as_posix(): sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
+        kept_files.write_json(fresh / MARK, {"archive": hashed, "files": files})
         if place.exists():
             place.rename(Path(temporary) / "old")
         fresh.rename(place)
     return place
 
 
-@functools.cache
-def _sha256(path: Path, changed: int) -> str:
-    return sha256(path)
+def is_unpacked(place: Path, archive: str) -> bool:
+    """Whether the archive with this hash is unpacked there, every file as it was written."""
+    try:
+        mark = kept_files.read_json(place / MARK)
+        return mark["archive"] == archive and all(kept_files.check(place / n, h) for n, h in mark["files"].items())
+    except kept_files.Damaged:
+        return False

@@ -135,7 +135,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
             continue  # the exhibit says why, see unavailable()
         config = with_stages(root, config, tier, options)
         if rates.named(config):
-            config = rates.resolved(root, config, tier)
+            config = rates.resolved(root, config, tier, variant)
             if (hashed := config_hash(config)) in planned:
                 continue  # two readings of a claim agree on the rate: one set of runs serves both
             planned.add(hashed)

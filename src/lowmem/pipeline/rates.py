@@ -6,7 +6,8 @@ validation loss over the tuning seeds; a rate at which any run diverged is worse
 of its grid is no choice, since a better one may lie outside: the grid has to grow for all methods.
 
 What was chosen stands in data/records/<tier>/rates.json with every loss it was chosen from. An experiment's file says
-`lr: {chosen: <experiment>/<group>}` and gets the number. Standard library only: Snakemake parses this at every call.
+`lr: {chosen: <experiment>/<group>}` and gets the number; {0}, {1} in the group are the parts of the run's own variant, and
+`until` is a rate for plans made before the choice. Standard library only: Snakemake parses this at every call.
 """
 
 import functools
@@ -31,20 +32,35 @@ def named(config: dict) -> bool:
     return isinstance((config.get("optimizer") or {}).get("lr"), dict)
 
 
-def resolved(root: Path, config: dict, tier: str) -> dict:
-    """The configuration with the number in place of `optimizer.lr: {chosen: experiment/group}`; Misuse where none is kept."""
+def resolved(root: Path, config: dict, tier: str, variant: str = "") -> dict:
+    """The configuration with the number in place of `optimizer.lr: {chosen: experiment/group}`; Misuse where none is kept.
+
+    A group is named anew for each variant where it holds {0}, {1} ...: boolq-lomo takes rates/{0}-adamw from boolq-adamw.
+    """
     wanted = config["optimizer"]["lr"]
-    if set(wanted) != {"chosen"} or str(wanted["chosen"]).count("/") != 1:
+    try:
+        experiment, group = str(wanted["chosen"]).format(*variant.split("-")).split("/")
+        known = wanted.keys() <= {"chosen", "until"}
+    except (KeyError, IndexError, ValueError):
+        known = False
+    if not known:
         raise Misuse(f"optimizer.lr: {wanted} is neither a number nor {{chosen: EXPERIMENT/GROUP}}")
-    experiment, group = wanted["chosen"].split("/")
-    return {**config, "optimizer": {**config["optimizer"], "lr": chosen(root, tier, experiment, group)}}
+    if "until" in wanted and experiment not in of_tier(root, tier):
+        lr = wanted["until"]
+    else:
+        lr = chosen(root, tier, experiment, group)
+    return {**config, "optimizer": {**config["optimizer"], "lr": lr}}
+
+
+def of_tier(root: Path, tier: str) -> dict[str, dict]:
+    """{experiment: {group: choice}} of all that is kept for a tier."""
+    path = place(root, tier)
+    return (_read(path, path.stat().st_mtime_ns) if path.is_file() else {}).get("experiments") or {}
 
 
 def chosen(root: Path, tier: str, experiment: str, group: str) -> float:
     """The kept rate of a group of a tuning experiment; Misuse says how to get one."""
-    path = place(root, tier)
-    kept = _read(path, path.stat().st_mtime_ns) if path.is_file() else {}
-    groups = (kept.get("experiments") or {}).get(experiment)
+    path, groups = place(root, tier), of_tier(root, tier).get(experiment)
     if groups is None:
         raise Misuse(
             f"{path}: no rate is chosen from {experiment}; run that experiment in tier {tier}, then lowmem rates {experiment}"

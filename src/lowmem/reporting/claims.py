@@ -44,7 +44,13 @@ def decide(root: Path, id: str, tier: str, out: Path | None = None) -> dict:
     if id not in claims:
         raise Misuse(f"unknown claim {id!r}{nearest(id, claims)}")
     claim, header = claims[id], planning.exhibits(root)[claims[id]["exhibit"]]
-    return decided(claim, header, tier, out or root / "reports" / tier)
+    return decided(claim, header, evidence_tier(root, header, tier), out or root / "reports" / tier)
+
+
+def evidence_tier(root: Path, header: dict, tier: str) -> str:
+    """The tier that an exhibit's runs speak for: where one of them runs as in another tier, that one and not this."""
+    sources = {experiments.set_by(root, name, tier) for name in planning.shown_by(header, tier)}
+    return next(iter(sources - {tier}), tier)
 
 
 def decided(claim: dict, header: dict, tier: str, out: Path) -> dict:
@@ -69,7 +75,8 @@ def gather(root: Path, tier: str, out: Path | None = None) -> list[dict]:
     """Decide all claims, in file order, into <out>/claims.json and claims.md (default out: reports/<tier>)."""
     out = out or root / "reports" / tier
     headers = planning.exhibits(root)
-    rows = [decided(claim, headers[claim["exhibit"]], tier, out) for claim in load(root)]
+    tiers = {id: evidence_tier(root, header, tier) for id, header in headers.items()}
+    rows = [decided(claim, headers[claim["exhibit"]], tiers[claim["exhibit"]], out) for claim in load(root)]
     write_json(out / "claims.json", rows)
     write_text(out / "claims.md", table(rows, tier))
     kept_files.seal_together(out / "claims", [out / "claims.json", out / "claims.md"])

@@ -42,14 +42,14 @@ def choose_one(grid: dict[float, list]) -> dict:
     return {"lr": best, "reason": None, "grid": rows}
 
 
-def keep(root: Path, tier: str, experiment: str) -> dict[str, dict]:
+def keep(root: Path, tier: str, experiment: str, options: dict | None = None) -> dict[str, dict]:
     """Choose the rates of a tuning experiment from its records (results/, else the archive) and write them down.
 
-    Returns the choice; Failed when a group has none, after the others are written.
+    options: as of the runs, in results/ alone. Returns the choice; Failed when a group has none, after the others are written.
     """
     from lowmem.reporting import exhibit
 
-    own = exhibit.load(root, [experiment], tier, {}).all
+    own = exhibit.load(root, [experiment], tier, options or {}).all
     if all(run.status == "missing" for run in own):
         own = exhibit.archived_runs(root, f"{tier}/{experiment}")
     found = choose(own)

@@ -14,7 +14,7 @@ import torch
 
 from lowmem.data import prepare
 from lowmem.errors import Failed, Misuse, nearest
-from lowmem.finetuning import likelihoods, superglue_prompts
+from lowmem.finetuning import answer_scores, likelihoods, superglue_prompts
 from lowmem.finetuning.examples import Example, loss, packed, padded, picked
 from lowmem.progress import say
 from lowmem.training.task import Task
@@ -63,7 +63,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         last[:] = [likelihoods.costs(model, held_out, groups, device)]
-        return likelihoods.scores(last[0], settings["score"])
+        return answer_scores.scores(last[0], settings["score"])
 
     def finish(model: torch.nn.Module) -> tuple[dict, dict]:
         if not last:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lowmem.optim.core.rule import Work
 
+LARGEST = 1e30  # of a mean of squares: one gradient of 1e20 must not make a moment infinite for good
+
 
 def is_factored(shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2
@@ -44,6 +46,9 @@ def axes(ndim: int) -> tuple[tuple[int, ...], ...]:
 def moments(w: Work, name: str, totals: list[Tensor], gain) -> list[Tensor]:
     """Running means from complete sums; factors (..., R, 1), (..., 1, C) whose product is v^-1/2, v = row x col / mean(row)."""
     row, column = w.s[f"{name}_row"], w.s[f"{name}_col"]
-    row.lerp_(totals[0] / w.frame[-1], gain)
-    column.lerp_(totals[1] / w.frame[-2], gain)
-    return [(row / row.mean(-2, keepdim=True)).rsqrt(), column.rsqrt()]
+    row.lerp_((totals[0] / w.frame[-1]).clamp_(max=LARGEST), gain)
+    column.lerp_((totals[1] / w.frame[-2]).clamp_(max=LARGEST), gain)
+    share = (row / row.mean(-2, keepdim=True)).clamp_(
+        min=torch.finfo(row.dtype).tiny
+    )  # 0 beside rows 1e38 times as large
+    return [share.rsqrt(), column.rsqrt()]

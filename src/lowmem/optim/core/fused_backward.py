@@ -25,7 +25,7 @@ from lowmem.optim.core.autograd_graph import Graph, evaluate, others, random_sta
 from lowmem.optim.core.checks import NO_SPARSE, is_rehearsal
 from lowmem.optim.core.clipping import check_clipping, prepared
 from lowmem.optim.core.data_parallel import NO_DDP, is_distributed
-from lowmem.optim.core.hooks import Hook, owner
+from lowmem.optim.core.hooks import PLAIN_BACKWARD, Hook, check_empty, owner, wrapped_in
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.core.sharded_update import local_gradient
 from lowmem.optim.core.torch_optimizer import Optimizer
@@ -147,10 +147,12 @@ class FusedBackward(Optimizer):
 
     def backward(self, loss: Tensor | Callable[[], Tensor]) -> Tensor:
         """Backward and update in one. loss: a scalar tensor, or a closure that returns one. Returns the loss, detached."""
+        if (wrapped := wrapped_in(self)) is not None:
+            return wrapped.backward(loss)
         if not self._stepped:
             raise RuntimeError(
                 "backward was called twice without step(): gradients are used up as they appear, so they cannot be "
-                "accumulated; use a larger batch, or call opt.step() after each opt.backward(loss)"
+                "accumulated; use a larger batch, or call opt.step() after each opt.backward(loss), also before a `continue`"
             )
         if self._closed or self._mode is not None:
             closed = "after opt.close(), or after another optimizer took over its parameters; build a new one"
@@ -264,10 +266,7 @@ class FusedBackward(Optimizer):
         name = self.inner.name(p)
         if self._mode is None:
             p.grad = None
-            raise RuntimeError(
-                f"{name}: loss.backward() was called while {type(self).__name__} owns the gradients; call opt.backward(loss) "
-                "(with loss_scale='dynamic' instead of a GradScaler), or wrap a plain backward in `with opt.paused():`"
-            )
+            raise RuntimeError(f"{name}: {PLAIN_BACKWARD.format(type(self).__name__)}")
         if self._mode == "paused":
             return
         if p in self._fired:
@@ -331,6 +330,9 @@ class FusedBackward(Optimizer):
         if closure is None and self._stepped and is_rehearsal(self):
             self.inner.prepare()
             return None
+        if closure is not None and not self._stepped:
+            check_empty(closure())  # Lightning's manual optimization passes one that does nothing
+            closure = None
         loss = self.backward(closure) if closure is not None else None
         if self._stepped:
             raise RuntimeError(

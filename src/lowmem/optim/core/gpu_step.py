@@ -22,7 +22,8 @@ from lowmem.optim.core.transfers import upload
 
 log = logging.getLogger("lowmem")
 ADAM = ("keep", "step_size", "beta2", "gain1", "gain2", "eps", "bias2_rsqrt", "factor")  # columns of the groups' table
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, *HALVES)
 PLAIN = (Tensor, nn.Parameter)  # no DTensor, FakeTensor or other kind of its own
 INSIDE_BACKWARD = 3  # launches for one tensor
 MOST_PLANS = 1 << 14  # kept at a time; a plan per parameter inside backward, one per set of parameters otherwise
@@ -72,20 +73,16 @@ def descent(optimizer, ready: list) -> list:
 def _step(optimizer, ready: list, fits, numbers) -> list:
     if not ready or torch.compiler.is_compiling() or optimizer._compile:
         return ready
-    rest, sets = [], {}
+    rest, sets, places = [], {}, ("cuda", "cpu") if interpreted() else ("cuda",)
     for entry in ready:
         group, p, g, state, _, lay = entry
-        m, v = state.get("exp_avg"), state.get("exp_avg_sq")
-        stochastic = group["rounding"] == "stochastic" and any(
-            t is not None and t.dtype != torch.float32 for t in (p, m, v)
-        )
-        if (
-            (p.device.type == "cuda" or interpreted())
-            and fits(*entry)
-            and _numbered(lay, stochastic)
-            and kernels(p.device)
-        ):
-            dtypes = (p.dtype, g.dtype, *(t if t is None else t.dtype for t in (m, v)))
+        if p.device.type not in places or not fits(*entry):
+            rest.append(entry)
+            continue
+        moments = state.get("exp_avg"), state.get("exp_avg_sq")
+        dtypes = (p.dtype, g.dtype, *(t if t is None else t.dtype for t in moments))
+        stochastic = group["rounding"] == "stochastic" and any(d in HALVES for d in (dtypes[0], *dtypes[2:]))
+        if _numbered(lay, stochastic) and kernels(p.device):
             sets.setdefault((p.device, dtypes, stochastic), []).append(entry)
         else:
             rest.append(entry)
@@ -138,10 +135,9 @@ def _run(optimizer, entries: list, device: torch.device, dtypes: tuple, stochast
     rows = [numbers(h) for _, h in groups.values()]
     if one is None:
         addresses = torch.tensor([entry[2].data_ptr() for entry in entries])
-        table = upload(
-            torch.cat([addresses, torch.tensor(rows, dtype=torch.float32).view(torch.int64).view(-1)]), device
-        )
-        gradients, scalars = table[: len(entries)], table[len(entries) :].view(torch.float32)
+        numbered = torch.tensor(rows, dtype=torch.float32).view(torch.int64).view(-1)
+        table = upload(torch.cat([numbered, addresses]), device)  # in this order both lie at multiples of 16 bytes
+        gradients, scalars = table[len(numbered) :], table[: len(numbered)].view(torch.float32)
     else:
         gradients, scalars = one, _kept(optimizer, entries[0][4], rows, device)
     seed = _seed(optimizer, entries[0][3]) if stochastic else 0
@@ -155,6 +151,7 @@ def _run(optimizer, entries: list, device: torch.device, dtypes: tuple, stochast
         for launch in chosen.launches:
             _launch(launch, {**given, **launch.constants}, device)
     torch.autograd.graph.increment_version([entry[1] for entry in entries])  # as any operation in place
+    optimizer.step_kernel = "Triton"
 
 
 def _launch(launch, given: dict, device: torch.device) -> None:

@@ -16,6 +16,13 @@ NUMBERS = {
     "lr", "betas", "eps", "weight_decay", "momentum", "beta", "beta1", "dampening", "decay_rate", "clip_threshold",
 }  # fmt: skip
 
+ALONE = "the fastest way for the device is found by itself; leave it out"
+TORCHS = {  # what scripts pass to torch's optimizers
+    **dict.fromkeys(("fused", "foreach", "capturable"), ALONE),
+    "differentiable": "steps are not differentiated; leave it out",
+    "amsgrad": "it is no part of these methods; leave it out",
+    "maximize": "call (-loss).backward()",
+}
 NOT_SETTINGS = {"self", "defaults", "partition_settings", "inner", "params"}
 
 
@@ -59,6 +66,8 @@ def refuse_unknown(kind: type, unknown: dict) -> None:
     ]
     known = {p.name for level in levels for p in level if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | COMMON
     name = next(iter(unknown))
+    if name in TORCHS:
+        raise TypeError(f"{kind.__name__} has no setting {name!r}: {TORCHS[name]}")
     raise TypeError(f"{kind.__name__} has no setting {name!r}{nearest(name, known - NOT_SETTINGS)}")
 
 

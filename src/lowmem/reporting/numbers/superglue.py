@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from lowmem.analysis.stats import estimate, share
 from lowmem.data import superglue_sources
-from lowmem.reporting.exhibit import Run
+from lowmem.reporting.exhibit import Run, Runs
+from lowmem.reporting.numbers import same_questions
 from lowmem.reporting.numbers.losses import absent, missing, value, widened
 
 TASKS = {"rte": "RTE", "boolq": "BoolQ", "wsc": "WSC", "wic": "WIC", "multirc": "MultiRC", "copa": "COPA"}  # as printed
@@ -32,8 +33,17 @@ METHODS = {
     "adalomo": "AdaLomo",
     "adam_mini": "Adam-mini",
     "adam_mini_backward": "Adam-mini in backward",
+    "lomo_free": "LOMO, not clipped",
+    "lomo_bf16": "LOMO, bf16 weights",
+    "lomo_bf16_stochastic": "LOMO, bf16, stochastic rounding",
+    "adalomo_bf16": "AdaLomo, bf16 weights",
+    "adalomo_bf16_stochastic": "AdaLomo, bf16, stochastic rounding",
 }
+LIVE = ("smoke", "laptop")  # tiers whose own runs take a few steps: they show that everything works and judge nothing
+JUDGES_NOTHING = "not run: a few live steps judge nothing here; the runs of tier overnight do"
 PUBLISHED = {"zero": "Zero-shot", "lora": "LoRA", "lomo": "LOMO"}
+
+UNITS = {"accuracy": "points", "choice_loss": "nat per question"}
 
 Points = dict[str, list[Run]]  # {point of a method's grid: its runs by seed}
 
@@ -67,6 +77,11 @@ def grouped(runs: Iterable[Run]) -> dict[tuple[str, str], Points]:
         name, point = method(run)
         found.setdefault((asked(run)[0], name), {}).setdefault(point, []).append(run)
     return found
+
+
+def long_runs(runs: Runs, tier: str) -> list[Run]:
+    """The runs of tier overnight: this report's own there, elsewhere those that are archived."""
+    return [run for run in (runs if tier == "overnight" else runs.archived) if run.experiment == "superglue"]
 
 
 def first(points: Points) -> list[Run]:
@@ -111,7 +126,7 @@ def among_questions(entry: dict, groups: list[list[Run]]) -> dict:
 
 def questions(run: Run) -> int:
     """How many were asked; records from before this was counted had as many as their configuration says."""
-    return run.final("questions") or run.config["measure"]["val_examples"]
+    return run.final("questions") or run.config["measure"].get("val_examples", 1000)
 
 
 def percent(shares: list[float], error: float = 0.0) -> dict:
@@ -144,16 +159,26 @@ def best(points: Points) -> dict:
     return gone or {"value": max(found), "n": 1, "unit": "%"}
 
 
-def gain(found: dict[tuple[str, str], Points], subject: str, baseline: str, unit: str = "points") -> dict:
-    """Subject minus baseline in accuracy at the last epoch: the mean over tasks at equal seed, then over seeds."""
+def gain(found: dict[tuple[str, str], Points], subject: str, baseline: str, what: str = "accuracy") -> dict:
+    """Subject minus baseline at the last epoch: the mean over tasks at equal seed, then over seeds, as an entry.
+
+    what: "accuracy" (points) or "choice_loss" (nat per question). The interval has the error of the seeds and of the
+    questions, these in pairs where runs kept what each question cost.
+    """
     tasks = [task for task, name in found if name == subject and (task, baseline) in found]
     ours, theirs = ([first(found[task, name]) for task in tasks] for name in (subject, baseline))
     gone = absent(flat(ours), flat(theirs))
     if gone:
         return gone
-    over = mean_by_seed(ours), mean_by_seed(theirs)
+    over = mean_by_seed(ours, what), mean_by_seed(theirs, what)
     seeds = common_seeds([*ours, *theirs])
-    return widened(value(estimate([over[0](seed) - over[1](seed) for seed in seeds]), unit), sampling(ours, theirs))
+    if what == "choice_loss" and None in {run.final(what) for run in flat([*ours, *theirs])}:
+        return missing("not run: these records are older than this loss")
+    found_value = value(estimate([over[0](seed) - over[1](seed) for seed in seeds]), UNITS[what])
+    error = same_questions.error(ours, theirs, what)
+    if error is None:
+        error = sampling(ours, theirs) if what == "accuracy" else 0.0
+    return widened(found_value, error)
 
 
 def average(found: dict[tuple[str, str], Points], name: str) -> dict:
@@ -176,12 +201,24 @@ def common_seeds(groups: list[list[Run]]) -> list[int]:
     return sorted(set.intersection(*random)) if random else [groups[0][0].seed]
 
 
-def mean_by_seed(groups: list[list[Run]]):
-    """A function seed -> mean accuracy over the groups at that seed."""
+def mean_by_seed(groups: list[list[Run]], what: str = "accuracy"):
+    """A function seed -> mean over the groups at that seed."""
 
     def at(group: list[Run], seed: int) -> float:
         if not group[0].config["train"]["steps"]:
-            return group[0].final("accuracy")
-        return next(run.final("accuracy") for run in group if run.seed == seed)
+            return group[0].final(what)
+        return next(run.final(what) for run in group if run.seed == seed)
 
     return lambda seed: sum(at(group, seed) for group in groups) / len(groups)
+
+
+def beside(runs: list[Run], what: str) -> dict:
+    """Mean over seeds of "auc" or "choice_loss" with the error of seeds and questions, as an entry."""
+    gone = absent(runs, runs)
+    if gone:
+        return gone
+    numbers = [run.final(what) for run in runs]
+    if None in numbers:
+        return missing("no number: all questions have the same answer" if what == "auc" else "not run: older records")
+    error = same_questions.auc_error(runs) if what == "auc" else same_questions.error([runs], [], what)
+    return widened(value(estimate(numbers), "" if what == "auc" else UNITS[what]), error or 0.0)

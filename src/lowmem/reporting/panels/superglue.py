@@ -1,16 +1,21 @@
-"""Panels that the fine-tuning figures share: a quantity by step with its seeds, and reference levels."""
+"""Panels that the fine-tuning figures share: a quantity by step with its seeds, methods one below the other, and levels."""
 
 from collections.abc import Callable
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run
-from lowmem.reporting.numbers.superglue import METHODS
+from lowmem.reporting.numbers.superglue import METHODS, Points, first, last
 from lowmem.reporting.panels.losses import faint, mean_of, of_mean, of_run
 
 LOOKS = {
     "lora": "adamw",
     "lora_lomo": "adalomo",
     "prefix": "sm3",
+    "lomo_free": "lomo",
+    "lomo_bf16": "lomo",
+    "lomo_bf16_stochastic": "lomo",
+    "adalomo_bf16": "adalomo",
+    "adalomo_bf16_stochastic": "adalomo",
 }  # adapters take a colour that is free in these figures
 
 
@@ -45,6 +50,35 @@ def by_step(axes, groups: dict[str, list[Run]], curve: Callable, unit: str, **op
     return True
 
 
+def dots(axes, groups: dict[str, list[Run]], levels: dict[str, float | None]) -> bool:
+    """Accuracy at the end, a method a line: small marks the seeds, large ones above them their mean with its interval.
+
+    False, and the reason in the panel, when no method has finished.
+    """
+    done = {name: runs for name, runs in groups.items() if last(runs)["value"] is not None}
+    if not done:
+        reasons = [last(runs)["reason"] for runs in groups.values()]
+        plots.empty(axes, reasons[0] if reasons else "not run: not planned")
+        return False
+    for place, (name, runs) in enumerate(done.items()):
+        entry, colour = last(runs), look(name)["color"]
+        for run in runs:
+            found = run.final("accuracy")
+            axes.plot(found, place + 0.25, "o", color=colour, alpha=0.6, markersize=4, **of_run(METHODS[name], run))
+        ends = [entry[key] if entry.get(key) is not None else entry["value"] for key in ("low", "high")]
+        axes.hlines(place, *ends, color=colour, linewidth=1.4)
+        axes.plot(entry["value"], place, "D", color=colour, markersize=7, **of_mean(METHODS[name], runs))
+    axes.set_yticks(range(len(done)), [METHODS[name] for name in done])
+    axes.set_ylim(len(done) - 0.4, -1.9)  # the first above the others, names of levels above it
+    axes.set(xlabel="accuracy (%)")
+    for k, (height, name) in enumerate(sorted((h, n) for n, h in levels.items() if h is not None)):
+        axes.axvline(height, color=plots.INK, linewidth=1.0, linestyle=(0, (1, 2)))
+        place = {"xytext": (3, 0), "textcoords": "offset points"}
+        axes.annotate(name, (height, -0.7 - 0.7 * k), fontsize=8, color=plots.INK, **place)
+    axes.margins(x=0.25)
+    return True
+
+
 def level(axes, levels: dict[str, float | None]) -> None:
     """Dotted horizontal lines with their names at the left."""
     known = sorted((height, name) for name, height in levels.items() if height is not None)
@@ -54,3 +88,10 @@ def level(axes, levels: dict[str, float | None]) -> None:
         place = {"xytext": (3, -3 if below else 3), "textcoords": "offset points", "va": "top" if below else "bottom"}
         axes.annotate(name, (0, height), xycoords=("axes fraction", "data"), fontsize=8, color=plots.INK, **place)
     axes.margins(y=0.15)
+
+
+def levels(found: dict[tuple[str, str], Points]) -> dict[str, float | None]:
+    """Accuracy on BoolQ without training and of always giving the most frequent answer."""
+    runs = [run for (task, _), points in found.items() if task == "boolq" for run in first(points)]
+    frequent = next((run.final("most") for run in runs if run.final("most") is not None), None)
+    return {"no training": last(first(found.get(("boolq", "zero"), {})))["value"], "most frequent": frequent}

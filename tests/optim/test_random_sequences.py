@@ -1,0 +1,180 @@
+"""Random lives of an optimizer beside torch's on a copy of the model: equal weights, or a refusal, never a silent difference.
+
+What a training script may do between steps: freeze, thaw, add a layer, replace a weight, cast, save and load, copy, pickle,
+change the rate. Ours and torch's get the same.
+"""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lowmem.optim import SGD, AdamMini, AdamW, FusedBackward, Lomo
+
+WIDTH, FAST, MANY = 3, 15, 2000
+ADAM = dict(lr=0.05, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1)  # a large eps: no noise from gradients near 0
+MOMENTUM = dict(lr=0.05, momentum=0.9, weight_decay=0.1)
+
+
+def mini(groups, **keywords):
+    """Adam-mini whose blocks are single coordinates is Adam."""
+    return AdamMini(groups, **ADAM, overrides={"*": "coordinate"}, **keywords)
+
+
+PAIRS = {
+    "adamw": (lambda g, **k: AdamW(g, **ADAM, **k), lambda g: torch.optim.AdamW(g, **ADAM)),
+    "sgd": (lambda g, **k: SGD(g, **MOMENTUM, **k), lambda g: torch.optim.SGD(g, **MOMENTUM)),
+    "adam_mini": (mini, lambda g: torch.optim.AdamW(g, **ADAM)),
+    "adamw inside backward": (
+        lambda g, **k: FusedBackward(AdamW(g, **ADAM, **k)),
+        lambda g: torch.optim.AdamW(g, **ADAM),
+    ),
+    "lomo": (lambda g, **k: Lomo(g, lr=0.05, **k), lambda g: torch.optim.SGD(g, lr=0.05)),
+}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)])
+        self.scale = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x).tanh() * self.scale
+        return (x - 0.3).square().mean()
+
+
+class Life:
+    """One model with one optimizer, and the operations that both lives go through."""
+
+    def __init__(self, build, ours: bool):
+        torch.manual_seed(0)
+        self.build, self.ours, self.model = build, ours, Net()
+        self.start()
+
+    def start(self):
+        self.optimizer = self.build(self.model if self.ours else list(self.model.parameters()))
+
+    def step(self, seed):
+        if not any(p.requires_grad for p in self.model.parameters()):
+            return
+        p = self.model.scale
+        x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(p.dtype)
+        self.optimizer.zero_grad()
+        loss = self.model(x)
+        self.optimizer.backward(loss) if hasattr(self.optimizer, "backward") else loss.backward()
+        self.optimizer.step()
+
+    def freeze(self, seed):
+        self.part(seed).requires_grad_(False)
+
+    def thaw(self, seed):
+        self.part(seed).requires_grad_(True)
+
+    def add(self, seed):
+        torch.manual_seed(seed)
+        self.model.layers.append(nn.Linear(WIDTH, WIDTH, bias=False).to(self.model.scale.dtype))
+        self.optimizer.add_param_group({"params": list(self.model.layers[-1].parameters())})
+
+    def replace(self, seed):
+        layer = self.model.layers[seed % len(self.model.layers)]
+        layer.weight = nn.Parameter(layer.weight.detach().clone() * 0.9)
+
+    def cast(self, seed):
+        self.model.to(torch.float64 if seed % 2 else torch.float32)
+        self.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))  # moments follow, as torch's do
+
+    def load(self, _):
+        groups = [{"params": list(group["params"])} for group in self.optimizer.param_groups]
+        saved = copy.deepcopy(self.optimizer.state_dict())
+        self.optimizer = self.build(groups, model=self.model) if self.ours else self.build(groups)
+        self.optimizer.load_state_dict(saved)
+
+    def copy(self, _):
+        self.model, self.optimizer = copy.deepcopy((self.model, self.optimizer))
+
+    def pickle(self, _):
+        self.model, self.optimizer = pickle.loads(pickle.dumps((self.model, self.optimizer)))
+
+    def schedule(self, seed):
+        for group in self.optimizer.param_groups:
+            group["lr"] *= (0.5, 2.0)[seed % 2]
+
+    def part(self, seed):
+        parts = [*self.model.layers, self.model.scale]
+        return parts[seed % len(parts)]
+
+
+OPERATIONS = ("step", "freeze", "thaw", "add", "replace", "cast", "load", "copy", "pickle", "schedule")
+LIVES = st.lists(st.tuples(st.sampled_from([*OPERATIONS, "step", "step"]), st.integers(0, 9)), min_size=2, max_size=12)
+
+
+def held(life: Life) -> bool:
+    """Whether every weight of the model is the optimizer's: torch goes on with one that has left the model."""
+    owned = {id(p) for group in life.optimizer.param_groups for p in group["params"]}
+    return all(id(p) in owned for p in life.model.parameters())
+
+
+def live(pair, operations) -> int:
+    """Both lives, compared after every step; the number of refusals."""
+    ours, theirs = Life(pair[0], True), Life(pair[1], False)
+    refused = 0
+    for name, seed in [*operations, ("step", 1), ("step", 2)]:
+        try:
+            getattr(ours, name)(seed)
+        except RuntimeError as error:
+            assert "was replaced by another tensor" in str(error)
+            assert not held(theirs), f"refused what torch would train: {error}"
+            refused += 1
+            with torch.no_grad():  # nothing was changed; both begin anew
+                for p, q in zip(ours.model.parameters(), theirs.model.parameters()):
+                    torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+            ours.model.zero_grad()
+            theirs.model.zero_grad()
+            ours.start()
+            theirs.start()
+            continue
+        getattr(theirs, name)(seed)
+        for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+            assert p.dtype == q.dtype
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+    return refused
+
+
+def run(pair, examples: int) -> None:
+    lazily = settings(
+        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+
+    @lazily
+    @given(LIVES)
+    def alike(operations):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            live(pair, operations)
+
+    alike()
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_random_lives_equal_torchs_or_are_refused(pair):
+    run(pair, FAST)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_thousands_of_random_lives_equal_torchs_or_are_refused(pair):
+    run(pair, MANY)
+
+
+def test_a_replaced_weight_is_refused_and_counted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert live(PAIRS["adamw"], [("step", 0), ("replace", 0), ("step", 1)]) == 1
