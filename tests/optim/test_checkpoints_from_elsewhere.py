@@ -218,7 +218,9 @@ def test_state_dict_hooks_run_and_may_return_another_dictionary(case):
 
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize(
-    "case", [case for case in zoo.RULES if case.name in ("adamw", "adam_mini", "sgd-nesterov")], ids=str
+    "case",
+    [case for case in zoo.RULES if case.name in ("adamw", "adam_mini", "sgd-nesterov")],
+    ids=lambda case: case.name,
 )
 def test_tools_that_leave_out_frozen_weights_round_trip(case, flat):
     model, optimizer = zoo.trained(case, 2)
