@@ -169,3 +169,12 @@ def test_accuracy_is_judged_only_where_adamw_beats_the_most_frequent_answer(root
     assert values["long.adamw.above_frequent"]["low"] > 0
     found = ft.grouped(exhibit.load(root, ["superglue"], "overnight", {}).all)
     assert ft.above_frequent(found, "zero")["high"] < 0
+
+
+def test_settings_of_the_long_runs_are_told_once_they_are_there_and_the_rates_that_were_tried_always(root):
+    def row(shown):
+        return next(row for row in shown.rows if row[:2] == ["LOMO", "learning rate"])
+
+    assert row(exhibit.render(root, "lomo_table4", "laptop")[1])[-2:] == ["not run: no record", "0.05, 0.16, 0.5"]
+    write_long(root)
+    assert row(exhibit.render(root, "lomo_table4", "overnight")[1])[-2:] == ["0.16", "0.05, 0.16, 0.5"]

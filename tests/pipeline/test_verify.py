@@ -86,6 +86,22 @@ def test_a_sample_run_again_is_equal_and_a_forged_result_is_not(root, capsys):
     assert code == 1 and "differs when run again" in said and "metrics" in said
 
 
+def test_a_record_of_other_code_is_run_again_with_todays_and_its_difference_is_no_fault(root, capsys):
+    path = record.folder(root, RUN) / "record.json"
+    other = json.loads(path.read_text())
+    name = next(iter(other["code"]["files"]))
+    other["code"]["files"][name] = "0" * 64
+    kept_files.write_json(path, other)
+    code, said = answer(root, capsys, rerun=1)
+    assert code == 0 and "0 whole" in said
+    assert "run with today's: results/own/toy/only/seed0" in said and "equal when run again" in said
+    key = next(iter(other["metrics"]["final"]))
+    other["metrics"]["final"][key] = 123.0
+    kept_files.write_json(path, other)
+    code, said = answer(root, capsys, rerun=1)
+    assert code == 0 and "differs when run again" in said
+
+
 def test_no_record_at_all_is_said(tmp_path):
     with pytest.raises(Misuse, match=r"no record.json below"):
         verify.verify(checkout(tmp_path), [tmp_path])

@@ -88,11 +88,11 @@ def test_a_deleted_file_drifts(package, tmp_path):
 
 MOVED = {
     "src/lowmem/pipeline/archive.py": RULE["src/lowmem/kept.py"].replace("helpers", "order").replace(
-        "from lowmem import", "from lowmem import"
+        "from lowmem import", "from lowmem.ground import"
     ),
     "src/lowmem/ground/order.py": RULE["src/lowmem/helpers.py"],
 }  # fmt: skip
-MOVES = {"lowmem.kept": "lowmem.pipeline.archive", "lowmem.helpers": "lowmem.order"}
+MOVES = {"lowmem.kept": "lowmem.pipeline.archive", "lowmem.helpers": "lowmem.ground.order"}
 
 
 def test_moved_modules_keep_old_records_whole(package, tmp_path):

@@ -5,16 +5,13 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
 from lowmem import provenance
-from lowmem.data import token_windows
 from lowmem.errors import Misuse
 from lowmem.pipeline import experiments, record
 from lowmem.tasks import pretrain
@@ -24,128 +21,6 @@ from lowmem.training import job, machine
 @pytest.fixture
 def root(tmp_path):
     return make_root(tmp_path / "root")
-
-
-def test_batches_are_a_pure_function_of_seed_and_index(root):
-    run = make_run()
-    one, two = (pretrain.build(run["config"], 3, root, "cpu") for _ in range(2))
-    for index in (5, 0, 7, 5):
-        for left, right in zip(one.batch(index), two.batch(index)):
-            assert torch.equal(left, right)
-    other_seed = pretrain.build(run["config"], 4, root, "cpu")
-    assert not torch.equal(one.batch(0)[0], other_seed.batch(0)[0])
-    assert not torch.equal(one.batch(0)[0], one.batch(1)[0])
-
-
-def test_windows_do_not_depend_on_the_micro_batch_size():
-    tokens = np.arange(1000, dtype=np.uint16)
-    whole = token_windows.train_windows(tokens, 8, seed=1, first=6, count=6)
-    parts = [token_windows.train_windows(tokens, 8, seed=1, first=first, count=2) for first in (6, 8, 10)]
-    assert np.array_equal(whole, np.concatenate(parts))
-    assert len({int(row[0]) for row in whole}) > 3
-
-
-def test_windows_cover_the_file_evenly():
-    tokens = np.arange(108, dtype=np.uint16)
-    starts = token_windows.train_windows(tokens, 8, seed=0, first=0, count=20000)[:, 0]
-    counts = np.bincount(starts, minlength=100)
-    assert len(counts) == 100 and counts.min() > 140 and counts.max() < 260
-
-
-def test_targets_are_the_next_tokens_and_validation_windows_do_not_overlap(root):
-    tokens, targets = pretrain.build(make_run()["config"], 0, root, "cpu").batch(0)
-    assert torch.equal(tokens[:, 1:], targets[:, :-1])
-    windows = token_windows.val_windows(np.arange(100), 8, 5, Path("x"))
-    assert np.array_equal(windows[:, 1:].ravel(), np.arange(1, 41))
-
-
-def test_named_starts_are_measured_at_the_end_and_enter_the_record(root):
-    evaluated = [0, 16, 32, 48, 64, 80, 96, 112]  # the evaluation's own eight windows
-    (root / "starts.yaml").write_text(f"starts: {evaluated}\n")
-    run = make_run()
-    run["config"]["measure"] = {"starts": "starts.yaml"}
-    made = job.train_run(root, run)
-    assert made["metrics"]["final"]["starts_loss"] == pytest.approx(made["metrics"]["final"]["val_loss"], rel=1e-6)
-    assert "starts.yaml" in made["code"]["files"]
-    (root / "starts.yaml").write_text("starts: [3, 500, 900]\n")
-    again = job.train_run(root, run)
-    assert again["metrics"]["final"]["starts_loss"] != made["metrics"]["final"]["starts_loss"]
-
-
-@pytest.mark.parametrize(
-    "measure, said",
-    [
-        ({"starts": "none.yaml"}, "none.yaml is not there"),
-        ({"starts": "far.yaml"}, "starts 1 to 984; the validation text holds 0 to 983"),
-        ({"starts": "empty.yaml"}, "no list under `starts`"),
-        ({"start": "far.yaml"}, "knows measure.starts and measure.held_out; got ['start']"),
-        ({"held_out": "half"}, "'half'; write whole, or leave it out"),
-    ],
-)
-def test_starts_that_do_not_fit_are_refused(root, measure, said):
-    (root / "empty.yaml").write_text("places: [1]\n")
-    (root / "far.yaml").write_text("starts: [1, 984]\n")  # 1,000 tokens, windows of 16 and the token after
-    run = make_run()
-    run["config"]["measure"] = measure
-    made = job.train_run(root, run)
-    assert made["status"] == "failed" and said in made["reason"]
-
-
-def test_evaluation_windows_are_spread_over_the_whole_text_without_overlap():
-    tokens = np.arange(1000)
-    windows = pretrain.spread_windows(tokens, 16, 10, Path("x"))
-    assert windows.shape == (10, 17) and windows[0, 0] == 0 and windows[-1, 0] > 850
-    assert (np.diff(windows[:, 0]) >= 16).all() and not (windows[:, 0] % 16).any()
-    every = pretrain.spread_windows(tokens, 16, 62, Path("x"))
-    assert np.array_equal(every[:, 1:].ravel(), np.arange(1, 62 * 16 + 1))
-    with pytest.raises(Misuse, match=r"holds 62 validation windows of 16 tokens, not 63; lower train.eval_windows"):
-        pretrain.spread_windows(tokens, 16, 63, Path("x"))
-
-
-def test_the_final_loss_is_that_of_the_whole_held_out_text_and_each_window_is_kept(root):
-    run = make_run(eval_windows=62)  # all windows of the tiny text, so both must agree
-    run["config"]["measure"] = {"held_out": "whole"}
-    made = job.train_run(root, run)
-    kept = record.read_arrays(record.folder(root, run), made)["val_window_losses"]
-    assert kept.shape == (62,) and kept.dtype == np.float16
-    assert made["metrics"]["final"]["val_loss"] == pytest.approx(curve(root, run)[-1]["val_loss"], rel=1e-12)
-    assert made["metrics"]["final"]["val_loss"] == pytest.approx(float(kept.astype(np.float64).mean()), abs=1e-3)
-
-
-def test_a_line_of_the_curve_is_the_mean_of_its_steps(root):
-    every, third = make_run("a", steps=20, eval_every=10), make_run("b", steps=20, eval_every=10, log_every=3)
-    for run in (every, third):
-        job.train_run(root, run)
-    losses = [row["train_loss"] for row in curve(root, every)[1:]]
-    rows = curve(root, third)[1:]
-    assert [row["step"] for row in rows] == [
-        3,
-        6,
-        9,
-        10,
-        12,
-        15,
-        18,
-        20,
-    ]  # an evaluation and the last step write one, too
-    for before, row in zip([0, *(row["step"] for row in rows)], rows):
-        part = losses[before : row["step"]]
-        assert row["train_loss"] == pytest.approx(sum(part) / len(part), rel=1e-12)
-
-
-def test_data_order_is_equal_across_optimizers(root, monkeypatch):
-    seen = {}
-    original = token_windows.train_windows
-
-    def spy(tokens, length, seed, first, count):
-        windows = original(tokens, length, seed, first, count)
-        seen.setdefault(current, []).append(windows.tobytes())
-        return windows
-
-    monkeypatch.setattr(token_windows, "train_windows", spy)
-    for current, optimizer in (("adamw", None), ("adam_mini", ADAM_MINI), ("lomo", LOMO)):
-        assert job.run_job(root, [make_run(current, optimizer=optimizer)]) == 0
-    assert len(seen["adamw"]) == 20 and seen["adamw"] == seen["adam_mini"] == seen["lomo"]
 
 
 def test_training_lowers_the_loss_and_fills_the_record(root):

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lowmem import progress, safe_names, schemas
+from lowmem import progress
+from lowmem.data import schemas
 from lowmem.data.sources import KINDS, client
 from lowmem.errors import Failed, Misuse, nearest
-from lowmem.files import locked, read_json, read_yaml, sha256, write_json
+from lowmem.files import locked, read_json, read_yaml, safe_names, sha256, write_json
 
 # What `--source` may say, and the kinds of source that it tries. The url sources give the same data as the packages,
 # for machines without that package's client; prepare.py compares the content's hash.

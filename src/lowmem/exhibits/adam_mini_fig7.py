@@ -45,7 +45,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         caption="|H| of each module's weights after about 1 % of training, rows and columns ordered by block (white "
         "lines), averaged over tiles. Below: share of |H| inside the blocks, and the middle 95 % of 200 random "
         f"partitions of equal sizes. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}. Intervals: 95 % over seeds. "
-        "i: training loss of Llama with both partitions at the best rate of AdamW, and final loss by rate.",
+        "i: training loss of Llama with both partitions at the best rate of AdamW, thick their median, and final loss "
+        "by rate.",
         columns=COLUMNS,
         rows=[],
         deviations=[

@@ -50,7 +50,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         theirs = listed(found["value"]) if found else None
         shown.published += mark(f"{group}: {setting}", found)
         same = "" if found is None or not ours else "yes" if ours == theirs else "no"
-        overnight = words(distinct(read(run) for run in long if belongs(run, group)))
+        finished_long = [
+            run for run in long if belongs(run, group) and run.status == "done"
+        ]  # before: no rate is chosen
+        overnight = words(distinct(map(read, finished_long))) or "not run: no record"
         tried = words(distinct(map(lr, tuned(tuning, group)))) if read is lr else ""
         planned = words(ours) or "not run: not planned in this tier"
         shown.rows.append([group, setting, words(theirs), planned, same, finished(own), overnight, tried])

@@ -8,9 +8,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from lowmem import kept_files, safe_names
+from lowmem import kept_files
 from lowmem.errors import Failed, Misuse
-from lowmem.files import atomic_path, sha256
+from lowmem.files import atomic_path, safe_names, sha256
 from lowmem.pipeline.record import ARRAYS, CURVE, FINAL, damage, load
 
 MARK = ".archive"  # what is unpacked, by its hash

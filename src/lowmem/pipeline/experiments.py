@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lowmem import optim
+from lowmem.data.schemas import check
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_yaml
 from lowmem.pipeline import model_settings, rates
-from lowmem.schemas import check
 
 
 def find_root() -> Path:

@@ -10,13 +10,13 @@ import functools
 import hashlib
 from pathlib import Path
 
-from lowmem import provenance, safe_names
+from lowmem import provenance
 from lowmem.data import superglue_sources
 from lowmem.data.fetch import SOURCES, listed, prepared_folder, raw_folder
 from lowmem.data.fetch import parts as fetch_parts
 from lowmem.data.fetch import script as fetch_script
 from lowmem.errors import Misuse, nearest
-from lowmem.files import read_json, read_yaml, sha256, write_json
+from lowmem.files import read_json, read_yaml, safe_names, sha256, write_json
 from lowmem.pipeline import experiments, record
 
 STARTING = 10  # minutes that a job gets to start in: a busy node of a cluster takes its time

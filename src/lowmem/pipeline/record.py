@@ -10,8 +10,9 @@ import json
 import math
 from pathlib import Path
 
-from lowmem import kept_files, provenance, safe_names
+from lowmem import kept_files, provenance
 from lowmem.errors import Misuse
+from lowmem.files import safe_names
 
 SCHEMA = 1
 ARRAYS, CURVE = "arrays.npz", "curve.jsonl"

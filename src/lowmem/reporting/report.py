@@ -266,7 +266,7 @@ def contradictions(rows: list[dict]) -> str:
     """The contradicted claims in words, by name while they are few."""
     if not rows:
         return "none is contradicted"
-    if len(rows) > 4:
+    if len(rows) > 2:
         return f"{len(rows)} are contradicted at a scale that may decide them"
     statements = "”, “".join(row["statement"].rstrip(".") for row in rows)
     return f"contradicted: “{statements}”"

@@ -10,8 +10,9 @@ from types import ModuleType
 
 import torch
 
-from lowmem import distributed, progress, provenance, safe_names
+from lowmem import distributed, progress, provenance
 from lowmem.errors import Misuse
+from lowmem.files import safe_names
 from lowmem.optim._factory import make
 from lowmem.pipeline import record
 from lowmem.progress import say

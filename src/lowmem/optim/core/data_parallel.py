@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lowmem.optim.core.hooks import owner
 from lowmem.optim.core.sharding import Shard, reduce_all
 
 NO_DDP = (
@@ -153,3 +154,16 @@ def bundles(model: nn.Module | None, parameters) -> dict[nn.Parameter, int]:
             if p in known:
                 found[p] = number
     return found
+
+
+def watch_ddp(optimizer):
+    """A handle of a hook that raises when the model runs inside DistributedDataParallel; None where none can."""
+    model = optimizer.model()
+    return model.register_forward_pre_hook(_refuse_ddp) if model is not None and is_distributed() else None
+
+
+def _refuse_ddp(module: nn.Module, _arguments) -> None:
+
+    inside = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    if inside is not None and any(owner(p) is not None for p in module.parameters()):  # not of a copied module
+        raise RuntimeError(NO_DDP)

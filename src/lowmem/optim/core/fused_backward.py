@@ -24,7 +24,6 @@ from lowmem.optim.core import data_parallel
 from lowmem.optim.core.autograd_graph import Graph, evaluate, others, random_states, read_graph, restore
 from lowmem.optim.core.checks import NO_SPARSE, is_rehearsal
 from lowmem.optim.core.clipping import check_clipping, prepared
-from lowmem.optim.core.data_parallel import NO_DDP, is_distributed
 from lowmem.optim.core.hooks import PLAIN_BACKWARD, Hook, check_empty, owner, wrapped_in
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.core.sharded_update import local_gradient
@@ -98,7 +97,7 @@ class FusedBackward(Optimizer):
         self._trained: list[nn.Parameter] = []
         self._bundle_of: dict[nn.Parameter, int] = {}
         self._waiting: dict[int, list] = {}  # parts whose fully_shard group is not complete yet
-        self._watch = watch_ddp(self.inner)
+        self._watch = data_parallel.watch_ddp(self.inner)
         self._share()
         self._arm()
 
@@ -384,17 +383,3 @@ class FusedBackward(Optimizer):
         self.__dict__.update(state)
         super().__setstate__({})
         self._start()
-
-
-def watch_ddp(optimizer):
-    """A handle of a hook that raises when the model runs inside DistributedDataParallel; None where none can."""
-    model = optimizer.model()
-    return model.register_forward_pre_hook(_refuse_ddp) if model is not None and is_distributed() else None
-
-
-def _refuse_ddp(module: nn.Module, _arguments) -> None:
-    from lowmem.optim.core.hooks import owner
-
-    inside = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
-    if inside is not None and any(owner(p) is not None for p in module.parameters()):  # not of a copied module
-        raise RuntimeError(NO_DDP)

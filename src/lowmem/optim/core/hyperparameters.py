@@ -41,12 +41,14 @@ class Common(TypedDict, total=False):
 COMMON = Common.__annotations__.keys()
 
 
-def spelled_out(function: Callable) -> inspect.Signature:
-    """The signature of a constructor with the common keywords by name in place of **common, for editors and tools."""
-    from lowmem.optim.core.rule_optimizer import RuleOptimizer
+def spelled_out(function: Callable, kinds: Iterable[type]) -> inspect.Signature:
+    """The signature of a constructor with the common keywords by name in place of **common, for editors and tools.
 
+    kinds: classes, of which the first whose constructor names all common keywords (RuleOptimizer) says their defaults.
+    """
     own = inspect.signature(function)
-    every = inspect.signature(RuleOptimizer.__init__).parameters
+    constructors = (inspect.signature(kind.__init__).parameters for kind in kinds)
+    every = next(parameters for parameters in constructors if parameters.keys() >= COMMON)
     kept = [p for p in own.parameters.values() if p.name != "common"]
     return own.replace(parameters=[*kept, *(every[name] for name in COMMON if name not in own.parameters)])
 

@@ -22,7 +22,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init_subclass__(**keywords)
         function = vars(cls).get("__init__")
         if function is not None and "common" in inspect.signature(function).parameters:
-            function.__signature__ = spelled_out(function)
+            function.__signature__ = spelled_out(function, Optimizer.__subclasses__())
 
     def add_param_group(self, group: dict) -> None:
         """As in torch."""

@@ -1,6 +1,7 @@
 """Panel i of Adam-mini's Figure 7: training with PyTorch's tensors as blocks, and how unsteady it is."""
 
 import itertools
+import statistics
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
@@ -99,7 +100,7 @@ def draw(axes, rates, found: dict[str, Tuned]) -> None:
                 axes.plot(len(curve) - 1, curve[-1], marker="x", color=look["color"], markersize=7)
         done = [curve for run, curve in curves if run.status == "done"]
         if done:
-            middle = [sum(column) / len(column) for column in zip(*done)]
+            middle = [statistics.median(column) for column in zip(*done)]  # a mean would be its worst seed
             axes.plot(middle, **look)
             heights += middle[len(middle) // 6 :]
     if not heights:

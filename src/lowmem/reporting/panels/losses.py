@@ -226,7 +226,7 @@ def decades(axes, values: list[float]) -> None:
     low, high = min(values), max(values)
     digits = 10 ** math.floor(math.log10((high - low) / 3)) if high > low else 0.1
     for factor in (1, 2, 5, 10):
-        if (high - low) / (factor * digits) <= 5:
+        if (high - low) / (factor * digits) <= 8:
             break
     step = factor * digits
     ticks = [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]

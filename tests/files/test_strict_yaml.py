@@ -6,10 +6,9 @@ import time
 
 import pytest
 
-from lowmem import strict_yaml
 from lowmem.data import fetch
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json, read_yaml
+from lowmem.files import read_json, read_yaml, strict_yaml
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 12))
 ODD = {

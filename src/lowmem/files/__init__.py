@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lowmem import progress, safe_names, strict_yaml
+from lowmem import progress
 from lowmem.errors import Failed, Misuse
+from lowmem.files import safe_names, strict_yaml
 
 
 def sha256(path: Path) -> str:

@@ -40,4 +40,4 @@ def place_of(root: Path, schema: str) -> Path:
     """The schema's file: the checkout's, else that of the checkout which this package stands in."""
     name = f"workflow/schemas/{schema}.schema.yaml"
     own = Path(root) / name
-    return own if own.is_file() else Path(__file__).resolve().parents[2] / name
+    return own if own.is_file() else Path(__file__).resolve().parents[3] / name

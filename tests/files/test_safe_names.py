@@ -6,11 +6,10 @@ import os
 import pytest
 from tiny import environment, make_root, make_run
 
-from lowmem import safe_names
 from lowmem.cli import main
 from lowmem.data import fetch
 from lowmem.errors import Failed, Misuse
-from lowmem.files import locked
+from lowmem.files import locked, safe_names
 from lowmem.pipeline import archive, planning, record
 from lowmem.training import job
 
