@@ -22,7 +22,7 @@ DOTTED = {
     "pickle.load",
 }
 REASONS = {
-    "files.py": "the ground: atomic writes, JSON and YAML with one-line errors, locks",
+    "files/__init__.py": "the ground: atomic writes, JSON and YAML with one-line errors, locks",
     "kept_files.py": "the one way",
     "provenance": "source text of this package",
     "pipeline/model_settings.py": "source text of this package",
@@ -37,7 +37,7 @@ REASONS = {
     "finetuning/judge.py": "questions and scores that people give",
     "weights/gguf.py": "a file of a prepared folder that ready() checked",
     "weights/lazy_weights.py": "weights that people give, or that earlier_run.py checked",
-    "safe_names.py": "the opener that follows no link",
+    "files/safe_names.py": "the opener that follows no link",
     "training/earlier_run.py": "safetensors' format; bytes go through kept_files",
     "reporting/published_check.py": "published values that people wrote",
     "training/checkpoint.py": "torch's format; bytes go through kept_files",
