@@ -15,8 +15,8 @@ from lowmem.finetuning.examples import Example, padded
 from lowmem.finetuning.generation import roll_out
 from lowmem.models import llama
 from lowmem.pipeline import experiments, record
-from lowmem.tasks import remax, reward, sft
-from lowmem.training import earlier_run, job, loop
+from lowmem.tasks import _earlier_run, remax, reward, sft
+from lowmem.training import job, loop
 
 root = alignment_runs.root  # the fixture
 
@@ -253,10 +253,10 @@ def test_another_question_for_the_judge_asks_for_another_run(root):
 def test_earlier_training_is_done_once_and_leaves_the_random_numbers_alone(root, monkeypatch):
     first = config("sft")
     before = torch.get_rng_state()
-    one, words = earlier_run.trained(root, first, "cpu")
+    one, words = _earlier_run.trained(root, first, "cpu")
     assert torch.equal(before, torch.get_rng_state()) and words.end == END
-    monkeypatch.setattr(earlier_run, "fit", lambda *a: pytest.fail("trained twice"))
-    two, _ = earlier_run.language_model(root, {"name": "llama", "pretrained": first}, "cpu")
+    monkeypatch.setattr(_earlier_run, "fit", lambda *a: pytest.fail("trained twice"))
+    two, _ = _earlier_run.language_model(root, {"name": "llama", "pretrained": first}, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.head.weight, model().head.weight)
 

@@ -8,8 +8,8 @@ import torch
 from lowmem.data import prepare
 from lowmem.finetuning import dialogues, rewards
 from lowmem.finetuning.examples import Example, by_length, picked
+from lowmem.tasks import _earlier_run
 from lowmem.tasks.sft import length_limit, settled
-from lowmem.training import earlier_run
 from lowmem.training.task import Task
 from lowmem.weights.pretrained import Words
 
@@ -27,7 +27,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
     """The task and the words that its model reads."""
     train, settings = config["train"], settled(config, DEFAULTS)
     folder = prepare.ready(root, config["data"])
-    model, words = earlier_run.language_model(root, config["model"], device)
+    model, words = _earlier_run.language_model(root, config["model"], device)
     model = rewards.with_scalar_head(model, device)
     limit = length_limit(train, model)
     learn, held_out, counts, paths = dialogues.both_splits(

@@ -10,7 +10,7 @@ from lowmem.data import prepare
 from lowmem.errors import Misuse, nearest
 from lowmem.finetuning import dialogues, judge
 from lowmem.finetuning.examples import by_length, loss, padded, picked
-from lowmem.training import earlier_run
+from lowmem.tasks import _earlier_run
 from lowmem.training.task import Task
 from lowmem.weights.pretrained import Words
 
@@ -30,7 +30,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
     """The task and the words that its model reads."""
     train, settings = config["train"], settled(config, DEFAULTS)
     folder, questions = prepare.ready(root, config["data"]), judge.asked(root, settings)
-    model, words = earlier_run.language_model(root, config["model"], device)
+    model, words = _earlier_run.language_model(root, config["model"], device)
     limit = length_limit(train, model)
     learn, held_out, counts, paths = dialogues.both_splits(folder, "instructions", ("answer",), words, settings, limit)
     size = train["batch_size"]
