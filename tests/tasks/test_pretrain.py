@@ -135,7 +135,7 @@ def test_data_order_is_equal_across_optimizers(root, monkeypatch):
         seen.setdefault(current, []).append(windows.tobytes())
         return windows
 
-    monkeypatch.setattr(token_windows, "train_windows", spy)
+    monkeypatch.setattr(pretrain, "train_windows", spy)
     for current, optimizer in (("adamw", None), ("adam_mini", ADAM_MINI), ("lomo", LOMO)):
         assert job.run_job(root, [make_run(current, optimizer=optimizer)]) == 0
     assert len(seen["adamw"]) == 20 and seen["adamw"] == seen["adam_mini"] == seen["lomo"]

@@ -68,10 +68,11 @@ def test_plan_of_all_tiers_prints_each_and_keeps_their_costs(capsys, monkeypatch
     monkeypatch.setattr("lowmem.memory.costs.model_costs", lambda root, tier, options: kept.append(("modelled", tier)))
     monkeypatch.setattr("lowmem.pipeline.estimate.save_costs", lambda root, tier: kept.append(("measured", tier)))
     assert cli.main(["plan", "--all"]) == 0
-    assert len(kept) == 8 and ("modelled", "paper") in kept and ("measured", "laptop") in kept
+    assert len(kept) == 10 and ("modelled", "paper") in kept and ("measured", "laptop") in kept
     text = capsys.readouterr().out
     assert [line.split(":")[0] for line in text.splitlines() if line.startswith("tier ")] == [
         "tier laptop",
+        "tier overnight",
         "tier paper",
         "tier smoke",
         "tier workstation",

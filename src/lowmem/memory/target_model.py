@@ -62,8 +62,9 @@ def find(model: str | dict) -> Target:
     if is_hub(model):
         return hub(model)
     known = [*FILES, *(f"{file}:{size}" for size, file in sizes.items())]
+    close = nearest(model, [*known, *sizes])  # a size is known by itself too; as a list, the full names say more
     raise Misuse(
-        f"unknown model {model!r}{nearest(model, known)}; a Hugging Face name has a slash, "
+        f"unknown model {model!r}{close if 'did you mean' in close else nearest(model, known)}; a Hugging Face name has a slash, "
         "and a folder with a config.json works too"
     )
 

@@ -194,6 +194,12 @@ def show_downloads(root: Path, jobs: dict) -> None:
         print("download: nothing")
 
 
+def dataset_bytes(root: Path, dataset: str, source: str) -> int | None:
+    """Bytes of a dataset's downloads, of all its parts; None when one source does not say."""
+    counts = [download_bytes(fetch.dataset_entry(root, part), source) for part in fetch.parts(root, dataset)]
+    return None if None in counts else sum(counts)
+
+
 def download_bytes(entry: dict, source: str) -> int | None:
     """Bytes of the first source of data/sources.yaml that `source` would take; None when it does not say."""
     for candidate in entry["sources"]:

@@ -68,7 +68,7 @@ def words(root: Path, kind: str, name: str, source: str = "package") -> str:
         return f"weights {name} ({estimate.size(weight_bytes(root, name))})"
     if kind == "tokenizer":
         return "tokenizer gpt2"
-    count = estimate.download_bytes(fetch.listed(root)[name], source)
+    count = estimate.dataset_bytes(root, name, source)
     return f"{name} ({source}, {estimate.size(count)})"
 
 
@@ -96,6 +96,9 @@ def started(config: dict) -> bool:
 
 def of_dataset(root: Path, dataset: str, source: str) -> str | None:
     """Why a dataset could not be had, or None."""
+    parts = fetch.parts(root, dataset)
+    if parts != [dataset]:
+        return next(filter(None, (of_dataset(root, part, source) for part in parts)), None)
     if (fetch.raw_folder(root, dataset, source) / "fetched.json").is_file():
         return None
     if source == "folder":
@@ -183,8 +186,8 @@ def disk(root: Path, jobs: dict[str, dict]) -> list[str]:
 
 def needed_bytes(root: Path, jobs: dict[str, dict]) -> dict[str, int | None]:
     """Bytes of each dataset that is not here yet; None where its source does not say."""
-    known = fetch.listed(root)
-    wanted = sorted({(data["dataset"], data["source"]) for data in planning.datasets(jobs).values()})
+    known, named = fetch.listed(root), planning.datasets(jobs).values()
+    wanted = sorted({(part, data["source"]) for data in named for part in fetch.parts(root, data["dataset"])})
     missing = [pair for pair in wanted if not (fetch.raw_folder(root, *pair) / "fetched.json").is_file()]
     return {dataset: estimate.download_bytes(known[dataset], source) for dataset, source in missing}
 

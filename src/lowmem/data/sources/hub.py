@@ -32,7 +32,9 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
         key: source.get(key) for key in ("hub", "config", "revision", "text", "splits", "image_size") if key in source
     }
     progress = read_json(note) if note.is_file() else {}
-    if progress.get("asked") != asked or not all((into / name).is_file() for name in finished_shards(progress)):
+    if progress.get("asked") != asked or not all(
+        whole(into / name, pin) for name, pin in finished_shards(progress).items()
+    ):
         progress = {"asked": asked, "commit": None, "splits": {}}
     try:
         if progress["commit"] is None and not Path(source["hub"]).is_dir():
@@ -61,6 +63,11 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
     source["commit"] = progress["commit"]
     source["files"] = finished_shards(progress)  # fetch.py checks the hashes, also of shards of earlier calls
     return list(source["files"])
+
+
+def whole(path: Path, pin: dict) -> bool:
+    """Whether a shard of an earlier call is there as it was written."""
+    return path.is_file() and sha256(path) == pin["sha256"]
 
 
 def finished_shards(progress: dict) -> dict:
