@@ -63,9 +63,9 @@ def find(model: str | dict) -> Target:
         return hub(model)
     known = [*FILES, *(f"{file}:{size}" for size, file in sizes.items())]
     close = nearest(model, [*known, *sizes])  # a size is known by itself too; as a list, the full names say more
+    hint = close if "did you mean" in close else nearest(model, known)
     raise Misuse(
-        f"unknown model {model!r}{close if 'did you mean' in close else nearest(model, known)}; a Hugging Face name has a slash, "
-        "and a folder with a config.json works too"
+        f"unknown model {model!r}{hint}; a Hugging Face name has a slash, and a folder with a config.json works too"
     )
 
 
