@@ -9,7 +9,7 @@ min_version("9.20")
 # Many images forbid Python to keep bytecode; then each step, a process of its own, would compile PyTorch's sources anew: 3 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Every step works in this checkout, whatever the shell that started the pipeline says.
-os.environ["LOWMEM_ROOT"] = str(workflow.basedir)
+os.environ.update(LOWMEM_ROOT=str(workflow.basedir))
 
 
 configfile: "workflow/config/config.yaml"
