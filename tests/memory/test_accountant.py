@@ -125,7 +125,7 @@ def test_adam_mini_in_16_bit_on_a_gpu_needs_no_room_beside_its_state():
 def test_the_first_trace_of_a_process_equals_the_next():
     code = (
         "from lowmem.memory import target_model; from lowmem.memory.accountant import Cell, trace\n"
-        f"t, c = target.find({LLAMA}), Cell(optimizer={{'name': 'adamw'}}, seq_len=64, gpus=2, precision='master')\n"
+        f"t, c = target_model.find({LLAMA}), Cell(optimizer={{'name': 'adamw'}}, seq_len=64, gpus=2, precision='master')\n"
         "print(trace(t, c, 2) == trace(t, c, 2))"
     )
     done = subprocess.run(

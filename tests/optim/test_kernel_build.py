@@ -209,11 +209,13 @@ def test_without_home_and_user_entry_it_is_built_for_the_process(tmp_path, monke
 @pytest.mark.timeout(1800)
 def test_no_memory_outside_the_tensors_is_touched(tmp_path):
     """The kernel's tests once more with a kernel that reports every access outside an allocation."""
-    found = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    # libstdc++ beside it, since the sanitizer looks for the function that throws when it starts, before PyTorch brings it
+    asks = (["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so"))
+    libraries = [subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip() for ask in asks]
     environment = {
         **os.environ,
         "CC": "gcc -fsanitize=address -fno-omit-frame-pointer",
-        "LD_PRELOAD": found.stdout.strip(),
+        "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
         "XDG_CACHE_HOME": str(tmp_path),
     }

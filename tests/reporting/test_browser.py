@@ -160,7 +160,7 @@ def test_points_are_read_by_keyboard_and_pointer_and_lead_to_their_run(page):
     found, _ = page
     name, x, y = found["tip"].split("\n")
     assert re.fullmatch(r".*: gpt2_sizes/\S+/seed\d", name)
-    assert x.startswith("training tokens: ") and y.startswith("validation loss (nat per token): ")
+    assert x.startswith("training bytes: ") and y.startswith("validation loss (nat per byte): ")
     assert found["otherTip"] != found["tip"]
     assert found["pointed"] and found["left"] == ""
     assert re.fullmatch(r"#run-gpt2_sizes/\S+/seed\d", found["target"]) and found["opened"]

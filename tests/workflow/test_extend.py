@@ -122,7 +122,7 @@ CLAIM = {
     "id": "sign_descent_fits", "paper": "extra", "place": "ours", "statement": "Sign descent fits the line.",
     "exhibit": "extra_points", "value": "sign_descent.loss",
     "published": {"value": "no number", "unit": "ours", "source": "ours", "confidence": "high"},
-    "rule": {"kind": "less", "target": 0.01}, "decides": ["laptop"], "reason": "The step is 0.01.",
+    "rule": {"kind": "less", "target": 0.01}, "decides": ["laptop"], "entered": "before", "reason": "The step is 0.01.",
 }  # fmt: skip
 
 
