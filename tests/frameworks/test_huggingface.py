@@ -252,12 +252,12 @@ def test_accelerate_beside_lomo_clips_saves_and_resumes(tmp_path):
 def test_a_grad_scaler_with_lomo_is_refused_and_nothing_moves():
     model = llama()
     before = zoo.snapshot(model)
-    Lomo(model, lr=0.1)
+    optimizer = Lomo(model, lr=0.1)
     scaler = torch.amp.GradScaler("cpu")
     ids = torch.stack([row["input_ids"] for row in DATA[:2]])
     with pytest.raises(RuntimeError, match="loss_scale='dynamic' instead of a GradScaler"):
         scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
-    assert zoo.same(before, zoo.snapshot(model))
+    assert zoo.same(before, zoo.snapshot(model)) and optimizer.param_groups
 
 
 def test_parameters_that_accelerate_replaced_after_the_optimizer_was_built_are_reported():
