@@ -8,6 +8,7 @@ from lowmem.files import read_json, write_json
 from lowmem.pipeline import experiments, rates
 from lowmem.reporting import rate_choice
 from lowmem.reporting.exhibit import Run
+from lowmem.training import job
 
 FILE = "workflow/config/experiments/gpt2_sizes.yaml"
 SIZES = {"43k": 0.01, "83k": 0.02, "146k": 0.03}
@@ -85,6 +86,15 @@ def test_a_rate_that_is_not_chosen_is_one_line_that_says_what_to_do(project, lr,
     with_choice(project, lr)
     with pytest.raises(Misuse, match=words):
         experiments.runs(project, "gpt2_sizes", "laptop")
+
+
+def test_a_run_with_a_stand_in_rate_is_planned_but_never_made(project):
+    stand_in = "adamw: {optimizer: {name: adamw, lr: {chosen: tune/a, until: 0.002}}}"
+    edit(project / FILE, "adamw: {optimizer: {name: adamw}}", stand_in)
+    runs = {run["variant"]: run for run in experiments.runs(project, "gpt2_sizes", "laptop")}
+    assert runs["43k-adamw"]["config"]["optimizer"]["lr"] == 0.002 and "waits" not in runs["43k-adam_mini"]
+    with pytest.raises(Misuse, match="no rate is chosen yet; run tune in tier laptop, then lowmem rates tune"):
+        job.run_job(project, [runs["43k-adamw"]])
 
 
 def test_two_readings_that_agree_on_the_rate_share_their_runs(project):

@@ -134,6 +134,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
         if "unavailable" in (config.get("data") or {}):
             continue  # the exhibit says why, see unavailable()
         config = with_stages(root, config, tier, options)
+        waits = rates.awaited(root, config, tier) if rates.named(config) else None
         if rates.named(config):
             config = rates.resolved(root, config, tier, variant)
             if (hashed := config_hash(config)) in planned:
@@ -155,6 +156,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
                     "config": config,
                     "config_hash": config_hash({**config, "seed": seed}),
                     "resources": resources,
+                    **({"waits": waits} if waits else {}),
                 }
             )
     if not found:

@@ -52,6 +52,13 @@ def resolved(root: Path, config: dict, tier: str, variant: str = "") -> dict:
     return {**config, "optimizer": {**config["optimizer"], "lr": lr}}
 
 
+def awaited(root: Path, config: dict, tier: str) -> str | None:
+    """The tuning experiment whose choice a configuration's `until` stands in for; such a run is planned, but never made."""
+    wanted = config["optimizer"]["lr"]
+    experiment = str(wanted.get("chosen")).partition("/")[0]
+    return experiment if "until" in wanted and experiment not in of_tier(root, tier) else None
+
+
 def of_tier(root: Path, tier: str) -> dict[str, dict]:
     """{experiment: {group: choice}} of all that is kept for a tier."""
     path = place(root, tier)

@@ -25,6 +25,9 @@ def run_job(root: Path, runs: list[dict]) -> int:
     A failed run does not stop the others. SIGTERM writes a checkpoint and exits with 143.
     """
     for run in runs:
+        if "waits" in run:
+            name, tier = run["waits"], run["tier"]
+            raise Misuse(f"{run['id']}: no rate is chosen yet; run {name} in tier {tier}, then lowmem rates {name}")
         machine.device_of(run)  # refuse the whole job before it starts
     with distributed.joined(runs):
         return run_all(root, runs)
