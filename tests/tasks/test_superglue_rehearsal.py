@@ -54,6 +54,7 @@ def test_files_of_the_official_form_run_the_whole_protocol_with_all_methods(tmp_
             "seq_len": 256,
         }
         run["config"] = {**run["config"], "model": model, "train": size}
+        run.pop("waits", None)  # two steps show that it runs; they judge nothing, so the rate may be a stand-in
     assert job.run_job(project, runs) == 0
     for run in runs:
         final = json.loads((project / "results/overnight" / run["id"] / "record.json").read_text())["metrics"]["final"]
