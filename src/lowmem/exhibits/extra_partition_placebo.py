@@ -38,7 +38,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=[
             "blocks",
             "steps",
-            "number of blocks",
             "loss (nat per byte)",
             "minus AdamW",
             "minus the paper's blocks",
@@ -52,14 +51,13 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for length in LENGTHS:
         adamw, paper = groups.get(f"adamw-{length}", []), groups.get(f"paper-{length}", [])
-        shown.rows.append(["AdamW", length[1:], "one per weight", text(mean(adamw)), "", "", len(adamw)])
+        shown.rows.append(["AdamW", length[1:], text(mean(adamw)), "", "", len(adamw)])
         for name, label in NAMES.items():
             own = groups.get(f"{name}-{length}", [])
             gap, excess = difference(own, adamw), difference(own, paper)
             shown.values |= {f"gap.{name}.{length}": gap, f"excess.{name}.{length}": excess}
-            count = "21" if name == "tensor" else "1,077"
             cells = [text(mean(own)), text(gap, signed=True), "" if name == "paper" else text(excess, signed=True)]
-            shown.rows.append([label, length[1:], count, *cells, len(own)])
+            shown.rows.append([label, length[1:], *cells, len(own)])
     shown.figure = draw(shown.values)
     return shown
 
