@@ -12,7 +12,7 @@ from synthetic_losses import OFFSETS, curve, method, off_rate, write
 from lowmem.exhibits import adam_mini_fig8, adam_mini_fig9
 from lowmem.files import read_yaml
 from lowmem.models import gpt2, llama
-from lowmem.pipeline import archive, experiments
+from lowmem.pipeline import archive, experiments, rates
 from lowmem.reporting import claims, exhibit
 from lowmem.reporting.numbers import losses
 
@@ -344,3 +344,52 @@ def test_names_of_small_models_are_their_sizes():
             size = run["variant"].split("-")[0]
             assert re.fullmatch(r"\d+k", size)
             assert abs(losses.parameters(run["config"]["model"]) / 1000 - int(size[:-1])) < 0.51
+
+
+# -- two readings: AdamW's best rate for both, or for each its own -----------------------------------------------------
+
+
+def choose(root, rate_of):
+    """Keep rates for every group of llama_rates, as if its runs had been made."""
+    sizes = ("32k", "0.1m", "0.3m")
+    groups = {f"{s}-{o}": {"lr": lr, "reason": None, "grid": []} for s in sizes for o, lr in rate_of.items()}
+    path = rates.place(root, "overnight")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rule": rates.RULE, "experiments": {"llama_rates": groups}}))
+
+
+def write_readings(root, own):
+    """Records of both experiments: 0.05 nat behind at AdamW's rate, `own` at Adam-mini's."""
+    offset = lambda run: {"adamw": 0.0, "adam_mini": 0.05}.get(run["variant"].split("-")[-1], own)  # noqa: E731
+    for experiment in ("llama_scaling", "llama_long"):
+        write(root, experiment, "overnight", offset)
+
+
+def test_each_at_its_own_best_rate_is_a_second_reading(root):
+    choose(root, {"adamw": 6.0e-3, "adam_mini": 1.2e-2})
+    write_readings(root, -0.02)
+    table = values(root, "adam_mini_table4", "overnight")
+    assert table["gap.worst"]["value"] == pytest.approx(0.05, abs=0.001)
+    assert table["own_rate.gap.worst"]["value"] == pytest.approx(-0.02, abs=0.001)
+    assert table["own_rate.gap.worst.percent"]["value"] < 0 < table["gap.worst.percent"]["value"]
+    assert values(root, "adam_mini_fig9", "overnight")["own_rate.slope.difference"]["n"] == 10
+    long = values(root, "adam_mini_fig11", "overnight")
+    assert long["own_rate.gap.late"]["n"] == 8 and long["own_rate.gap.late"]["value"] < 0 < long["gap.late"]["value"]
+
+
+def test_where_both_have_the_same_best_rate_one_set_of_runs_is_both_readings(root):
+    choose(root, {"adamw": 6.0e-3, "adam_mini": 6.0e-3})
+    write_readings(root, -0.02)
+    assert not [r for r in experiments.runs(root, "llama_scaling", "overnight") if "own" in r["variant"]]
+    table = values(root, "adam_mini_table4", "overnight")
+    assert table["own_rate.gap.worst"] == table["gap.worst"]
+    assert table["gap.worst"]["value"] == pytest.approx(0.05, abs=0.001)
+
+
+def test_a_missing_run_at_its_own_rate_leaves_that_reading_open(root):
+    choose(root, {"adamw": 6.0e-3, "adam_mini": 1.2e-2})
+    write_readings(root, -0.02)
+    shutil.rmtree(root / "results/overnight/llama_scaling/0.1m-adam_mini_own/seed3")
+    table = values(root, "adam_mini_table4", "overnight")
+    assert table["own_rate.gap.worst"]["value"] is None and "seed3" in table["own_rate.gap.worst"]["reason"]
+    assert table["gap.worst"]["value"] is not None

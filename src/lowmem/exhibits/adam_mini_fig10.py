@@ -12,12 +12,12 @@ from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import (
     MARGIN,
-    ONE_RATE,
     Pair,
     as_estimate,
     largest,
     log_loss,
     missing,
+    own_rate,
     pairs,
     smallest,
     text,
@@ -86,7 +86,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     shown.values["gap.worst.percent"] = largest(size.final(log_loss, "%") for size in sizes)
     shown.values["gap.shrink"] = smallest(shrink(size) for size in sizes)
     shown.values["early.least"] = smallest(early(size) for size in sizes)
-    shown.values["own_rate.gap.worst.percent"] = missing(ONE_RATE)
+    shown.values["own_rate.gap.worst.percent"] = own_rate(
+        runs, lambda own: largest(size.final(log_loss, "%") for size in own)
+    )
     shown.points = points(sizes)
     shown.figure = draw(sizes, published_gaps(published))
     return shown

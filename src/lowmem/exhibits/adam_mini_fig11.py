@@ -7,7 +7,7 @@ from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import MARGIN, ONE_RATE, Pair, missing, pairs, text, used, window
+from lowmem.reporting.numbers.losses import MARGIN, Pair, own_rate, pairs, text, used, window
 from lowmem.reporting.panels.losses import gap_curve, limit_to_values, loss_curves, zero_and_margin
 
 EXHIBIT = {
@@ -18,6 +18,7 @@ EXHIBIT = {
     "kind": "figure",
     "title": "The longest Llama run of this tier",
     "experiments": ["llama_scaling"],
+    "also": {"overnight": ["llama_long"]},
     "published": "adam_mini.figure_llama1b",
 }
 
@@ -35,7 +36,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     size = pairs(runs)[-1]
     shown = Shown(
         caption=scale.about([run for group in size.runs.values() for run in group])
-        + f"The largest model of the scaling runs ({size.name}): validation loss, and the gap Adam-mini minus AdamW at "
+        + f"The longest of the Llama runs ({size.name}): validation loss, and the gap Adam-mini minus AdamW at "
         "equal seed over the share of the run that is done; mean over seeds, thin lines the seeds, shaded the 95 % interval. "
         "Open diamonds: the "
         "published gaps of Llama2-1B at the same share. Rows: gap of the training losses, on equal batches. Dotted: the "
@@ -48,9 +49,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         runs_used=used(run for group in size.runs.values() for run in group),
     )
     if tier != "paper":
-        shown.deviations.append(
-            f"The model is {size.name}, not 1B: the largest that this tier trains at the same budget."
-        )
+        shown.deviations.append(f"The model is {size.name}, not 1B: the one that this tier trains longest.")
     marks = publish(shown, published)
     for part in PARTS:
         inside = [gap for share, gap in marks if part[0] <= share < part[1]]
@@ -65,7 +64,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     shown.values = {f"gap.{name}": entry for name, entry in size.trained(EARLY, LATE).items()}
     slope = shown.values["gap.slope"] = size.slope()
     shown.rows.append(["change for each e-fold of steps, from 10 %", text(slope, True), "", len(size.seeds)])
-    shown.values["own_rate.gap.late"] = missing(ONE_RATE)
+    shown.values["own_rate.gap.late"] = own_rate(runs, lambda sizes: sizes[-1].trained(EARLY, LATE)["late"])
     shown.figure = draw(size, marks)
     return shown
 

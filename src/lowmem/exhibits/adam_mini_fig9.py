@@ -10,7 +10,7 @@ from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import ONE_RATE, Pair, missing, over, pairs, text, used, value
+from lowmem.reporting.numbers.losses import Pair, missing, over, own_rate, pairs, text, used, value
 from lowmem.reporting.panels.losses import corner, decades, faint, tokens_label
 
 EXHIBIT = {
@@ -51,7 +51,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ends = [text(value(size.mean(o, size.tokens[-1]))) if size.complete else size.gap()["reason"] for o in NAMES]
         shown.rows.append([size.name, f"{size.parameters:,}", *ends, text(size.gap(), True)])
     fits = summarise(shown, sizes)
-    shown.values["own_rate.slope.difference"] = missing(ONE_RATE)
+    shown.values["own_rate.slope.difference"] = own_rate(runs, lambda own: slopes(own)["slope.difference"])
     paper = publish(shown, published)
     draw(shown, sizes, fits, paper)
     return shown
@@ -65,24 +65,35 @@ def fit(parameters: list[int], losses: list[float]) -> tuple[float, float]:
     return slope, mean_y - slope * mean_x
 
 
-def summarise(shown: Shown, sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
-    """{optimizer: {seed: (slope, intercept)}}; fits need every size."""
+def fits_of(sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
+    """{optimizer: {seed: (slope, intercept)}} of complete sizes."""
+    seeds = sorted(set.intersection(*(set(size.seeds) for size in sizes)))
+    counts = [size.parameters for size in sizes]
+    return {o: {s: fit(counts, [size.curves[o][s][size.tokens[-1]] for size in sizes]) for s in seeds} for o in NAMES}
+
+
+def slopes(sizes: list[Pair]) -> dict[str, dict]:
+    """{value: entry} of slope.adamw, slope.adam_mini and slope.difference; fits need every size."""
     gone = [size.gap() for size in sizes if not size.complete]
     if gone or len(sizes) < 2:
         reason = "; ".join(dict.fromkeys(entry["reason"] for entry in gone)) or "not run: a fit needs two sizes"
-        for key in ("slope.adamw", "slope.adam_mini", "slope.difference"):
-            shown.values[key] = missing(reason)
+        return dict.fromkeys(("slope.adamw", "slope.adam_mini", "slope.difference"), missing(reason))
+    fits = fits_of(sizes)
+    found = {f"slope.{o}": value(estimate([one[0] for one in by.values()]), "in slope") for o, by in fits.items()}
+    change = {s: fits["adam_mini"][s][0] - fits["adamw"][s][0] for s in fits["adamw"]}
+    return {**found, "slope.difference": over(change, "in slope")}
+
+
+def summarise(shown: Shown, sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
+    """Values and rows of the fits. Returns {optimizer: {seed: (slope, intercept)}}, empty where a size is missing."""
+    entries = slopes(sizes)
+    shown.values |= entries
+    if entries["slope.difference"]["value"] is None:
         return {}
-    seeds = sorted(set.intersection(*(set(size.seeds) for size in sizes)))
-    counts = [size.parameters for size in sizes]
-    fits = {o: {s: fit(counts, [size.curves[o][s][size.tokens[-1]] for size in sizes]) for s in seeds} for o in NAMES}
-    for optimizer, by_seed in fits.items():
-        entry = shown.values[f"slope.{optimizer}"] = value(estimate([one[0] for one in by_seed.values()]), "in slope")
-        shown.rows.append([f"slope of {NAMES[optimizer]}", "", text(entry, True), "", ""])
-    entry = over({s: fits["adam_mini"][s][0] - fits["adamw"][s][0] for s in seeds}, "in slope")
-    shown.values["slope.difference"] = entry
-    shown.rows.append(["difference of slopes", "", "", "", text(entry, True)])
-    return fits
+    for optimizer, name in NAMES.items():
+        shown.rows.append([f"slope of {name}", "", text(entries[f"slope.{optimizer}"], True), "", ""])
+    shown.rows.append(["difference of slopes", "", "", "", text(entries["slope.difference"], True)])
+    return fits_of(sizes)
 
 
 def publish(shown: Shown, published: dict) -> dict[str, list[tuple[int, float]]]:

@@ -9,13 +9,12 @@ import math
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import (
-    ONE_RATE,
     Pair,
     final_loss,
     largest,
     log_loss,
     mean,
-    missing,
+    own_rate,
     pairs,
     text,
     used,
@@ -57,17 +56,24 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     sizes = pairs(runs)
     for size in sizes:
         add_row(shown, size)
-    shown.values["gap.worst"] = largest(shown.values[f"gap.{size.name}"] for size in sizes)
-    shown.values["gap.worst.percent"] = largest(size.final(log_loss, "%") for size in sizes)
-    for name in ("gap.worst", "gap.worst.percent"):
-        shown.values[f"own_rate.{name}"] = missing(ONE_RATE)
+    for name, measure in {"gap.worst": worst_gap, "gap.worst.percent": worst_percent}.items():
+        shown.values[name] = measure(sizes)
+        shown.values[f"own_rate.{name}"] = own_rate(runs, measure)
     for size, tokens in PUBLISHED_TOKENS.items():
         publish(shown, published, size, tokens)
     return shown
 
 
+def worst_gap(sizes: list[Pair]) -> dict:
+    return largest(size.final() for size in sizes)
+
+
+def worst_percent(sizes: list[Pair]) -> dict:
+    return largest(size.final(log_loss, "%") for size in sizes)
+
+
 def add_row(shown: Shown, size: Pair) -> None:
-    gap = shown.values[f"gap.{size.name}"] = size.gap()
+    gap = shown.values[f"gap.{size.name}"] = size.final()
     config = size.runs["adamw"][0].config["train"]
     tokens = config["steps"] * config["batch_size"] * config["seq_len"]
     ratio = f"{tokens / size.parameters:.1f}" if size.parameters else ""

@@ -134,8 +134,9 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
         if "unavailable" in (config.get("data") or {}):
             continue  # the exhibit says why, see unavailable()
         config = with_stages(root, config, tier, options)
-        waits = rates.awaited(root, config, tier) if rates.named(config) else None
-        if rates.named(config):
+        own_rate = rates.named(config)
+        waits = rates.awaited(root, config, tier) if own_rate else None
+        if own_rate:
             config = rates.resolved(root, config, tier, variant)
             if (hashed := config_hash(config)) in planned:
                 continue  # two readings of a claim agree on the rate: one set of runs serves both
@@ -156,6 +157,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
                     "config": config,
                     "config_hash": config_hash({**config, "seed": seed}),
                     "resources": resources,
+                    **({"own_rate": True} if own_rate else {}),
                     **({"waits": waits} if waits else {}),
                 }
             )

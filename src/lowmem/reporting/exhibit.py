@@ -23,7 +23,7 @@ class Run:
     """One planned run and what became of it.
 
     status: done, diverged, oom, failed, or missing (no record, or one of another configuration).
-    reason: None when done, else a short text that a table cell can show.
+    reason: None when done, else a short text that a table cell can show. own_rate: its rate was chosen by a tuning experiment.
     """
 
     id: str
@@ -35,6 +35,7 @@ class Run:
     reason: str | None = None
     record: dict | None = None
     folder: Path | None = None
+    own_rate: bool = False
 
     def final(self, key: str):
         """A number of metrics.final of a finished run, else None."""
@@ -169,6 +170,7 @@ def without_source(config: dict) -> dict:
 def look_up(root: Path, run: dict, folder: Path | None = None) -> Run:
     """One planned run with its record (default: in results/), or with the reason why there is none."""
     known = {key: run[key] for key in ("id", "experiment", "variant", "seed", "config")}
+    known["own_rate"] = run.get("own_rate", False)
     folder = folder or root / "results" / run["tier"] / run["id"]
     path = folder / "record.json"
     if not path.is_file():

@@ -220,11 +220,15 @@ def least_squares(points: list[tuple[float, float]]) -> float:
 
 
 class Pair:
-    """AdamW and Adam-mini on one model: validation losses by seed at common evaluations."""
+    """AdamW and Adam-mini on one model: validation losses by seed at common evaluations.
 
-    def __init__(self, name: str, runs: Iterable[Run]):
+    subject: the variant that stands for Adam-mini, adam_mini_own where it has a rate of its own.
+    """
+
+    def __init__(self, name: str, runs: Iterable[Run], subject: str = "adam_mini"):
         self.name, runs = name, list(runs)
-        self.runs = {o: [run for run in runs if run.variant == f"{name}-{o}"] for o in ("adamw", "adam_mini")}
+        variants = {"adamw": f"{name}-adamw", "adam_mini": f"{name}-{subject}"}
+        self.runs = {o: [run for run in runs if run.variant == variant] for o, variant in variants.items()}
         self.curves = {
             o: {run.seed: dict(losses(run)) for run in group if run.status == "done"} for o, group in self.runs.items()
         }
@@ -303,6 +307,27 @@ def pairs(runs: Iterable[Run]) -> list[Pair]:
     """One Pair for each model, in the order of the experiment file."""
     runs = list(runs)
     return [Pair(name, runs) for name in dict.fromkeys(run.variant.rsplit("-", 1)[0] for run in runs)]
+
+
+def own_rates(runs: Iterable[Run]) -> list[Pair]:
+    """As pairs, each optimizer at its own best rate; none where the rates were not chosen for each.
+
+    Where both have the same best rate, the experiment plans one set of runs for both readings.
+    """
+    runs = list(runs)
+    if not all(run.own_rate for run in runs):
+        return []
+    planned = {run.variant for run in runs}
+    return [
+        Pair(size.name, runs, "adam_mini_own") if f"{size.name}-adam_mini_own" in planned else size
+        for size in pairs(runs)
+    ]
+
+
+def own_rate(runs: Iterable[Run], measure: Callable[[list[Pair]], dict]) -> dict:
+    """A value of the reading in which each optimizer has its own best rate, or that the tier has none."""
+    sizes = own_rates(runs)
+    return measure(sizes) if sizes else missing(ONE_RATE)
 
 
 # -- grids of rates --------------------------------------------------------------------------------------------------
