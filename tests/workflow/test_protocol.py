@@ -10,13 +10,13 @@ from lowmem.pipeline import experiments, rates
 PHASE = "gap_phase"  # asks what warm-up does, so it has others too
 
 
-def own(root):
+def own(root, tasks=("pretrain",)):
     """{experiment: its runs} of those that the overnight tier sets itself and that train a language model."""
     found = {}
     for name in experiments.experiment_names(root, "overnight"):
         if "overnight" in (experiments.load_experiment(root, name).get("tiers") or {}):
             runs = experiments.runs(root, name, "overnight")
-            if runs[0]["config"]["task"] == "pretrain":
+            if runs[0]["config"]["task"] in tasks:
                 found[name] = runs
     return found
 
@@ -36,7 +36,7 @@ def test_seeds_from_100_tune_and_seeds_below_10_judge_never_both(root):
 
 
 def test_every_method_gets_as_many_rates_a_factor_2_apart(root):
-    for name, runs in own(root).items():
+    for name, runs in own(root, ("pretrain", "superglue")).items():
         if not name.endswith("_rates"):
             continue
         grids: dict[str, set] = {}
