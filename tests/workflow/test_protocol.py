@@ -42,7 +42,9 @@ def test_every_method_gets_as_many_rates_a_factor_2_apart(root):
         grids: dict[str, set] = {}
         for run in runs:
             grids.setdefault(run["variant"].rsplit("-", 1)[0], set()).add(run["config"]["optimizer"]["lr"])
-        assert len({len(grid) for grid in grids.values()}) == 1, name
+        models = {group.rpartition("-")[0] for group in grids}
+        for model in models:  # a model whose best rate was at an edge has more, for every method
+            assert len({len(grid) for group, grid in grids.items() if group.rpartition("-")[0] == model}) == 1, name
         for grid in map(sorted, grids.values()):
             assert [b / a for a, b in itertools.pairwise(grid)] == pytest.approx([2] * (len(grid) - 1)), (name, grid)
 
