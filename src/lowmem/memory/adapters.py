@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lowmem.errors import Misuse, nearest
 
 EVERY = "all-linear"
-OUTPUT = ("lm_head", "output", "embed_out")
+OUTPUT = ("lm_head", "head", "output", "embed_out")
 BASES = {  # bytes of scales per weight, beside its four bits
     "nf4": 4 / 64,  # an fp32 number per 64 weights
     "nf4-dq": 1 / 64 + 4 / (64 * 256),  # itself in 8 bits, with an fp32 number per 256 of them
@@ -56,7 +56,8 @@ def attach(model: nn.Module, adapters: Adapters, sharded: bool) -> nn.Module:
     every = adapters.targets == EVERY
     chosen = [name for name in linear if every or _last(name) in adapters.targets]
     if not chosen:
-        raise Misuse(f"lora targets: no linear layer is called {' or '.join(adapters.targets)}")
+        called = "there but the output" if every else f"called {' or '.join(adapters.targets)}"
+        raise Misuse(f"lora targets: no linear layer is {called}; targets are names of nn.Linear layers")
     dtype = torch.float32 if adapters.dtype == "fp32" or (adapters.dtype is None and not sharded) else None
     if adapters.base != "16":
         whole = sum(p.numel() for p in model.parameters())

@@ -1,56 +1,44 @@
-"""Training steps that other people measured (data/published/training_cells.yaml), and what the planner says of each."""
+"""What the planner says of training steps that other people measured: `python -m lowmem.memory.measured_cells` writes it down.
+
+The steps stand in data/published/training_cells.yaml; training_cells.py holds both beside each other.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from lowmem.errors import Misuse, nearest
-from lowmem.files import read_yaml
+from lowmem.files import read_yaml, write_text
 from lowmem.memory import hardware, target_model
 from lowmem.memory.accountant import account
 from lowmem.memory.adapters import Adapters
 from lowmem.memory.cell import Cell
 from lowmem.memory.throughput import speed
+from lowmem.memory.training_cells import FILE, PREDICTED
 
-FILE = "data/published/training_cells.yaml"
 SETTINGS = {field.name for field in dataclasses.fields(Cell)} | {"gpu", "loss", "caches_bytes", "seen"}
-ABOUT = {"id", "source", "model", "measured", "unknown", "not_modelled"}
-UNITS = {"peak_bytes": 1, "peak_gib": 2**30, "peak_gb": 1e9, "peak_percent_of_80gb": None}
-CARD = 79.25 * 2**30  # bytes of the card whose share torchtitan prints
+ABOUT = {"id", "source", "model", "measured", "unknown", "not_modelled", "predicted"}
 
 
-def read(root: Path) -> dict:
-    """The file, checked: every key is known, every id stands once, every source and model is described."""
-    found = read_yaml(root / FILE)
-    ids = [cell["id"] for cell in found["cells"]]
-    for cell in found["cells"]:
+def check(cells: dict) -> None:
+    """Misuse for a key that means nothing, an id that stands twice, a model or source that is not described."""
+    ids = [cell["id"] for cell in cells["cells"]]
+    for cell in cells["cells"]:
+        if ids.count(cell["id"]) > 1:
+            raise Misuse(f"{FILE}: {cell['id']} stands there twice")
+        if cell["source"] not in cells["sources"]:
+            raise Misuse(f"{FILE}: {cell['id']}: source {cell['source']!r} is not described")
         for key in cell.keys() - SETTINGS - ABOUT:
             raise Misuse(f"{FILE}: {cell['id']}: unknown key {key!r}{nearest(key, SETTINGS | ABOUT)}")
-        for key, known in (("source", found["sources"]), ("model", {*found["models"], "llama2-7b"})):
-            if cell[key] not in known:
-                raise Misuse(f"{FILE}: {cell['id']}: {key} {cell[key]!r} is not described")
-    for twice in {name for name in ids if ids.count(name) > 1}:
-        raise Misuse(f"{FILE}: {twice} stands there twice")
-    return found
-
-
-def held_out(cell: dict) -> bool:
-    """Whether no constant may be set on it: a rule on its id, fixed before any prediction."""
-    return not cell.get("seen") and hashlib.sha256(cell["id"].encode()).digest()[0] % 2 == 1
-
-
-def measured_bytes(cell: dict) -> float:
-    """Its measured peak."""
-    (key,) = UNITS.keys() & cell["measured"].keys()
-    value = cell["measured"][key]
-    return value / 100 * CARD if UNITS[key] is None else value * UNITS[key]
+        if cell["model"] not in {*cells["models"], "llama2-7b"}:
+            raise Misuse(f"{FILE}: {cell['id']}: model {cell['model']!r} is not described")
 
 
 def predict(models: dict, measured: dict) -> dict:
@@ -120,6 +108,19 @@ def _chunked(model, tokens: Tensor) -> Tensor:
 LOSSES = {"shifted": _shifted, "upcast": _upcast, "chunked": _chunked}
 
 
-def error(predicted: float, measured: float) -> float:
-    """Relative error of a prediction in per cent."""
-    return 100 * (predicted / measured - 1)
+def write(root: Path) -> Path:
+    """Predict every cell anew."""
+    cells = read_yaml(root / FILE)
+    check(cells)
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    head = {"schema": 1, "versions": versions, "held_out": cells["held_out"], "sources": cells["sources"]}
+    lines = ["# Written by python -m lowmem.memory.measured_cells from training_cells.yaml; not by hand."]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in head.items()]
+    lines += ["cells:"]
+    lines += [f"  - {json.dumps({**cell, 'predicted': predict(cells['models'], cell)})}" for cell in cells["cells"]]
+    write_text(root / PREDICTED, "\n".join(lines) + "\n")
+    return root / PREDICTED
+
+
+if __name__ == "__main__":
+    print(write(Path.cwd()))
