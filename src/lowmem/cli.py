@@ -190,13 +190,14 @@ def train(root, arguments):
     else:
         narrowed = (arguments.variant, arguments.seed, arguments.dataset)
         selected = plan.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
-    from lowmem import fetch, record, train  # after the arguments are known to be good
+    from lowmem import record, train  # after the arguments are known to be good
+    from lowmem.files import locked
 
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
     with contextlib.ExitStack() as stack:
         if first:  # a second pipeline, or the orphan of a killed one, may be at the same runs
             for run in selected:
-                stack.enter_context(fetch.locked(record.folder(root, run)))
+                stack.enter_context(locked(record.folder(root, run)))
         code = train.run_job(root, selected)
         if code == 0 and arguments.done and first:
             plan.write_done(root, selected, arguments.done)

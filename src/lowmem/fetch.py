@@ -7,7 +7,6 @@ that is downloaded is run.
 
 import contextlib
 import errno
-import fcntl
 import importlib
 import os
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from lowmem import progress
 from lowmem.errors import Failed, Misuse, nearest
-from lowmem.files import read_json, read_yaml, sha256, write_json
+from lowmem.files import locked, read_json, read_yaml, sha256, write_json
 from lowmem.sources import KINDS, client
 
 # What `--source` may say, and the kinds of source that it tries. The url sources give the same data as the packages,
@@ -233,16 +232,3 @@ def clear(target: Path, keep: set[str] = frozenset()) -> None:
                 path.rmdir()
         elif path.relative_to(target).as_posix() not in keep:
             path.unlink()
-
-
-@contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the folder's lock file; a second process waits. The kernel drops the lock of a process that dies."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.parent / f".{target.name}.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.say(f"waiting: another process writes {target}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,16 +2,18 @@
 
 import contextlib
 import copy
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lowmem.errors import Failed, Misuse
+from lowmem.progress import say
 
 
 def sha256(path: Path) -> str:
@@ -92,3 +94,28 @@ def back_from_the_future(paths: Iterable[Path], slack: float = 3600) -> list[Pat
     for path in found:
         os.utime(path, (now, now))
     return found
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the folder's lock file; a second process waits. The kernel drops the lock of a process that dies."""
+    with lock_file(target) as file:
+        if not taken(file):
+            say(f"waiting: another process writes {target}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def lock_file(target: Path):
+    """The open file beside a folder that is locked while somebody writes the folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return open(target.parent / f".{target.name}.lock", "w")
+
+
+def taken(file) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -9,7 +9,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from lowmem import experiments, provenance, superglue
+from lowmem import experiments, prerequisites, provenance, superglue
 from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.fetch import script as fetch_script
@@ -121,7 +121,7 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     """{job name: job} of the experiments `names` (default: those that an exhibit shows).
 
     An experiment on several datasets is one job for each of them where the tier says `job: experiment`.
-    A job is {experiment, done, arguments, hashes, runs, data, code, launcher, nodes, threads, mem_mb, gpus, minutes};
+    A job is {experiment, done, after, arguments, hashes, runs, data, code, launcher, nodes, threads, mem_mb, gpus, minutes};
     its name is the folder of its done.json below results/<tier>.
     """
     if names is None:
@@ -130,18 +130,48 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     per_run, per_node = of_tier["job"] == "run", of_tier.get("gpus_per_node")
     known = read_yaml(root / "data/sources.yaml")
     found = {}
-    for experiment in names:
-        runs = experiments.runs(root, experiment, tier, options)
-        groups, own = by_dataset(runs), own_options(runs, options)
-        for group in [[run] for run in runs] if per_run else groups.values():
+    for experiment, (runs, wanted) in with_earlier(root, tier, options, names, per_run).items():
+        groups, own = by_dataset(wanted), own_options(runs, options)
+        for group in [[run] for run in wanted] if per_run else groups.values():
             part = dataset_of(group[0]) if len(groups) > 1 else None
             name = f"{group[0]['id']}" if per_run else f"{experiment}/{part}" if part else experiment
-            found[name] = make_job(root, tier, name, group, own, known, per_node)
+            arguments = [f"--experiment {experiment} --tier {tier}", *own]
             if per_run:
-                found[name]["arguments"] += f" --variant {group[0]['variant']} --seed {group[0]['seed']}"
+                arguments.append(f"--variant {group[0]['variant']} --seed {group[0]['seed']}")
             elif part:
-                found[name]["arguments"] += f" --dataset {part}"
+                arguments.append(f"--dataset {part}")
+            found[name] = make_job(root, tier, name, group, experiment, arguments, known, per_node)
+        for run in prerequisites.unnamed(wanted):
+            if run["id"] not in found:
+                arguments = [f"--experiment {experiment} --tier {tier} --variant {run['variant']}", *own]
+                found[run["id"]] = make_job(root, tier, run["id"], [run], experiment, arguments, known, per_node)
+    return in_order(found)
+
+
+def with_earlier(root: Path, tier: str, options: dict, names: list[str], per_run: bool) -> dict[str, tuple[list, list]]:
+    """{experiment: (all its runs, those to do)} of `names` and of the experiments that their runs start from.
+
+    Of an experiment that was not asked for, only the runs that are needed, where each is a job of its own.
+    """
+    found: dict[str, tuple[list, list]] = {}
+    waiting = list(names)
+    for name in waiting:  # which grows
+        runs = wanted = experiments.runs(root, name, tier, options)
+        if per_run and name not in names:
+            needed = {run["id"] for one in names for run in prerequisites.every(found[one][1])}
+            wanted = [run for run in runs if run["id"] in needed]
+        found[name] = runs, wanted
+        waiting += [one for one in prerequisites.experiments_of(wanted) if one not in waiting]
     return found
+
+
+def in_order(jobs: dict[str, dict]) -> dict[str, dict]:
+    """The jobs, each with `after`: what must be done before it, since its runs start from runs of other jobs."""
+    home = {run["id"]: job["done"] for job in jobs.values() for run in job["runs"]}
+    for job in jobs.values():
+        before = {home[one["id"]] for run in job["runs"] for one in prerequisites.of(run).values()}
+        job["after"] = sorted(before - {job["done"]})
+    return jobs
 
 
 def dataset_of(run: dict) -> str | None:
@@ -163,7 +193,14 @@ def own_options(runs: list[dict], options: dict) -> list[str]:
 
 
 def make_job(
-    root: Path, tier: str, name: str, runs: list[dict], own: list[str], known: dict, per_node: int | None
+    root: Path,
+    tier: str,
+    name: str,
+    runs: list[dict],
+    experiment: str,
+    arguments: list[str],
+    known: dict,
+    per_node: int | None,
 ) -> dict:
     """One job out of runs that one process does in turn: times add up, the rest is what the largest needs."""
     needed = [run["resources"] for run in runs]
@@ -176,9 +213,9 @@ def make_job(
                 f"{run['id']} (tier {tier}): {idle} of its GPUs would idle; set train.devices to resources.gpus"
             )
     return {
-        "experiment": runs[0]["experiment"],
+        "experiment": experiment,
         "done": f"results/{tier}/{name}/done.json",
-        "arguments": " ".join([f"--experiment {runs[0]['experiment']} --tier {tier}", *own]),
+        "arguments": " ".join(arguments),
         "hashes": hashlib.sha256(" ".join(run["config_hash"] for run in runs).encode()).hexdigest()[:16],
         "runs": runs,
         "data": data,
@@ -283,6 +320,7 @@ def select(
 ) -> list[dict]:
     """Runs of an experiment, narrowed to one variant, seed and dataset when these are given."""
     runs = experiments.runs(root, experiment, tier, options)
+    runs += [run for run in prerequisites.unnamed(runs) if run["variant"] == variant]  # what they start from
     variants, seeds = {run["variant"] for run in runs}, {run["seed"] for run in runs}
     if variant is not None and variant not in variants:
         raise Misuse(f"{experiment} has no variant {variant!r}{nearest(variant, variants)}")

@@ -24,7 +24,7 @@ import numpy as np
 
 from lowmem import fetch, progress, provenance, tokenizers
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json, sha256, write_json
+from lowmem.files import locked, read_json, sha256, write_json
 
 KEPT = ".meta.json"  # a copy of meta.json, which workflow engines delete before they run a job again
 BATCH_CHARACTERS = 8_000_000  # of text are held in memory at a time
@@ -52,7 +52,7 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
         "packages": package_versions(tokenizer),
     }
     try:
-        with fetch.locked(target):
+        with locked(target):
             if is_ready(target, made_of):
                 return target
             label = f"prepare {target.name}"

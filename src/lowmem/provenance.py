@@ -192,14 +192,25 @@ def hashes(root: Path, paths: Iterable[Path]) -> dict[str, str | None]:
 
 
 def hash_of(root: Path, name: str) -> str | None:
-    """sha256 of a file as a record names it: code as src/..., prepared data by its meta.json (it may be large)."""
+    """sha256 of a file as a record names it: code as src/..., prepared data by its meta.json (it may be large), another
+    run's weights by its record: they may be gone."""
     if name.startswith("src/"):
         path = PACKAGE.parent / current(name).removeprefix("src/")
         return sha256(path) if path.is_file() else None
     path = Path(root) / name
+    if path.name == "weights.safetensors":
+        return weights_hash(root, path)
     if (path.parent / "meta.json").is_file():
         return read_json(path.parent / "meta.json")["sha256"].get(path.name) if path.is_file() else None
     return sha256(path) if path.is_file() else None
+
+
+def weights_hash(root: Path, path: Path) -> str | None:
+    """The hash of a run's weights by its record below results/, else by an archived one that is unpacked there."""
+    below = Path(root) / "results"
+    places = [path.parent, *([below / "kept" / path.parent.relative_to(below)] if path.is_relative_to(below) else [])]
+    found = next((place / "record.json" for place in places if (place / "record.json").is_file()), None)
+    return ((read_json(found).get("weights") or {}).get("sha256")) if found else None
 
 
 def code_hash(path: Path) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowmem import dialogues, distributed, fsdp, judge, prepare, rewards, stages
+from lowmem import dialogues, distributed, fsdp, judge, prepare, pretrained, rewards, stages
 from lowmem.answers import Example, padded, picked
 from lowmem.errors import Misuse
 from lowmem.sampling import roll_out
@@ -50,7 +50,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         paths.append(path)
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     if settings["frozen_dtype"]:
-        reference = reference.to(stages.pretrained.DTYPES[settings["frozen_dtype"]])
+        reference = reference.to(pretrained.DTYPES[settings["frozen_dtype"]])
     reference = fsdp.cut(reference) if distributed.world() > 1 else reference
     worth_of = reward_of(root, settings["reward"], words, device)
     size = train["batch_size"]
@@ -102,7 +102,7 @@ def prompts(rows: list[dict], words, settings: dict, count: int | None) -> list[
 
 def reward_of(root: Path, settings: dict | None, words, device: str):
     """A function (prompts, answers) -> their worth (B,)."""
-    if not isinstance(settings, dict) or not {"share", "task"} & settings.keys():
+    if not isinstance(settings, dict) or not {"share", "config"} & settings.keys():
         raise Misuse("measure.reward is {share: pattern} or {experiment, variant} of a reward model")
     if "share" in settings:
         pattern = rewards.checked(settings["share"])
