@@ -91,6 +91,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start >= len(data):
             return self.send_error(416)
         self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(data) - start))
         if server.etag:
             self.send_header("ETag", server.etag)

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-from lowmem import claims, exhibit, experiments, plan, report
-from lowmem.files import write_json, write_text
+from lowmem import claims, exhibit, experiments, kept_files, plan, report
+from lowmem.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,10 +45,10 @@ def record(root: Path, run: dict, final: dict, curve: list[dict] | None = None, 
         **changes,
     }
     folder = root / "results" / run["tier"] / run["id"]
-    write_json(folder / "record.json", written)
     if curve is not None:
-        write_text(folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
-    return written
+        lines = "".join(json.dumps(row) + "\n" for row in curve)
+        written["curve"] = kept_files.write(folder / "curve.jsonl", lines.encode(), sealed=False)
+    return kept_files.write_json(folder / "record.json", written)
 
 
 def write_all(root: Path, tier: str = "laptop") -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import prepared_folders
 import pytest
 import torch
 
@@ -40,7 +41,7 @@ def write_talk(root):
             text = "".join(json.dumps(row) + "\n" for row in found)
             (folder / f"{name}.{split}.jsonl").write_text(text)
     write_json(folder / "excluded.json", {"empty": 2, "equal": 1, "two questions": 0})
-    write_json(folder / "meta.json", {"sha256": {}})
+    prepared_folders.seal(folder)
 
 
 def config(task, measure=None, model=None, **settings):
@@ -307,15 +308,17 @@ def test_another_question_for_the_judge_asks_for_another_run(root):
 # -- trainings before a run --------------------------------------------------------------------------------------------
 
 
-def test_earlier_training_is_done_once_and_leaves_the_random_numbers_alone(root, monkeypatch):
-    first = config("sft")
+def test_weights_of_an_earlier_run_are_those_it_ended_with_and_leave_the_random_numbers_alone(root):
+    first = {**run_of(config("sft")), "keep_weights": True}
+    made = train.train_run(root, first)
+    start = {"config": first["config"], "weights": str(record.folder(root, first) / record.WEIGHTS)}
     before = torch.get_rng_state()
-    one, words = stages.trained(root, first, "cpu")
+    one, words = stages.trained(root, start, "cpu")
+    two, _ = stages.language_model(root, {"name": "llama", "pretrained": start}, "cpu")
     assert torch.equal(before, torch.get_rng_state()) and words.end == END
-    monkeypatch.setattr(stages, "fit", lambda *a: pytest.fail("trained twice"))
-    two, _ = stages.language_model(root, {"name": "llama", "pretrained": first}, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert not torch.equal(one.head.weight, model().head.weight)
+    held = sft.build(first["config"], 0, root, "cpu").evaluate(one.eval())
+    assert held["val_loss"] == made["metrics"]["final"]["val_loss"]
 
 
 @pytest.mark.parametrize("task", ["sft", "reward", "remax"])
@@ -349,7 +352,7 @@ def test_a_named_run_becomes_its_configuration_and_brings_its_data():
         start = run["config"]["model"]["pretrained"]
         assert start["task"] == "sft" and start["model"]["pretrained"]["task"] == "pretrain"
         assert len(list(experiments.stages(run["config"]))) == (5 if "learned" in run["variant"] else 3)
-    [job] = plan.jobs(place, "laptop", {}, ["remax"]).values()
+    job = plan.jobs(place, "laptop", {}, ["remax"])["remax"]
     assert set(job["data"]) == {"data/prepared/llamafactory", "data/prepared/sotu-byte"}
 
 

@@ -28,7 +28,7 @@ def made(tmp_path):
 
 
 def test_a_measuring_task_writes_its_arrays_and_their_hash(made):
-    written = record.read_json(made / FOLDER / "record.json")
+    written = record.load(made / FOLDER)
     assert written["arrays"]["bytes"] == (made / FOLDER / "arrays.npz").stat().st_size
     loaded = record.read_arrays(made / FOLDER, written)
     assert loaded["total.single"].shape == (5,) and loaded["hessian"].dtype == np.float32
@@ -39,22 +39,22 @@ def test_a_measuring_task_writes_its_arrays_and_their_hash(made):
 @pytest.mark.parametrize("how", ["lost", "damaged"])
 def test_lost_or_damaged_arrays_are_not_used_and_the_run_is_done_again(made, how):
     path = made / FOLDER / "arrays.npz"
-    written = record.read_json(made / FOLDER / "record.json")
+    written = record.load(made / FOLDER)
     assert record.reusable(made, RUN) is not None
     path.unlink() if how == "lost" else path.write_bytes(path.read_bytes()[:-9])
     assert record.read_arrays(made / FOLDER, written) == {}
     assert record.reusable(made, RUN) is None
     train.run_job(made, [RUN])
-    assert record.read_json(made / FOLDER / "record.json")["arrays"] == written["arrays"]
+    assert record.load(made / FOLDER)["arrays"] == written["arrays"]
 
 
 def test_records_with_other_arrays_are_not_equal(made, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     train.run_job(other, [RUN])
     assert record.equal(made / FOLDER, other / FOLDER) == []
-    changed = record.read_json(other / FOLDER / "record.json")
+    changed = record.load(other / FOLDER)
     changed["arrays"] = record.write_arrays(other / FOLDER, {"x": np.zeros(2)})
-    record.write_json(other / FOLDER / "record.json", changed)
+    record.write(other / FOLDER, changed)
     assert any(line.startswith("arrays:") for line in record.equal(made / FOLDER, other / FOLDER))
 
 

@@ -1,4 +1,4 @@
-"""The README's table of frameworks: every tick names a test that there is; examples are short and named."""
+"""The table of frameworks in docs: every tick names a test that there is; examples are short and named."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ CLASSES = {"Adam-mini": "AdamMini", "LOMO": "Lomo"}
 
 
 def rows() -> list[list[str]]:
-    lines = [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in (ROOT / "docs/frameworks.md").read_text(encoding="utf-8").splitlines()]
     start = next(i for i, line in enumerate(lines) if line.startswith("| framework | optimizer |"))
     table = []
     for line in lines[start:]:
@@ -33,7 +33,7 @@ def test_each_tick_names_an_existing_test_of_that_optimizer():
             if "✓" not in cell:
                 assert len(cell) > 3, f"{where}: says neither yes nor why not"
                 continue
-            path, name = re.search(r'\[✓\]\((tests/\S+\.py) "(test_\w+)"\)', cell).groups()
+            path, name = re.search(r'\[✓\]\(\.\./(tests/\S+\.py) "(test_\w+)"\)', cell).groups()
             source = (ROOT / path).read_text(encoding="utf-8")
             functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
             assert name in functions, (where, name)

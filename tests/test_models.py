@@ -238,3 +238,29 @@ def test_wrong_model_settings_are_refused_in_one_line(build, settings, word):
     with pytest.raises(Misuse, match=word) as caught:
         build(**settings)
     assert "\n" not in str(caught.value)
+
+
+def test_shuffled_matrices_change_no_output_and_no_step_of_adamw_but_the_blocks():
+    from lowmem.optim import AdamMini, AdamW
+
+    shape = {"vocab_size": 16, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "n_hidden": 12}
+    text = torch.randint(0, 16, (2, 9), generator=torch.Generator().manual_seed(0))
+
+    def trained(make, **settings):
+        torch.manual_seed(0)
+        model = llama.build(**shape, **settings)
+        optimizer = make(model)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(text[:, :-1], text[:, 1:]).backward()
+            optimizer.step()
+        return model(text[:, :-1])
+
+    assert torch.equal(trained(lambda m: AdamW(m, lr=1e-2)), trained(lambda m: AdamW(m, lr=1e-2), shuffled="*"))
+    halves = {"*.wq*": 2, "*.wk*": 2}
+    plain = trained(lambda m: AdamMini(m, lr=1e-2))
+    random = trained(lambda m: AdamMini(m, lr=1e-2, overrides=halves), shuffled="*.w[qk]")
+    assert not torch.equal(plain, random)
+    model = llama.build(**shape, shuffled="*.w[qk]")
+    counts = {blocks.name.split(".parametrizations")[0]: blocks.count for blocks in partition(model, overrides=halves)}
+    assert counts["blocks.0.attention.wq"] == 2 and counts["blocks.0.attention.wv.weight"] == 8

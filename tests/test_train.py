@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
-from lowmem import experiments, provenance, record, train
+from lowmem import experiments, machine, provenance, record, train
 from lowmem.errors import Misuse
 from lowmem.tasks import pretrain
 
@@ -74,7 +74,8 @@ def test_named_starts_are_measured_at_the_end_and_enter_the_record(root):
         ({"starts": "none.yaml"}, "none.yaml is not there"),
         ({"starts": "far.yaml"}, "starts 1 to 984; the validation text holds 0 to 983"),
         ({"starts": "empty.yaml"}, "no list under `starts`"),
-        ({"start": "far.yaml"}, "knows measure.starts alone; got ['start']"),
+        ({"start": "far.yaml"}, "knows measure.starts and measure.held_out; got ['start']"),
+        ({"held_out": "half"}, "'half'; write whole, or leave it out"),
     ],
 )
 def test_starts_that_do_not_fit_are_refused(root, measure, said):
@@ -84,6 +85,48 @@ def test_starts_that_do_not_fit_are_refused(root, measure, said):
     run["config"]["measure"] = measure
     made = train.train_run(root, run)
     assert made["status"] == "failed" and said in made["reason"]
+
+
+def test_evaluation_windows_are_spread_over_the_whole_text_without_overlap():
+    tokens = np.arange(1000)
+    windows = pretrain.spread_windows(tokens, 16, 10, Path("x"))
+    assert windows.shape == (10, 17) and windows[0, 0] == 0 and windows[-1, 0] > 850
+    assert (np.diff(windows[:, 0]) >= 16).all() and not (windows[:, 0] % 16).any()
+    every = pretrain.spread_windows(tokens, 16, 62, Path("x"))
+    assert np.array_equal(every[:, 1:].ravel(), np.arange(1, 62 * 16 + 1))
+    with pytest.raises(Misuse, match=r"holds 62 validation windows of 16 tokens, not 63; lower train.eval_windows"):
+        pretrain.spread_windows(tokens, 16, 63, Path("x"))
+
+
+def test_the_final_loss_is_that_of_the_whole_held_out_text_and_each_window_is_kept(root):
+    run = make_run(eval_windows=62)  # all windows of the tiny text, so both must agree
+    run["config"]["measure"] = {"held_out": "whole"}
+    made = train.train_run(root, run)
+    kept = record.read_arrays(record.folder(root, run), made)["val_window_losses"]
+    assert kept.shape == (62,) and kept.dtype == np.float16
+    assert made["metrics"]["final"]["val_loss"] == pytest.approx(curve(root, run)[-1]["val_loss"], rel=1e-12)
+    assert made["metrics"]["final"]["val_loss"] == pytest.approx(float(kept.astype(np.float64).mean()), abs=1e-3)
+
+
+def test_a_line_of_the_curve_is_the_mean_of_its_steps(root):
+    every, third = make_run("a", steps=20, eval_every=10), make_run("b", steps=20, eval_every=10, log_every=3)
+    for run in (every, third):
+        train.train_run(root, run)
+    losses = [row["train_loss"] for row in curve(root, every)[1:]]
+    rows = curve(root, third)[1:]
+    assert [row["step"] for row in rows] == [
+        3,
+        6,
+        9,
+        10,
+        12,
+        15,
+        18,
+        20,
+    ]  # an evaluation and the last step write one, too
+    for before, row in zip([0, *(row["step"] for row in rows)], rows):
+        part = losses[before : row["step"]]
+        assert row["train_loss"] == pytest.approx(sum(part) / len(part), rel=1e-12)
 
 
 def test_data_order_is_equal_across_optimizers(root, monkeypatch):
@@ -127,7 +170,7 @@ def test_training_lowers_the_loss_and_fills_the_record(root):
 def test_adam_mini_keeps_about_half_the_state_and_lomo_keeps_no_gradients(root):
     for variant, optimizer in (("adamw", None), ("adam_mini", ADAM_MINI), ("lomo", LOMO)):
         train.train_run(root, make_run(variant, optimizer=optimizer, steps=2))
-    memory = {name: record.read_json(root / f"results/smoke/trial/{name}/seed0/record.json")["memory"]
+    memory = {name: record.load(root / f"results/smoke/trial/{name}/seed0")["memory"]
               for name in ("adamw", "adam_mini", "lomo")}  # fmt: skip
     assert 0.45 < memory["adam_mini"]["optimizer_state"] / memory["adamw"]["optimizer_state"] < 0.65
     assert memory["lomo"]["gradients"] == 0 and memory["lomo"]["optimizer_state"] < 0.1 * memory["lomo"]["parameters"]
@@ -180,8 +223,33 @@ def test_compilation_changes_little(root, tmp_path):
         subprocess.run(script, env=environment(), check=True)
         compiled = json.loads((record.folder(root, run) / "record.json").read_text())
         assert (plain["status"], compiled["status"]) == ("done", "done"), compiled["reason"]
+        assert compiled["device"]["compiled"] is True
         ends = [made["metrics"]["final"]["val_loss"] for made in (plain, compiled)]
         assert ends[0] == pytest.approx(ends[1], rel=1e-3)
+
+
+def test_without_a_compiler_a_compiled_run_says_so_and_trains_as_an_eager_one(root, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "compiler_trouble", lambda device: "no C++ compiler")
+    plain, run = train.train_run(root, make_run("plain")), make_run("compiled", compile=True)
+    assert train.run_job(root, [run]) == 0
+    made = record.load(record.folder(root, run))
+    assert "compiled" not in plain["device"] and made["device"]["compiled"] is False
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "no C++ compiler" in line and "without" in line]
+    assert made["metrics"] == plain["metrics"] and made["config_hash"] != plain["config_hash"]
+
+
+@pytest.mark.slow
+def test_what_hinders_the_compiler_is_said_in_one_line():
+    script = "from lowmem import machine; print(machine.compiler_trouble('cpu'))"
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment(), "CXX": "/nothing/here"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.count("\n") == 1 and "/nothing/here" in said.stdout
 
 
 def test_bf16_changes_little(root):
@@ -213,7 +281,7 @@ def test_a_failed_run_does_not_stop_the_job_and_exits_1(root, capsys):
     *lines, summary = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and summary.startswith("1 runs, ")
     assert "lowmem prepare nowhere" in lines[0] and "vocab_size 10" in lines[1] and "done" in lines[2]
-    statuses = [record.read_json(record.folder(root, run) / "record.json")["status"] for run in (missing, small, good)]
+    statuses = [record.load(record.folder(root, run))["status"] for run in (missing, small, good)]
     assert statuses == ["failed", "failed", "done"]
 
 
@@ -297,11 +365,11 @@ def test_a_record_is_reused_until_configuration_code_or_data_change(root, monkey
     changed["config_hash"] = experiments.config_hash({**changed["config"], "seed": 0})
     assert record.reusable(root, changed) is None
 
-    meta = root / "data/prepared/tiny-byte/meta.json"
-    text = meta.read_text()
-    meta.write_text(text.replace(json.loads(text)["sha256"]["val.bin"], "0" * 64))
+    data = root / "data/prepared/tiny-byte/val.bin"
+    whole = data.read_bytes()
+    data.write_bytes(bytes(len(whole)))
     assert record.reusable(root, run) is None
-    meta.write_text(text)
+    data.write_bytes(whole)
 
     real = provenance.code_hash
     monkeypatch.setattr(provenance, "code_hash", lambda path: "tree:0" if path.name == "gpt2.py" else real(path))
@@ -330,7 +398,7 @@ def test_recorded_code_holds_every_module_that_decides_the_result(root):
         [sys.executable, "-c", script, str(root), json.dumps(run)], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 0, done.stderr
-    files = record.read_json(record.folder(root, run) / "record.json")["code"]["files"]
+    files = record.load(record.folder(root, run))["code"]["files"]
     routing = {provenance.name_of(provenance.file_of(provenance.current(module))) for module in provenance.ROUTING}
     routing |= {
         f"src/lowmem/{name}.py" for name in ("fetch", "archives", "tokenizers", "syntax", "model_settings", "__init__")

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import prepared_folders
 
 from lowmem import experiments, record
-from lowmem.files import sha256
 
 ADAM_MINI = {"name": "adam_mini", "lr": 0.01, "betas": [0.9, 0.95]}
 LOMO = {"name": "lomo", "lr": 0.1, "max_grad_norm": 1.0}
@@ -27,9 +27,8 @@ def make_root(root: Path) -> Path:
     tokens = (np.cumsum(steps) % 64).astype(np.uint8)
     tokens[:5000].tofile(folder / "train.bin")
     tokens[5000:].tofile(folder / "val.bin")
-    hashes = {name: sha256(folder / name) for name in ("train.bin", "val.bin")}
     meta = {"dataset": "tiny", "source": "package", "tokenizer": "byte", "vocab_size": 64, "dtype": "uint8"}
-    (folder / "meta.json").write_text(json.dumps({**meta, "train_tokens": 5000, "val_tokens": 1000, "sha256": hashes}))
+    prepared_folders.seal(folder, **meta, train_tokens=5000, val_tokens=1000)
     return root
 
 

@@ -1,5 +1,6 @@
 """Texts that end in an answer: their tokens, their order, and a loss on the answers' tokens alone."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,9 +59,28 @@ def padded(chosen: list[Example], end: int, device: str) -> dict[str, Tensor]:
     return {key: torch.as_tensor(value).to(device) for key, value in found.items()}
 
 
-def loss(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the answers' tokens, in nats."""
-    logits = model(batch["tokens"], at=(batch["rows"], batch["columns"]))  # (N, V)
+def packed(chosen: list[Example], device: str) -> dict:
+    """The same texts one behind the other in one row, tokens (1, T), without padding; lengths: of each. See padded()."""
+    texts = [(example.source + example.options[example.label])[:-1] for example in chosen]
+    ends = list(itertools.accumulate(map(len, texts)))
+    columns, targets = [], []
+    for example, end in zip(chosen, ends, strict=True):
+        answer = example.options[example.label]
+        columns += range(end - len(answer), end)
+        targets += answer
+    found = {
+        "tokens": [list(itertools.chain(*texts))],
+        "rows": [0] * len(columns),
+        "columns": columns,
+        "targets": targets,
+    }
+    made = {key: torch.tensor(value, device=device) for key, value in found.items()}
+    return {**made, "lengths": list(map(len, texts))}
+
+
+def loss(model: torch.nn.Module, batch: dict) -> Tensor:
+    """Mean cross-entropy over the answers' tokens, in nats, of a batch that is padded() or packed()."""
+    logits = model(batch["tokens"], at=(batch["rows"], batch["columns"]), lengths=batch.get("lengths"))  # (N, V)
     return F.cross_entropy(logits.float(), batch["targets"])
 
 

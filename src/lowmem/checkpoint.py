@@ -1,14 +1,16 @@
 """Checkpoints that survive a kill at any moment: a new one replaces the old one by renaming.
 
 One folder checkpoint-<config hash>/ per run, removed when the run's record is final. Files are torch archives of
-tensors and plain values, read with weights_only=True, so that no code in them runs.
+tensors and plain values, each with its hash beside it; one with other bytes is not read. They are read with
+weights_only=True, so that no code in them runs.
 """
 
+import re
 import shutil
 from pathlib import Path
 
+from lowmem import kept_files
 from lowmem.errors import Failed
-from lowmem.files import atomic_path
 from lowmem.progress import say
 
 
@@ -22,25 +24,26 @@ def save(path: Path, step: int, state: dict) -> None:
 
     target = path / f"step{step}.pt"
     try:
-        with atomic_path(target) as temporary, open(temporary, "wb") as file:
+        with kept_files.writing(target) as file:
             torch.save(state, file)
     except RuntimeError as error:  # torch's writer reports a failed write so
         raise Failed(f"cannot write {target}: {str(error).splitlines()[0]}; free space or check permissions") from error
     for old in path.iterdir():
-        if old != target:
+        if old not in (target, kept_files.seal_of(target)) and not old.is_dir():
             old.unlink()
 
 
 def load(path: Path) -> dict | None:
-    """The newest state that can be read, tensors on the CPU; None when there is none."""
+    """The newest state that is as it was written, tensors on the CPU; None when there is none."""
     import torch
 
-    steps = {int(file.stem.removeprefix("step")): file for file in path.glob("step*.pt")}
+    steps = {int(file.stem[4:]): file for file in path.glob("step*.pt") if re.fullmatch(r"step\d{1,18}", file.stem)}
     for step in sorted(steps, reverse=True):
         try:
+            kept_files.check(steps[step])
             return torch.load(steps[step], map_location="cpu", weights_only=True)
-        except Exception as error:
-            say(f"{steps[step]} cannot be read ({type(error).__name__}); trying an older one or starting over")
+        except Exception as error:  # of another version of PyTorch, it may raise nearly anything
+            say(f"{steps[step]} cannot be used ({type(error).__name__}); trying an older one or starting over")
     return None
 
 

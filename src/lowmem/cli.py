@@ -99,6 +99,13 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="default: all that an exhibit shows")
     with_tier(added)
 
+    added = command(
+        "rates", choose_rates, "choose learning rates from the finished runs of tuning experiments, by rule"
+    )
+    added.add_argument("experiments", nargs="+", metavar="EXPERIMENT")
+    with_tier(added)
+    added.set_defaults(tier="overnight")
+
     added = command("blocks", blocks, "print the Hessian blocks that Adam-mini uses for a model")
     added.add_argument("model", help="NAME or NAME:SIZE of lowmem/models, or a Hugging Face folder or name")
 
@@ -190,9 +197,11 @@ def train(root, arguments):
     else:
         narrowed = (arguments.variant, arguments.seed, arguments.dataset)
         selected = plan.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
-    from lowmem import record, train  # after the arguments are known to be good
+    from lowmem import machine, record, train  # after the arguments are known to be good
     from lowmem.files import locked
 
+    if all("train" in run["config"] for run in selected):  # the others may measure memory
+        machine.keep_memory()
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
     with contextlib.ExitStack() as stack:
         if first:  # a second pipeline, or the orphan of a killed one, may be at the same runs
@@ -262,6 +271,14 @@ def preflight(root, arguments):
     from lowmem import preflight
 
     return preflight.check(root, arguments.tier, options(root, arguments), arguments.experiments or None)
+
+
+def choose_rates(root, arguments):
+    from lowmem import rates
+
+    for experiment in arguments.experiments:
+        for group, found in rates.keep(root, arguments.tier, experiment).items():
+            print(f"{experiment}/{group}: {found['lr']:g}")
 
 
 def blocks(root, arguments):

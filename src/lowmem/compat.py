@@ -108,11 +108,11 @@ class Adam_mini(AdamMini):
             print(f"Adam-mini: {len(names)} tensors ({counts}): {scalars:,} second moments for {elements:,} parameters")
         self._placed = True
 
-    def update(self, work: list) -> None:
+    def update(self, work: list, factor: float = 1.0) -> None:
         """See the driver; both step() and the fused backward come this way."""
         if not self._placed:
             self.place()
-        super().update(work)
+        super().update(work, factor)
 
     def add_param_group(self, group: dict) -> None:
         """As in torch; names of the new parameters are looked at before the next step."""

@@ -9,7 +9,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from lowmem import experiments, plan, record
+from lowmem import experiments, fetch, plan, record
 from lowmem.fetch import SOURCES, raw_folder
 from lowmem.files import read_json, read_yaml, write_json
 
@@ -103,7 +103,7 @@ def save_costs(root: Path, tier: str) -> None:
     """Add to costs.json what the records of a tier took, the median over seeds."""
     times: dict[str, list[float]] = {}
     for path in sorted((root / "results" / tier).glob("*/*/seed*/record.json")):
-        made = read_json(path)
+        made = record.load(path.parent)
         if made.get("status") == "done" and not made.get("resumed_from"):
             ended, started = (datetime.fromisoformat(made[key]) for key in ("ended", "started"))
             key = f"{tier}/{made['experiment']}/{made['variant']}"
@@ -199,7 +199,8 @@ def show(root: Path, tier: str, options: dict) -> None:
 def show_downloads(root: Path, jobs: dict) -> None:
     """Print what has to be fetched, with bytes from data/sources.yaml."""
     sources = read_yaml(root / "data/sources.yaml")
-    wanted = {(data["dataset"], data["source"]) for data in plan.datasets(jobs).values()}
+    named = {(data["dataset"], data["source"]) for data in plan.datasets(jobs).values()}
+    wanted = {(part, source) for dataset, source in named for part in fetch.parts(root, dataset)}
     for dataset, source in sorted(wanted):
         count = download_bytes(sources[dataset], source)
         here = (raw_folder(root, dataset, source) / "fetched.json").is_file()

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem import experiments, kept, plan
+from lowmem import experiments, kept, plan, record
 from lowmem.errors import Failed, Misuse, nearest
-from lowmem.files import read_json, read_yaml, write_json, write_text
-from lowmem.record import CURVE, damage, read_arrays
+from lowmem.files import read_yaml, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,11 @@ class Run:
 
     def arrays(self) -> dict:
         """{name: numpy array} that the run wrote beside its record; empty where there are none."""
-        return read_arrays(self.folder, self.record) if self.status == "done" else {}
+        return record.read_arrays(self.folder, self.record) if self.status == "done" else {}
 
     def curve(self) -> list[dict]:
         """The lines of curve.jsonl; empty without a record."""
-        path = self.folder / "curve.jsonl" if self.folder else None
-        if path is None or not path.is_file():
-            return []
-        import json
-
-        try:
-            return [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines() if row.strip()]
-        except ValueError as error:
-            raise Failed(f"cannot read {path}: {error}; delete it and its record, then run again") from error
+        return record.curve(self.folder, self.record) if self.folder and self.record else []
 
 
 @dataclass(frozen=True)
@@ -153,15 +144,18 @@ def archived_runs(root: Path, name: str) -> list[Run]:
     """Records of an experiment kept in data/records. name: tier/experiment, e.g. "workstation/char_shakespeare".
 
     They belong to the present settings but for where the data came from: the same file may come from a folder or https.
+    What a tier runs as another does, without an archive of its own, comes from that one's.
     """
     tier, experiment = name.split("/")
+    if not kept.archive(root, name).is_file():
+        name = f"{experiments.set_by(root, experiment, tier)}/{experiment}"
     found, place = [], kept.folder(root, name)
     for run in experiments.runs(root, experiment, tier):
         folder = place.parent / run["id"]
         with contextlib.suppress(Failed):
-            record = read_json(folder / "record.json")
-            if without_source(record["config"]) == without_source(run["config"]):
-                run = {**run, "config": record["config"], "config_hash": record["config_hash"]}
+            made = record.load(folder)
+            if without_source(made["config"]) == without_source(run["config"]):
+                run = {**run, "config": made["config"], "config_hash": made["config_hash"]}
         found.append(look_up(root, run, folder))
     return found
 
@@ -179,15 +173,16 @@ def look_up(root: Path, run: dict, folder: Path | None = None) -> Run:
     if not path.is_file():
         return Run(**known, status="missing", reason="not run: no record")
     try:
-        record = read_json(path)
-        experiments.check(root, record, "record", Path("record.json"))
+        made = record.load(folder)
+        experiments.check(root, made, "record", Path("record.json"))
     except (Failed, Misuse) as error:
-        return Run(**known, status="missing", reason=f"not run: the record is damaged ({error})")
-    if record["config_hash"] != run["config_hash"]:
+        told = getattr(error, "short", error)
+        return Run(**known, status="missing", reason=f"not run: the record is damaged ({told})")
+    if made["config_hash"] != run["config_hash"]:
         return Run(**known, status="missing", reason="not run: the record belongs to another configuration")
-    if problem := damage(folder, record, {"curve": CURVE}):  # lost arrays cost a picture, see Run.arrays
+    if problem := record.damage(folder, made, {"curve": record.CURVE}):  # lost arrays cost a picture, see Run.arrays
         return Run(**known, status="missing", reason=f"not run: the record is damaged ({problem})")
-    return Run(**known, status=record["status"], reason=why(record), record=record, folder=folder)
+    return Run(**known, status=made["status"], reason=why(made), record=made, folder=folder)
 
 
 def why(record: dict) -> str | None:

@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowmem import model_settings, optim
+from lowmem import model_settings, optim, rates
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_yaml
 
@@ -40,17 +40,43 @@ def tier_names(root: Path) -> list[str]:
 
 
 def load_tier(root: Path, tier: str) -> dict:
-    """The tier file as a dictionary: job granularity, machine, and which data stand in for the paper's."""
+    """The tier file as a dictionary: job granularity, machine, and which data stand in for the paper's.
+
+    A tier that is `like` another takes that one's data for whatever it does not name itself, and that one's runs as they
+    are for experiments that it does not change (see set_by).
+    """
     if tier not in tier_names(root):
         raise Misuse(f"unknown tier {tier!r}{nearest(tier, tier_names(root))}")
     path = root / f"workflow/config/tiers/{tier}.yaml"
     loaded = read_yaml(path)
     check(root, loaded, "tier", path)
+    if "like" in loaded:
+        loaded["data"] = {**load_tier(root, loaded["like"]).get("data", {}), **loaded.get("data", {})}
     return loaded
 
 
-def experiment_names(root: Path) -> list[str]:
-    return sorted(path.stem for path in (root / "workflow/config/experiments").glob("*.yaml"))
+def set_by(root: Path, experiment: str, tier: str) -> str:
+    """The tier whose settings and data an experiment has in a tier: this one's, or those of the tier that it is `like`.
+
+    Misuse where an experiment has no runs in the tier.
+    """
+    spec = load_experiment(root, experiment)
+    tiers, parent = spec.get("tiers"), load_tier(root, tier).get("like")
+    if not runs_in(root, spec, tier):
+        raise Misuse(f"experiment {experiment} has no runs in tier {tier}; its tiers: {', '.join(tiers)}")
+    return tier if parent is None or tier in (tiers or {}) else parent
+
+
+def experiment_names(root: Path, tier: str | None = None) -> list[str]:
+    """All experiments, or those that have runs in a tier."""
+    found = sorted(path.stem for path in (root / "workflow/config/experiments").glob("*.yaml"))
+    return found if tier is None else [name for name in found if runs_in(root, load_experiment(root, name), tier)]
+
+
+def runs_in(root: Path, spec: dict, tier: str) -> bool:
+    """Whether an experiment has runs in a tier: those it names, those that are like one of them, all if it names none."""
+    tiers = spec.get("tiers")
+    return tiers is None or tier in tiers or load_tier(root, tier).get("like") in tiers
 
 
 def load_experiment(root: Path, name: str) -> dict:
@@ -85,25 +111,33 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
 
     options: {paper's dataset: source} overrides the tier's stand-in, as in `--config superglue=hub`.
     """
-    spec, of_tier = load_experiment(root, experiment), load_tier(root, tier)
-    overlay = spec.get("tiers", {}).get(tier) or {}
+    spec, source = load_experiment(root, experiment), set_by(root, experiment, tier)
+    of_tier, overlay = load_tier(root, source), (spec.get("tiers") or {}).get(source) or {}
     settings = merge(spec["settings"], overlay.get("settings", {}))
     axes = {**spec.get("axes", {}), **overlay.get("axes", {})}
+    grids = overlay.get("rates", spec.get("rates"))
     seeds = overlay.get("seeds", spec.get("seeds", [0]))
     excluded = overlay.get("exclude", spec.get("exclude", []))
     path = root / f"workflow/config/experiments/{experiment}.yaml"
-    found = []
-    for names in itertools.product(*axes.values()):
-        variant = "-".join(str(name) for name in names) or "only"
+    found, planned = [], set()
+    for names, lr in combinations(axes, grids):
+        variant = "-".join(names if lr is None else (*names, spelled(lr))) or "only"
         if any(fnmatch.fnmatch(variant, pattern) for pattern in excluded):
             continue
         config = settings
         for axis, name in zip(axes, names):
             config = merge(config, axes[axis][name] or {})
+        if lr is not None:
+            config = merge(config, {"optimizer": {"lr": lr}})
         config = use_tier_data(config, of_tier, options or {})
         if "unavailable" in (config.get("data") or {}):
             continue  # the exhibit says why, see unavailable()
         config, after = with_stages(root, config, tier, options)
+        if rates.named(config):
+            config = rates.resolved(root, config, tier)
+            if (hashed := config_hash(config)) in planned:
+                continue  # two readings of a claim agree on the rate: one set of runs serves both
+            planned.add(hashed)
         check(root, config, "run", path, place=f" (tier {tier}, variant {variant})")
         check_files_exist(config, path)
         resources = {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **config.pop("resources", {})}
@@ -127,6 +161,23 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
     if not found:
         raise Misuse(f"{path}: tier {tier} leaves no run; give every axis a value, at least one seed, exclude less")
     return found
+
+
+def combinations(axes: dict, grids: dict | None) -> Iterator[tuple[tuple[str, ...], float | None]]:
+    """(one value of each axis, a rate of the grid that fits these values); None without grids, no rates without a fit."""
+    for names in itertools.product(*axes.values()):
+        if grids is None:
+            yield names, None
+            continue
+        fitting = (grids[pattern] for pattern in grids if fnmatch.fnmatch("-".join(names), pattern))
+        for lr in next(fitting, []):
+            yield names, lr
+
+
+def spelled(lr: float) -> str:
+    """A rate as the last part of a variant: 0.003 is 3e.3, 1 is 1e0 ("-" joins axes)."""
+    digits, power = f"{lr:e}".split("e")
+    return f"{float(digits):g}e{'.' * (int(power) < 0)}{abs(int(power))}"
 
 
 def use_tier_data(config: dict, tier: dict, options: dict) -> dict:

@@ -65,7 +65,12 @@ def dataset_entry(root: Path, dataset: str) -> dict:
     if dataset not in known:
         raise Misuse(f"unknown dataset {dataset!r}{nearest(dataset, known)}")
     entry = known[dataset]
-    return {**entry, "sources": [shaped(source, f"{path}: {dataset}") for source in entry["sources"]]}
+    return {**entry, "sources": [shaped(source, f"{path}: {dataset}") for source in entry.get("sources", [])]}
+
+
+def parts(root: Path, dataset: str) -> list[str]:
+    """The datasets whose raw files a dataset is made of: itself, or the `parts` that its entry names."""
+    return dataset_entry(root, dataset).get("parts") or [dataset]
 
 
 def script(root: Path, dataset: str) -> str:
@@ -97,6 +102,8 @@ def choose(entry: dict, dataset: str, source: str, folder: Path | None) -> list[
         return [{"folder": str(folder) if folder else None, "kind": "folder", "spec": str(folder), "files": {}}]
     order = {kind: 0 if kind != "url" else 1 for kind in SOURCES[source]}
     found = sorted((s for s in entry["sources"] if s["kind"] in order), key=lambda s: order[s["kind"]])
+    if "parts" in entry:
+        raise Misuse(f"{dataset} is made of other datasets; fetch these: {', '.join(entry['parts'])}")
     if not found:
         offered = [name for name, kinds in SOURCES.items() if any(s["kind"] in kinds for s in entry["sources"])]
         raise Misuse(f"{dataset} has no {source} source; choose from: {', '.join([*offered, 'folder'])}")

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,23 +26,32 @@ def sha256(path: Path) -> str:
 def atomic_path(path: Path):
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
-    A kill at any moment leaves `path` as it was before (and perhaps a `.tmp` file that the next call ignores).
+    A kill or a power failure at any moment leaves `path` as it was before (and perhaps a `.tmp` file that the next call
+    ignores). The user's umask decides who may read it. A link in its place is replaced, not followed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(temporary)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-        temporary.chmod(0o644)
+        synced(temporary)
         os.replace(temporary, path)
+        synced(path.parent)
     except OSError as error:
         raise Failed(f"cannot write {path}: {error.strerror or error}; free space or check permissions") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def synced(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's names, before anything that relies on it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

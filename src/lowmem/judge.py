@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowmem.errors import Failed
-from lowmem.files import read_json
-from lowmem.record import read_arrays
+from lowmem.record import load, read_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +78,7 @@ def answers(
 
 def show(folder: Path) -> None:
     """Print a run's answers, one line for each question."""
-    record = read_json(Path(folder) / "record.json")
+    record = load(Path(folder))
     kept = read_arrays(Path(folder), record).get("answers")
     if kept is None:
         raise Failed(f"{folder} holds no answers; set measure.questions and run it again")

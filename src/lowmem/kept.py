@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 from lowmem.errors import Failed, Misuse
-from lowmem.files import atomic_path, read_json, sha256
-from lowmem.record import ARRAYS, CURVE, FINAL, damage
+from lowmem.files import atomic_path, sha256
+from lowmem.record import ARRAYS, CURVE, FINAL, damage, load
 
 
 def archive(root: Path, name: str) -> Path:
@@ -28,7 +28,7 @@ def keep(root: Path, name: str) -> int:
     """Archive the finished records of "tier/experiment"; returns how many. Misuse without any, Failed for a damaged one."""
     source, files = Path(root) / "results" / name, []
     for path in sorted(source.rglob("record.json")):
-        record = read_json(path)
+        record = load(path.parent)
         if record["status"] not in FINAL:
             continue
         if problem := damage(path.parent, record):

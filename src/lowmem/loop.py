@@ -1,5 +1,6 @@
 """The only training loop: any model, task and optimizer, interrupted at any moment and continued bit for bit."""
 
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,15 @@ from lowmem.sketch import sketch
 from lowmem.task import Task
 from lowmem.update import Updates
 
-KEPT = ("step", "seconds", "best", "train_loss", "val", "gradient_bytes")  # plain values of a Loop in its checkpoint
+KEPT = (
+    "step",
+    "seconds",
+    "best",
+    "train_loss",
+    "val",
+    "gradient_bytes",
+    "unlogged",
+)  # plain values of a Loop in its checkpoint
 
 
 def train(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, device: str, label: str) -> None:
@@ -33,7 +42,17 @@ def train(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, dev
 
         built.model = fsdp.shard(built.model, run["seed"])
     optimizer = make(built.model, **run["config"]["optimizer"])
-    Loop(run, built, optimizer, device, folder, made, label).run()
+    try:
+        Loop(run, built, optimizer, device, folder, made, label).run()
+    finally:
+        made["device"]["step_kernel"] = step_kernel(optimizer)
+
+
+def step_kernel(optimizer) -> str | None:
+    """What computed the updates, of this optimizer or one inside it, where it was not PyTorch."""
+    inside = (vars(optimizer).get(name) for name in ("inner", "fused", "beside"))
+    found = [getattr(optimizer, "step_kernel", None), *(step_kernel(other) for other in inside if other is not None)]
+    return next(filter(None, found), None)
 
 
 class Loop:
@@ -50,16 +69,16 @@ class Loop:
         self.path = checkpoint.place(folder, run["config_hash"])
         self.step, self.seconds, self.best, self.train_loss, self.val = 0, 0.0, None, None, {}
         self.times: list[float] = []
+        self.unlogged: list[float] = []  # training losses since the last line of the curve
         self.gradient_bytes = 0
+        self.curve_hash = hashlib.sha256()  # of all that was written to the curve
+        self.means_before: dict | None = None  # means() of a checkpoint, until a step was made since
 
     def run(self) -> None:
         """Train to the end or to divergence and fill the record."""
         self.resume()
         if self.settings.get("compile"):
-            for part in (
-                self.model.blocks if self.updates.fused else [self.model]
-            ):  # whole-model backward keeps all gradients
-                part.compile()
+            self.compile()
         self.model.train()
         show = ticker.progress(self.label, self.steps)
         every = self.settings.get("checkpoint_every") or math.inf
@@ -70,6 +89,8 @@ class Loop:
                 self.write(curve, 0, **self.evaluate())
             while self.step < self.steps and not self.made["status"]:
                 self.one_step(curve)
+                if self.means_before:
+                    self.compare_means()
                 if self.made["status"]:
                     break
                 if distributed.rank() == 0:
@@ -99,7 +120,22 @@ class Loop:
         val = self.evaluate() if at_end or (every and number % every == 0 and not self.made["status"]) else {}
         if val and self.settings.get("sketch"):
             val = {**val, "sketch": sketch(self.model, self.settings["sketch"])}
-        self.write(curve, number, train_loss=train_loss, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
+        self.unlogged.append(train_loss)
+        if val or number % self.settings.get("log_every", 1) == 0 or number == self.steps or self.made["status"]:
+            mean = sum(self.unlogged) / len(self.unlogged)  # a line speaks of all steps since the one before
+            self.unlogged = []
+            self.write(curve, number, train_loss=mean, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
+
+    def compile(self) -> None:
+        """Compile what training steps run (evaluations come in other shapes, each of which would be compiled anew)."""
+        trouble = machine.compiler_trouble(self.device)
+        self.made["device"]["compiled"] = trouble is None
+        if trouble:
+            distributed.tell(
+                f"{self.label}: train.compile: true, but torch.compile fails here ({trouble}); going on without"
+            )
+        else:
+            self.updates.compile()
 
     def evaluate(self) -> dict[str, float]:
         """Numbers on the validation set; keeps the best and notices divergence."""
@@ -127,7 +163,9 @@ class Loop:
     def write(self, curve, step: int, **columns) -> None:
         """One line of curve.jsonl; a non-finite number is null."""
         line = {"step": step, f"{self.task.unit}s": step * self.units, **columns, "seconds": round(self.seconds, 4)}
-        curve.write(json.dumps(record.finite(line)) + "\n")
+        text = json.dumps(record.finite(line)) + "\n"
+        self.curve_hash.update(text.encode())
+        curve.write(text)
         curve.flush()
 
     def save(self, curve) -> None:
@@ -137,7 +175,10 @@ class Loop:
             os.fsync(curve.fileno())
             length = os.fstat(curve.fileno()).st_size
         notes = {key: getattr(self, key) for key in KEPT}
-        notes |= {"curve_bytes": length, "files": self.made["code"]["files"], "resumed_from": self.made["resumed_from"]}
+        notes |= {"curve_bytes": length, "curve_sha256": self.curve_hash.hexdigest(), "means": self.means()}
+        notes |= {key: self.made[key] for key in ("resumed_from", "other_means")} | {
+            "files": self.made["code"]["files"]
+        }
         if self.many:
             from lowmem import sharded_checkpoint
 
@@ -162,13 +203,13 @@ class Loop:
             state = checkpoint.load(self.path)
             notes = (state or {}).get("notes")
         curve = self.folder / "curve.jsonl"
-        length = curve.stat().st_size if curve.is_file() else 0
-        stale = not notes or notes["files"] != self.made["code"]["files"] or length < notes["curve_bytes"]
+        stale = not notes or notes["files"] != self.made["code"]["files"] or not self.is_curve_of(notes, curve)
         if distributed.anywhere(stale) if self.many else stale:
             if distributed.rank() == 0:
                 if notes:
                     say(f"{self.label}: code, data or curve changed since the checkpoint; starting over")
                 curve.unlink(missing_ok=True)
+                self.curve_hash = hashlib.sha256()
             return
         if self.many:
             sharded_checkpoint.load(self.path, self.model, self.optimizer)
@@ -186,6 +227,33 @@ class Loop:
         self.made["resumed_from"] = [*notes["resumed_from"], self.step]
         on = f" on {distributed.world()} devices" if self.many else ""
         distributed.tell(f"{self.label}: continuing from step {self.step}{on}")
+        self.made["other_means"], self.means_before = notes["other_means"], notes["means"]
+
+    def means(self) -> dict:
+        """What computes: where one of these is another, the last digits of a result may be, too."""
+        known = {key: self.made["device"][key] for key in ("type", "name", "threads")}
+        return {"torch": self.made["packages"]["torch"], **known, "kernel": step_kernel(self.optimizer)}
+
+    def compare_means(self) -> None:
+        """After the first step since a checkpoint: say, also in the record, where other means compute than before it."""
+        before, self.means_before = self.means_before, None
+        changed = {key: [before[key], value] for key, value in self.means().items() if before[key] != value}
+        if changed:
+            self.made["other_means"] = [*self.made["other_means"], {"step": self.step - 1, **changed}]
+            told = "; ".join(f"{key} {was or 'PyTorch'}, now {new or 'PyTorch'}" for key, (was, new) in changed.items())
+            distributed.tell(f"{self.label}: computed by other means, so the last digits may differ: {told}")
+
+    def is_curve_of(self, notes: dict, curve: Path) -> bool:
+        """Whether the curve begins with the lines that the checkpoint speaks of; goes on from their hash."""
+        if distributed.rank():  # the others write none
+            return True
+        length, hashed = notes["curve_bytes"], hashlib.sha256()
+        if not curve.is_file() or curve.stat().st_size < length:
+            return False
+        with open(curve, "rb") as file:
+            hashed.update(file.read(length))
+        self.curve_hash = hashed
+        return hashed.hexdigest() == notes["curve_sha256"]
 
     def finish(self) -> None:
         self.made["status"] = self.made["status"] or "done"
@@ -198,7 +266,9 @@ class Loop:
         if self.many:
             self.model.reshard()  # evaluation leaves the last weights gathered
         self.made["metrics"] = {"final": final, "best": self.best or {}}
-        self.made["arrays"] = record.write_arrays(self.folder, arrays) if distributed.rank() == 0 else None
+        if distributed.rank() == 0:
+            self.made["arrays"] = record.write_arrays(self.folder, arrays)
+            self.made["curve"] = {"sha256": self.curve_hash.hexdigest()}
         if self.keeps_weights and self.made["status"] == "done":
             self.keep_weights()
         self.made["throughput"] = usage.throughput(self.times, self.units, self.task.unit)

@@ -1,6 +1,8 @@
 """The machine a run sees: device, threads, seeds and signals fixed; what it is, for the record."""
 
 import contextlib
+import ctypes
+import functools
 import os
 import platform
 import signal
@@ -12,6 +14,32 @@ from lowmem.errors import Misuse
 
 # Vector and matrix units that change speed, and with it what is sensible; x86 and Arm names.
 FLAGS = ("amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512_bf16", "avx512_fp16", "avx2", "asimd", "bf16", "sve")
+
+# Settings of glibc's malloc, by the number that mallopt() knows them by. Training frees and takes the same sizes at every
+# step; by default much of it goes back to the system in between and returns as millions of page faults.
+KEEP = {"MMAP_THRESHOLD": (-3, 32 << 20), "TRIM_THRESHOLD": (-1, 1 << 30), "TOP_PAD": (-2, 64 << 20)}
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch's switch for transparent huge pages, read at its first allocation
+TUNABLES = "GLIBC_TUNABLES"  # read by glibc at the start of a process: the pipeline asks it for huge pages, too
+_kept: dict | None = None  # what keep_memory() set
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory it frees, and use huge pages, before PyTorch is imported; no result depends on it.
+
+    What the environment sets (MALLOC_TOP_PAD_=...) stays. Nothing happens without glibc, or once PyTorch is here.
+    """
+    global _kept
+    if "torch" in sys.modules:
+        return
+    os.environ.setdefault(HUGE_PAGES, "1")
+    _kept = {name: os.environ[name] for name in (HUGE_PAGES, TUNABLES) if name in os.environ}
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda number, value: 0)
+    for name, (number, value) in KEEP.items():
+        name = f"MALLOC_{name}_"
+        if name in os.environ:
+            _kept[name] = os.environ[name]
+        elif mallopt(number, value):
+            _kept[name] = str(value)
 
 
 def device_of(run: dict) -> str:
@@ -71,7 +99,7 @@ def fixed(run: dict):
 def describe(kind: str) -> dict:
     """The machine: {type, name, cores, threads, flags, memory_bytes} of the CPU or GPU in use, and the platform.
 
-    threads: PyTorch's; null where it is not in use.
+    threads: PyTorch's; null where it is not in use. allocator: what keep_memory() set, null without it.
     """
     torch = sys.modules.get("torch")
     common = {
@@ -79,6 +107,7 @@ def describe(kind: str) -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
         "platform": platform.platform(),
+        "allocator": _kept,
     }
     if kind == "cuda":
         gpu = torch.cuda.get_device_properties(0)
@@ -97,6 +126,18 @@ def describe(kind: str) -> dict:
     except (ValueError, OSError):
         memory = None
     return {**common, "name": name, "flags": flags, "memory_bytes": memory}
+
+
+@functools.cache
+def compiler_trouble(device: str) -> str | None:
+    """Why torch.compile does not work here, in a few words; None when it does. Tries it, which takes seconds."""
+    import torch
+
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
+    except Exception as error:  # no compiler, no headers of Python, no Triton, ...
+        return str(error).strip().partition("\n")[0][:200]
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

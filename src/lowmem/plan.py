@@ -1,7 +1,8 @@
 """What a tier needs: exhibits, jobs, datasets, code files. Standard library and yaml only: Snakemake parses it.
 
 A job is what Snakemake starts as one process: all runs of an experiment (tier key `job: experiment`, where starting a
-process costs more than many a run) or one variant with one seed (`job: run`, so that a cluster runs them side by side).
+process costs more than many a run), one variant with all its seeds (`job: variant`), or one variant with one seed (`job:
+run`, so that a cluster runs them side by side).
 """
 
 import ast
@@ -9,9 +10,10 @@ import functools
 import hashlib
 from pathlib import Path
 
-from lowmem import experiments, prerequisites, provenance, superglue
+from lowmem import experiments, prerequisites, provenance, record, superglue
 from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
+from lowmem.fetch import parts as fetch_parts
 from lowmem.fetch import script as fetch_script
 from lowmem.files import read_json, read_yaml, sha256, write_json
 
@@ -127,24 +129,18 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     if names is None:
         names = sorted({name for header in exhibits(root).values() for name in shown_by(header, tier)})
     of_tier = experiments.load_tier(root, tier)
-    per_run, per_node = of_tier["job"] == "run", of_tier.get("gpus_per_node")
+    per_node = of_tier.get("gpus_per_node")
     known = read_yaml(root / "data/sources.yaml")
     found = {}
-    for experiment, (runs, wanted) in with_earlier(root, tier, options, names, per_run).items():
-        groups, own = by_dataset(wanted), own_options(runs, options)
-        for group in [[run] for run in wanted] if per_run else groups.values():
-            part = dataset_of(group[0]) if len(groups) > 1 else None
-            name = f"{group[0]['id']}" if per_run else f"{experiment}/{part}" if part else experiment
-            arguments = [f"--experiment {experiment} --tier {tier}", *own]
-            if per_run:
-                arguments.append(f"--variant {group[0]['variant']} --seed {group[0]['seed']}")
-            elif part:
-                arguments.append(f"--dataset {part}")
-            found[name] = make_job(root, tier, name, group, experiment, arguments, known, per_node)
+    for experiment, (runs, wanted) in with_earlier(root, tier, options, names, of_tier["job"] == "run").items():
+        plain = " ".join([f"--experiment {experiment} --tier {tier}", *own_options(runs, options)])
+        for name, (group, narrowed) in grouped(experiment, wanted, of_tier["job"]).items():
+            found[name] = make_job(root, tier, name, group, known, per_node)
+            found[name] |= {"experiment": experiment, "arguments": plain + narrowed}
         for run in prerequisites.unnamed(wanted):
             if run["id"] not in found:
-                arguments = [f"--experiment {experiment} --tier {tier} --variant {run['variant']}", *own]
-                found[run["id"]] = make_job(root, tier, run["id"], [run], experiment, arguments, known, per_node)
+                found[run["id"]] = make_job(root, tier, run["id"], [run], known, per_node)
+                found[run["id"]] |= {"experiment": experiment, "arguments": f"{plain} --variant {run['variant']}"}
     return in_order(found)
 
 
@@ -178,6 +174,20 @@ def dataset_of(run: dict) -> str | None:
     return (run["config"].get("data") or {}).get("dataset")
 
 
+def grouped(experiment: str, runs: list[dict], kind: str) -> dict[str, tuple[list[dict], str]]:
+    """{job name: (its runs, the arguments that choose them)}; kind: the tier's `job`."""
+    if kind == "run":
+        return {run["id"]: ([run], f" --variant {run['variant']} --seed {run['seed']}") for run in runs}
+    if kind == "variant":
+        variants = dict.fromkeys(run["variant"] for run in runs)
+        chosen = {variant: [run for run in runs if run["variant"] == variant] for variant in variants}
+        return {f"{experiment}/{variant}": (group, f" --variant {variant}") for variant, group in chosen.items()}
+    groups = by_dataset(runs)
+    if len(groups) == 1:
+        return {experiment: (runs, "")}
+    return {f"{experiment}/{dataset}": (group, f" --dataset {dataset}") for dataset, group in groups.items()}
+
+
 def by_dataset(runs: list[dict]) -> dict[str | None, list[dict]]:
     """Runs that read the same dataset go into one job: where one cannot be had, the others still run."""
     groups: dict[str | None, list[dict]] = {}
@@ -192,16 +202,7 @@ def own_options(runs: list[dict], options: dict) -> list[str]:
     return [f"--option {key}={value}" for key, value in sorted(options.items()) if key in used]
 
 
-def make_job(
-    root: Path,
-    tier: str,
-    name: str,
-    runs: list[dict],
-    experiment: str,
-    arguments: list[str],
-    known: dict,
-    per_node: int | None,
-) -> dict:
+def make_job(root: Path, tier: str, name: str, runs: list[dict], known: dict, per_node: int | None) -> dict:
     """One job out of runs that one process does in turn: times add up, the rest is what the largest needs."""
     needed = [run["resources"] for run in runs]
     data = {folder: data for run in runs for folder, data in prepared(root, run["config"], known)}
@@ -213,9 +214,7 @@ def make_job(
                 f"{run['id']} (tier {tier}): {idle} of its GPUs would idle; set train.devices to resources.gpus"
             )
     return {
-        "experiment": experiment,
         "done": f"results/{tier}/{name}/done.json",
-        "arguments": " ".join(arguments),
         "hashes": hashlib.sha256(" ".join(run["config_hash"] for run in runs).encode()).hexdigest()[:16],
         "runs": runs,
         "data": data,
@@ -294,13 +293,13 @@ def datasets(jobs: dict[str, dict]) -> dict[str, dict]:
 
 def prepare_inputs(root: Path, data: dict) -> dict[str, list[str]]:
     """What a prepared folder is made from: the fetched raw files, and the code that reads them."""
-    raw = raw_folder(root, data["dataset"], data["source"]).relative_to(root)
+    raw = [raw_folder(root, part, data["source"]).relative_to(root) for part in fetch_parts(root, data["dataset"])]
     script = fetch_script(root, data["dataset"])
     code = code_files("prepare.py", "tokenizers.py")
     if (root / script).is_file():
         own = provenance.reach([root / script], SHARED) - {root / script}  # what the script imports
         code = sorted({*code, *map(provenance.name_of, own)}) + [str(script)]
-    return {"raw": [f"{raw}/fetched.json"], "code": code}
+    return {"raw": [f"{folder}/fetched.json" for folder in raw], "code": code}
 
 
 def prepare_arguments(data: dict) -> str:
@@ -367,9 +366,7 @@ def write_done(root: Path, runs: list[dict], path: Path) -> None:
     """A job's declared output: each run's record by hash, so that exhibits are redrawn only when a record changed."""
     rows = []
     for run in runs:
-        record = root / "results" / run["tier"] / run["id"] / "record.json"
-        loaded = read_json(record)
-        rows.append(
-            {"id": run["id"], "status": loaded["status"], "config_hash": run["config_hash"], "sha256": sha256(record)}
-        )
+        folder = record.folder(root, run)
+        status, whole = record.load(folder)["status"], sha256(folder / "record.json")
+        rows.append({"id": run["id"], "status": status, "config_hash": run["config_hash"], "sha256": whole})
     write_json(path, rows)

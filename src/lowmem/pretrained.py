@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowmem import distributed, fetch, gguf, streamed
+from lowmem import distributed, gguf, prepare, streamed
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml
 from lowmem.models import llama
@@ -109,7 +109,7 @@ def byte_words() -> Words:
 def checkpoint(root: Path, source: str, device: str) -> tuple[llama.Llama, Words]:
     """Model and words of a checkpoint, see the module's docstring; a folder's weights are only noted, see streamed.py."""
     if source in read_yaml(Path(root) / "data/sources.yaml"):
-        folder = fetch.prepared_folder(root, {"dataset": source})
+        folder = prepare.ready(root, {"dataset": source, "source": "package"})
         found = sorted(folder.glob("*.gguf"))
         if not found:
             raise Failed(f"no GGUF file in {folder}; run: lowmem prepare {source}")

@@ -20,14 +20,24 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import lowmem
-from lowmem import syntax
+from lowmem import kept_files, syntax
 from lowmem.files import read_json, sha256
 
 PACKAGE = Path(lowmem.__file__).parent
 # Modules that route runs, files and messages; what they decide stands in the configuration or in the data's hashes.
 ROUTING = tuple(
     f"lowmem.{name}"
-    for name in ("errors", "files", "provenance", "record", "progress", "ticker", "experiments", "prepare")
+    for name in (
+        "errors",
+        "files",
+        "kept_files",
+        "provenance",
+        "record",
+        "progress",
+        "ticker",
+        "experiments",
+        "prepare",
+    )
 )
 PACKAGES = ("torch", "numpy", "transformers", "sentencepiece")
 TREE = "tree:"
@@ -192,17 +202,14 @@ def hashes(root: Path, paths: Iterable[Path]) -> dict[str, str | None]:
 
 
 def hash_of(root: Path, name: str) -> str | None:
-    """sha256 of a file as a record names it: code as src/..., prepared data by its meta.json (it may be large), another
-    run's weights by its record: they may be gone."""
-    if name.startswith("src/"):
-        path = PACKAGE.parent / current(name).removeprefix("src/")
-        return sha256(path) if path.is_file() else None
-    path = Path(root) / name
+    """sha256 of a file as it is now, as a record names it: code as src/..., anything else below the root; None without it.
+
+    Of another run's weights, what that run's record says: they may be gone.
+    """
+    path = PACKAGE.parent / current(name).removeprefix("src/") if name.startswith("src/") else Path(root) / name
     if path.name == "weights.safetensors":
         return weights_hash(root, path)
-    if (path.parent / "meta.json").is_file():
-        return read_json(path.parent / "meta.json")["sha256"].get(path.name) if path.is_file() else None
-    return sha256(path) if path.is_file() else None
+    return kept_files.sha256(path) if path.is_file() else None
 
 
 def weights_hash(root: Path, path: Path) -> str | None:

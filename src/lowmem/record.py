@@ -5,14 +5,14 @@ machine and memory may differ. A missing number is null, never 0 and never NaN.
 """
 
 import datetime
-import hashlib
+import io
 import json
 import math
 from pathlib import Path
 
-from lowmem import provenance
+from lowmem import kept_files, provenance
 from lowmem.errors import Misuse
-from lowmem.files import atomic_path, read_json, sha256, write_json
+from lowmem.files import atomic_path
 
 SCHEMA = 1
 ARRAYS, CURVE, WEIGHTS = "arrays.npz", "curve.jsonl", "weights.safetensors"
@@ -47,32 +47,30 @@ def start(root: Path, run: dict) -> dict:
         "arrays": None,
         "weights": None,
         "resumed_from": [],
+        "other_means": [],
     }
 
 
 def write(path: Path, record: dict) -> dict:
     """Write record.json atomically with NaN and infinity turned into null; returns what was written.
 
-    With the hash of its curve and, last, its own: what is altered later is noticed.
+    With the hash of its curve and, last, its own: what is altered later is noticed. Damaged when the curve on the disk is
+    no longer what the run wrote.
     """
-    curve = path / CURVE
-    known = {"sha256": sha256(curve), "bytes": curve.stat().st_size} if curve.is_file() else None
-    clean = finite({**record, "ended": now(), "curve": known})
-    clean["digest"] = digest(clean)
-    write_json(path / "record.json", clean)
-    return clean
+    curve, known = path / CURVE, record.get("curve")
+    if known:
+        kept_files.check(curve, known)
+    there = {"sha256": kept_files.sha256(curve), "bytes": curve.stat().st_size} if curve.is_file() else None
+    return kept_files.write_json(path / "record.json", finite({**record, "ended": now(), "curve": there}))
 
 
-def digest(record: dict) -> str:
-    """sha256 of the record as canonical JSON, without its own digest."""
-    rest = {key: value for key, value in record.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+def load(folder: Path) -> dict:
+    """The record of a run's folder; Failed when it is missing or altered."""
+    return kept_files.read_json(Path(folder) / "record.json")
 
 
 def damage(path: Path, record: dict, beside: dict[str, str] = BESIDE) -> str | None:
-    """What is altered in a record, or lost or altered beside it; None when all is as it was written."""
-    if record.get("digest") not in (None, digest(record)):
-        return "record.json was altered"
+    """What is lost or altered beside a record; None when all is as it was written."""
     for key, name in beside.items():
         if record.get(key) and not whole(path / name, record[key]):
             return f"{name} was altered or lost"
@@ -81,7 +79,10 @@ def damage(path: Path, record: dict, beside: dict[str, str] = BESIDE) -> str | N
 
 def whole(path: Path, known: dict) -> bool:
     """Whether a file beside a record is the one that the record speaks of."""
-    return path.is_file() and path.stat().st_size == known["bytes"] and sha256(path) == known["sha256"]
+    try:
+        return bool(kept_files.check(path, known))
+    except kept_files.Damaged:
+        return False
 
 
 def reusable(root: Path, run: dict) -> dict | None:
@@ -90,7 +91,7 @@ def reusable(root: Path, run: dict) -> dict | None:
     if not path.is_file():
         return None
     try:
-        record = read_json(path)
+        record = load(path.parent)
         same = record["schema"] == SCHEMA and record["status"] in FINAL and record["config_hash"] == run["config_hash"]
         same = same and damage(path.parent, record) is None and not provenance.drifted(root, record["code"]["files"])
     except Exception:  # a damaged or foreign file is no record
@@ -106,9 +107,9 @@ def write_arrays(path: Path, arrays: dict | None) -> dict | None:
         return None
     import numpy as np
 
-    with atomic_path(target) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # members carry no time: equal arrays, equal bytes
-    return {"sha256": sha256(target), "bytes": target.stat().st_size}
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # members carry no time: equal arrays, equal bytes
+    return kept_files.write(target, packed.getvalue(), sealed=False)
 
 
 def write_weights(path: Path, tensors: dict) -> dict:
@@ -121,7 +122,7 @@ def write_weights(path: Path, tensors: dict) -> dict:
     target = path / WEIGHTS
     with atomic_path(target) as temporary:
         safetensors.torch.save_file(tensors, temporary)
-    return {"sha256": sha256(target), "bytes": target.stat().st_size}
+    return {"sha256": kept_files.sha256(target), "bytes": target.stat().st_size}
 
 
 def has_weights(path: Path, record: dict) -> bool:
@@ -163,11 +164,11 @@ def equal(a: Path, b: Path) -> list[str]:
     lines += [f"{name}: only in {b}" for name in inside[1] if name not in inside[0]]
     for name in (name for name in inside[0] if name in inside[1]):
         prefix = "" if name == "." else f"{name}: "
-        one, other = read_json(a / name / "record.json"), read_json(b / name / "record.json")
+        one, other = load(a / name), load(b / name)
         for key in ("config", "status", "metrics", "arrays"):
             if one.get(key) != other.get(key):
                 lines.append(f"{prefix}{key}: {json.dumps(one.get(key))} is not {json.dumps(other.get(key))}")
-        curves = [losses(top / name / "curve.jsonl") for top in (a, b)]
+        curves = [losses(top / name, made) for top, made in ((a, one), (b, other))]
         if len(curves[0]) != len(curves[1]):
             lines.append(f"{prefix}curve: {len(curves[0])} lines, not {len(curves[1])}")
         elif curves[0] != curves[1]:
@@ -176,14 +177,19 @@ def equal(a: Path, b: Path) -> list[str]:
     return lines
 
 
-def losses(path: Path) -> list[dict]:
-    """Step and loss columns of a curve; empty when there is none."""
-    if not path.is_file():
+def curve(folder: Path, record: dict) -> list[dict]:
+    """The lines of a record's curve; empty when it has none, Damaged when they are not those that the run wrote."""
+    if not record.get("curve"):
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{key: row.get(key) for key in ("step", *LOSS_COLUMNS)} for row in rows]
+    kept_files.check(folder / CURVE, record["curve"])
+    return [json.loads(line) for line in (folder / CURVE).read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def losses(folder: Path, record: dict) -> list[dict]:
+    """Step and loss columns of a curve; empty when there is none."""
+    return [{key: row.get(key) for key in ("step", *LOSS_COLUMNS)} for row in curve(folder, record)]
 
 
 def show(folder: Path) -> None:
     """Print one record."""
-    print(json.dumps(read_json(Path(folder) / "record.json"), indent=1))
+    print(json.dumps(load(folder), indent=1))

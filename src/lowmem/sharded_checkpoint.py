@@ -2,7 +2,8 @@
 
 Each rank writes its part; another number of ranks, also one, can read it back. A checkpoint is a folder step<k> that
 appears by renaming once all ranks have written, so that the last good one stays whole whatever dies. It holds tensors
-and layout.json (names, shapes, blocks, settings); reading compares the layout first and executes nothing.
+and layout.json (names, shapes, blocks, settings, and the hash of every file). Reading checks the hashes and compares the
+layout first, and executes nothing; a checkpoint with other bytes is passed over.
 
     save(folder, step, model, optimizer, {"tokens": 1000})      # every rank calls it
     extra = load(folder, model, optimizer)                      # None when there is none
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -20,10 +22,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
+from lowmem import kept_files
+from lowmem.checkpoint_metadata import Planner, Reader
 from lowmem.distributed import rank, world
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json, write_json
+from lowmem.files import sha256, synced
+from lowmem.progress import say
 
 
 def save(
@@ -45,10 +51,12 @@ def save(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one process without a group is as good as any
             dcp.save(tensors, checkpoint_id=partial)
+        hashes = _joined({path.name: sha256(path) for path in _own(partial, rank())})
         if rank() == 0:
-            write_json(partial / "layout.json", layout)
+            kept_files.write_json(partial / "layout.json", {**layout, "files": hashes})
             shutil.rmtree(target, ignore_errors=True)
             os.replace(partial, target)
+            synced(folder)
         _barrier()
     except Exception as error:  # a full disk, or another rank that is gone
         raise Failed(
@@ -63,11 +71,8 @@ def save(
 
 def peek(folder: Path) -> dict | None:
     """What load will return, without reading tensors. Collective."""
-    path = _agreed(Path(folder))
-    if path is None:
-        return None
-    saved = read_json(path / "layout.json")
-    return {"step": saved["step"], **saved["extra"]}
+    found = _agreed(Path(folder))
+    return {"step": found[1]["step"], **found[1]["extra"]} if found else None
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
@@ -76,17 +81,20 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     None when there is none. Raises Misuse on every rank, before anything changes, when it is of another model or
     partition.
     """
-    path = _agreed(Path(folder))
-    if path is None:
+    found = _agreed(Path(folder))
+    if found is None:
         return None
+    path, saved = found
     tensors, here = _content(model, optimizer)
-    saved = read_json(path / "layout.json")
     _compare(path, saved, here)
     if saved["world_size"] != world():
         tensors.pop("rng")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(tensors, checkpoint_id=path)
+        try:
+            dcp.load(tensors, storage_reader=Reader(path, set(saved["files"])), planner=Planner())
+        except (Exception, CheckpointException) as error:  # of another version of PyTorch, or nothing that save() wrote
+            raise Failed(f"{path} cannot be used ({_line(error)}); delete it to start over") from error
     model.load_state_dict(tensors["model"])
     groups = iter(saved["groups"])
     for part in _parts(optimizer):
@@ -155,21 +163,39 @@ def _compare(path: Path, saved: dict, here: dict) -> None:
         raise Misuse(f"{path} has {len(saved['groups'])} parameter groups, this run {len(here['groups'])}")
 
 
-def _agreed(folder: Path) -> Path | None:
-    """The newest checkpoint as rank 0 sees it, on every rank."""
-    found = [_newest(folder) if rank() == 0 else None]
-    if world() > 1:
-        dist.broadcast_object_list(found, src=0)
-    return found[0]
+def _agreed(folder: Path) -> tuple[Path, dict] | None:
+    """(folder, layout) of the newest checkpoint whose files are as they were written, the same on every rank."""
+    names = [path.name for path in folder.glob("step*")]
+    steps = _joined({name: "" for name in names if re.fullmatch(r"step\d{1,18}", name)} if rank() == 0 else {})
+    for name in sorted(steps, key=lambda name: int(name[4:]), reverse=True):
+        path, problem, layout = folder / name, "", {}
+        try:
+            layout = kept_files.read_json(path / "layout.json")
+            for number, (file, value) in enumerate(sorted(layout["files"].items())):
+                if number % world() == rank():
+                    kept_files.check(path / file, value)
+        except Exception as error:
+            problem = _line(error)
+        problems = [told for told in _joined({str(rank()): problem}).values() if told]
+        if not problems:
+            return path, layout
+        if rank() == 0:
+            say(f"{path} cannot be used: {problems[0]}; trying an older one or starting over")
+    return None
 
 
-def _newest(folder: Path) -> Path | None:
-    steps = {
-        int(path.name.removeprefix("step")): path
-        for path in folder.glob("step*")
-        if path.name.removeprefix("step").isdigit() and (path / "layout.json").is_file()
-    }
-    return steps[max(steps)] if steps else None
+def _own(folder: Path, number: int) -> list[Path]:
+    """The files of a checkpoint that a rank wrote; the table of contents is rank 0's."""
+    return sorted(folder.glob(f"__{number}_*")) + ([folder / ".metadata"] if number == 0 else [])
+
+
+def _joined(one: dict) -> dict:
+    """The dictionaries of all ranks as one. Collective."""
+    if world() == 1:
+        return one
+    found = [None] * world()
+    dist.all_gather_object(found, one)
+    return {key: value for part in found for key, value in part.items()}
 
 
 def _plain(value) -> bool:

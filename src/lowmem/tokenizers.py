@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem import archives
+from lowmem import archives, kept_files
 from lowmem.errors import Failed, Misuse, nearest
-from lowmem.files import read_json
 
 LARGEST = 65536  # tokens are stored as uint16
 TRAIN_BYTES = 50_000_000  # of text, from the start of the train split, are enough for a BPE of this size
@@ -65,7 +64,7 @@ def make(name: str, train_texts: Callable[[], Iterator[str]], gpt2_raw: Callable
 
 def load(folder: Path) -> Tokenizer:
     """The tokenizer that a prepared folder was made with."""
-    name = read_json(folder / "meta.json")["tokenizer"]
+    name = kept_files.read_json(folder / "meta.json")["tokenizer"]
     if name == "byte":
         return byte()
     if name == "char":

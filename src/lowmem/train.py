@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from lowmem import checkpoint, distributed, machine, prerequisites, provenance, record, ticker
+from lowmem import checkpoint, distributed, kept_files, machine, prerequisites, provenance, record, ticker
 from lowmem.errors import Diverged, Failed, Misuse
 from lowmem.progress import say
 
@@ -151,5 +151,5 @@ def measure(root: Path, run: dict, task: ModuleType, made: dict, folder: Path) -
     made["arrays"] = record.write_arrays(folder, result.get("arrays"))
     made.update(metrics={"final": {}, "best": {}, **result["metrics"]}, memory=result.get("memory"), status="done")
     if result.get("curve") is not None:
-        lines = [json.dumps(record.finite(line)) for line in result["curve"]]
-        (folder / "curve.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        lines = [json.dumps(record.finite(line)) + "\n" for line in result["curve"]]
+        made["curve"] = kept_files.write(folder / record.CURVE, "".join(lines).encode(), sealed=False)

@@ -22,6 +22,7 @@ class Updates:
 
     def __init__(self, task: Task, optimizer, train: dict, schedule: dict | None, device: str, ranks: int = 1):
         self.task, self.model, self.optimizer = task, task.model, optimizer
+        self.stepped = task.model  # what an update calls; evaluations call the model itself
         self.schedule, self.steps, self.clip_at = schedule or {}, train["steps"], train.get("grad_clip")
         self.device, self.bf16, self.ranks = device, train.get("precision", "fp32") == "bf16", ranks
         micro = train.get("micro_batch_size") or train["batch_size"]
@@ -76,7 +77,15 @@ class Updates:
 
     def loss(self, batch) -> torch.Tensor:
         with self.autocast():
-            return self.task.loss(self.model, batch)
+            return self.task.loss(self.stepped, batch)
+
+    def compile(self) -> None:
+        """Compile what updates run."""
+        if self.fused:  # a compiled whole-model backward would keep all gradients
+            for part in self.model.blocks:
+                part.compile()
+        else:
+            self.stepped = torch.compile(self.model)
 
     def autocast(self):
         return torch.autocast(self.device, torch.bfloat16, enabled=self.bf16)

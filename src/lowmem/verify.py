@@ -10,16 +10,16 @@ from pathlib import Path
 
 from lowmem import experiments, kept, provenance, record
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json, write_json
+from lowmem.files import write_json
 
 
 def check(root: Path, path: Path) -> tuple[str, str]:
     """(state, why) of one run folder. State: "whole", "drifted" (code or data changed since), or "damaged"."""
     try:
-        found = read_json(path / "record.json")
+        found = record.load(path)
         experiments.check(root, found, "record", Path("record.json"))
     except (Failed, Misuse) as error:
-        return "damaged", str(error)
+        return "damaged", getattr(error, "short", str(error))
     problem = record.damage(path, found)
     if problem is None and experiments.config_hash({**found["config"], "seed": found["seed"]}) != found["config_hash"]:
         problem = "config_hash is not that of its configuration"
@@ -69,7 +69,7 @@ def verify(root: Path, places: list[Path], rerun: int = 0, seed: int = 0, minute
 
 def is_cheap(path: Path, minutes: float) -> bool:
     """Whether a finished run of one CPU process took at most so long."""
-    found = read_json(path / "record.json")
+    found = record.load(path)
     begin, end = (datetime.datetime.fromisoformat(found[key]) for key in ("started", "ended"))
     on_cpu = (found["device"] or {}).get("type") == "cpu" and found.get("world_size", 1) == 1
     return found["status"] in record.FINAL and on_cpu and (end - begin).total_seconds() <= 60 * minutes
@@ -77,7 +77,7 @@ def is_cheap(path: Path, minutes: float) -> bool:
 
 def same_again(root: Path, path: Path) -> bool:
     """Run one record's configuration again, in a folder of its own, and say whether the records are equal."""
-    before = read_json(path / "record.json")
+    before = record.load(path)
     run = {key: before[key] for key in ("id", "experiment", "variant", "seed", "tier", "config", "config_hash")}
     threads = before["device"].get("threads") or 1
     run["resources"] = {"threads": threads, "mem_mb": 2000, "gpus": 0, "minutes": 30}

@@ -1,7 +1,11 @@
 """Checkpoints written by several ranks, read by another number of them, and what may go wrong on the way."""
 
+import io
 import json
 import os
+import pickle
+import random
+import shutil
 import time
 
 import models
@@ -15,8 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from lowmem import partition, sharded_checkpoint
+from lowmem import kept_files, partition, sharded_checkpoint
 from lowmem.errors import Failed, Misuse
+from lowmem.files import sha256
 from lowmem.optim import CAME, SGD, SM3, AdaLomo, AdamMini, AdamW, Lamb, Lomo, state
 from lowmem.optim import make as make_optimizer
 from lowmem.optim.zero1 import Zero1
@@ -228,3 +233,80 @@ def test_a_rank_that_dies_while_saving_leaves_the_last_checkpoint_loadable(tmp_p
 def test_no_checkpoint_is_none(tmp_path):
     model = models.build()
     assert sharded_checkpoint.load(tmp_path, model, AdamMini(model, lr=1e-2)) is None
+
+
+# -- damage and poison -----------------------------------------------------------------------------------------------
+
+
+def whole(folder, step: int) -> tuple:
+    """A small model, its optimizer, and their checkpoint in one process."""
+    torch.manual_seed(0)
+    model = models.build()
+    optimizer = AdamMini(model, lr=1e-2)
+    zoo.apply(optimizer, model(data(0)[:, :-1], data(0)[:, 1:]))
+    return model, optimizer, sharded_checkpoint.save(folder, step, model, optimizer)
+
+
+def test_no_bit_of_any_file_of_a_checkpoint_can_flip_without_starting_over(tmp_path):
+    _, _, path = whole(tmp_path, 3)
+    chance = random.Random(0)
+    for file in sorted(path.iterdir()):
+        content = file.read_bytes()
+        for _ in range(40):
+            at = chance.randrange(8 * len(content))
+            flipped = content[: at // 8] + bytes([content[at // 8] ^ (1 << at % 8)]) + content[at // 8 + 1 :]
+            if file.name == "layout.json" and content[at // 8 : at // 8 + 1].isspace():
+                continue  # another kind of space says the same
+            file.write_bytes(flipped)
+            assert sharded_checkpoint.peek(tmp_path) is None, (file.name, at)
+        file.write_bytes(content)
+    assert sharded_checkpoint.peek(tmp_path) == {"step": 3}
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path, capsys):
+    _, _, path = whole(tmp_path, 3)
+    shutil.copytree(path, tmp_path / "step12")
+    shutil.copytree(path, tmp_path / "step5 copy")
+    (tmp_path / "step12/__0_0.distcp").write_bytes(b"")
+    assert sharded_checkpoint.peek(tmp_path) == {"step": 3}
+    assert "step12 cannot be used" in capsys.readouterr().err
+
+
+class Canary:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+@pytest.mark.parametrize("where", ["all of it", "an entry", "the layout of a tensor"])
+def test_a_poisoned_table_of_contents_runs_nothing_even_with_a_right_hash(tmp_path, where):
+    model, optimizer, path = whole(tmp_path / "run", 3)
+    canary = tmp_path / "ran"
+    contents = pickle.loads((path / ".metadata").read_bytes())
+    name = next(iter(contents.state_dict_metadata))
+    if where == "all of it":
+        contents = Canary(str(canary))
+    elif where == "an entry":
+        contents.state_dict_metadata[name] = Canary(str(canary))
+    else:
+        contents.state_dict_metadata[name].properties.layout = Canary(str(canary))
+    (path / ".metadata").write_bytes(pickle.dumps(contents))
+    layout = json.loads((path / "layout.json").read_text())
+    layout["files"][".metadata"] = sha256(path / ".metadata")
+    kept_files.write_json(path / "layout.json", layout)
+    with pytest.raises(Failed, match="step3 cannot be used"):
+        sharded_checkpoint.load(tmp_path / "run", model, optimizer)
+    assert not canary.exists()
+
+
+def test_values_that_are_no_tensors_run_nothing(tmp_path):
+    from lowmem.checkpoint_metadata import Planner
+
+    poison, canary = io.BytesIO(), tmp_path / "ran"
+    torch.save(Canary(str(canary)), poison)
+    poison.seek(0)
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        Planner().load_bytes(None, poison)
+    assert not canary.exists()

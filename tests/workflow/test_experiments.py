@@ -6,7 +6,7 @@ from checkout import edit
 from lowmem import estimate, experiments, plan
 from lowmem.errors import Misuse
 
-TIERS = ("laptop", "paper", "smoke", "workstation")
+TIERS = ("laptop", "overnight", "paper", "smoke", "workstation")
 FILE = "workflow/config/experiments/gpt2_sizes.yaml"
 
 
@@ -27,12 +27,12 @@ def test_hash_ignores_key_order_and_resources_and_sees_everything_else():
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_every_experiment_resolves_in_every_tier(root, tier):
-    for name in experiments.experiment_names(root):
+    for name in experiments.experiment_names(root, tier):
         runs = experiments.runs(root, name, tier)
         assert len({run["id"] for run in runs}) == len(runs) > 0
 
 
-def test_the_four_tiers_are_there(root):
+def test_the_five_tiers_are_there(root):
     assert tuple(experiments.tier_names(root)) == TIERS
 
 
@@ -85,6 +85,49 @@ def test_a_mistake_in_an_experiment_file_is_one_line_that_names_it(project, old,
         experiments.runs(project, "gpt2_sizes", "laptop")
     message = str(caught.value)
     assert words in message and "gpt2_sizes.yaml" in message and "\n" not in message
+
+
+def test_a_tier_that_is_like_another_runs_what_it_does_not_change_as_that_one_does(root):
+    assert (
+        experiments.set_by(root, "llama_scaling", "laptop")
+        == experiments.set_by(root, "graphs", "overnight")
+        == "laptop"
+    )
+    assert experiments.set_by(root, "llama_rates", "overnight") == "overnight"
+    for name in ("graphs", "gpt2_decay"):  # the second names OpenWebText, for which the tiers have different stand-ins
+        both = [experiments.runs(root, name, tier) for tier in ("laptop", "overnight")]
+        assert [run["config"] for run in both[0]] == [run["config"] for run in both[1]]
+    own = experiments.runs(root, "gpt2_rates", "overnight")[0]["config"]["data"]
+    assert own["dataset"] == "prose"
+    tier = experiments.load_tier(root, "overnight")
+    assert tier["data"]["c4"]["dataset"] == "prose"
+    assert tier["data"]["cora"] == experiments.load_tier(root, "laptop")["data"]["cora"]
+
+
+def test_a_grid_of_rates_depends_on_the_other_axes_and_the_first_pattern_that_fits_counts(project):
+    edit(
+        project / FILE,
+        "seeds: [0, 1, 2]           #",
+        'rates: {"43k-adamw": [0.003, 1.0], "*-adam*": [0.012]}\nseeds: [0, 1, 2]  #',
+    )
+    runs = experiments.runs(project, "gpt2_sizes", "laptop")
+    found = {run["variant"]: run["config"]["optimizer"]["lr"] for run in runs if run["variant"].startswith("43k")}
+    assert found == {"43k-adamw-3e.3": 0.003, "43k-adamw-1e0": 1.0, "43k-adam_mini-1.2e.2": 0.012}
+
+
+def test_a_combination_that_fits_no_grid_has_no_run(project):
+    edit(project / FILE, "seeds: [0, 1, 2]           #", 'rates: {"83k-*": [0.003]}\nseeds: [0, 1, 2]  #')
+    assert {run["variant"] for run in experiments.runs(project, "gpt2_sizes", "laptop")} == {
+        "83k-adamw-3e.3",
+        "83k-adam_mini-3e.3",
+    }
+
+
+def test_an_experiment_of_one_tier_is_refused_in_another_with_the_tiers_it_has(root):
+    assert "gap_phase" in experiments.experiment_names(root, "overnight")
+    assert "gap_phase" not in experiments.experiment_names(root, "laptop")
+    with pytest.raises(Misuse, match="experiment gap_phase has no runs in tier laptop; its tiers: overnight"):
+        experiments.runs(root, "gap_phase", "laptop")
 
 
 def test_an_unknown_dataset_is_named_with_the_nearest_one(project):

@@ -6,7 +6,7 @@ import re
 import pytest
 from checkout import edit
 
-from lowmem import estimate, experiments, plan, prepare
+from lowmem import estimate, experiments, kept_files, plan, prepare
 from lowmem.errors import Misuse
 
 
@@ -190,7 +190,7 @@ def test_done_names_every_record_by_its_hash(root, tmp_path):
     run = plan.select(root, "gpt2_sizes", "laptop", {}, "83k-adamw", 0)[0]
     record = tmp_path / "results/laptop/gpt2_sizes/83k-adamw/seed0/record.json"
     record.parent.mkdir(parents=True)
-    record.write_text('{"status": "diverged"}')
+    kept_files.write_json(record, {"status": "diverged"})
     plan.write_done(tmp_path, [run], tmp_path / "done.json")
     [row] = json.loads((tmp_path / "done.json").read_text())
     assert row["status"] == "diverged" and row["config_hash"] == run["config_hash"] and len(row["sha256"]) == 64
@@ -220,10 +220,9 @@ def test_measured_costs_replace_the_estimate(project, capsys):
 def test_saved_costs_are_medians_of_undisturbed_records(project):
     for seed, seconds in ((0, 10), (1, 30), (2, 20)):
         path = project / f"results/smoke/gpt2_sizes/10k-adamw/seed{seed}/record.json"
-        path.parent.mkdir(parents=True)
         times = {"started": "2026-01-01T00:00:00+00:00", "ended": f"2026-01-01T00:00:{seconds}+00:00"}
         about = {"status": "done", "experiment": "gpt2_sizes", "variant": "10k-adamw", "resumed_from": []}
-        path.write_text(json.dumps({**about, **times}))
+        kept_files.write_json(path, {**about, **times})
     estimate.save_costs(project, "smoke")
     assert estimate.costs(project)["smoke/gpt2_sizes/10k-adamw"] == 20
 

@@ -159,10 +159,13 @@ def test_ci_runs_every_phase_and_stops_at_the_first_failure(root):
         assert word in text
 
 
-def test_targets_of_the_readme_exist(root):
+def test_targets_that_the_pages_name_exist(root):
     rules = read(root, "Snakefile") + "".join(path.read_text() for path in (root / "workflow/rules").glob("*.smk"))
     known = set(re.findall(r"^rule (\w+):", rules, re.MULTILINE))
     known |= {path.stem for path in (root / "src/lowmem/exhibits").glob("[a-z]*.py")}
-    for line in re.findall(r"^snakemake (.*?)(?:#|$)", read(root, "README.md"), re.MULTILINE):
+    pages = read(root, "README.md") + read(root, "docs/pipeline.md")
+    lines = re.findall(r"^snakemake (.*?)(?:#|$)|`snakemake (.*?)`", pages, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in map("".join, lines):
         words = re.sub(r"--(cores|config|workflow-profile) \S+", "", line).split()
         assert set(words) <= known, line

@@ -25,5 +25,7 @@ rule train:
         launcher=lambda w: JOBS[w.job]["launcher"],
     shell:
         # tee outlives SIGTERM, since the run has a line to say after its checkpoint
-        "PYTHONPATH=src {params.launcher} -m lowmem train {params.arguments} --done {output} 2>&1"
+        # glibc reads its tunables before a process starts; huge pages spare nearly all page faults (machine.keep_memory)
+        "GLIBC_TUNABLES=${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}} PYTHONPATH=src"
+        " {params.launcher} -m lowmem train {params.arguments} --done {output} 2>&1"
         " | (trap '' INT TERM; exec tee {log})"

@@ -42,7 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[
             "Four models of different sizes stand behind one row; the exhibits named in the caption say which.",
             "SGD and LOMO were not trained on this GPT-2; LOMO's fine-tuning is in LOMO Table 3.",
-            "Under which frameworks each one is tested stands in the README's table.",
+            "Under which frameworks each one is tested stands in docs/frameworks.md.",
         ],
         bars=["state / weights", "peak memory / AdamW's"],
     )

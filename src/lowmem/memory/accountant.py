@@ -31,7 +31,8 @@ from lowmem.optim._factory import make
 from lowmem.optim.adamw import AdamW
 from lowmem.optim.fused_backward import FusedBackward
 
-IN_C = ("lowmem.optim.adamw", "lowmem.optim.adam_mini")  # rules with a C kernel for fp32 tensors on a CPU
+# Rules with a C kernel for fp32 tensors on a CPU, and how often it passes over one: reads p, g, m, v; writes p, m, v.
+IN_C = {"lowmem.optim.adamw": 7, "lowmem.optim.adam_mini": 7, "lowmem.optim.lion": 5}
 PRECISIONS = ("fp32", "bf16", "mixed", "master")
 
 
@@ -303,13 +304,14 @@ def update_through(optimizer, model: nn.Module, twin: nn.Module) -> None:
 def stand_in(tracker: Tracker, optimizer, cell: Cell) -> None:
     """What fake tensors on a CPU cannot show: kernels in C or on a GPU update fp32 tensors in place, in one pass;
     offloaded moments come over to be updated."""
-    in_c = cell.device == "cpu" and optimizer.fast.__func__.__module__ in IN_C and kernel.library() is not None
+    rule = optimizer.fast.__func__.__module__
+    in_c = cell.device == "cpu" and rule in IN_C and kernel.library() is not None
     fused = cell.device == "gpu" and isinstance(optimizer, AdamW) and not cell.offload
 
     def in_one_kernel(ready: list) -> list:
         for _, p, *_ in ready:
             if p.dtype == torch.float32:
-                tracker.work.touched(tracker.stage, p, 7)  # reads p, g, m, v; writes p, m, v
+                tracker.work.touched(tracker.stage, p, IN_C[rule])
         return [entry for entry in ready if entry[1].dtype != torch.float32]
 
     if in_c or fused:

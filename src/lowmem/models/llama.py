@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowmem.attention import causal_attention
+from lowmem.attention import causal_attention, of_each
 from lowmem.errors import Misuse
+from lowmem.models._shuffle import shuffle
 
 
 def _shape(n_layer: int, n_head: int, n_embd: int, n_hidden: int, **others) -> dict:
@@ -59,6 +60,8 @@ class Config:
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
     tied: bool = False
+    init_std: float = 0.02  # of query, key, value and gate; out, up and down start smaller with their depth
+    shuffled: str | None = None  # pattern of modules whose weights are kept in a random order, see _shuffle.py
 
 
 def rotary_table(block_size: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
@@ -96,7 +99,7 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=False)
         self.wo = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: list | None = None):
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask=None, cache: list | None = None, lengths=None):
         batch, length, _ = x.shape
         q = self.wq(x).view(batch, length, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.wk(x).view(batch, length, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, K, T, D)
@@ -104,7 +107,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = extended(cache, k, v)  # (B, K, S, D)
-        y = causal_attention(q, k, v, mask=mask)  # (B, H, T, D)
+        y = of_each(q, k, v, lengths, mask) if lengths else causal_attention(q, k, v, mask=mask)  # (B, H, T, D)
         return self.wo(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -131,8 +134,8 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: list | None = None):
-        x = x + self.attention(self.norm1(x), cos, sin, mask, cache)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask=None, cache: list | None = None, lengths=None):
+        x = x + self.attention(self.norm1(x), cos, sin, mask, cache, lengths)
         return x + self.mlp(self.norm2(x))
 
 
@@ -152,15 +155,17 @@ class Llama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)  # (block_size, D)
         self.register_buffer("sin", sin, persistent=False)
         self.initialise()
+        if config.shuffled:
+            shuffle(self, config.shuffled)
 
     @torch.no_grad()
     def initialise(self) -> None:
         """Truncated normals; up, down and wo shrink with the depth of their layer."""
         nn.init.normal_(self.tokens.weight)
         for depth, block in enumerate(self.blocks):
-            residual = 0.02 / math.sqrt(2 * (depth + 1))
+            residual = self.config.init_std / math.sqrt(2 * (depth + 1))
             for linear in (block.attention.wq, block.attention.wk, block.attention.wv, block.mlp.gate):
-                nn.init.trunc_normal_(linear.weight, std=0.02)
+                nn.init.trunc_normal_(linear.weight, std=self.config.init_std)
             for linear in (block.attention.wo, block.mlp.up, block.mlp.down):
                 nn.init.trunc_normal_(linear.weight, std=residual)
         # a tied table keeps the usual 0.02: larger rows would make each token predict itself
@@ -172,21 +177,30 @@ class Llama(nn.Module):
         return [[] for _ in self.blocks]
 
     def hidden(
-        self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: list | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | list[Tensor] | None = None,
+        cache: list | None = None,
+        lengths: list[int] | None = None,
     ) -> Tensor:
         """tokens (B, T) -> what the head turns into logits, (B, T, C), for those who need few of the logits.
 
         positions (B, T): place of each token in its text, default 0 ... T - 1. mask (B, 1, T, S): True where a query
         (third axis) may see a key (fourth), default the causal one. Both together let texts branch. cache: see
         empty_cache(); the tokens go on where those in the cache ended, and S counts both; positions and mask are needed.
+        lengths: B is 1 and the row holds texts of these lengths one behind the other, which do not see each other and are
+        not padded; mask is then a list with one for each text, or None.
         """
+        if lengths and positions is None:
+            positions = torch.cat([torch.arange(length, device=tokens.device) for length in lengths])[None]
         if positions is None:
             cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]  # (T, D)
         else:
             cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # (B, 1, T, D)
         x = self.tokens(tokens)  # (B, T, C)
         for block, kept in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
-            x = block(x, cos, sin, mask, kept)
+            x = block(x, cos, sin, mask, kept, lengths)
         return self.norm(x)
 
     def forward(
@@ -195,12 +209,13 @@ class Llama(nn.Module):
         targets: Tensor | None = None,
         ignore_index: int = -1,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | list[Tensor] | None = None,
         at: tuple[Tensor, Tensor] | None = None,
         cache: list | None = None,
+        lengths: list[int] | None = None,
     ) -> Tensor:
         """at = (rows (N,), columns (N,)): only the logits of these places, (N, V). The others: see hidden()."""
-        x = self.hidden(tokens, positions, mask, cache)  # (B, T, C)
+        x = self.hidden(tokens, positions, mask, cache, lengths)  # (B, T, C)
         logits = self.head(x if at is None else x[at])  # (B, T, V) or (N, V)
         if targets is None:
             return logits

@@ -4,6 +4,8 @@ The base model is frozen. The prefix is stored directly, without the paper's rep
 its keys have no position.
 """
 
+from itertools import repeat
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ class PrefixAttention(nn.Module):
         self.prefix = nn.Embedding(length, width, **where)  # one row: keys, then values
         nn.init.normal_(self.prefix.weight, std=0.02)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: list | None = None):
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask=None, cache: list | None = None, lengths=None):
         inner, (batch, length, _) = self.inner, x.shape
         shape = (batch, length, -1, inner.head_dim)
         q, k, v = (linear(x).view(shape).transpose(1, 2) for linear in (inner.wq, inner.wk, inner.wv))
@@ -32,12 +34,21 @@ class PrefixAttention(nn.Module):
             k, v = extended(cache, k, v)
         first = self.prefix.weight.to(k.dtype).view(1, -1, 2, inner.n_kv_head, inner.head_dim)
         first = first.expand(batch, -1, -1, -1, -1).permute(2, 0, 3, 1, 4)  # (2, B, K, P, D)
-        k, v = torch.cat((first[0], k), dim=2), torch.cat((first[1], v), dim=2)
-        if mask is None:
-            mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None, None]
-        seen = mask.new_ones(mask.shape[0], 1, length, self.prefix.num_embeddings)
-        y = causal_attention(q, k, v, mask=torch.cat((seen, mask), dim=-1))
+        if lengths:
+            texts = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), mask or repeat(None))
+            y = torch.cat([seeing(first, *text) for text in texts], dim=2)  # (B, H, T, D)
+        else:
+            y = seeing(first, q, k, v, mask)
         return inner.wo(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+def seeing(first: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one text, (B, H, T, D), to `first` (2, B, K, P, D), all of which it sees, and to itself."""
+    k, v = torch.cat((first[0], k), dim=2), torch.cat((first[1], v), dim=2)
+    if mask is None:
+        mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
+    seen = mask.new_ones(mask.shape[0], 1, q.shape[2], first.shape[3])
+    return causal_attention(q, k, v, mask=torch.cat((seen, mask), dim=-1))
 
 
 def attach(model: nn.Module, length: int = 20, device: str | None = None) -> None:

@@ -34,8 +34,9 @@ def __getattr__(name: str):
 
 # fmt: off
 INFRASTRUCTURE = (
-    "checks", "driver", "exchange", "factored", "fused_backward", "graph", "kernel", "parallel", "rounding", "settings",
-    "sharding", "stages", "state", "together", "without_compiler", "zero1",
+    "checks", "driver", "exchange", "factored", "flat_blocks", "fused_backward", "gpu_step", "gpu_tables", "graph",
+    "kernel", "kernel_build", "parallel", "rounding", "settings", "sharding", "stages", "state", "together", "transfers",
+    "triton_kernels", "without_compiler", "zero1",
 )
 # fmt: on
 

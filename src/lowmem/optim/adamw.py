@@ -1,15 +1,17 @@
 """AdamW (Loshchilov and Hutter, arXiv 1711.05101). Reference: torch.optim.AdamW.
 
 Different on purpose: on CPU, fp32 tensors go through a compiled C loop where a C compiler exists (kernel.py), the same
-arithmetic in another order of rounding (1e-6 relative). On a GPU they go through torch's fused kernel.
+arithmetic in another order of rounding (1e-6 relative). On a GPU tensors whose moments have their own dtype go through
+torch's fused kernel.
 """
 
 import torch
 
 from lowmem.optim import kernel
 from lowmem.optim.driver import RuleOptimizer
-from lowmem.optim.settings import as_numbers
 from lowmem.optim.stages import Stage, Work, add_square, axpy, shrink
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def update(w: Work, totals: list) -> None:
@@ -30,6 +32,8 @@ def adam_scalars(group: dict, step) -> dict:
     """
     beta1, beta2 = group["betas"]
     return {
+        "lr": group["lr"],
+        "weight_decay": group["weight_decay"],
         "beta1": beta1,
         "beta2": beta2,
         "gain1": 1 - beta1,
@@ -57,30 +61,32 @@ class AdamW(RuleOptimizer):
     scalars = staticmethod(adam_scalars)
 
     def fast(self, ready):
-        rest = kernel.adam(self, ready)
+        rest = kernel.in_c(self, ready)
         return rest if torch.compiler.is_compiling() or self._compile else in_one_kernel(rest)
 
 
-def in_one_kernel(ready: list, device: str = "cuda") -> list:
-    """Step every fp32 tensor of `ready` that lies on such a device with torch's fused AdamW; returns the others.
+ON = ("cuda",)  # devices where many tensors go through one kernel
 
-    It reads p, g, m, v and writes p, m, v once, where update() above takes 25 passes.
+
+def in_one_kernel(ready: list) -> list:
+    """Step the tensors of `ready` that lie on such a device and are of one dtype with torch's fused AdamW; returns the others.
+
+    It reads p, g, m, v and writes p, m, v once, where update() above takes 25 passes. It computes in fp32 and rounds to
+    nearest, as the stages do.
     """
     rest, together = [], {}
     for entry in ready:
         group, p, g, state, h, _ = entry
         tensors = (p, g, state["exp_avg"], state["exp_avg_sq"])
-        if all(t.dtype == torch.float32 and t.device.type == device for t in tensors):
-            together.setdefault((id(h), p.device), (group, state["step"], []))[2].append(tensors)
+        plain = p.dtype == torch.float32 or (p.dtype in HALVES and group["rounding"] == "nearest")
+        alike = all(t.dtype == p.dtype and t.device == p.device for t in tensors)
+        if plain and alike and p.device.type in ON and h["factor"] == 1.0:
+            together.setdefault((id(h), p.device, p.dtype), (h, state["step"], []))[2].append(tensors)
         else:
             rest.append(entry)
-    for (_, where), (group, step, tensors) in together.items():
+    for (_, where, _), (h, step, tensors) in together.items():
         p, g, m, v = map(list, zip(*tensors))
-        numbers = as_numbers(group)
-        beta1, beta2 = numbers["betas"]
-        settings = {key: numbers[key] for key in ("lr", "eps", "weight_decay")}
+        settings = {key: h[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay")}
         count = torch.full((), float(step), device=where)  # one for all: the kernel only reads it
-        torch._fused_adamw_(
-            p, g, m, v, [], [count] * len(p), beta1=beta1, beta2=beta2, amsgrad=False, maximize=False, **settings
-        )
+        torch._fused_adamw_(p, g, m, v, [], [count] * len(p), amsgrad=False, maximize=False, **settings)
     return rest

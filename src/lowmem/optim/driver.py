@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partition
 from lowmem.optim.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_wrapping
-from lowmem.optim.exchange import Job, local_gradient, rounds
+from lowmem.optim.exchange import Job, local_gradient, rounds, scaled
 from lowmem.optim.rounding import as_exact, round_into
 from lowmem.optim.settings import as_numbers, check_settings, is_picked, one_of, refuse_unknown
 from lowmem.optim.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.stages import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
 from lowmem.optim.state import check_loadable, complete, pack, placed, unpack
+from lowmem.optim.transfers import refuse_capture, wait_for
 from lowmem.optim.without_compiler import Optimizer
 
 
@@ -51,6 +52,7 @@ class RuleOptimizer(Optimizer):
     uses_blocks = False
     beta_count, eps_count = 2, 1
     stages: tuple[Stage, ...] = ()
+    shared: dict | None = None  # scalars of one backward, kept over its updates by FusedBackward
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class RuleOptimizer(Optimizer):
         self._names: dict[nn.Parameter, str] = {}
         self._nonfinite, self._compile, self._no_decay = nonfinite, compile, no_decay
         self._segments: dict = {}  # the C kernel's view of each parameter, see kernel.py
+        self.plans: dict = {}  # tables of the ways over many tensors at once, see flat_blocks.py and gpu_step.py
         self._offload, self._model, self._since_check = offload, None, 0
         self._start_shards()
         if isinstance(params, nn.Module) and model is None:
@@ -241,6 +244,7 @@ class RuleOptimizer(Optimizer):
         work = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if torch.compiler.is_compiling() or self.check(work):
             self.update(work)
+            self.finish()
         return loss
 
     def check(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> bool:
@@ -253,15 +257,21 @@ class RuleOptimizer(Optimizer):
             check_any_gradient(self)
         return self._nonfinite == "ignore" or check_finite(self, work, self._shards)
 
-    def update(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> None:
-        """Run the rule on (group, parameter, gradient) triples; the fused-backward driver calls this too."""
-        jobs = self.begin(work)
+    def update(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float = 1.0) -> None:
+        """Run the rule on (group, parameter, gradient) triples, gradients times factor; FusedBackward calls this too."""
+        jobs = self.begin(work, factor)
         if jobs:
             for pending in rounds(self.stages, jobs):
                 reduce_all(pending)
 
-    def begin(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> list[Job]:
+    def finish(self) -> None:
+        """Wait, once per step or backward, until offloaded state is back in pinned memory and may be read."""
+        if self._offload:
+            wait_for(p.device for group in self.param_groups for p in group["params"])
+
+    def begin(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float = 1.0) -> list[Job]:
         """Update all that is complete on this process; returns what needs sums over processes (see exchange.py)."""
+        refuse_capture()
         if not self._agreed:
             self.agree()
         states, layouts = self._known(work)
@@ -272,34 +282,33 @@ class RuleOptimizer(Optimizer):
             else:
                 self._initialise(fresh)
             states, layouts = self._known(work)
-        scalars: dict = {}
+        scalars: dict = {} if self.shared is None else self.shared
         ready, jobs = [], []
         if states:
             torch._foreach_add_([state["step"] for state in states], 1.0)
         for (group, p, g), state, lay in zip(work, states, layouts):
             step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
-            key = (id(group), step)
+            key = (id(group), step, factor)
             if key not in scalars:
-                scalars[key] = self.scalars(as_numbers(group), step)
+                scalars[key] = {**self.scalars(as_numbers(group), step), "factor": factor}
             h = scalars[key]
             if self._shards and p in self._shards:
                 g, state = local_gradient(self.name(p), p, g), {name: local(value) for name, value in state.items()}
                 if self._cut[p]:
                     moments = {name: value for name, value in state.items() if name != "step"}
-                    stored = (local(p.detach()), g, moments, self.small(self._blocks[p]), h)
+                    stored = (local(p.detach()), scaled(g, factor), moments, self.small(self._blocks[p]), h)
                     jobs.append(Job(self._shards[p], lay, self.form, self.reduction(group), group["rounding"], stored))
                     continue
                 p = local(p.detach())
             if lay.held:
                 ready.append((group, p, g, state, h, lay))
         for group, p, g, state, h, lay in self.fast(ready):
-            self._apply(p, g, state, h, lay, group["rounding"])
-        if self._offload and torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()  # state is back in pinned memory before anybody reads it
+            self._apply(p, scaled(g, h["factor"]), state, h, lay, group["rounding"])
         return jobs
 
     def fast(self, ready: list) -> list:
-        """Hook for a faster way over many tensors at once; returns what it left for the general way."""
+        """Hook for a faster way over many tensors at once; returns what it left for the general way. Gradients count times
+        h["factor"], which the general way multiplies in."""
         return ready
 
     def _known(self, work: list) -> tuple[list[dict], list[Layout | None]]:
@@ -336,7 +345,7 @@ class RuleOptimizer(Optimizer):
             round_into(p, weight, rounding)
         for key, value in plain.items():
             if copies[key] is not value:
-                round_into(value, copies[key], rounding)
+                round_into(value, copies[key], rounding, wait=value.device == p.device)
 
     # -- what a rule brings --------------------------------------------------------------------------------------------
 
@@ -385,7 +394,7 @@ class RuleOptimizer(Optimizer):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self._segments = {}
+        self._segments, self.plans = {}, {}
         self.__dict__.setdefault("_model", None)
         self.__dict__.setdefault("_since_check", 0)
         if "_shards" not in self.__dict__:  # unpickled or copied, and not torch's load_state_dict

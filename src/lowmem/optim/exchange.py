@@ -100,6 +100,13 @@ def rounds(stages: tuple[Stage, ...], jobs: list[Job]) -> Iterator[list[tuple[Sh
         job.close(write=True)
 
 
+def scaled(g: Tensor, factor: float) -> Tensor:
+    """A gradient times a number: 16-bit ones as an fp32 copy, others in place."""
+    if factor == 1.0:
+        return g
+    return (g.float() if g.dtype in (torch.float16, torch.bfloat16) else g).mul_(factor)
+
+
 def local_gradient(name: str, p: Tensor, g: Tensor) -> Tensor:
     """The part of a gradient that belongs to the part of a parameter held here."""
     if is_dtensor(p) and not is_dtensor(g):

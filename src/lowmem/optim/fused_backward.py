@@ -233,6 +233,7 @@ class FusedBackward(Optimizer):
         for p, _ in aside:
             p.grad = None
         self._mode = mode
+        self.inner.shared = {}
         try:
             (loss * scale if scale != 1.0 else loss).backward(retain_graph=keep_graph)
             self._flush(*self._waiting)
@@ -244,8 +245,9 @@ class FusedBackward(Optimizer):
                 ) from error
             raise
         finally:
-            self._mode = None
+            self._mode = self.inner.shared = None
             self._waiting.clear()
+            self.inner.finish()
             for p in self._fired:
                 p.grad = None
             for p, before in aside:
@@ -286,12 +288,13 @@ class FusedBackward(Optimizer):
             exact = torch.promote_types(gradient.dtype, torch.float32)
             self._norms.append((p, torch.linalg.vector_norm(gradient, dtype=exact)))
             return
-        work = (self._group_of[p], p, self._prepared(p, gradient))
+        gradient, factor = self._prepared(p, gradient)
+        work = (self._group_of[p], p, gradient)
         if (number := self._bundle_of.get(p)) is None:
-            self.inner.update([work])
+            self.inner.update([work], factor)
             return
         waiting = self._waiting.setdefault(number, [])  # fully_shard made all of a group's gradients at once
-        waiting.append(work)
+        waiting.append((work, factor))
         if len(waiting) == self._bundle_size[number]:
             self._flush(number)
 
@@ -300,14 +303,17 @@ class FusedBackward(Optimizer):
         """Update the parts that have arrived of some fully_shard groups, with one reduction per stage and group."""
         for number in numbers:
             if work := self._waiting.pop(number, None):
-                self.inner.update(work)
+                self.inner.update([triple for triple, _ in work], work[0][1])
 
-    def _prepared(self, p: nn.Parameter, g: Tensor) -> Tensor:
-        """Unscale, clamp, clip: in the official order, in fp32 for 16-bit gradients, in place where nobody else looks."""
+    def _prepared(self, p: nn.Parameter, g: Tensor) -> tuple[Tensor, float]:
+        """Unscale, clamp, clip: in the official order, in fp32 for 16-bit gradients, in place where nobody else looks.
+
+        A factor that nothing follows goes to the rule, where it costs a GPU no pass over the gradient.
+        """
         factor = self._coefficient
-        plain = self._active_scale == 1.0 and self.clip_value is None and self.grouped_norm is None
-        if plain and factor == 1.0:
-            return g
+        plain = self.clip_value is None and self.grouped_norm is None
+        if plain and (self._active_scale == 1.0 or g.device.type != "cpu"):
+            return g, factor / self._active_scale
         g = g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
         if self._active_scale != 1.0:
             g.div_(self._active_scale)
@@ -318,7 +324,7 @@ class FusedBackward(Optimizer):
             if (shard := self.inner.shard(p)) is not None:
                 reduce_all([(shard, "sum", square)])
             g.mul_((self.grouped_norm / (square.sqrt() + 1e-6)).clamp_(max=1.0))
-        return g.mul_(factor) if factor != 1.0 else g
+        return g, factor
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -9,28 +9,32 @@ from torch import Tensor
 
 FP16_LOWEST_EXPONENT = -24  # subnormal fp16 numbers are multiples of 2^-24
 FP16_DIGITS = 11
+BF16_EXPONENT = 0x7F800000  # all exponent bits are set in inf and nan, and in no other number
 
 
-def round_into(target: Tensor, source: Tensor, rounding: str = "nearest") -> None:
-    """Copy source (fp32 or fp64, same shape) into target in place, rounding to target's dtype."""
+def round_into(target: Tensor, source: Tensor, rounding: str = "nearest", wait: bool = True) -> None:
+    """Copy source (fp32 or fp64, same shape) into target in place, rounding to target's dtype.
+
+    wait: False lets a copy from a GPU into pinned memory run on; the caller waits before anybody reads it.
+    """
     if rounding == "stochastic" and target.dtype in (torch.bfloat16, torch.float16):
         source = stochastic_bf16(source) if target.dtype == torch.bfloat16 else stochastic_fp16(source)
-    target.copy_(source)
+    target.copy_(source, non_blocking=not wait)
 
 
 def as_exact(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """x as a contiguous tensor of this dtype on this device: itself where it is one (asking is cheaper than `to`)."""
     if x.dtype == dtype and x.device == device and x.is_contiguous():
         return x
-    return x.to(device, dtype).contiguous()
+    return x.to(device, dtype, non_blocking=device.type == "cuda").contiguous()
 
 
 def stochastic_bf16(x: Tensor) -> Tensor:
     """bf16 neighbours of fp32 x with probabilities that make the mean x: add noise below the kept bits, cut them off."""
     bits = x.float().view(torch.int32)
-    noise = torch.randint_like(bits, 0, 1 << 16)
-    rounded = ((bits + noise) & -65536).view(torch.float32)
-    return torch.where(x.isfinite(), rounded, x.float())
+    rounded = torch.randint_like(bits, 0, 1 << 16).add_(bits).bitwise_and_(-65536).view(torch.float32)
+    finite = bits.bitwise_and(BF16_EXPONENT) != BF16_EXPONENT  # noise would carry a GPU's nan, 0x7fffffff, into -0
+    return torch.where(finite, rounded, x.float())
 
 
 def stochastic_fp16(x: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ def update(w: Work, totals: list) -> None:
     axpy(w.p, d, -h["lr"])
 
 
+IN_FP32 = ("cuda",)  # devices whose `add_` computes 16-bit tensors in fp32
+
+
 class SGD(RuleOptimizer):
     """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD. Common keywords: driver.py."""
 
@@ -62,19 +65,25 @@ class SGD(RuleOptimizer):
         return {**{key: group[key] for key in keys}, "first": step == 1}
 
     def fast(self, ready):
-        """Plain steps w -= lr * g of many whole tensors in one call, with the bits of one `add_` per tensor."""
+        """Plain steps w -= lr * g of many whole tensors in one call, with the bits of one `add_` per tensor.
+
+        A GPU's `add_` computes 16-bit numbers in fp32 and rounds once, as the stages do; a CPU's rounds lr as well.
+        """
         if torch.compiler.is_compiling() or self._compile:
             return ready
         rest, by_rate = [], {}
         for entry in ready:
-            _, p, g, _, h, _ = entry
-            exact = p.dtype == g.dtype and p.dtype in (torch.float32, torch.float64)
+            group, p, g, _, h, _ = entry
+            exact = p.dtype == g.dtype and (
+                p.dtype in (torch.float32, torch.float64)
+                or (p.device.type in IN_FP32 and group["rounding"] == "nearest")
+            )
             if h["momentum"] == 0 and h["weight_decay"] == 0 and exact:
-                parameters, gradients = by_rate.setdefault((h["lr"], p.dtype, p.device), ([], []))
+                parameters, gradients = by_rate.setdefault((h["lr"] * h["factor"], p.dtype, p.device), ([], []))
                 parameters.append(p)
                 gradients.append(g)
             else:
                 rest.append(entry)
-        for (lr, _, _), (parameters, gradients) in by_rate.items():
-            torch._foreach_add_(parameters, gradients, alpha=-lr)
+        for (rate, _, _), (parameters, gradients) in by_rate.items():
+            torch._foreach_add_(parameters, gradients, alpha=-rate)
         return rest

@@ -58,8 +58,8 @@ def check_loadable(optimizer, state_dict: dict) -> None:
 
 def placed(optimizer, p: Tensor, key: str, value: Tensor) -> Tensor:
     """A saved state tensor as this process keeps it: its own copy, on the parameter's device, its part of a whole."""
-    if key == "step":
-        return value.detach().clone()
+    if key == "step":  # counted on the host: on a GPU, reading it would wait for the device at every tensor
+        return value.detach().to("cpu", copy=True)
     shard = optimizer.shard(p)
     device = "cpu" if optimizer.offloads(p, key) else p.device
     if shard is None or key in optimizer.small(optimizer.blocks(p)) or value.shape != shard.shape:

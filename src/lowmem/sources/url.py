@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -16,6 +17,8 @@ SCHEMES = ("https",)
 TIMEOUT = 30  # seconds without an answer
 TRIES = 4  # connections per file and call, as long as each brings new bytes
 CHUNK = 1 << 18
+STALLED, LEAST = 300, 300_000  # a server that sends fewer bytes in so many seconds is given up
+LARGEST = 1 << 30  # bytes of a file whose size nobody pinned
 
 
 def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> list[str]:
@@ -59,51 +62,120 @@ def download(address: str, path: Path, want: dict, show: Callable[[int], None]) 
 
 
 def transfer(address: str, part: Path, tag: Path, want: dict, show: Callable[[int], None]) -> str | None:
-    """One connection that appends to the part; returns what went wrong, or None when the file is complete."""
+    """One connection that appends to the part; returns what went wrong, or None when the file is complete.
+
+    Whatever a server answers ends in a line; only what this machine's disk says is raised.
+    """
     have = size_of(part)
     headers = {"User-Agent": "lowmem", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if tag.is_file():
-            headers["If-Range"] = tag.read_text()
     try:
-        with opener().open(urllib.request.Request(checked(address), headers=headers), timeout=TIMEOUT) as answer:
-            if answer.status != 206:
-                have = 0
-                remember(answer.headers.get("ETag"), tag)
-            length = answer.headers.get("Content-Length")
-            total = have + int(length) if length is not None else want["bytes"]
-            with part.open("ab" if have else "wb") as file:
-                while block := answer.read(CHUNK):
-                    file.write(block)
-                    have += len(block)
-                    show(have)
-                    if want["bytes"] and have > want["bytes"]:
-                        break
+        if have:
+            headers["Range"] = f"bytes={have}-"
+            if tag.is_file():
+                headers["If-Range"] = tag.read_text(encoding="ascii")
+        answer = opener().open(urllib.request.Request(checked(address), headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing left to send: the part is complete or not a piece of this file
+        if error.code == 416 and have:  # nothing left to send: the part is complete or not a piece of this file
             if want["sha256"] and sha256(part) == want["sha256"]:
                 return None
-            part.unlink()
-            tag.unlink(missing_ok=True)
-        return f"HTTP {error.code} {error.reason}"
-    except urllib.error.URLError as error:
-        return f"no network, or the server cannot be reached ({error.reason})"
-    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        return f"the connection broke ({type(error).__name__}: {error})"
-    if want["bytes"] and have > want["bytes"]:
-        part.unlink()
-        tag.unlink(missing_ok=True)
-        return f"the server sends more than the expected {want['bytes']} bytes"
+            forget(part, tag)
+        return f"HTTP {error.code} {plain(error.reason)}"
+    except Exception as error:  # addresses that are none, answers that are no HTTP, no network: dozens of kinds
+        return unreachable(error)
+    with answer:
+        total, problem = expected(answer, have, want)
+        if problem:
+            forget(part, tag)
+            return problem
+        if answer.status == 200:
+            have = 0
+            remember(answer.headers.get("ETag"), tag)
+        problem = received(answer, part, have, total or want["bytes"] or LARGEST, show)
+    have = size_of(part)
+    if problem:
+        if problem.startswith("the server sends more"):
+            forget(part, tag)
+        return problem
     if total is not None and have < total:
         return f"the connection ended after {have} of {total} bytes"
     return None
 
 
+def expected(answer: http.client.HTTPResponse, have: int, want: dict) -> tuple[int | None, str | None]:
+    """(bytes that the whole file has, as far as known; why this answer is not the one that was asked for, or None)."""
+    headers, status = answer.headers, answer.status
+    if status != 200 and not (status == 206 and have):
+        return None, f"the server answers {status} and not 200 with the file"
+    if headers.get("Content-Encoding", "identity") != "identity":
+        return (
+            None,
+            f"the server sends the file encoded as {plain(headers['Content-Encoding'])}, which nobody asked for",
+        )
+    length = headers.get("Content-Length")
+    if length is not None and not re.fullmatch(r"[0-9]{1,15}", length):
+        return None, "the server sends a Content-Length that is no number"
+    total = int(length) if length is not None else None
+    if status == 206:
+        found = re.fullmatch(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15}|\*)", headers.get("Content-Range", ""))
+        if not found or int(found[1]) != have or (total is not None and int(found[2]) - have + 1 != total):
+            return None, "the server sends another piece of the file than the one asked for"
+        total = int(found[2]) + 1
+        if found[3] != "*" and int(found[3]) != total:
+            return None, "the server sends another piece of the file than the one asked for"
+    most = want["bytes"] or LARGEST
+    if total is not None and total > most:
+        return None, f"the server sends more than the expected {most} bytes"
+    return total if total is not None else want["bytes"], None
+
+
+def received(
+    answer: http.client.HTTPResponse, part: Path, have: int, most: int, show: Callable[[int], None]
+) -> str | None:
+    """Append what comes to the part, as it comes; why it ended before its end, or None."""
+    since, then = time.monotonic(), have
+    with part.open("ab" if have else "wb") as file:
+        while True:
+            try:
+                block = answer.read1(CHUNK)
+            except Exception as error:  # what http.client, ssl and sockets raise
+                return unreachable(error)
+            if not block:
+                return None
+            file.write(block)
+            have += len(block)
+            show(have)
+            if have > most:
+                return f"the server sends more than the expected {most} bytes"
+            if time.monotonic() - since > STALLED:
+                if have - then < LEAST:
+                    return f"the server sent {have - then} bytes in {STALLED} s"
+                since, then = time.monotonic(), have
+
+
+def unreachable(error: Exception) -> str:
+    """The line that says why a connection was not made, or broke."""
+    if isinstance(error, Failed):
+        return str(error)
+    if isinstance(error, urllib.error.URLError):
+        return f"no network, or the server cannot be reached ({plain(error.reason)})"
+    return f"the connection broke ({type(error).__name__}: {plain(error)})"
+
+
+def plain(text) -> str:
+    """What a server says as part of one line, without what a terminal would obey."""
+    words = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "?" for c in words)[:160]
+
+
+def forget(part: Path, tag: Path) -> None:
+    part.unlink(missing_ok=True)
+    tag.unlink(missing_ok=True)
+
+
 def remember(etag: str | None, tag: Path) -> None:
     """Keep a strong ETag for If-Range; a weak one promises nothing about bytes."""
-    if etag and not etag.startswith("W/"):
-        tag.write_text(etag)
+    if etag and re.fullmatch(r'"[!-~]{1,200}"', etag):
+        tag.write_text(etag, encoding="ascii")
     else:
         tag.unlink(missing_ok=True)
 

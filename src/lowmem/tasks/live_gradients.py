@@ -65,9 +65,9 @@ def _log_updates(optimizer, log) -> None:
     """Report each parameter as it is updated, one by one, by wrapping this one optimizer's update."""
     update = optimizer.update
 
-    def logged(work: list) -> None:
+    def logged(work: list, factor: float = 1.0) -> None:
         for entry in work:
-            update([entry])
+            update([entry], factor)
             log(entry[1])
 
     optimizer.update = logged

@@ -6,16 +6,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lowmem import prepare
 from lowmem.errors import Misuse
-from lowmem.files import read_json, read_yaml
+from lowmem.files import read_yaml
 from lowmem.task import Task
+
+EVAL_WINDOWS = 64  # windows in one forward pass of an evaluation: enough for full speed on a core, little memory
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model and train; the model's weights come from the global generator.
 
+    train.eval_windows: that many windows, spread evenly over the held-out text, are evaluated (else eval_batches
+    micro-batches from its beginning). measure.held_out: "whole" measures the final weights on every window of the held-out
+    text: its mean becomes metrics.final.val_loss, the windows' own losses the array val_window_losses.
     measure.starts: a file below the root with places of the validation tokens; the final weights' mean loss over the
     windows that start there becomes metrics.final.starts_loss.
     """
@@ -29,8 +35,13 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     with torch.device(device):
         model = importlib.import_module(f"lowmem.models.{config['model']['name']}").build(**settings)
     check_fit(model, folder, train_tokens, length)
-    starts = read_starts(root, config.get("measure") or {}, len(val_tokens) - length - 1)
-    windows = val_windows(val_tokens, length, train.get("eval_batches", 1) * micro, folder)  # (windows, T + 1)
+    measured = config.get("measure") or {}
+    starts = read_starts(root, measured, len(val_tokens) - length - 1)
+    whole = (len(val_tokens) - 1) // length  # windows in the held-out text
+    if train.get("eval_windows"):
+        windows = spread_windows(val_tokens, length, train["eval_windows"], folder)  # (windows, T + 1)
+    else:
+        windows = val_windows(val_tokens, length, train.get("eval_batches", 1) * micro, folder)
 
     def batch(index: int) -> tuple[Tensor, Tensor]:
         return inputs_and_targets(train_windows(train_tokens, length, seed, index * micro, micro), device)
@@ -39,26 +50,37 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         return model(*batch)
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        if train.get("eval_windows"):
+            return {"val_loss": float(window_losses(model, windows, device).mean())}
         parts = np.split(windows, len(windows) // micro)
         total = sum(loss(model, inputs_and_targets(part, device)).item() for part in parts)
         return {"val_loss": total / len(parts)}  # all batches are equally large, so the mean of means is the mean
 
-    def finish(model: torch.nn.Module) -> tuple[dict[str, float], None]:
-        chosen = val_tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
-        losses = [loss(model, inputs_and_targets(window[None], device)).item() for window in chosen]
-        return {"starts_loss": sum(losses) / len(losses)}, None
+    def finish(model: torch.nn.Module) -> tuple[dict[str, float], dict | None]:
+        found, arrays = {}, None
+        if measured.get("held_out"):
+            losses = window_losses(model, spread_windows(val_tokens, length, whole, folder), device)
+            found["val_loss"] = float(losses.mean())
+            arrays = {
+                "val_window_losses": losses.astype(np.float16)
+            }  # rounds by 1e-3 at most, the mean of thousands by 1e-5
+        if len(starts):
+            found["starts_loss"] = float(window_losses(model, windows_at(val_tokens, starts, length), device, 1).mean())
+        return found, arrays
 
     inputs = [folder / "train.bin", folder / "val.bin"]
     if len(starts):
-        inputs.append(root / config["measure"]["starts"])
-    last = finish if len(starts) else None
+        inputs.append(root / measured["starts"])
+    last = finish if len(starts) or measured.get("held_out") else None
     return Task(model, batch, loss, evaluate, units=micro * length, inputs=tuple(inputs), finish=last)
 
 
 def read_starts(root: Path, measure: dict, last: int) -> np.ndarray:
     """Places of measure.starts, (windows,) int64, none without it; Misuse unless all are places from 0 to `last`."""
-    if measure.keys() - {"starts"}:
-        raise Misuse(f"task pretrain knows measure.starts alone; got {sorted(measure)}")
+    if measure.keys() - {"starts", "held_out"}:
+        raise Misuse(f"task pretrain knows measure.starts and measure.held_out; got {sorted(measure)}")
+    if measure.get("held_out") not in (None, "whole"):
+        raise Misuse(f"measure.held_out: {measure['held_out']!r}; write whole, or leave it out")
     if measure.get("starts") is None:
         return np.zeros(0, dtype=np.int64)
     path = root / measure["starts"]
@@ -74,7 +96,7 @@ def read_starts(root: Path, measure: dict, last: int) -> np.ndarray:
 
 def check_fit(model: torch.nn.Module, folder: Path, tokens: np.ndarray, length: int) -> None:
     """Refuse a model whose vocabulary or context is too small for the data."""
-    vocabulary, needed = model.config.vocab_size, read_json(folder / "meta.json")["vocab_size"]
+    vocabulary, needed = model.config.vocab_size, prepare.about(folder)["vocab_size"]
     if vocabulary < needed:
         raise Misuse(f"model.vocab_size {vocabulary} is smaller than the {needed} tokens of {folder.name}; raise it")
     if length > model.config.block_size:
@@ -92,7 +114,11 @@ def train_windows(tokens: np.ndarray, length: int, seed: int, first: int, count:
     optimizer changes the data order.
     """
     raw = np.random.Philox(key=seed, counter=first).random_raw(4 * count)[::4]  # one counter yields four words
-    starts = (raw % np.uint64(len(tokens) - length)).astype(np.int64)
+    return windows_at(tokens, (raw % np.uint64(len(tokens) - length)).astype(np.int64), length)
+
+
+def windows_at(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """The windows that begin at `starts` (windows,), (windows, length + 1) int64."""
     return tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
 
 
@@ -103,8 +129,28 @@ def val_windows(tokens: np.ndarray, length: int, count: int, folder: Path) -> np
             f"{folder}/val.bin holds {len(tokens)} tokens, {count} validation windows of {length} need "
             f"{count * length + 1}; lower train.eval_batches"
         )
-    starts = np.arange(count) * length
-    return tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    return windows_at(tokens, np.arange(count) * length, length)
+
+
+def spread_windows(tokens: np.ndarray, length: int, count: int, folder: Path) -> np.ndarray:
+    """`count` windows at equal distances over the whole text, (count, length + 1); targets do not overlap."""
+    fit = (len(tokens) - 1) // length
+    if count > fit:
+        raise Misuse(
+            f"{folder}/val.bin holds {fit} validation windows of {length} tokens, not {count}; lower train.eval_windows"
+        )
+    return windows_at(tokens, np.arange(count) * fit // count * length, length)
+
+
+def window_losses(model: torch.nn.Module, windows: np.ndarray, device: str, at_once: int = EVAL_WINDOWS) -> np.ndarray:
+    """Mean loss of each window in nats per token, (windows,) float64. windows: (windows, T + 1)."""
+    found = []
+    for first in range(0, len(windows), at_once):
+        tokens, targets = inputs_and_targets(windows[first : first + at_once], device)
+        logits = model(tokens).float()  # (B, T, V)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")  # (B * T,)
+        found.append(losses.view(targets.shape).double().mean(dim=1))
+    return torch.cat(found).cpu().numpy()
 
 
 def inputs_and_targets(windows: np.ndarray, device: str) -> tuple[Tensor, Tensor]:

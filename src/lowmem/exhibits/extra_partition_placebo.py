@@ -1,0 +1,77 @@
+"""Ours: a placebo for the partition. Do the Hessian's blocks train better than random blocks of the same sizes?"""
+
+from lowmem import plots
+from lowmem.drawing.curves import difference, mean, text, used
+from lowmem.drawing.loss_plots import side_by_side
+from lowmem.exhibit import Runs, Shown
+
+EXHIBIT = {
+    "id": "extra_partition_placebo",
+    "paper": "extra",
+    "label": "Extra",
+    "order": 34,
+    "kind": "figure",
+    "title": "A placebo for the partition: random blocks of the same sizes",
+    "experiments": [],
+    "also": {"overnight": ["partition_placebo"]},
+    "archived": ["overnight/partition_placebo"],
+    "published": None,
+}
+
+NAMES = {
+    "paper": "blocks of the paper",
+    "random": "random inside layers",
+    "random_tables": "random everywhere",
+    "input": "by input neuron",
+    "tensor": "one per tensor",
+}
+LENGTHS = ("s813", "s2440")
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: gap.<blocks>.<length> (minus AdamW), excess.<blocks>.<length> (minus the blocks of the paper)."""
+    groups = (runs if list(runs) else Runs(runs.archived)).variants()
+    shown = Shown(
+        caption="A Llama of 42 thousand parameters, 0.8 and 2.5 million bytes of Shakespeare, rate 6e-3: loss on the whole "
+        "held-out text of Adam-mini with other blocks than the paper's minus that with the paper's, paired by seed. Random: "
+        "as many blocks of the same sizes, whose weights are drawn at random. Bars: 95 % over seeds.",
+        columns=[
+            "blocks",
+            "steps",
+            "number of blocks",
+            "loss (nat per byte)",
+            "minus AdamW",
+            "minus the paper's blocks",
+            "seeds",
+        ],
+        rows=[],
+        deviations=[
+            "In nobody's paper. What would follow from which outcome stood in the experiment's file before these runs."
+        ],
+        runs_used=used(run for group in groups.values() for run in group),
+    )
+    for length in LENGTHS:
+        adamw, paper = groups.get(f"adamw-{length}", []), groups.get(f"paper-{length}", [])
+        shown.rows.append(["AdamW", length[1:], "one per weight", text(mean(adamw)), "", "", len(adamw)])
+        for name, label in NAMES.items():
+            own = groups.get(f"{name}-{length}", [])
+            gap, excess = difference(own, adamw), difference(own, paper)
+            shown.values |= {f"gap.{name}.{length}": gap, f"excess.{name}.{length}": excess}
+            count = "21" if name == "tensor" else "1,077"
+            cells = [text(mean(own)), text(gap, signed=True), "" if name == "paper" else text(excess, signed=True)]
+            shown.rows.append([label, length[1:], count, *cells, len(own)])
+    shown.figure = draw(shown.values)
+    return shown
+
+
+def draw(values: dict):
+    drawn, panels = plots.figure([list(LENGTHS)], width=9.0, height=2.9)
+    for length in LENGTHS:
+        rows = [
+            (label, values[f"excess.{name}.{length}"], plots.SERIES[0])
+            for name, label in NAMES.items()
+            if name != "paper"
+        ]
+        side_by_side(panels[length], rows, "loss minus that of the paper's blocks (nat per byte)")
+        panels[length].set_title(f"After {int(length[1:]):,} steps")
+    return drawn

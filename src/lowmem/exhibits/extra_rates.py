@@ -1,0 +1,61 @@
+"""Ours: final loss by learning rate on tuning seeds, and the rates that the rule chose for the runs that judge."""
+
+from lowmem import plots
+from lowmem.drawing import display
+from lowmem.drawing.curves import mean as mean_of_runs
+from lowmem.drawing.curves import models, parameters, text, tuned, used
+from lowmem.drawing.loss_plots import by_rate
+from lowmem.exhibit import Runs, Shown
+
+EXHIBIT = {
+    "id": "extra_rates",
+    "paper": "extra",
+    "label": "Extra",
+    "order": 33,
+    "kind": "figure",
+    "title": "Rates by rule: equal grids for every method",
+    "experiments": [],
+    "also": {"overnight": ["llama_rates", "gpt2_rates"]},
+    "archived": ["overnight/llama_rates", "overnight/gpt2_rates"],
+    "published": None,
+}
+
+NAMES = {"llama": "Llama", "gpt2": "GPT-2"}
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """Values: best.<size>.<optimizer>: the rate with the lowest mean loss; loss.<the same>: that loss."""
+    found = list(runs) or runs.archived
+    grids = {size: tuned(found, size) for size in models(found)}
+    shown = Shown(
+        caption="Llamas of 0.11 and 0.30 and a GPT-2 of 0.21 million parameters, 20 characters of English prose per parameter: "
+        "loss on the whole held-out text after training with each of five rates, a factor 2 apart, as many for every "
+        "method; mean over tuning seeds (100 and up), which judge no claim. Large mark: the best rate.",
+        columns=["model", "parameters", "optimizer", "rate", "loss (nat per character)", "best", "seeds"],
+        rows=[],
+        deviations=["The papers name no search for rates; they give both optimizers one rate for each size."],
+        runs_used=used(found),
+    )
+    for size, methods in grids.items():
+        for name, method in methods.items():
+            shown.values[f"best.{size}.{name}"] = (
+                {"value": method.lr, "unit": "learning rate"} if method.lr else method.gone
+            )
+            shown.values[f"loss.{size}.{name}"] = mean_of_runs(method.best) if method.lr else method.gone
+            for lr, group in method.rates.items():
+                best = "" if lr != method.lr else method.rate.replace(f"{lr:g}", "best")
+                count = parameters(group[0].config["model"])
+                cells = [display.name(name), f"{lr:g}", text(mean_of_runs(group)), best, len(group)]
+                shown.rows.append([size, f"{count:,}" if count else "", *cells])
+    shown.figure = draw(grids)
+    return shown
+
+
+def draw(grids: dict):
+    drawn, panels = plots.figure([list(grids)], width=4.2 * len(grids), height=3.4)
+    for size, methods in grids.items():
+        by_rate(panels[size], methods, inside=len(methods) == 2)
+        run = next(iter(next(iter(methods.values())).rates.values()))[0]
+        panels[size].set_title(f"{NAMES[run.config['model']['name']]}, {size}")
+        panels[size].set_ylabel("final loss (nat per character)")
+    return drawn

@@ -1,0 +1,101 @@
+"""Block scalars of many tensors in one flat tensor: the bits of the stages, and a step that starts few operations."""
+
+import pytest
+import torch
+import zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_kernel import LARGE, layout, optimizer_over, run
+
+from lowmem.models import gpt2, llama
+from lowmem.optim import AdamMini, FusedBackward, flat_blocks, kernel
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    """As on a device that has no kernel of its own, however few tensors there are."""
+    monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(flat_blocks, "WITHOUT", ())
+    monkeypatch.setattr(flat_blocks, "FEWEST", 1)
+
+
+def by_stages(make):
+    """What make() gives when nothing but the stages runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flat_blocks, "adam_mini", lambda optimizer, ready: ready)
+        return make()
+
+
+def nothing_left(optimizer):
+    """The optimizer, in which the stages must not be asked for any tensor."""
+
+    def refuse(*arguments):
+        raise AssertionError("a tensor went through the stages")
+
+    optimizer._apply = refuse
+    return optimizer
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.lists(layout(), min_size=1, max_size=4, unique_by=lambda b: b.name), st.integers(0, 1000))
+def test_any_block_layout_gives_the_bits_of_the_stages(layouts, seed):
+    optimizer, parameters = optimizer_over(layouts, seed)
+    together = run(nothing_left(optimizer), parameters)
+    alone = by_stages(lambda: run(*optimizer_over(layouts, seed)))
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_large_tensors_give_the_bits_of_the_stages_and_many_scalars_stay_with_them():
+    optimizer, parameters = optimizer_over(LARGE, 0)
+    left = []
+    optimizer.fast = lambda ready: left.extend(AdamMini.fast(optimizer, ready)) or left
+    together = run(optimizer, parameters, steps=1)
+    assert [entry[5].blocks.name for entry in left] == ["bias"]
+    alone = by_stages(lambda: run(*optimizer_over(LARGE, 0), steps=1))
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+MODELS = {
+    "llama": lambda: llama.build(n_layer=2, n_head=2, n_embd=16, n_hidden=24, vocab_size=32, block_size=8),
+    "gpt2": lambda: gpt2.build(n_layer=2, n_head=2, n_embd=16, vocab_size=32, block_size=8),
+    "net": zoo.net,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_groups_with_rates_of_their_own_and_a_changing_set_of_gradients_give_the_bits_of_the_stages(name):
+    def train():
+        torch.manual_seed(0)
+        model = MODELS[name]()
+        optimizer = AdamMini(model, lr=1e-2, weight_decay=0.1, no_decay=["*bias", "*norm*"])
+        for step in range(4):
+            for k, p in enumerate(model.parameters()):
+                noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(31 * step + k))
+                p.grad = None if (k + step) % 5 == 0 else noise
+            optimizer.step()
+        return {**zoo.snapshot(model), **zoo.state_tensors(optimizer)}
+
+    assert zoo.same(train(), by_stages(train))
+
+
+def test_a_clip_coefficient_inside_backward_gives_the_bits_of_the_stages():
+    def train():
+        model = zoo.net()
+        optimizer = FusedBackward(AdamMini(model, lr=1e-2), max_grad_norm=0.01)
+        zoo.train(optimizer, model, 3)
+        return {**zoo.snapshot(model), **zoo.state_tensors(optimizer)}
+
+    assert zoo.same(train(), by_stages(train))
+
+
+@pytest.mark.parametrize("keywords", [dict(reduce="max"), dict(rounding="stochastic"), dict(state_dtype=torch.float64)])
+def test_what_is_computed_otherwise_is_left_to_the_stages(keywords):
+    dtype = torch.bfloat16 if "rounding" in keywords else torch.float32
+
+    def train():
+        model = zoo.net(dtype)
+        optimizer = AdamMini(model, lr=1e-2, **keywords)
+        zoo.train(optimizer, model, 3)
+        return {**zoo.snapshot(model), **zoo.state_tensors(optimizer)}
+
+    assert zoo.same(train(), by_stages(train))

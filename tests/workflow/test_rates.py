@@ -1,0 +1,109 @@
+"""Rates: chosen by the rule from tuning seeds alone, kept with what they were chosen from, read by judging runs."""
+
+import pytest
+from checkout import edit
+
+from lowmem import experiments, rates
+from lowmem.errors import Failed, Misuse
+from lowmem.exhibit import Run
+from lowmem.files import read_json, write_json
+
+FILE = "workflow/config/experiments/gpt2_sizes.yaml"
+
+
+def run(group, lr, seed, loss):
+    """A tuning run with this final loss; None diverged, "missing" was not run."""
+    status = "diverged" if loss is None else "missing" if loss == "missing" else "done"
+    record = {"metrics": {"final": {"val_loss": loss}}} if status == "done" else None
+    return Run(
+        f"t/{group}-{lr}/seed{seed}", "t", f"{group}-{lr}", seed, {"optimizer": {"lr": lr}}, status, status, record
+    )
+
+
+def grid(group, losses):
+    """{rate: (loss of seed 100, loss of seed 101)} as runs."""
+    return [run(group, lr, 100 + k, loss) for lr, found in losses.items() for k, loss in enumerate(found)]
+
+
+def test_the_lowest_mean_over_tuning_seeds_is_chosen():
+    found = rates.choose(grid("a-adamw", {0.01: (2.0, 2.2), 0.02: (2.05, 1.9), 0.04: (1.8, 2.4)}))
+    assert found["a-adamw"]["lr"] == 0.02 and found["a-adamw"]["reason"] is None
+    assert [row["mean"] for row in found["a-adamw"]["grid"]] == pytest.approx([2.1, 1.975, 2.1])
+    assert found["a-adamw"]["grid"][0]["losses"] == {"100": 2.0, "101": 2.2}
+
+
+def test_a_rate_with_a_diverged_run_is_worse_than_any_number():
+    found = rates.choose(grid("a", {0.01: (2.5, 2.5), 0.02: (2.4, 2.4), 0.03: (2.45, 2.5), 0.04: (1.0, None)}))
+    assert found["a"]["lr"] == 0.02
+
+
+@pytest.mark.parametrize(("losses", "side"), [((1.0, 2.0, 3.0), "below"), ((3.0, 2.0, 1.0), "above")])
+def test_a_best_rate_at_the_edge_is_no_choice(losses, side):
+    found = rates.choose(grid("a", {lr: (loss, loss) for lr, loss in zip((0.01, 0.02, 0.04), losses)}))
+    assert found["a"]["lr"] is None and f"extend the grid {side} it" in found["a"]["reason"]
+
+
+def test_a_grid_that_is_not_finished_gives_no_rate():
+    found = rates.choose(grid("a", {0.01: (2.5, 2.5), 0.02: (2.4, "missing"), 0.04: (2.5, 2.5)}))
+    assert found["a"]["lr"] is None and found["a"]["reason"] == "not run: t/a-0.02/seed101"
+
+
+def test_judging_seeds_choose_nothing():
+    with pytest.raises(Misuse, match="seed 3 judges; a rate is chosen from seeds of 100 and more"):
+        rates.choose([run("a", 0.01, 3, 2.0)])
+
+
+def test_every_method_gets_as_many_rates():
+    runs = grid("a-adamw", {0.01: (2.0, 2.0), 0.02: (2.0, 2.0)}) + grid("a-lion", {0.01: (2.0, 2.0)})
+    with pytest.raises(Misuse, match=r"the grids have \[1, 2\] rates; every method must get as many"):
+        rates.choose(runs)
+
+
+def with_choice(project, lr):
+    edit(project / FILE, "adamw: {optimizer: {name: adamw}}", "adamw: {optimizer: {name: adamw, lr: {chosen: tune/a}}}")
+    if lr is not None:
+        groups = {"a": {"lr": lr or None, "reason": None if lr else "best rate 1 at the edge", "grid": []}}
+        place = rates.place(project, "laptop")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, {"rule": rates.RULE, "experiments": {"tune": groups}})
+
+
+def test_a_judging_run_reads_the_number_that_was_chosen(project):
+    with_choice(project, 0.0125)
+    found = {
+        run["variant"]: run["config"]["optimizer"]["lr"] for run in experiments.runs(project, "gpt2_sizes", "laptop")
+    }
+    assert found["43k-adamw"] == 0.0125 and found["43k-adam_mini"] == 3.0e-3
+
+
+@pytest.mark.parametrize(
+    ("lr", "words"), [(None, "run that experiment"), (0, "tune/a has no rate: best rate 1 at the edge")]
+)
+def test_a_rate_that_is_not_chosen_is_one_line_that_says_what_to_do(project, lr, words):
+    with_choice(project, lr)
+    with pytest.raises(Misuse, match=words):
+        experiments.runs(project, "gpt2_sizes", "laptop")
+
+
+def test_two_readings_that_agree_on_the_rate_share_their_runs(project):
+    edit(
+        project / FILE,
+        "    adam_mini: {optimizer: {name: adam_mini}}",
+        "    adam_mini: {optimizer: {name: adam_mini, lr: {chosen: tune/a}}}\n"
+        "    own_rate: {optimizer: {name: adam_mini, lr: {chosen: tune/a}}}",
+    )
+    with_choice(project, 0.0125)
+    variants = {run["variant"] for run in experiments.runs(project, "gpt2_sizes", "laptop")}
+    assert "43k-adam_mini" in variants and "43k-own_rate" not in variants
+
+
+def test_kept_choices_hold_the_rule_and_every_loss(project, monkeypatch):
+    runs = grid("a", {0.01: (2.5, 2.5), 0.02: (2.4, 2.4), 0.04: (2.5, 2.6)})
+    monkeypatch.setattr("lowmem.exhibit.load", lambda *_: type("Runs", (), {"all": runs}))
+    rates.keep(project, "overnight", "tune")
+    kept = read_json(rates.place(project, "overnight"))
+    assert kept["rule"] == rates.RULE and kept["experiments"]["tune"]["a"]["lr"] == 0.02
+    assert kept["experiments"]["tune"]["a"]["grid"][2]["losses"] == {"100": 2.5, "101": 2.6}
+    runs[:] = grid("a", {0.01: (2.3, 2.3), 0.02: (2.4, 2.4)})
+    with pytest.raises(Failed, match=r"tune .tier overnight.: a: best rate 0.01 at the edge"):
+        rates.keep(project, "overnight", "tune")
