@@ -43,6 +43,14 @@ def test_deleted_weights_leave_records_whole_and_come_back_when_they_are_needed(
     assert path.read_bytes() == held and record.reusable(root, run)
 
 
+def test_an_archived_record_says_which_weights_they_were(root):
+    run = started(config("sft"))
+    made = train.train_run(root, run)
+    (root / "results/kept/smoke").mkdir(parents=True)
+    (root / "results/smoke/prerequisites").rename(root / "results/kept/smoke/prerequisites")
+    assert provenance.drifted(root, made["code"]["files"]) == []
+
+
 def test_damaged_weights_are_not_used(root):
     run = started(config("sft"))
     made = train.train_run(root, run)
@@ -141,6 +149,8 @@ def test_networks_that_measure_are_jobs_that_can_be_started_by_their_arguments()
 def test_every_start_of_every_tier_keeps_its_weights():
     for tier in experiments.tier_names(PLACE):
         for name in experiments.experiment_names(PLACE):
+            if not experiments.runs_in(PLACE, experiments.load_experiment(PLACE, name), tier):
+                continue
             found = prerequisites.every(experiments.runs(PLACE, name, tier))
             assert all(run["keep_weights"] for run in found)
 

@@ -13,7 +13,7 @@ import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
 from lowmem import experiments, machine, provenance, record, train
-from lowmem.errors import Misuse
+from lowmem.errors import Diverged, Misuse
 from lowmem.tasks import pretrain
 
 
@@ -349,6 +349,17 @@ def test_a_measuring_task_needs_no_training_loop(root, monkeypatch):
     made = train.train_run(root, run)
     assert made["status"] == "done" and made["metrics"]["final"] == {"x": 7, "y": None}
     assert curve(root, run) == [{"step": 0, "x": 1.5}]
+
+
+def test_a_measurement_that_diverges_is_a_result(root, monkeypatch):
+    class Module:
+        @staticmethod
+        def measure(config, seed, root):
+            raise Diverged("loss is not finite at step 3")
+
+    monkeypatch.setitem(sys.modules, "lowmem.tasks.fake", Module)
+    made = train.train_run(root, {**make_run(seed=7), "config": {"task": "fake"}})
+    assert (made["status"], made["reason"]) == ("diverged", "loss is not finite at step 3")
 
 
 def test_a_record_is_reused_until_configuration_code_or_data_change(root, monkeypatch):
