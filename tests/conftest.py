@@ -18,6 +18,8 @@ for folder, package in (("frameworks", "deepspeed"), ("titan", "torchtitan")):  
         collect_ignore.append(folder)
 if "LOWMEM_EXTRA_DATA" not in os.environ:  # a folder with original files of public data sets
     collect_ignore.append("extra")
+if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+    collect_ignore.append("gpu_kernels")  # Triton without a GPU, in a process of its own
 if "LOWMEM_SLURM" not in os.environ:  # starts a SLURM on this machine
     collect_ignore.append("cluster")
 

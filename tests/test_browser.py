@@ -42,7 +42,7 @@ addEventListener("load", () => setTimeout(() => {
   heads[0].firstChild.click();
   found.restored = body.rows[0].id === first && heads.filter((head) => head.hasAttribute("aria-sort")).length === 1;
   pick("[data-filter=paper]", "lomo"); found.lomo = visible(body.rows).map((row) => row.dataset.paper);
-  pick("[data-filter=verdict]", "direction_only"); found.both = visible(body.rows).length;
+  pick("[data-filter=verdict]", "same_direction"); found.both = visible(body.rows).length;
   found.count = find("[data-count=verdicts]").textContent;
   pick("[data-filter=paper]", ""); pick("[data-filter=verdict]", "");
   pick("input[type=search]", "GPT-2 SIZE"); found.searched = visible(body.rows).map((row) => row.cells[0].textContent);
@@ -139,7 +139,7 @@ def test_the_verdicts_are_filtered_by_paper_verdict_subject_and_word(page):
     found, claims = page
     lomo = [row for row in claims if row["paper"] == "lomo"]
     assert found["lomo"] == ["lomo"] * len(lomo)
-    assert found["both"] == sum(row["verdict"] == "direction_only" for row in lomo)
+    assert found["both"] == sum(row["verdict"] == "same_direction" for row in lomo)
     assert found["count"] == f"{found['both']} of {len(claims)} rows"
     assert found["searched"] and all("gpt-2 size" in text.lower() for text in found["searched"])
     assert len(found["searched"]) < len(claims)

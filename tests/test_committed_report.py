@@ -34,7 +34,8 @@ def test_rows_values_and_verdicts_of_the_committed_report_follow_from_the_archiv
         assert [[exhibit.cell(value) for value in row] for row in shown.rows] == written["rows"], id
         assert json.loads(json.dumps(shown.values)) == written["values"], id
         for claim in (one for one in claims.load(ROOT) if one["exhibit"] == id and one["id"] in committed):
-            found = claims.verdict(claim, written["values"][claim["value"]], "laptop")[0]
+            premise = written["values"].get(claim.get("gate", {}).get("value"))
+            found = claims.verdict(claim, written["values"][claim["value"]], "laptop", premise)[0]
             assert found == committed[claim["id"]]["verdict"], claim["id"]
 
 

@@ -51,7 +51,10 @@ def diverge(root, experiment, part, tier="laptop"):
 @pytest.mark.parametrize("id", IDS)
 def test_with_all_records_every_value_is_there_and_nothing_is_nan(full, id):
     shown = full(id)
-    assert shown.values and all(value["value"] is not None for value in shown.values.values()), shown.values
+    other = ("own_rate.", "same_rate.")  # readings that this tier has no runs for, or not of every method
+    assert all(value["value"] is not None for name, value in shown.values.items() if not name.startswith(other))
+    assert all(value["value"] is not None or value["reason"].startswith("not run") for value in shown.values.values())
+    assert sum(value["value"] is not None for value in shown.values.values())
     assert not re.search(r"\bnan\b", json.dumps([shown.rows, shown.values]), re.IGNORECASE)
     assert shown.runs_used
 
@@ -61,8 +64,8 @@ def test_gaps_are_those_that_the_records_hold(full):
     assert table["gap.worst"]["value"] == pytest.approx(0.004, abs=0.001)
     assert table["gap.worst"]["n"] == 3
     run = full("adam_mini_fig11").values
-    assert run["gap.early"]["value"] == pytest.approx(0.004 + 0.03 * 0.925, abs=0.001)
-    assert run["gap.late"]["value"] == pytest.approx(0.004 + 0.03 * 0.05, abs=0.001)
+    assert run["gap.early"]["value"] == pytest.approx(0.004 + 0.03 * 0.9375, abs=0.001)
+    assert run["gap.late"]["value"] == pytest.approx(0.004 + 0.03 * 0.0375, abs=0.001)
     assert run["gap.change"]["value"] == pytest.approx(run["gap.late"]["value"] - run["gap.early"]["value"])
     large = full("adam_mini_fig12").values
     assert large["early.least"]["low"] > 0.02 and large["gap.worst"]["high"] < 0.01
@@ -153,7 +156,7 @@ def test_left_out_blocks_take_the_best_rate_of_the_grid(root):
     assert found["mean.worst"]["value"] == pytest.approx(0.03, abs=0.001)
 
 
-def test_rises_of_the_loss_measure_an_unsteady_run(root):
+def test_setbacks_of_the_loss_measure_an_unsteady_run(root):
     write(root, "llama_variants")
     steady = values(root, "adam_mini_fig7")["default.roughness"]["value"]
     for run in experiments.runs(root, "llama_variants", "laptop"):
@@ -185,7 +188,7 @@ def test_a_method_that_diverges_at_every_rate_decides_by_its_side(root):
     diverge(root, "llama_variants", "14k-adam_mini-")
     exhibit.make(root, "adam_mini_fig13", "laptop")
     lost = claims.decide(root, "adam_mini_beats_adafactor_20m", "laptop")
-    assert lost["verdict"] == "contradicted" and "step 4" in lost["reason"]
+    assert lost["verdict"] == "opposite_here" and "step 4" in lost["reason"]
     for run in experiments.runs(root, "llama_variants", "laptop"):
         if "14k-adam_mini-" in run["variant"]:
             lines = curve(run, 0, 40)
@@ -212,7 +215,7 @@ def test_figures_show_where_a_run_diverged(root):
     shown = exhibit.make(root, "adam_mini_fig11", "laptop")
     assert shown.values["gap.late"] == {**shown.values["gap.late"], "value": None, "failed": "subject"}
     assert "not finite at step 4" in (root / "reports/laptop/figures/adam_mini_fig11.svg").read_text()
-    assert claims.decide(root, "adam_mini_llama1b_ahead_late", "laptop")["verdict"] == "contradicted"
+    assert claims.decide(root, "adam_mini_llama1b_ahead_late", "laptop")["verdict"] == "opposite_here"
 
 
 def test_inert_rates_must_agree_to_the_last_bit(root):

@@ -124,7 +124,7 @@ def test_a_diverged_lomo_run_counts_against_lomo(root):
     row = claims.row(
         next(c for c in claims.load(root) if c["id"] == "lomo_beats_lora"), shown.values["gain.lomo_lora"], "laptop"
     )
-    assert row["verdict"] == "contradicted"
+    assert row["verdict"] == "opposite_here"
 
 
 def test_lora_and_lomo_is_compared_rank_by_rank(root):

@@ -3,7 +3,7 @@ import numbers
 import pytest
 from synthetic import ROOT
 
-from lowmem import claims, plan
+from lowmem import claims, exhibit, plan, verdicts
 from lowmem.files import read_yaml
 
 FILES = {name: read_yaml(ROOT / f"data/published/{name}.yaml") for name in ("adam_mini", "lomo")}
@@ -27,7 +27,7 @@ def test_no_value_is_empty_and_unknown_ones_are_listed_instead():
 
 def test_recalled_values_and_only_those_are_marked():
     for id, value in VALUES:
-        assert bool(value.get("recalled")) == claims.recalled(value), (id, value)
+        assert bool(value.get("recalled")) == verdicts.recalled(value), (id, value)
     assert any(value.get("recalled") for _, value in VALUES)
 
 
@@ -55,7 +55,7 @@ def test_one_place_holds_one_value():
 
 def test_exhibits_name_items_that_exist():
     for header in plan.exhibits(ROOT).values():
-        assert header["published"] is None or header["published"] in ITEMS, header["id"]
+        assert header["published"] in (None, "independent", *ITEMS), header["id"]
 
 
 def test_numbers_are_numbers():
@@ -75,3 +75,34 @@ def test_lomo_totals_without_checkpointing_are_one_too_large():
             at = {"optimizer": optimizer, "checkpointing": checkpointing}
             parts = sum(cell(what, **at) for what in ("params", "gradients", "optim_states", "activations"))
             assert cell("total_printed", **at) - parts == pytest.approx(excess, abs=0.006)
+
+
+# -- what others measured ----------------------------------------------------------------------------------------------
+
+OTHERS = read_yaml(ROOT / "data/published/independent.yaml")
+
+
+def test_evidence_of_others_says_who_where_how_large_and_what_is_known_against_it():
+    for entry in OTHERS["entries"]:
+        told = ("id", "who", "address", "checked", "scale", "seeds", "tuning", "found", "against")
+        assert all(str(entry[key]).strip() for key in told), entry["id"]
+        assert entry["address"].startswith("https://")
+    assert OTHERS["none_found"]
+
+
+def test_evidence_of_others_names_claims_that_exist_and_changes_none():
+    known = {claim["id"]: claim for claim in claims.load(ROOT)}
+    named = {id for entry in OTHERS["entries"] for id in entry["bears_on"]}
+    assert named and named <= known.keys()
+    assert not any("gate" in known[id] and "independent" in known[id]["gate"]["value"] for id in named)
+    assert not any(claim["exhibit"] == "extra_independent" for claim in known.values())
+
+
+def test_the_twelve_cells_of_the_largest_sweep_are_shown_with_their_mean_gap():
+    _, shown, _ = exhibit.render(ROOT, "extra_independent", "laptop")
+    cells = [row for row in shown.rows if row[4].startswith("validation loss, ")]
+    assert len(cells) == 12
+    gaps = [float(row[7]) for row in cells]
+    assert shown.values["wen.mean_gap"]["value"] == pytest.approx(sum(gaps) / 12, abs=5e-5)
+    assert shown.values["wen.cells_behind"]["value"] == 11
+    assert "+3.8 %" in {row[7] for row in shown.rows}

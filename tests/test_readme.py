@@ -21,13 +21,13 @@ def test_the_selected_verdicts_are_those_of_the_committed_report():
     assert readme.renewed(ROOT, TEXT) == TEXT, "run `lowmem report --readme`"
 
 
-def test_the_block_counts_every_claim_and_says_where_a_contradiction_may_be_decided():
+def test_the_block_counts_every_claim_and_words_each_verdict_as_the_page_does():
     rows = read_json(ROOT / "reports/laptop/claims.json")
-    row = next(row for row in rows if row["verdict"] == "contradicted" and "laptop" not in row["decides"])
+    row = next(row for row in rows if row["verdict"] == "opposite_here")
     text = readme.block(rows, [row["id"]])
     assert text.startswith(f"{len(rows)} claims: ")
     assert sum(map(int, re.findall(r"(\d+) (?!claims)", text.splitlines()[0]))) == len(rows)
-    assert text.splitlines()[-1].endswith("| contradicted at this scale |")
+    assert text.splitlines()[-1].endswith("| opposite here |")
     with pytest.raises(Misuse, match=r"no claim 'adam_mini_halves_stat'.*adam_mini_halves_state"):
         readme.block(rows, ["adam_mini_halves_stat"])
 

@@ -194,18 +194,20 @@ def rows(*verdicts, paper="lomo"):
 
 def test_summary_is_three_sentences_counted_from_the_verdicts():
     runs = [{"status": "done"}, {"status": "missing"}]
-    found = report.summary(rows("reproduced", "direction_only", "contradicted", "not_run"), runs, "laptop")
+    found = report.summary(rows("reproduced", "same_direction", "contradicted", "not_run"), runs, "laptop")
     assert len(found) == 3
     assert "4 claims" in found[0] and "1 reproduced" in found[0] and "1 contradicted" in found[0]
-    assert "LOMO: 1 of 4 hold as printed and 1 in direction" in found[1] and "“Water is wet”" in found[1]
+    assert "LOMO: 1 of 4 hold and 1 in direction" in found[1] and "“Water is wet”" in found[1]
     assert "1 of 2 planned runs" in found[2] and "tier paper" in found[2]
     assert "decides nothing" in report.summary(rows("inconclusive"), runs, "smoke")[2]
     assert "may decide every claim" in report.summary(rows("reproduced"), runs, "paper")[2]
 
 
-def test_a_contradiction_reaches_the_summary_of_the_page(tmp_path):
+def test_what_a_small_tier_finds_on_the_other_side_is_shown_and_called_no_contradiction(tmp_path):
     root = checkout(tmp_path)
     write_losses(root, "laptop", gap=0.5, early=0.6)
     page = page_of(root, "adam_mini_fig10")
     summary = re.search(r'id="summary">(.*?)</p>', page, flags=re.DOTALL)[1]
-    assert "contradicted: “At the same settings" in summary
+    assert "opposite here" in summary and "none is contradicted" in summary
+    row = next(a for a in Elements(page).all("tr") if a.get("id") == "claim-adam_mini_gpt2_on_par")
+    assert row["data-verdict"] == "opposite_here"

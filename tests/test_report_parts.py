@@ -22,7 +22,7 @@ def test_verdicts_are_counted_by_paper_and_subject_of_their_exhibit():
     assert lomo["paper"] == "lomo"
     assert [(topic["key"], topic["text"]) for topic in lomo["topics"]] == [
         ("cost", "1 of 2 reproduced, 1 not run"),
-        ("training", "0 of 1 reproduced, 1 contradicted; all can be confirmed only at a larger scale"),
+        ("training", "0 of 1 reproduced, 1 contradicted; all can be decided only at a larger scale"),
     ]
     assert sum(sum(topic["counts"].values()) for topic in lomo["topics"]) == len(claims)
 

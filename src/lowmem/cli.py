@@ -118,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--rerun", type=int, default=0, metavar="N", help="verify: run N cheap ones again and compare")
     added.add_argument("--seed", type=int, default=0, metavar="N", help="verify: which ones are run again")
+
+    about = "look for the published values in the papers' own HTML (needs internet): confirmed, other, or not found"
+    added = command("published", published, about)
+    added.add_argument("action", choices=("check",))
+    added.add_argument("papers", nargs="*", metavar="PAPER", help="adam_mini, lomo, adalomo; default: all")
+    added.add_argument("--page", help="address or file of one paper's HTML instead of arXiv's")
     return top
 
 
@@ -223,11 +229,26 @@ def exhibit(root, arguments):
     exhibit.make(root, arguments.id, arguments.tier, options(root, arguments))
 
 
+def published(root, arguments):
+    from lowmem import published_check
+
+    papers = arguments.papers or list(published_check.PAPERS)
+    if arguments.page and len(papers) != 1:
+        raise Misuse("--page is one paper's; name the paper: lowmem published check adam_mini --page ...")
+    for paper in papers:
+        found = published_check.check(root, paper, arguments.page)
+        for verdict, what, detail in found:
+            print(f"{verdict:<9}  {what}  ({detail})")
+        counts = [f"{sum(one[0] == word for one in found)} {word}" for word in ("confirmed", "other", "not found")]
+        print(f"{paper}: {', '.join(counts)} of {len(found)} numbers")
+
+
 def claim(root, arguments):
     from lowmem import claims
+    from lowmem.verdicts import WORDS
 
     row = claims.decide(root, arguments.id, arguments.tier)
-    print(f"{row['statement']}\nours: {claims.shown_value(row)}\n{row['verdict'].replace('_', ' ')}: {row['reason']}")
+    print(f"{row['statement']}\nours: {claims.shown_value(row)}\n{WORDS[row['verdict']]}: {row['reason']}")
 
 
 def claims(root, arguments):

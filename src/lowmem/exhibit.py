@@ -214,12 +214,15 @@ def unfinished(runs: Iterable[Run]) -> str | None:
 
 
 def published(root: Path, header: dict) -> dict:
-    """The published item that a header names, e.g. "adam_mini.table1"; empty where the exhibit has none."""
-    name = header.get("published")
-    if not name:
+    """The published item that a header names, e.g. "adam_mini.table1", or a whole file ("independent"); else empty."""
+    files = plan.published_files(header)
+    if not files:
         return {}
-    path = root / f"data/published/{'adam_mini' if name.startswith('adam_mini.') else 'lomo'}.yaml"
-    items = read_yaml(path)["items"]
+    path, name = root / files[0], header["published"]
+    loaded = read_yaml(path)
+    if "." not in name:
+        return loaded
+    items = loaded["items"]
     if name not in items:
         raise Misuse(f"{path}: no item {name!r}{nearest(name, items)}")
     return items[name]

@@ -106,11 +106,12 @@ def shown_by(header: dict, tier: str) -> list[str]:
 
 
 def published_files(header: dict) -> list[str]:
-    """The file with the papers' own values that an exhibit names: two papers, two files; AdaLomo stands with LOMO."""
+    """The file with published values that an exhibit names: Adam-mini's, LOMO's with AdaLomo's, or those of others."""
     name = header.get("published")
     if not name:
         return []
-    return [f"data/published/{'adam_mini' if name.startswith('adam_mini.') else 'lomo'}.yaml"]
+    paper = name.split(".")[0]
+    return [f"data/published/{'lomo' if paper == 'adalomo' else paper}.yaml"]
 
 
 def archived_files(root: Path, header: dict) -> list[str]:

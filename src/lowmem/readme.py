@@ -9,6 +9,7 @@ from pathlib import Path
 from lowmem import claims
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_json, write_text
+from lowmem.verdicts import WORDS
 
 BLOCK = re.compile(r"(<!-- verdicts\n(.*?)\n-->\n).*?(<!-- /verdicts -->)", re.DOTALL)
 TIER = "laptop"
@@ -40,15 +41,12 @@ def block(rows: list[dict], ids: list[str]) -> str:
     for id in ids:
         if id not in by_id:
             raise Misuse(f"README.md: claims.json has no claim {id!r}{nearest(id, by_id)}")
-    count = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in claims.VERDICTS}
-    against = [row for row in rows if row["verdict"] == "contradicted"]
-    here = sum(TIER in row["decides"] for row in against)
+    count = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS}
     lines = [
-        f"{len(rows)} claims: {count['reproduced']} reproduced, {count['direction_only']} in direction only, "
-        f"{count['contradicted']} contradicted, {count['inconclusive']} inconclusive, {count['not_run']} not run "
+        f"{len(rows)} claims: {', '.join(f'{n} {WORDS[verdict]}' for verdict, n in count.items() if n)} "
         f"([all of them](reports/{TIER}/claims.md)).",
-        f"Of the {len(against)} contradicted, {here} can be decided at this scale; the others need the workstation or paper "
-        "tier, of which little has been run yet. A selection:",
+        "Only a tier that a claim names may confirm or contradict it; the others say a direction, and a simulation fits a "
+        "measured value or does not. A selection:",
         "",
         "| claim | published | ours, 95 % interval | verdict |",
         "|---|---|---|---|",
@@ -59,9 +57,6 @@ def block(rows: list[dict], ids: list[str]) -> str:
 
 def line(row: dict) -> str:
     """One claim as a row of the table."""
-    verdict = row["verdict"].replace("_", " ")
-    if row["verdict"] == "contradicted" and TIER not in row["decides"]:
-        verdict += " at this scale"
     printed = f"{claims.number(row['published']['value'])} {row['published']['unit'] or ''}".strip()
-    cells = [row["statement"], printed, claims.shown_value(row), verdict]
+    cells = [row["statement"], printed, claims.shown_value(row), WORDS[row["verdict"]]]
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

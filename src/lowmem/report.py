@@ -12,6 +12,7 @@ from urllib.parse import quote
 from lowmem import claims, exhibit, experiments, kept, plan, report_parts
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml, write_text
+from lowmem.verdicts import WORDS, words
 
 PAPERS = {
     "adam_mini": {
@@ -34,15 +35,14 @@ PAPERS = {
     "extra": {"name": "Ours, in no paper", "arxiv": None, "says": "What we measured beside the papers."},
 }
 SHORTCUTS = {"extra_explorer": "Will it fit? Explorer", "extra_optimizers": "Optimizers side by side"}
-WORDS = {
-    "reproduced": "reproduced",
-    "direction_only": "direction only",
-    "contradicted": "contradicted",
-    "inconclusive": "inconclusive",
-    "not_run": "not run",
+WHEN = {
+    "before": "before any run of a tier that decides",
+    "after_trial": "after trial runs or runs of smaller tiers",
+    "after_data": "with data of a tier that decides in sight",
 }
 SAFE = " !$*+,/:;=?@[]^_`{|}~"  # in a data link, where the rest is quoted
-SIGNS = {"reproduced": "✓", "direction_only": "→", "contradicted": "✗", "inconclusive": "?", "not_run": "–"}
+SIGNS = {"reproduced": "✓", "direction_only": "≈", "contradicted": "✗", "same_direction": "→", "opposite_here": "←"}
+SIGNS |= {"simulated_fits": "∼", "simulated_differs": "≁", "inconclusive": "?", "not_testable": "∅", "not_run": "–"}
 
 
 def make(root: Path, tier: str, options: dict | None = None, kind: str | None = None) -> Path:
@@ -188,7 +188,9 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         signs=SIGNS,
         number=claims.number,
         ours=claims.shown_value,
-        rule=claims.words,
+        rule=words,
+        entered=entered(rows),
+        when=WHEN,
         is_number=is_number,
     )
 
@@ -196,17 +198,17 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
 def summary(rows: list[dict], runs: list[dict], tier: str) -> list[str]:
     """Three sentences: what came out, by paper and what failed, and how far it can be trusted."""
     count = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS}
-    outcome = ", ".join(f"{n} {WORDS[verdict]}" for verdict, n in count.items())
+    outcome = ", ".join(f"{n} {WORDS[verdict]}" for verdict, n in count.items() if n)
     first = f"Of {len(rows)} claims, checked at tier {tier}: {outcome}."
     parts = []
     for key, paper in PAPERS.items():
         own = [row for row in rows if row["paper"] == key]
         if own:
             held = sum(row["verdict"] == "reproduced" for row in own)
-            side = sum(row["verdict"] == "direction_only" for row in own)
+            side = sum(row["verdict"] in ("direction_only", "same_direction") for row in own)
             direction = f" and {side} in direction" if side else ""
-            parts.append(f"{paper['name']}: {held} of {len(own)} hold as printed{direction}")
-    second = "; ".join(parts) + f"; {contradictions([r for r in rows if r['verdict'] == 'contradicted'], tier)}."
+            parts.append(f"{paper['name']}: {held} of {len(own)} hold{direction}")
+    second = "; ".join(parts) + f"; {contradictions([r for r in rows if r['verdict'] == 'contradicted'])}."
     done = sum(run["status"] == "done" for run in runs)
     third = f"This rests on {done} of {len(runs)} planned runs"
     if tier == "smoke":
@@ -214,9 +216,23 @@ def summary(rows: list[dict], runs: list[dict], tier: str) -> list[str]:
     later = [row for row in rows if tier not in row["decides"]]
     if not later:
         return [first, second, f"{third}; this tier may decide every claim."]
-    tiers = " or ".join(sorted({name for row in later for name in row["decides"]}))
-    rest = f"{len(later)} of the claims are about sizes of models or effects that only tier {tiers} may confirm"
-    return [first, second, f"{third}; {rest}, so that here their best verdict is “direction only”."]
+    tiers = " or ".join(
+        name for name in ("overnight", "workstation", "paper") if any(name in r["decides"] for r in later)
+    )
+    rest = f"{len(later)} of the claims are about sizes of models or effects that only tier {tiers} may confirm or contradict"
+    if not tiers:
+        return [first, second, f"{third}; {len(later)} of the claims can be decided by no tier here."]
+    return [first, second, f"{third}; {rest}, so that here they say a direction at most."]
+
+
+def entered(rows: list[dict]) -> str:
+    """When the rules were written, counted."""
+    count = {when: sum(row["entered"] == when for row in rows) for when in ("before", "after_trial", "after_data")}
+    return (
+        f"{count['before']} of the {len(rows)} rules were written before any run of a tier that decides, "
+        f"{count['after_trial']} after trial runs or runs of smaller tiers, {count['after_data']} with such data in sight; "
+        "the rule's reason says what was seen."
+    )
 
 
 def sources(root: Path, shown: list[dict], rows: list[dict]) -> dict[str, str]:
@@ -231,17 +247,14 @@ def sources(root: Path, shown: list[dict], rows: list[dict]) -> dict[str, str]:
     return {tag: meaning for tag, meaning in known.items() if re.search(rf"(?<![\w-]){re.escape(tag)}(?![\w-])", used)}
 
 
-def contradictions(rows: list[dict], tier: str) -> str:
-    """The contradicted claims in words, by name while they are few; those that this tier may decide stand apart."""
+def contradictions(rows: list[dict]) -> str:
+    """The contradicted claims in words, by name while they are few."""
     if not rows:
         return "none is contradicted"
-    if len(rows) <= 3:
-        statements = "”, “".join(row["statement"].rstrip(".") for row in rows)
-        return f"contradicted: “{statements}”"
-    here = sum(tier in row["decides"] for row in rows)
-    return (
-        f"of the {len(rows)} contradicted, {here} can be decided at this scale and {len(rows) - here} need a larger one"
-    )
+    if len(rows) > 4:
+        return f"{len(rows)} are contradicted at a scale that may decide them"
+    statements = "”, “".join(row["statement"].rstrip(".") for row in rows)
+    return f"contradicted: “{statements}”"
 
 
 def provenance(runs: list[dict]) -> dict:

@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
+from lowmem.verdicts import WORDS
+
 TOPICS = {"cost": "Memory and speed", "training": "How well it trains", "theory": "Why it works"}
-DONE_WORDS = {"reproduced": "reproduced", "direction_only": "in direction", "contradicted": "contradicted"}
-DONE_WORDS |= {"inconclusive": "undecided", "not_run": "not run"}
 
 
 def topic(headers: dict[str, dict], row: dict) -> str:
@@ -20,8 +20,8 @@ def glance(headers: dict[str, dict], rows: list[dict], papers: dict, tier: str) 
         for key, name in TOPICS.items():
             own = [row for row in rows if row["paper"] == paper and topic(headers, row) == key]
             if own:
-                counts = {v: sum(row["verdict"] == v for row in own) for v in DONE_WORDS}
-                later = sum(tier not in row["decides"] for row in own)
+                counts = {v: sum(row["verdict"] == v for row in own) for v in WORDS}
+                later = sum(tier not in row["decides"] and bool(row["decides"]) for row in own)
                 topics.append({"key": key, "name": name, "counts": counts, "text": sentence(counts, later)})
         if topics:
             found.append({"paper": paper, "topics": topics})
@@ -29,11 +29,11 @@ def glance(headers: dict[str, dict], rows: list[dict], papers: dict, tier: str) 
 
 
 def sentence(counts: dict[str, int], later: int) -> str:
-    """'8 of 12 reproduced, 1 contradicted, 3 not run; 5 can be confirmed only at a larger scale'."""
+    """'8 of 12 reproduced, 1 contradicted, 3 not run; 5 can be decided only at a larger scale'."""
     total = sum(counts.values())
     others = [(verdict, n) for verdict, n in counts.items() if n and verdict != "reproduced"]
-    parts = ", ".join(f"{n} {DONE_WORDS[verdict]}" for verdict, n in others)
-    scale = f"; {'all' if later == total else later} can be confirmed only at a larger scale" if later else ""
+    parts = ", ".join(f"{n} {WORDS[verdict]}" for verdict, n in others)
+    scale = f"; {'all' if later == total else later} can be decided only at a larger scale" if later else ""
     return f"{counts['reproduced']} of {total} reproduced{', ' if parts else ''}{parts}{scale}"
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import zoo
+from block_layouts import LARGE, layout, optimizer_over, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernel import LARGE, layout, optimizer_over, run
 
 from lowmem.models import gpt2, llama
 from lowmem.optim import AdamMini, FusedBackward, flat_blocks, kernel

@@ -6,59 +6,20 @@ import time
 
 import pytest
 import torch
+from block_layouts import LARGE, SETTINGS, layout, optimizer_over, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lowmem.blocks import ParamBlocks, Partition, along, coordinates, one_block
+from lowmem.blocks import Partition, along
 from lowmem.optim import AdamMini, AdamW, Lion, adamw, kernel, kernel_build
 from lowmem.optim.adamw import in_one_kernel
 
 needs_compiler = pytest.mark.skipif(kernel.library() is None, reason="no C compiler here")
-SETTINGS = dict(lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
-
-
-def optimizer_over(layouts: list[ParamBlocks], seed: int):
-    """AdamMini with these block layouts over fresh parameters of their shapes."""
-    torch.manual_seed(seed)
-    parameters = {blocks.name: nn.Parameter(torch.randn(blocks.shape)) for blocks in layouts}
-    entries = {blocks.name: (blocks, parameters[blocks.name]) for blocks in layouts}
-    return AdamMini(Partition(entries, {}, None), **SETTINGS), list(parameters.values())
-
-
-def run(optimizer, parameters, steps=3):
-    for step in range(steps):
-        for k, p in enumerate(parameters):
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(97 * step + k)).to(p.dtype)
-        optimizer.step()
-    state = [optimizer.state[p].get(key) for p in parameters for key in ("exp_avg", "exp_avg_sq")]
-    return [p.detach().clone() for p in parameters] + [s.clone() for s in state if s is not None]
 
 
 def without_kernel(monkeypatch):
     monkeypatch.setattr(kernel, "library", lambda: None)
-
-
-@st.composite
-def layout(draw):
-    """Any layout that ParamBlocks can say: segments of several block sizes along any axis, merged axes, the two plain kinds."""
-    shape = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=4)))
-    kind = draw(st.sampled_from(["axis", "axis", "axis", "axis", "tensor", "coordinate"]))
-    name = f"p{draw(st.integers(0, 10**9))}"
-    if kind == "tensor":
-        return one_block(name, shape)
-    if kind == "coordinate":
-        return coordinates(name, shape)
-    merge = draw(st.integers(1, len(shape)))
-    merged = (torch.Size(shape[:merge]).numel(), *shape[merge:])
-    axis = draw(st.integers(0, len(merged) - 1))
-    segments, start = [], 0
-    while start < merged[axis]:
-        size = draw(st.integers(1, merged[axis] - start))
-        count = draw(st.integers(1, (merged[axis] - start) // size))
-        segments.append((start, start + count * size, size))
-        start += count * size
-    return along(name, shape, "mixed", segments, axis, merge)
 
 
 @needs_compiler
@@ -71,17 +32,6 @@ def test_it_equals_the_pytorch_path_for_any_block_layout(layouts, seed):
         in_torch = run(*optimizer_over(layouts, seed))
     for a, b in zip(in_c, in_torch, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
-
-
-LARGE = [
-    along("rows", (700, 600), "neuron", ((0, 700, 1),)),
-    along("heads", (512, 300), "head", ((0, 512, 64),)),
-    along("columns", (300, 1100), "neuron", ((0, 1100, 1),), axis=1),
-    along("fused", (200, 900), "mixed", ((0, 300, 50), (300, 600, 50), (600, 900, 1)), axis=1),
-    one_block("norm", (70_001,)),
-    coordinates("bias", (70_001,)),
-    along("filters", (30, 20, 3, 3), "neuron", ((0, 20, 4),), axis=1),
-]
 
 
 @needs_compiler

@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lowmem.exhibit import Run, unfinished
-from lowmem.stats import Estimate, estimate, least, paired, worst
+from lowmem.stats import Estimate, estimate, least, paired, two_way, wider, worst
 
-MARGIN = 0.02  # nats; the equivalence margin of workflow/config/claims.yaml, drawn as a dotted line
+MARGIN = 0.7  # % of AdamW's loss; the equivalence margin of workflow/config/claims.yaml, drawn as a dotted line
+ONE_RATE = "not run: one rate for both optimizers in this tier"
+WINDOWS = (
+    "val_window_losses"  # array of a record: loss on each validation window at the end, equal windows in every run
+)
 
 
 # -- one run ---------------------------------------------------------------------------------------------------------
@@ -63,14 +67,28 @@ def parameters(model: dict) -> int | None:
 # -- numbers for claims ----------------------------------------------------------------------------------------------
 
 
-def value(e: Estimate, unit: str = "nat") -> dict:
-    """An estimate as an entry of Shown.values."""
-    return {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": unit, "method": e.method}
+def value(e: Estimate, unit: str = "nat", by_seed: dict[int, float] | None = None) -> dict:
+    """An estimate as an entry of Shown.values. by_seed: the numbers it is the mean of."""
+    entry = {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": unit, "method": e.method}
+    return entry if by_seed is None else {**entry, "by_seed": {str(seed): found for seed, found in by_seed.items()}}
+
+
+def over(by_seed: dict[int, float], unit: str = "nat") -> dict:
+    """Mean over seeds with its interval, as an entry that keeps the numbers of the seeds."""
+    return value(estimate(list(by_seed.values())), unit, by_seed)
 
 
 def missing(reason: str, failed: str | None = None) -> dict:
     """An entry without a number. failed: "subject" or "baseline", when a run of that side diverged."""
     return {"value": None, "reason": reason, **({"failed": failed} if failed else {})}
+
+
+def widened(entry: dict, error: float) -> dict:
+    """An entry whose interval over seeds also has the standard error of the sample that all seeds are evaluated on."""
+    if entry["value"] is None or entry.get("low") is None:
+        return entry
+    e = wider(as_estimate(entry), error)
+    return {**entry, "low": e.low, "high": e.high}
 
 
 def as_estimate(entry: dict) -> Estimate:
@@ -100,7 +118,34 @@ def difference(subject: list[Run], baseline: list[Run], measure: Callable = fina
     ours, theirs = ({run.seed: measure(run) for run in group} for group in (subject, baseline))
     if None in {*ours.values(), *theirs.values()} or not ours.keys() & theirs.keys():
         return missing("not run: a curve is missing")
-    return value(estimate(list(paired(ours, theirs).values())), unit)
+    gaps = paired(ours, theirs)
+    windows = window_gaps(subject, baseline, measure) if measure in (final_loss, log_loss) else None
+    return over(gaps, unit) if windows is None else value(two_way(windows), unit, gaps)
+
+
+def window_gaps(subject: list[Run], baseline: list[Run], measure: Callable) -> list | None:
+    """[differences window by window] for each common seed: of the final validation losses in nat, or for log_loss in per
+    cent of the loss. None unless every run has its windows."""
+    ours, theirs = ({run.seed: run.arrays().get(WINDOWS) for run in group} for group in (subject, baseline))
+    pairs_ = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    if any(one is None or other is None or one.shape != other.shape for one, other in pairs_):
+        return None
+    if len({one.shape for one, _ in pairs_}) > 1:
+        return None
+    return [
+        (one - other) * (1 if measure is final_loss else per_cent(one.mean(), other.mean())) for one, other in pairs_
+    ]
+
+
+def per_cent(ours: float, theirs: float) -> float:
+    """What a difference of losses is multiplied by to be 100 times that of their logarithms."""
+    return 100 * math.log(ours / theirs) / (ours - theirs) if ours != theirs else 100 / theirs
+
+
+def log_loss(run: Run) -> float | None:
+    """100 times the logarithm of the final loss: differences are per cent of the loss, bytes and tokens alike."""
+    loss = final_loss(run)
+    return None if loss is None else 100 * math.log(loss)
 
 
 def ratio(ours: dict[int, float], theirs: dict[int, float]) -> dict:
@@ -110,15 +155,33 @@ def ratio(ours: dict[int, float], theirs: dict[int, float]) -> dict:
     return {**value(logs, "times"), "value": middle, "low": low, "high": high}
 
 
+PART = ("value", "low", "high", "n", "method")
+
+
 def extreme(entries: Iterable[dict], how: Callable) -> dict:
-    """The worst or least (stats.py) of several entries, end by end; missing if one of them is, since it could be that."""
+    """The worst or least (stats.py) of several entries, end by end; missing if one of them is, since it could be that.
+
+    "parts" are the entries, for Holm's correction; "pooled" is their mean, the headline of a claim about all of them.
+    """
     entries = list(entries)
     gone = [entry for entry in entries if entry["value"] is None]
     if gone or not entries:
         sides = {entry.get("failed") for entry in gone} - {None}
         reason = "; ".join(dict.fromkeys(entry["reason"] for entry in gone)) or "not run: nothing to compare"
         return missing(reason, sides.pop() if len(sides) == 1 else None)
-    return value(how([as_estimate(entry) for entry in entries]), entries[0]["unit"])
+    found = value(how([as_estimate(entry) for entry in entries]), entries[0]["unit"])
+    if len(entries) < 2:
+        return found
+    return {**found, "parts": [{key: entry[key] for key in PART} for entry in entries], **pooled(entries)}
+
+
+def pooled(entries: list[dict]) -> dict:
+    """{"pooled": mean over the entries at equal seed}, which allows for runs that they share; {} without common seeds."""
+    seeds = set.intersection(*(set(entry.get("by_seed", {})) for entry in entries))
+    if not seeds:
+        return {}
+    means = {s: sum(entry["by_seed"][s] for entry in entries) / len(entries) for s in sorted(seeds, key=int)}
+    return {"pooled": over(means, entries[0]["unit"])}
 
 
 def largest(entries: Iterable[dict]) -> dict:
@@ -145,6 +208,12 @@ def mean(runs: list[Run], measure: Callable = final_loss) -> dict:
     gone = absent(runs, runs)
     found = [measure(run) for run in runs] if not gone else []
     return gone or (missing("not run: a curve is missing") if None in found else value(estimate(found)))
+
+
+def least_squares(points: list[tuple[float, float]]) -> float:
+    """Slope of the straight line through (x, y)."""
+    x, y = (sum(point[k] for point in points) / len(points) for k in (0, 1))
+    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
 
 
 # -- AdamW beside Adam-mini ------------------------------------------------------------------------------------------
@@ -186,17 +255,48 @@ class Pair:
         gaps = [self.gaps(tokens) for tokens in inside]
         return {seed: sum(gap[seed] for gap in gaps) / len(gaps) for seed in self.seeds}
 
+    def trained(self, early: tuple[float, float], late: tuple[float, float]) -> dict[str, dict]:
+        """The gap of the training losses in two parts of the steps and its change: entries "early", "late", "change".
+
+        Training losses stand at every step, on equal batches; two evaluations more or less cannot turn their sign.
+        """
+        measures = {"early": window(*early), "late": window(*late)}
+        found = {name: self.final(measure) for name, measure in measures.items()}
+        change = lambda run: None if run.status != "done" else measures["late"](run) - measures["early"](run)  # noqa: E731
+        return {**found, "change": self.final(change)}
+
+    def slope(self, start: float = 0.1) -> dict:
+        """Change of the training gap for each e-fold of steps, from this part of the run on: least squares by seed."""
+        if self.gone:
+            return self.gone
+        by_seed = {}
+        for seed in self.seeds:
+            found = [train_losses(next(r for r in self.runs[o] if r.seed == seed)) for o in ("adam_mini", "adamw")]
+            gaps = [ours - theirs for ours, theirs in zip(*found, strict=False)]
+            points = [(math.log(at + 1), gap) for at, gap in enumerate(gaps) if at >= start * len(gaps)]
+            by_seed[seed] = least_squares(points) if len(points) > 2 else None
+        return over(by_seed) if by_seed and None not in by_seed.values() else missing("not run: a curve is missing")
+
     def gap(self, start: float = 1.0, end: float = 1.0) -> dict:
         """Mean gap over this part of the run (default: at its last evaluation), as an entry."""
         if not self.complete:
             return self.gone or missing("not run: no common evaluation")
-        return value(estimate(list(self.part(start, end).values())))
+        return over(self.part(start, end))
 
     def change(self, early: tuple[float, float], late: tuple[float, float]) -> dict:
         """Gap in the late part minus gap in the early part, paired by seed."""
         if not self.complete:
             return self.gap()
-        return value(estimate(list(paired(self.part(*late), self.part(*early)).values())))
+        return over(paired(self.part(*late), self.part(*early)))
+
+    def final(self, measure: Callable = final_loss, unit: str = "nat") -> dict:
+        """The gap at the end of the run, or of another measure of a run, as an entry."""
+        return difference(self.runs["adam_mini"], self.runs["adamw"], measure, unit)
+
+    @property
+    def margin(self) -> float:
+        """The margin of MARGIN % of AdamW's loss in nat, for this model; 0 without a loss."""
+        return MARGIN / 100 * self.mean("adamw", self.tokens[-1]).value if self.complete else 0.0
 
 
 def pairs(runs: Iterable[Run]) -> list[Pair]:

@@ -25,9 +25,14 @@ def at_adamw_rate(found: dict[str, Tuned]) -> dict[str, list[Run]]:
     return {name: one.rates.get(lr, one.best) for name, one in found.items()}
 
 
-def rises(run: Run) -> float:
-    """Sum of all rises of the training loss, moving mean over WINDOW of the steps."""
-    return sum(max(0.0, after - before) for before, after in itertools.pairwise(smooth(run)))
+def setback(run: Run) -> float:
+    """Largest rise of the training loss (moving mean over WINDOW of the steps) above its lowest value so far.
+
+    A spike is one; a plateau, whose many small rises add up to as much, is none.
+    """
+    losses = smooth(run)
+    lowest = itertools.accumulate(losses, min)
+    return max((now - low for now, low in zip(losses, lowest, strict=True)), default=0.0)
 
 
 def smooth(run: Run) -> list[float]:
@@ -37,12 +42,12 @@ def smooth(run: Run) -> list[float]:
 
 
 def roughness(default: list[Run], proposed: list[Run]) -> dict:
-    """Rises under the default partition over those under the paper's: geometric mean over seeds."""
+    """Largest setback under the default partition over that under the paper's: geometric mean over seeds."""
     gone = absent(default, proposed)
     if gone:
         return gone
-    theirs = {run.seed: rises(run) for run in proposed}
-    ours = {run.seed: rises(run) for run in default}
+    theirs = {run.seed: setback(run) for run in proposed}
+    ours = {run.seed: setback(run) for run in default}
     if min(*ours.values(), *theirs.values()) <= 0:
         return missing("not run: a curve without rises is too short to judge")
     return ratio(ours, theirs)
@@ -59,7 +64,10 @@ def add(shown: Shown, found: dict[str, Tuned]) -> None:
             ["Llama", "i", display.name(name), f"best rate {one.rate}", "whole run", loss, "", "", len(one.best)]
         )
         shown.runs_used += used(run for runs in one.rates.values() for run in runs)
-    for key, words in (("default.excess", "excess loss (nat)"), ("default.roughness", "rises of the loss, times")):
+    for key, words in (
+        ("default.excess", "excess loss (nat)"),
+        ("default.roughness", "largest setback of the loss, times"),
+    ):
         entry = shown.values[key]
         cells = ["Llama", "i", f"default partition: {words}", "", "whole run", text(entry), "", "", entry.get("n", "")]
         shown.rows.append(cells)

@@ -3,11 +3,12 @@
 A variant is task-method_point, e.g. boolq-lomo_3e.2; a method's first point is the one fixed before any run.
 """
 
+import math
 import re
 from collections.abc import Iterable
 
 from lowmem import superglue
-from lowmem.drawing.curves import absent, value
+from lowmem.drawing.curves import absent, missing, value, widened
 from lowmem.exhibit import Run
 from lowmem.stats import estimate, share
 
@@ -84,8 +85,20 @@ def losses(run: Run) -> list[tuple[int, float]]:
 
 
 def last(runs: list[Run]) -> dict:
-    """Mean accuracy over seeds at the last epoch, as an entry."""
-    return over_seeds(runs, lambda run: run.final("accuracy"))
+    """Mean accuracy over seeds at the last epoch, as an entry; the interval allows for the questions that all seeds share."""
+    gone = absent(runs, runs)
+    return gone or percent([run.final("accuracy") for run in runs], sampling([runs]))
+
+
+def sampling(*sides: list[list[Run]]) -> float:
+    """Standard error in points, from which questions were asked, of a mean accuracy over groups (one side), or of the
+    difference of two such means: as if both erred independently, which is the most it can be while they err alike."""
+    variance = 0.0
+    for groups in sides:
+        for group in groups:
+            share_ = sum(run.final("accuracy") for run in group) / len(group) / 100
+            variance += share_ * (1 - share_) / questions(group[0]) / len(groups) ** 2
+    return 100 * math.sqrt(variance)
 
 
 def among_questions(entry: dict, groups: list[list[Run]]) -> dict:
@@ -101,16 +114,26 @@ def questions(run: Run) -> int:
     return run.final("questions") or run.config["measure"]["val_examples"]
 
 
-def over_seeds(runs: list[Run], measure) -> dict:
-    gone = absent(runs, runs)
-    return gone or percent([measure(run) for run in runs])
-
-
-def percent(shares: list[float]) -> dict:
+def percent(shares: list[float], error: float = 0.0) -> dict:
     """Mean of accuracies as an entry; the t-interval of few seeds may leave 0 to 100, which no accuracy can."""
-    found = value(estimate(shares), "%")
+    found = widened(value(estimate(shares), "%"), error)
     ends = {key: min(max(found[key], 0.0), 100.0) for key in ("low", "high") if found[key] is not None}
     return {**found, **ends}
+
+
+def above_frequent(found: dict[tuple[str, str], Points], name: str) -> dict:
+    """A method's average accuracy minus that of always giving each task's most frequent answer, as an entry: the premise of
+    reading its accuracy as learning. Missing where a record does not say how frequent that answer is."""
+    groups = [first(points) for (_, other), points in found.items() if other == name]
+    entry, most = average(found, name), [group[0].final("most") if group else None for group in groups]
+    if entry["value"] is None or None in most:
+        return entry if entry["value"] is None else missing("not run: the most frequent answer is not recorded")
+    level = sum(most) / len(most)
+    return {
+        **entry,
+        **{k: entry[k] - level for k in ("value", "low", "high") if entry[k] is not None},
+        "unit": "points",
+    }
 
 
 def best(points: Points) -> dict:
@@ -130,7 +153,7 @@ def gain(found: dict[tuple[str, str], Points], subject: str, baseline: str, unit
         return gone
     over = mean_by_seed(ours), mean_by_seed(theirs)
     seeds = common_seeds([*ours, *theirs])
-    return value(estimate([over[0](seed) - over[1](seed) for seed in seeds]), unit)
+    return widened(value(estimate([over[0](seed) - over[1](seed) for seed in seeds]), unit), sampling(ours, theirs))
 
 
 def average(found: dict[tuple[str, str], Points], name: str) -> dict:
@@ -139,7 +162,7 @@ def average(found: dict[tuple[str, str], Points], name: str) -> dict:
     gone = absent(flat(groups), flat(groups))
     if gone:
         return gone
-    entry = percent([mean_by_seed(groups)(seed) for seed in common_seeds(groups)])
+    entry = percent([mean_by_seed(groups)(seed) for seed in common_seeds(groups)], sampling(groups))
     return among_questions(entry, groups)
 
 

@@ -1,5 +1,6 @@
 """The numbers of tasks/hessian.py over the runs of an exhibit, as intervals over seeds."""
 
+from lowmem.drawing import curves
 from lowmem.exhibit import Run
 from lowmem.stats import Estimate, estimate
 
@@ -44,6 +45,20 @@ def value(e: Estimate | None, reason: str | None, unit: str | None = None) -> di
     if e is None or reason:
         return {"value": None, "reason": reason or "not run: no number in the records"}
     return {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": unit, "method": e.method}
+
+
+def smallest(estimates: list[Estimate | None], reason: str | None, unit: str | None = None) -> dict:
+    """The least of several estimates, with its parts, as an entry."""
+    return gone(estimates, reason, unit) or curves.smallest(value(e, None, unit) for e in estimates)
+
+
+def largest(estimates: list[Estimate | None], reason: str | None, unit: str | None = None) -> dict:
+    return gone(estimates, reason, unit) or curves.largest(value(e, None, unit) for e in estimates)
+
+
+def gone(estimates: list[Estimate | None], reason: str | None, unit: str | None) -> dict | None:
+    """Why there is no extreme of these; None where there is one."""
+    return value(None, reason, unit) if reason or None in estimates else None
 
 
 def percent(e: Estimate | None) -> str:

@@ -4,7 +4,7 @@ import math
 
 from lowmem import plots
 from lowmem.drawing import display
-from lowmem.drawing.curves import MARGIN, Pair, Tuned, losses
+from lowmem.drawing.curves import Pair, Tuned, losses
 from lowmem.exhibit import Run
 
 
@@ -32,15 +32,15 @@ def of_mean(name: str, runs: list[Run]) -> dict:
     return {"label": f"_{display.name(name)}, mean of {len(runs)} seed{'s' * (len(runs) > 1)}: {place}"}
 
 
-def zero_and_margin(axes) -> None:
-    """No gap as a line, the margin as a dotted one (the caption says so)."""
+def zero_and_margin(axes, margin: float) -> None:
+    """No gap as a line, the margin in nat as a dotted one (the caption says so)."""
     axes.axhline(0, color=plots.INK, linewidth=0.8)
-    axes.axhline(MARGIN, color=plots.INK, linewidth=1.0, linestyle=(0, (1, 2)))
+    axes.axhline(margin, color=plots.INK, linewidth=1.0, linestyle=(0, (1, 2)))
 
 
 def limit_to_values(axes, values: list[float]) -> None:
-    """The axis shows these values, the margin and zero."""
-    low, high = min([0, *values]), max([MARGIN, *values])
+    """The axis shows these values (the margin among them) and zero."""
+    low, high = min([0, *values]), max([0, *values])
     axes.set_ylim(low - 0.12 * (high - low), high + 0.12 * (high - low))
 
 

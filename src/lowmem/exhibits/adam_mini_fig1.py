@@ -2,7 +2,7 @@
 
 from lowmem import plots
 from lowmem.drawing import display
-from lowmem.drawing.curves import Pair, losses, mean, pairs, text, used
+from lowmem.drawing.curves import Pair, log_loss, losses, mean, pairs, text, used
 from lowmem.drawing.loss_plots import limits, loss_curves
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 
@@ -19,7 +19,7 @@ EXHIBIT = {
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: loss.gap, Adam-mini minus AdamW at equal tokens."""
+    """Values, Adam-mini minus AdamW at equal tokens: loss.gap (nat), loss.gap.percent (of AdamW's loss)."""
     size = next(size for size in pairs(runs) if size.name.startswith("7b"))
     shown = Shown(
         caption="Validation loss by tokens and by time in training steps, mean over seeds, thin lines the seeds. Both "
@@ -34,6 +34,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for name in ("AdamW", "Adam-mini"):
         shown.published += mark(f"{name}, last point by eye", printed(published, "end_points_by_eye", optimizer=name))
     gap = shown.values["loss.gap"] = size.gap()
+    shown.values["loss.gap.percent"] = size.final(log_loss, "%")
     for optimizer, group in size.runs.items():
         cells = [
             text(mean(group)),

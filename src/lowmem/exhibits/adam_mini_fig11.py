@@ -4,7 +4,7 @@ Read off the paper's vector figure, Adam-mini starts behind AdamW and ends ahead
 """
 
 from lowmem import plots
-from lowmem.drawing.curves import Pair, pairs, text, used
+from lowmem.drawing.curves import MARGIN, ONE_RATE, Pair, missing, pairs, text, used, window
 from lowmem.drawing.loss_plots import gap_curve, limit_to_values, loss_curves, zero_and_margin
 from lowmem.exhibit import Runs, Shown, mark, printed
 
@@ -19,8 +19,8 @@ EXHIBIT = {
     "published": "adam_mini.figure_llama1b",
 }
 
-EARLY, LATE = (0.0, 0.1), (0.9, 1.0)  # parts of the run
-PARTS = [(0.0, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 0.9), (0.9, 1.0)]
+EARLY, LATE = (0.005, 0.1), (0.9, 1.0)  # parts of the steps; the published gaps begin at 1k of 200k steps
+PARTS = [EARLY, (0.1, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 0.9), (0.9, 1.0)]
 WHAT = "mean_gap_mini_minus_adamw_by_step_range."
 PUBLISHED = {"1-5k": 3, "5-10k": 7.5, "10-20k": 15, "20-40k": 30, "40-60k": 50, "60-80k": 70, "80-100k": 90}
 PUBLISHED |= {"100-130k": 115, "130-160k": 145, "160-180k": 170, "180-200k": 190}  # middle of the range, thousand steps
@@ -28,12 +28,14 @@ PUBLISHED_STEPS = 200
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by part of the run. Values: gap.early, gap.late, gap.change (late minus early)."""
+    """Rows by part of the run. Values, of training losses: gap.early, gap.late, gap.change (late minus early), gap.slope (by
+    e-fold of steps from a tenth of the run on); own_rate.gap.late where each optimizer has its own best rate."""
     size = pairs(runs)[-1]
     shown = Shown(
         caption=f"The largest model of the scaling runs ({size.name}): validation loss, and the gap Adam-mini minus AdamW at "
         "equal seed over the share of the run that is done; mean over seeds, thin lines the seeds. Open diamonds: the "
-        "published gaps of Llama2-1B at the same share. Dotted: the margin of 0.02 nat.",
+        "published gaps of Llama2-1B at the same share. Rows: gap of the training losses, on equal batches. Dotted: the "
+        f"margin, {MARGIN} % of AdamW's loss.",
         columns=["part of the run", "gap, Adam-mini − AdamW (nat)", "published, Llama2-1B (nat)", "seeds"],
         rows=[],
         deviations=[
@@ -49,9 +51,17 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for part in PARTS:
         inside = [gap for share, gap in marks if part[0] <= share < part[1]]
         paper = f"{sum(inside) / len(inside):+.4f}" if inside else ""
-        cells = [f"{100 * part[0]:.0f} to {100 * part[1]:.0f} %", text(size.gap(*part), True), paper, len(size.seeds)]
+        cells = [
+            f"{100 * part[0]:g} to {100 * part[1]:.0f} %",
+            text(size.final(window(*part)), True),
+            paper,
+            len(size.seeds),
+        ]
         shown.rows.append(cells)
-    shown.values = {"gap.early": size.gap(*EARLY), "gap.late": size.gap(*LATE), "gap.change": size.change(EARLY, LATE)}
+    shown.values = {f"gap.{name}": entry for name, entry in size.trained(EARLY, LATE).items()}
+    slope = shown.values["gap.slope"] = size.slope()
+    shown.rows.append(["change for each e-fold of steps, from 10 %", text(slope, True), "", len(size.seeds)])
+    shown.values["own_rate.gap.late"] = missing(ONE_RATE)
     shown.figure = draw(size, marks)
     return shown
 
@@ -95,8 +105,8 @@ def draw_gap(axes, size: Pair, marks: list[tuple[float, float]]) -> None:
             fontsize=8,
             annotation_clip=False,
         )
-    zero_and_margin(axes)
-    limit_to_values(axes, shown)
+    zero_and_margin(axes, size.margin)
+    limit_to_values(axes, [*shown, size.margin])
     axes.set_xlim(0, last * 1.14)
     axes.set(xlabel="share of the run", ylabel="Adam-mini − AdamW (nat)")
     axes.set_title("Gap: behind above zero, ahead below")

@@ -4,7 +4,20 @@ The paper shows training loss only. At equal seed both optimizers see the same b
 """
 
 from lowmem import plots
-from lowmem.drawing.curves import Pair, difference, largest, mean, pairs, smallest, text, train_losses, used, window
+from lowmem.drawing.curves import (
+    ONE_RATE,
+    Pair,
+    difference,
+    largest,
+    mean,
+    missing,
+    pairs,
+    smallest,
+    text,
+    train_losses,
+    used,
+    window,
+)
 from lowmem.drawing.loss_plots import loss_curves, side_by_side
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 
@@ -27,7 +40,7 @@ STAGES = {  # name: (measure, what the published value is called)
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by size and stage. Values: gap.<size>, gap.worst (end), early.least."""
+    """Rows by size and stage. Values: gap.<size>, gap.worst (end), early.least; own_rate.gap.worst."""
     sizes = [size for size in pairs(runs) if size.name.startswith(("8b", "13b"))]
     shown = Shown(
         caption="Training loss, moving mean over 5 % of the steps, mean over seeds; right: Adam-mini minus AdamW at equal "
@@ -46,6 +59,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for size in sizes:
         shown.values[f"gap.{size.name}"] = entries[size.name, "end"][0]
     shown.values["gap.worst"] = largest(entries[size.name, "end"][0] for size in sizes)
+    shown.values["own_rate.gap.worst"] = missing(ONE_RATE)
     shown.values["early.least"] = smallest(entries[size.name, "early"][0] for size in sizes)
     shown.figure = draw(sizes, entries)
     return shown

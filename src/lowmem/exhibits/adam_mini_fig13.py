@@ -8,6 +8,7 @@ from lowmem import plots
 from lowmem.drawing import display
 from lowmem.drawing.curves import lead, mean, models, smallest, text, tuned, used
 from lowmem.drawing.loss_plots import by_rate, loss_curves
+from lowmem.drawing.premises import behind, progress
 from lowmem.exhibit import Runs, Shown, mark, printed
 
 EXHIBIT = {
@@ -26,7 +27,8 @@ FLAGS = ("adafactor_flags", "zhai_flags")
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: lead.<version>, lead.least, lead_flags.<version>, lead_flags.least, of the first model (20M in the paper)."""
+    """Values: lead.<version>, lead.least, lead_flags.<version>, lead_flags.least, of the first model (20M in the paper);
+    premises: adamw.behind.largest, flags.fall.least (how far the loss with the flags fell from its start, nat)."""
     sizes = models(runs)
     by_size = {size: chosen(runs, size) for size in sizes}
     shown = Shown(
@@ -54,6 +56,13 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for key, names in (("lead", VERSIONS), ("lead_flags", FLAGS)):
         found = [shown.values[f"{key}.{name}"] for name in names if f"{key}.{name}" in shown.values]
         shown.values[f"{key}.least"] = smallest(found)
+    methods = tuned(runs, sizes[0])
+    shown.values["adamw.behind.largest"] = behind(
+        methods.get("adamw"), [methods[name] for name in VERSIONS if name in methods]
+    )
+    shown.values["flags.fall.least"] = smallest(
+        progress([run for group in methods[name].rates.values() for run in group]) for name in FLAGS if name in methods
+    )
     shown.figure = draw(by_size)
     return shown
 

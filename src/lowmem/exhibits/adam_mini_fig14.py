@@ -7,6 +7,7 @@ from lowmem import plots
 from lowmem.drawing import display
 from lowmem.drawing.curves import Tuned, difference, lead, mean, models, smallest, text, tuned, used
 from lowmem.drawing.loss_plots import by_rate
+from lowmem.drawing.premises import behind
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 
 EXHIBIT = {
@@ -25,7 +26,7 @@ KNOBS = {"beta2": "largest beta2", "eps": "epsilon", "warmup": "warm-up"}
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: lead.least, over both versions and all settings, on the first model."""
+    """Values: lead.least, over both versions and all settings, on the first model; premise: adamw.behind.largest."""
     size = models(runs)[0]
     methods = tuned([run for run in runs if run.experiment == "llama_variants"], size)
     sweeps = swept(runs, size)
@@ -41,6 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     shown.published = mark("swept", printed(published, "swept"))
     leads = add_rows(shown, methods, sweeps)
     shown.values["lead.least"] = smallest(leads)
+    shown.values["adamw.behind.largest"] = behind(methods.get("adamw"), [methods[name] for name in VERSIONS])
     shown.figure = draw(methods, sweeps)
     return shown
 

@@ -8,6 +8,7 @@ from lowmem import plots
 from lowmem.drawing import display
 from lowmem.drawing.curves import lead, mean, smallest, text, tuned, used
 from lowmem.drawing.loss_plots import by_rate, loss_curves, side_by_side
+from lowmem.drawing.premises import behind, leads_at
 from lowmem.exhibit import Runs, Shown, mark, printed
 
 EXHIBIT = {
@@ -25,7 +26,7 @@ BASELINES = ("came", "sm3", "lion", "lamb", "adalomo")
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: lead.<baseline>, lead.least."""
+    """Values: lead.<baseline>, lead.least; same_rate.lead.least (all at AdamW's best rate); premise: adamw.behind.largest."""
     methods = {n: one for n, one in tuned(runs).items() if n in ("adamw", "adam_mini", *BASELINES)}
     shown = Shown(
         caption="Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Middle: final "
@@ -44,7 +45,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             shown.values[f"lead.{name}"] = lead(one, methods["adam_mini"])
         ahead = text(shown.values[f"lead.{name}"], True) if name in BASELINES else ""
         shown.rows.append([display.name(name), one.rate, one.tried, text(one.gone or mean(one.best)), ahead])
+    baselines = [methods[name] for name in BASELINES if name in methods]
     shown.values["lead.least"] = smallest(list(shown.values.values()))
+    shown.values["adamw.behind.largest"] = behind(methods.get("adamw"), baselines)
+    shown.values["same_rate.lead.least"] = leads_at(methods["adamw"].lr, methods["adam_mini"], baselines)
     shown.figure = draw(methods, shown.values)
     return shown
 

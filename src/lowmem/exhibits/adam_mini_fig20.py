@@ -3,7 +3,7 @@
 from lowmem import plots
 from lowmem.drawing import alignment as al
 from lowmem.drawing import display
-from lowmem.drawing.curves import mean, text, used
+from lowmem.drawing.curves import log_loss, mean, text, used
 from lowmem.drawing.loss_plots import loss_curves
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 
@@ -14,7 +14,7 @@ EXHIBIT = {
     "order": 200,
     "kind": "figure",
     "title": "Fine-tuning and ReMax: perplexity and reward",
-    "experiments": ["sft", "remax"],
+    "experiments": ["sft", "reward", "remax"],
     "published": "adam_mini.figure_sft_rlhf",
 }
 
@@ -56,6 +56,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         tuning = experiment == "sft"
         gap = al.gap(groups, al.loss, "nat") if tuning else al.gap(groups, al.reward, "reward")
         shown.values[f"{kind}.{'gap' if tuning else 'gain'}"] = gap
+        if tuning:
+            shown.values[f"{kind}.gap.percent"] = al.gap(groups, log_loss, "%")
         for optimizer, found in groups.items():
             end = mean(found, al.perplexity if tuning else al.reward)
             kl, length = (
@@ -66,6 +68,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             signed = text(gap, True) if optimizer == "adam_mini" else ""
             shown.rows.append([title[3:], display.name(optimizer), text(end), signed, kl, length, theirs])
         draw(panels[kind], groups, tuning, title, al.word_of(runs))
+    shown.values["reward.accuracy"] = al.accuracy(al.of(runs, "reward", "first")["adamw"])
     for what in ("lora_final_ppl.start", "remax_reward.start"):
         shown.published += mark(what, printed(published, what))
     shown.figure = drawn

@@ -12,7 +12,7 @@ from lowmem import plots
 from lowmem.drawing import hessian_numbers as hn
 from lowmem.drawing import matrices
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.stats import estimate, least
+from lowmem.stats import estimate
 
 EXHIBIT = {
     "id": "adam_mini_fig4",
@@ -59,11 +59,11 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         add_rows(shown, variant, group)
     paper, dense = groups.get("paper", []), groups.get("dense", [])
     for key, reading in READINGS.items():
-        smallest = least([order(paper, key, h) for h in horizons(paper)]) if not unfinished(paper) else None
-        shown.values[f"order.{reading}"] = hn.value(smallest, unfinished(paper), "powers of ten")
+        gaps = [] if unfinished(paper) else [order(paper, key, h) for h in horizons(paper)]
+        shown.values[f"order.{reading}"] = hn.smallest(gaps, unfinished(paper), "powers of ten")
         for name, group, block in (("block1", paper, "block1"), ("dense", dense, "dense")):
-            gap = least([inside(group, block, key, h) for h in horizons(group)]) if not unfinished(group) else None
-            shown.values[f"inside.{name}.{reading}"] = hn.value(gap, unfinished(group), "powers of ten")
+            gaps = [] if unfinished(group) else [inside(group, block, key, h) for h in horizons(group)]
+            shown.values[f"inside.{name}.{reading}"] = hn.smallest(gaps, unfinished(group), "powers of ten")
     shown.figure = draw(paper, dense)
     return shown
 

@@ -10,7 +10,7 @@ from matplotlib.colors import BoundaryNorm
 from lowmem import plots
 from lowmem.drawing import hessian_numbers as hn
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.stats import Estimate, least, worst
+from lowmem.stats import Estimate
 
 EXHIBIT = {
     "id": "adam_mini_fig5",
@@ -86,10 +86,9 @@ def summarise(shown: Shown, found: dict[str, Run]) -> None:
     reason = "; ".join(f"{name}: {run.reason}" for name, run in found.items() if run.status != "done") or None
     rows = [] if reason else [row for run in found.values() for row in run.final("rows").values()]
     for ending in ("", "_similar"):
-        trend = worst([as_estimate(row["trend" + ending]) for row in rows])
-        dense = least([as_estimate(row["full" + ending]) for row in rows])
-        shown.values["trend.worst" + ending] = hn.value(trend, reason, "rank correlation")
-        shown.values["dense.least" + ending] = hn.value(dense, reason, "r")
+        trend, dense = ([as_estimate(row[key + ending]) for row in rows] for key in ("trend", "full"))
+        shown.values["trend.worst" + ending] = hn.largest(trend, reason, "rank correlation")
+        shown.values["dense.least" + ending] = hn.smallest(dense, reason, "r")
     run = found["by_kappa"]
     largest = None if run.status != "done" else max(run.final("rows").items(), key=lambda item: float(item[0]))[1]
     diagonal = largest and as_estimate(largest["diagonal"])

@@ -4,6 +4,8 @@ A left-out block moves by rate * m_hat, the same rate for all its weights. The p
 beats Adam; whether the rate that Adam-mini takes, from mean(v), does so too is what its reviewers asked and is shown beside.
 """
 
+import math
+
 from lowmem import plots
 from lowmem.drawing.curves import difference, largest, lost, mean, missing, text, used, window
 from lowmem.drawing.loss_plots import side_by_side
@@ -27,8 +29,15 @@ COLOURS = {"rate": "#8a6fb3", "mean": plots.COLOURS["adam_mini"]}
 MEASURE = window(0.9, 1.0)  # training loss of the last tenth, as the paper shows training loss
 
 
+def per_cent(run: Run) -> float | None:
+    """100 times its logarithm: differences are per cent of the loss."""
+    loss = MEASURE(run)
+    return None if loss is None else 100 * math.log(loss)
+
+
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: gap.<set>, gap.worst (best searched rate minus Adam), mean.<set>, mean.worst (mean(v) minus searched)."""
+    """Values: gap.<set>, gap.worst (best searched rate minus Adam), mean.<set>, mean.worst (mean(v) minus searched);
+    all four also in per cent of the loss: gap.percent.<set> and so on."""
     variants = runs.variants()
     adam = variants.get("adam", [])
     shown = Shown(
@@ -47,7 +56,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for name in NAMES:
         rates = {float(v.split("_at_")[1]): group for v, group in variants.items() if v.startswith(f"{name}_at_")}
         results[name] = add_rows(shown, name, rates, variants.get(f"{name}_by_mean", []), adam)
-    for key in ("gap", "mean"):
+    for key in ("gap", "mean", "gap.percent", "mean.percent"):
         shown.values[f"{key}.worst"] = largest(shown.values[f"{key}.{name}"] for name in NAMES)
     shown.figure = draw(results)
     return shown
@@ -73,6 +82,10 @@ def add_rows(shown: Shown, name: str, rates: dict, by_mean: list[Run], adam: lis
     shown.values[f"gap.{name}"] = gaps[best] if best else missing(reason, "subject" if "diverged" in reason else None)
     against = difference(by_mean, rates[best], MEASURE) if best else missing(reason)
     shown.values[f"mean.{name}"] = against
+    shown.values[f"gap.percent.{name}"] = (
+        difference(rates[best], adam, per_cent, "%") if best else shown.values[f"gap.{name}"]
+    )
+    shown.values[f"mean.percent.{name}"] = difference(by_mean, rates[best], per_cent, "%") if best else against
     entry = difference(by_mean, adam, MEASURE)
     cells = [text(mean(by_mean, MEASURE), digits=4), text(entry, True), text(against, True)]
     shown.rows.append([NAMES[name], "lr / √mean(v)", *cells])

@@ -10,7 +10,6 @@ from lowmem import plots
 from lowmem.drawing import default_partition, matrices
 from lowmem.drawing import hessian_numbers as hn
 from lowmem.exhibit import Runs, Shown, mark, printed, unfinished
-from lowmem.stats import least
 
 EXHIBIT = {
     "id": "adam_mini_fig7",
@@ -105,12 +104,11 @@ def summarise(shown: Shown, toy: list, deep: list, excess: dict) -> None:
         e = excess.get(("1 layer, width 16", first, module))
         shown.values[f"excess.{module}"] = hn.value(e, reason, "of |H|")
     shares = [hn.over_seeds([f[0] for f in hn.numbers(toy, first, module, "share")]) for module in hn.MODULES]
-    smallest = least(shares) if None not in shares else None
-    shown.values["share.least"] = hn.value(smallest, reason, "of |H|")
+    shown.values["share.least"] = hn.smallest(shares, reason, "of |H|")
     reason = unfinished(deep) or (None if deep else "not run: no run is planned")
     first = hn.stages(deep)[0] if deep else ""
     found = [excess.get((deep_name(deep), first, module)) for module in hn.MODULES]
-    shown.values["excess.deep"] = hn.value(least(found) if None not in found else None, reason, "of |H|")
+    shown.values["excess.deep"] = hn.smallest(found, reason, "of |H|")
 
 
 def draw(runs: list, trained: dict):

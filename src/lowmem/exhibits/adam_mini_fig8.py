@@ -8,10 +8,11 @@ import math
 
 from lowmem import plots
 from lowmem.drawing import display
-from lowmem.drawing.curves import Tuned, lead, mean, missing, ratio, smallest, text, tuned, used, value
+from lowmem.drawing.curves import Tuned, lead, mean, missing, over, ratio, smallest, text, tuned, used, value
 from lowmem.drawing.loss_plots import by_rate, loss_curves, mean_of, tokens_label
+from lowmem.drawing.premises import behind, leads_at
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.stats import estimate
+from lowmem.stats import estimate, paired
 
 EXHIBIT = {
     "id": "adam_mini_fig8",
@@ -29,7 +30,9 @@ METHODS = ("adamw", "adam_mini", *BASELINES)
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: lead.<baseline>, lead.least, closer.<baseline>, closer.least, spread.<optimizer>, spread.difference."""
+    """Values: lead.<baseline>, lead.least, closer.<baseline>, closer.least, spread.<optimizer>, spread.difference;
+    same_rate.lead.least (all at AdamW's best rate); premises: adamw.behind.largest, distance.adam_mini (from AdamW, in
+    AdamW's own movement)."""
     methods = {name: one for name, one in tuned(of(runs, "gpt2_baselines")).items() if name in METHODS}
     shown = Shown(
         caption="a: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. b: distance of the "
@@ -67,6 +70,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for key in ("lead", "closer"):
         found = [shown.values[f"{key}.{name}"] for name in BASELINES if f"{key}.{name}" in shown.values]
         shown.values[f"{key}.least"] = smallest(found)
+    baselines = [methods[name] for name in BASELINES if name in methods]
+    shown.values["adamw.behind.largest"] = behind(methods.get("adamw"), baselines)
+    shown.values["same_rate.lead.least"] = leads_at(methods["adamw"].lr, methods["adam_mini"], baselines)
+    shown.values["distance.adam_mini"] = end(gaps["adam_mini"])
     settings = sensitivity(runs, methods)
     spread(shown, settings)
     shown.figure = draw(methods, gaps, of(runs, "gpt2_decay"))
@@ -124,15 +131,20 @@ def closer(baseline: dict, subject: dict) -> dict:
 
 
 def sensitivity(runs: Runs, methods: dict[str, Tuned]) -> dict[str, list[list[Run]]]:
-    """{optimizer: runs by setting}: the rates of the grid and the settings of gpt2_decay."""
-    found = {}
+    """{optimizer: runs by setting}: the rates of the grid from AdamW's best one on, and the settings of gpt2_decay.
+
+    A smaller rate has not finished its descent when a short run ends, so that its loss says how far it got and nothing
+    about how sensitive the method is.
+    """
+    found, best = {}, methods["adamw"].lr or 0.0
     for optimizer in ("adamw", "adam_mini"):
         others: dict[str, list[Run]] = {}
         for run in of(runs, "gpt2_decay"):
             name, setting = run.variant.split("-")
             if name == optimizer:
                 others.setdefault(setting, []).append(run)
-        found[optimizer] = [*methods[optimizer].rates.values(), *others.values()]
+        rates = [runs for lr, runs in methods[optimizer].rates.items() if lr >= best]
+        found[optimizer] = [*rates, *others.values()]
     return found
 
 
@@ -155,7 +167,7 @@ def spread(shown: Shown, settings: dict[str, list[list[Run]]]) -> None:
         shown.rows.append([label, "", "", text(entry), "", ""])
     if not gone:
         ours, theirs = by_seed["adam_mini"], by_seed["adamw"]
-        gone = value(estimate([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]))
+        gone = over(paired(ours, theirs))
     shown.values["spread.difference"] = gone
 
 

@@ -1,4 +1,4 @@
-"""Figure 9 of Adam-mini: scaling laws of Llama, loss against operations and final loss against size.
+"""Scaling laws of Llama (Figure 9 in our count; the paper's number is unknown): loss by operations, final loss by size.
 
 Operations are 6 N D (Kaplan et al., arXiv 2001.08361); the paper's axis ends at 0.58 to 0.79 of that, by a formula that is
 not given.
@@ -7,7 +7,7 @@ not given.
 import math
 
 from lowmem import plots
-from lowmem.drawing.curves import Pair, missing, pairs, text, used, value
+from lowmem.drawing.curves import ONE_RATE, Pair, missing, over, pairs, text, used, value
 from lowmem.drawing.loss_plots import corner, decades, faint, tokens_label
 from lowmem.exhibit import Runs, Shown, mark, printed
 from lowmem.stats import estimate
@@ -15,7 +15,7 @@ from lowmem.stats import estimate
 EXHIBIT = {
     "id": "adam_mini_fig9",
     "paper": "adam_mini",
-    "label": "Figure 9",
+    "label": "Figure (number unknown)",
     "order": 90,
     "kind": "figure",
     "title": "Scaling laws of Llama",
@@ -29,7 +29,8 @@ PUBLISHED_SIZES["1B"] = 1055991808
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Rows by size, then the fits. Values: slope.adamw, slope.adam_mini, slope.difference."""
+    """Rows by size, then the fits. Values: slope.adamw, slope.adam_mini, slope.difference, and
+    own_rate.slope.difference where each optimizer has its own best rate."""
     sizes = pairs(runs)
     shown = Shown(
         caption="Left: validation loss against training operations (6 x parameters x tokens), mean over seeds. Middle: loss at "
@@ -48,6 +49,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ends = [text(value(size.mean(o, size.tokens[-1]))) if size.complete else size.gap()["reason"] for o in NAMES]
         shown.rows.append([size.name, f"{size.parameters:,}", *ends, text(size.gap(), True)])
     fits = summarise(shown, sizes)
+    shown.values["own_rate.slope.difference"] = missing(ONE_RATE)
     paper = publish(shown, published)
     draw(shown, sizes, fits, paper)
     return shown
@@ -75,7 +77,7 @@ def summarise(shown: Shown, sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
     for optimizer, by_seed in fits.items():
         entry = shown.values[f"slope.{optimizer}"] = value(estimate([one[0] for one in by_seed.values()]), "in slope")
         shown.rows.append([f"slope of {NAMES[optimizer]}", "", text(entry, True), "", ""])
-    entry = value(estimate([fits["adam_mini"][s][0] - fits["adamw"][s][0] for s in seeds]), "in slope")
+    entry = over({s: fits["adam_mini"][s][0] - fits["adamw"][s][0] for s in seeds}, "in slope")
     shown.values["slope.difference"] = entry
     shown.rows.append(["difference of slopes", "", "", "", text(entry, True)])
     return fits
@@ -86,7 +88,7 @@ def publish(shown: Shown, published: dict) -> dict[str, list[tuple[int, float]]]
     found: dict[str, list] = {o: [] for o in NAMES}
     for size, count in PUBLISHED_SIZES.items():
         for optimizer, name in NAMES.items():
-            cell = printed(published, f"end_loss_{name}_oct2024", size=size)
+            cell = printed(published, f"end_loss_{name}", size=size)
             shown.published += mark(f"{size}, {name}, loss at the end", cell)
             if cell:
                 found[optimizer].append((count, cell["value"]))
@@ -162,7 +164,7 @@ def draw_paper(axes, paper: dict) -> None:
         axes.plot(counts, [math.exp(slope * math.log(n) + intercept) for n in counts], **{**look, "linewidth": 1.2})
         labels.append((counts[-1] * 1.25, losses[-1], NAMES[optimizer], look["color"]))  # beside the last diamond
         heights += losses
-    finish(axes, counts, heights, "Published")
+    finish(axes, counts, heights, "Published (Table 4)")
     plots.end_labels(axes, labels)
 
 

@@ -7,7 +7,7 @@ held-out pairs and reward under their own names; a score of a judge appears only
 from lowmem import judge
 from lowmem.drawing import alignment as al
 from lowmem.drawing import display
-from lowmem.drawing.curves import difference, mean, missing, text, used
+from lowmem.drawing.curves import difference, log_loss, mean, missing, text, used
 from lowmem.exhibit import Run, Runs, Shown, mark, printed, unfinished
 
 EXHIBIT = {
@@ -37,7 +37,7 @@ NEEDS_HH = "not run: needs hh_rlhf=hub or hh_rlhf_dir"
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: judged.<lora|full|learned> (points of the judge, Adam-mini minus AdamW), reward.accuracy, hh.accuracy (%),
-    long.full.gap (nat, of the archived runs)."""
+    long.full.gap (nat, of the archived runs; long.full.gap.percent of AdamW's loss)."""
     shown = Shown(
         caption=f"Data: {al.data_of(runs)}. Model: {al.model_of(runs)}. Held-out perplexity is per {al.word_of(runs)} of the "
         "answers (lower is better); pair accuracy is the share of held-out pairs whose preferred answer gets the higher "
@@ -58,6 +58,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     kept = al.of(runs.archived, "sft_long", "full")
     add_rows(shown, "fine-tuning of SmolLM2-135M (archived)", "sft", "long", kept)
     shown.values["long.full.gap"] = al.gap(kept, al.loss, "nat")
+    shown.values["long.full.gap.percent"] = al.gap(kept, log_loss, "%")
     shown.values["reward.accuracy"] = al.accuracy(al.of(runs, "reward", "first")["adamw"])
     hh = al.of(runs, "reward", "hh")["adamw"]
     shown.values["hh.accuracy"] = al.accuracy(hh) if hh else missing(NEEDS_HH)

@@ -6,7 +6,7 @@ from a readable source; what an earlier check of ours gave stands beside our num
 
 from lowmem.drawing import hessian_numbers as hn
 from lowmem.exhibit import Runs, Shown, mark, printed
-from lowmem.stats import Estimate, least
+from lowmem.stats import Estimate
 
 EXHIBIT = {
     "id": "adam_mini_table_kappa",
@@ -62,7 +62,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for key in ("r", "r_similar"):
         known = [estimated(sets[name][f"{key}_interval"]) for name in OF_PAPER if name in sets]
         name = "r.least" + key.removeprefix("r")
-        shown.values[name] = hn.value(least(known), reason, "r")
+        shown.values[name] = hn.smallest(known, reason or (None if known else "not run"), "r")
     last = sets.get("1 to 1000")
     e = last and estimated(last["r_interval"])
     shown.values["r.ill_conditioned"] = hn.value(e, reason, "r")

@@ -6,7 +6,6 @@ the number of blocks is compared with that rule by the adjusted Rand index: 1 th
 
 from lowmem.drawing import hessian_numbers as hn
 from lowmem.exhibit import Run, Runs, Shown, unfinished
-from lowmem.stats import least
 
 EXHIBIT = {
     "id": "extra_hessian_partition",
@@ -57,8 +56,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         stage = hn.stages(group)[0] if group else ""
         for k, name in enumerate(("agreement", "above_chance")):
             estimates = [(found.get((module, stage)) or (None, None))[k] for module in modules]
-            e = least(estimates) if None not in estimates else None
-            shown.values[f"{name}.{ending}"] = hn.value(e, reason, "adjusted Rand index")
+            shown.values[f"{name}.{ending}"] = hn.smallest(estimates, reason, "adjusted Rand index")
     return shown
 
 

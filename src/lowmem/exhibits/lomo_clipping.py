@@ -1,7 +1,7 @@
 """LOMO's clipping: none, by value, by the global norm (two passes), by each tensor's norm (one), over learning rates."""
 
 from lowmem import plots
-from lowmem.drawing.curves import Tuned, difference, lost, missing, tuned, used
+from lowmem.drawing.curves import Tuned, difference, log_loss, lost, missing, tuned, used
 from lowmem.drawing.loss_plots import above, limits
 from lowmem.exhibit import Runs, Shown, mark, printed
 
@@ -22,8 +22,8 @@ BELOW = 1.0e-3  # where the paper finds value clipping sufficient
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: value_minus_norm (final loss at the largest rate below 1e-3), usable.<clip> (rates at which all seeds learned
-    something and none diverged), usable.norm_minus_none, and <clip>_minus_norm.best for none and
+    """Values: value_minus_norm (per cent of the final loss at the largest rate below 1e-3), usable.<clip> (rates at which
+    all seeds learned something and none diverged), usable.norm_minus_none, and <clip>_minus_norm.best for none and
     grouped (each at its best rate)."""
     methods = tuned(runs)
     shown = Shown(
@@ -49,7 +49,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     shown.values["usable.norm_minus_none"] = more(shown.values["usable.norm"], shown.values["usable.none"])
     low = max((rate for rate in methods["norm"].rates if rate < BELOW), default=None)
     if low is not None:
-        shown.values["value_minus_norm"] = difference(methods["value"].rates[low], methods["norm"].rates[low])
+        shown.values["value_minus_norm"] = difference(
+            methods["value"].rates[low], methods["norm"].rates[low], log_loss, "%"
+        )
     for name in ("none", "grouped"):
         shown.values[f"{name}_minus_norm.best"] = between(methods[name], methods["norm"])
     shown.figure = draw(methods)

@@ -1,8 +1,10 @@
 """Figure 3 of LOMO: LoRA alone and LoRA with LOMO on the base weights, by rank, and LOMO alone, on BoolQ and MultiRC."""
 
+import math
+
 from lowmem import plots
 from lowmem.drawing import fine_tuning as ft
-from lowmem.drawing.curves import absent, text, used, value
+from lowmem.drawing.curves import absent, text, used, value, widened
 from lowmem.drawing.fine_tuning_plots import look
 from lowmem.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.stats import estimate
@@ -90,7 +92,10 @@ def gain(cells: dict, tasks) -> dict:
     if gone:
         return gone
     over = ft.mean_by_seed(ours), ft.mean_by_seed(theirs)
-    return value(estimate([over[0](seed) - over[1](seed) for seed in ft.common_seeds([*ours, *theirs])]), "points")
+    entry = value(estimate([over[0](seed) - over[1](seed) for seed in ft.common_seeds([*ours, *theirs])]), "points")
+    return widened(
+        entry, math.sqrt(len(ranks(cells))) * ft.sampling(ours, theirs)
+    )  # all ranks answer the same questions
 
 
 def draw(cells: dict, headers: dict, published: dict):

@@ -78,9 +78,20 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
                     worst = max(worst, abs(ours[part] - theirs[part]["value"]))
         for part in PARTS:
             shown.values[f"{optimizer}.{part}"] = value_or_reason(ours and ours[part], "GiB", run.reason)
+    shown.values["lomo.total_over_params"] = over_params(runs)
     shown.values["largest_difference"] = value_or_reason(worst, "GiB", unfinished(counted))
     shown.values["activations.largest_error_percent"] = value_or_reason(worst_activations, "%", missing)
     return shown
+
+
+def over_params(runs: Runs) -> dict:
+    """LOMO with checkpointing: weights, most gradients alive and simulated activations over the weights alone."""
+    counted, cell = runs.one("lomo"), runs.one("l1.lomo.on")
+    if reason := unfinished([counted, cell]):
+        return value_or_reason(None, "times the weights", reason)
+    ours = components(counted)
+    total = sum(ours.values()) + gib(cell, "kept_activation_bytes")
+    return value_or_reason(total / ours["params"], "times the weights", None)
 
 
 def our_cells(run: Run, ours: dict | None, cell: Run, activations: float | None) -> list[str]:

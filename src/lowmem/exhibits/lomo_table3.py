@@ -28,12 +28,14 @@ SIZES = ("7B", "13B", "30B", "65B")
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: gain.lomo_lora, gain.lomo_zero, gain.lora_zero (points, mean over tasks), each also as long.<name>."""
+    """Values: gain.lomo_lora, gain.lomo_zero, gain.lora_zero (points, mean over tasks), each also as long.<name>; premise
+    above_frequent (LOMO's average over that of the most frequent answers)."""
     by_size = sizes(runs)
     own, kept = ft.grouped(by_size[0]), ft.grouped(runs.archived)
     headers = names(runs, runs.archived)
     shown = Shown(
-        caption="Accuracy in percent. Last epoch: mean over seeds at the point fixed beforehand, with its 95 % interval; where "
+        caption="Accuracy in percent. Last epoch: mean over seeds at the point fixed beforehand, with its 95 % interval, "
+        "which allows for the questions that all seeds share; where "
         "one run stands alone, the interval of a share among its questions (Wilson), which knows nothing of other seeds. Best: "
         "best point of the grid and best epoch at one seed, on the split that is reported, as the paper prints it. Average: "
         "over the columns of a row that have a number.",
@@ -54,6 +56,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for prefix, found in (("", own), ("long.", kept)):
         for ours, theirs in (("lomo", "lora"), ("lomo", "zero"), ("lora", "zero")):
             shown.values[f"{prefix}gain.{ours}_{theirs}"] = ft.gain(found, ours, theirs)
+        shown.values[f"{prefix}above_frequent"] = ft.above_frequent(found, "lomo")
     shown.deviations = deviations(list(runs), runs.archived, headers)
     return shown
 

@@ -5,13 +5,13 @@ Official code: the package adam-mini 1.1.1. Different on purpose:
   position, where the official GPT-2 script makes one block of the table.
 - Decay acts on every parameter unless no_decay says otherwise; the official code never decays names with norm, ln, bias.
 - Block scalars are always fp32; the first moment takes the parameter's dtype, or state_dtype.
-- The second moment is updated in one pass over the block, by a C loop on CPU where a C compiler exists (kernel.py);
-  elsewhere the stages of many tensors run together (flat_blocks.py).
+- The second moment is updated in one pass over the block, by a C loop on CPU where a C compiler exists (kernel.py)
+  and by Triton on a GPU (gpu_step.py); elsewhere the stages of many tensors run together (flat_blocks.py).
 """
 
 import torch
 
-from lowmem.optim import flat_blocks, kernel
+from lowmem.optim import flat_blocks, gpu_step, kernel
 from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.settings import one_of
@@ -112,4 +112,4 @@ class AdamMini(RuleOptimizer):
         return {**adam_scalars(group, step), "reduce": group["reduce"]}
 
     def fast(self, ready):
-        return flat_blocks.adam_mini(self, kernel.in_c(self, ready))
+        return flat_blocks.adam_mini(self, gpu_step.adam(self, kernel.in_c(self, ready)))

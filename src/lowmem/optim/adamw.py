@@ -2,12 +2,12 @@
 
 Different on purpose: on CPU, fp32 tensors go through a compiled C loop where a C compiler exists (kernel.py), the same
 arithmetic in another order of rounding (1e-6 relative). On a GPU tensors whose moments have their own dtype go through
-torch's fused kernel.
+torch's fused kernel, others and stochastic rounding through Triton's (gpu_step.py).
 """
 
 import torch
 
-from lowmem.optim import kernel
+from lowmem.optim import gpu_step, kernel
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.stages import Stage, Work, add_square, axpy, shrink
 
@@ -62,7 +62,9 @@ class AdamW(RuleOptimizer):
 
     def fast(self, ready):
         rest = kernel.in_c(self, ready)
-        return rest if torch.compiler.is_compiling() or self._compile else in_one_kernel(rest)
+        if torch.compiler.is_compiling() or self._compile:
+            return rest
+        return gpu_step.adam(self, in_one_kernel(rest))
 
 
 ON = ("cuda",)  # devices where many tensors go through one kernel

@@ -7,6 +7,7 @@ the gradient, as the official LOMO package does.
 
 import torch
 
+from lowmem.optim import gpu_step
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.stages import Stage, Work, axpy
 
@@ -86,4 +87,4 @@ class SGD(RuleOptimizer):
                 rest.append(entry)
         for (rate, _, _), (parameters, gradients) in by_rate.items():
             torch._foreach_add_(parameters, gradients, alpha=-rate)
-        return rest
+        return gpu_step.descent(self, rest)

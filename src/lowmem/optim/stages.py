@@ -85,12 +85,13 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """All pieces of what this process stores of a parameter, `held` elements, and the frame they lie in."""
+    """All pieces of what this process stores of a parameter, `held` elements, and the frame they lie in; its boxes."""
 
     pieces: tuple[Piece, ...]
     frame: tuple[int, ...]
     held: int
     blocks: ParamBlocks
+    boxes: tuple[Box, ...] = ()
 
     @property
     def partial(self) -> bool:
@@ -124,7 +125,7 @@ def layout(form: str, blocks: ParamBlocks, boxes: tuple[Box, ...] | None = None)
     if not held:
         return Layout((), {"blocks": (1, blocks.count, 1), "flat": (numel,), "shaped": shape or (1,)}[form], 0, blocks)
     if form == "flat":
-        return Layout((Piece(None, (-1,), None, ((0, 1),), numel, held != numel),), (numel,), held, blocks)
+        return Layout((Piece(None, (-1,), None, ((0, 1),), numel, held != numel),), (numel,), held, blocks, boxes)
     if form == "shaped":
         pieces = []
         for box in boxes:
@@ -132,16 +133,18 @@ def layout(form: str, blocks: ParamBlocks, boxes: tuple[Box, ...] | None = None)
             view = None if shape and stored_whole else box.lengths or (1,)
             ranges = tuple(zip(box.start, box.lengths)) or ((0, 1),)
             pieces.append(Piece(at, view, None, ranges, numel, box.numel != numel))
-        return Layout(tuple(pieces), shape or (1,), held, blocks)
+        return Layout(tuple(pieces), shape or (1,), held, blocks, boxes)
     if blocks.kind == "coordinate":  # every coordinate is complete wherever it is
-        return Layout((Piece(None, (1, -1, 1), None, ((0, 1),) * 3, 1, False),), (1, numel, 1), held, blocks)
+        return Layout((Piece(None, (1, -1, 1), None, ((0, 1),) * 3, 1, False),), (1, numel, 1), held, blocks, boxes)
     if blocks.kind == "tensor":
-        return Layout((Piece(None, (1, 1, -1), None, ((0, 1),) * 3, numel, held != numel),), (1, 1, 1), held, blocks)
+        return Layout(
+            (Piece(None, (1, 1, -1), None, ((0, 1),) * 3, numel, held != numel),), (1, 1, 1), held, blocks, boxes
+        )
     if blocks.stack:
         pieces = [piece for box in boxes for piece in _stacked_pieces(blocks, box)]
     else:
         pieces = [piece for box in boxes for piece in _block_pieces(blocks, box, len(boxes) == 1)]
-    return Layout(tuple(pieces), (1, blocks.count, 1), held, blocks)
+    return Layout(tuple(pieces), (1, blocks.count, 1), held, blocks, boxes)
 
 
 def _stacked_pieces(blocks: ParamBlocks, box: Box) -> list[Piece]:

@@ -1,0 +1,63 @@
+"""What others measured about Adam-mini and LOMO, beside our verdicts: it decides none of them.
+
+The table is data/published/independent.yaml as it stands; the page shows each entry also beside the claims it bears on.
+"""
+
+from lowmem.exhibit import Runs, Shown
+
+EXHIBIT = {
+    "id": "extra_independent",
+    "paper": "extra",
+    "label": "Extra",
+    "order": 5,
+    "kind": "table",
+    "title": "What others measured",
+    "experiments": [],
+    "published": "independent",
+}
+
+COLUMNS = ["who", "scale", "seeds", "tuning", "what", "AdamW", "Adam-mini", "Adam-mini − AdamW", "found"]
+COLUMNS += ["known against it", "where"]
+
+
+def render(runs: Runs, published: dict, tier: str) -> Shown:
+    """A row for each number of others, and one for what has none. Values: wen.mean_gap, wen.cells_behind."""
+    shown = Shown(
+        caption="Runs of other people, 125M to 8B parameters, one seed each where it is known. Losses in nat per token. They "
+        "stand beside our verdicts and decide none.",
+        columns=COLUMNS,
+        rows=[],
+        deviations=[
+            f"Nothing was found on: {', '.join(published['none_found'])}.",
+            "Read there: " + checked(published),
+        ],
+    )
+    for entry in published["entries"]:
+        about = [entry["who"], entry["scale"], entry["seeds"], entry["tuning"]]
+        rest = [entry["found"], entry["against"], entry["address"]]
+        for k, value in enumerate(entry["values"] or [None]):
+            shown.rows.append([*about, *numbers(value), *(rest if k == 0 else ["", "", ""])])
+    gaps = [v["adam_mini"] - v["adamw"] for v in cells(published)]
+    shown.values["wen.mean_gap"] = {"value": sum(gaps) / len(gaps), "n": 1, "unit": "nat per token"}
+    shown.values["wen.cells_behind"] = {"value": sum(gap > 0 for gap in gaps), "unit": f"of {len(gaps)} cells"}
+    return shown
+
+
+def cells(published: dict) -> list[dict]:
+    """The twelve pairs of Wen et al."""
+    return next(entry["values"] for entry in published["entries"] if entry["id"] == "wen_2025")
+
+
+def numbers(value: dict | None) -> list[str]:
+    """What, AdamW, Adam-mini and their difference; per cent where the unit is a speed."""
+    if value is None:
+        return ["no table of numbers", "", "", ""]
+    ours, theirs = value["adam_mini"], value["adamw"]
+    speed = value["unit"] == "token/s"
+    gap = f"{100 * (ours / theirs - 1):+.1f} %" if speed else f"{ours - theirs:+.4f}"
+    what = ", ".join(part for part in (value["what"], value.get("at")) if part)
+    return [what, *(f"{number:,}" if speed else f"{number:.4f}" for number in (theirs, ours)), gap]
+
+
+def checked(published: dict) -> str:
+    return "; ".join(f"{entry['id']}: {entry['checked']}" for entry in published["entries"]) + "."

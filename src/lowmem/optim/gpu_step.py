@@ -1,0 +1,218 @@
+"""Adam-mini, AdamW and plain descent on a GPU: all tensors of one device and dtype in a few Triton launches.
+
+Each weight, gradient and moment is read and written once (the gradient of a long block twice), whatever the dtype:
+20 bytes per element in fp32, 10 in bf16, where the stages move 36 and 66. What the kernels cannot do (cut blocks, other
+statistics, fp64, offloaded moments) stays with the stages: same arithmetic, other order of rounding (1e-6 relative).
+
+Nothing here waits for the device. A plan keeps addresses between steps; every step compares them, and every shape, dtype
+and device, with those of the tensors that it is given.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+import torch
+from torch import Tensor, nn
+
+from lowmem.optim.gpu_tables import Plan, Tensors, numbering, plan
+from lowmem.optim.transfers import upload
+
+log = logging.getLogger("lowmem")
+ADAM = ("keep", "step_size", "beta2", "gain1", "gain2", "eps", "bias2_rsqrt", "factor")  # columns of the groups' table
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+PLAIN = (Tensor, nn.Parameter)  # no DTensor, FakeTensor or other kind of its own
+INSIDE_BACKWARD = 3  # launches for one tensor
+MOST_PLANS = 1 << 14  # kept at a time; a plan per parameter inside backward, one per set of parameters otherwise
+MOST_NESTED = 1 << 31  # elements of a tensor that is numbered in chunks: 32-bit division
+launched: list[str] | None = None  # names of the kernels started, where somebody counts them
+
+
+@functools.cache
+def kernels(device: torch.device):
+    """The module of kernels if they can be built and started on this device, else None (the reason goes to the log at
+    debug level)."""
+    if os.environ.get("LOWMEM_KERNEL") == "0":
+        return None
+    try:
+        from lowmem.optim import triton_kernels
+
+        found = torch.zeros(1, device=device)
+        with _on(device):
+            triton_kernels.probe[(1,)](found)
+    except Exception as error:  # not installed, no C compiler for its launcher, a device it does not know: any kind
+        log.debug(
+            "no Triton kernels on %s (%s: %s); optimizers use their PyTorch code", device, type(error).__name__, error
+        )
+        return None
+    return triton_kernels
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for a GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def adam(optimizer, ready: list) -> list:
+    """Step every eligible tensor of `ready`, [(group, p, g, state, scalars, layout)]; returns the others."""
+    return _step(optimizer, ready, _fits_adam, lambda h: [h[name] for name in ADAM])
+
+
+def descent(optimizer, ready: list) -> list:
+    """The same for p -= lr * g with decoupled decay and without momentum."""
+
+    def numbers(h: dict) -> list[float]:
+        return [1 - h["lr"] * h["weight_decay"], h["lr"], 0.0, 0.0, 0.0, 0.0, 0.0, h["factor"]]
+
+    return _step(optimizer, ready, _fits_descent, numbers)
+
+
+def _step(optimizer, ready: list, fits, numbers) -> list:
+    if not ready or torch.compiler.is_compiling() or optimizer._compile:
+        return ready
+    rest, sets = [], {}
+    for entry in ready:
+        group, p, g, state, _, lay = entry
+        m, v = state.get("exp_avg"), state.get("exp_avg_sq")
+        stochastic = group["rounding"] == "stochastic" and any(
+            t is not None and t.dtype != torch.float32 for t in (p, m, v)
+        )
+        if (
+            (p.device.type == "cuda" or interpreted())
+            and fits(*entry)
+            and _numbered(lay, stochastic)
+            and kernels(p.device)
+        ):
+            dtypes = (p.dtype, g.dtype, *(t if t is None else t.dtype for t in (m, v)))
+            sets.setdefault((p.device, dtypes, stochastic), []).append(entry)
+        else:
+            rest.append(entry)
+    for (device, dtypes, stochastic), entries in sets.items():
+        _run(optimizer, entries, device, dtypes, stochastic, numbers)
+    return rest
+
+
+def _alike(p: Tensor, tensors: tuple, held: int) -> bool:
+    return all(
+        type(t) in PLAIN
+        and t.dtype in FLOATS
+        and t.device == p.device
+        and t.numel() == held
+        and t.is_contiguous()
+        and t.untyped_storage().nbytes() >= t.element_size() * (t.storage_offset() + held)
+        for t in tensors
+    )
+
+
+def _fits_adam(group: dict, p: Tensor, g: Tensor, state: dict, h: dict, lay) -> bool:
+    m, v = state["exp_avg"], state["exp_avg_sq"]
+    if h.get("reduce", "mean") != "mean" or not _alike(p, (p, g, m), lay.held):
+        return False
+    if len(lay.frame) == 1 or lay.blocks.kind == "coordinate":  # a v for every element held here
+        return _alike(p, (v,), lay.held)
+    return v.dtype == torch.float32 and _alike(p, (v,), lay.blocks.count)
+
+
+def _fits_descent(group: dict, p: Tensor, g: Tensor, state: dict, h: dict, lay) -> bool:
+    decay = h["weight_decay"] == 0 or h["decoupled"]
+    return h["momentum"] == 0 and decay and _alike(p, (p, g), lay.held)
+
+
+def _numbered(lay, stochastic: bool) -> bool:
+    """Whether the kernels can number a tensor's elements, which only random bits need."""
+    if not stochastic:
+        return True
+    found = numbering(lay)
+    return found is not None and (found[1] == found[2] or lay.held < MOST_NESTED)
+
+
+def _run(optimizer, entries: list, device: torch.device, dtypes: tuple, stochastic: bool, numbers) -> None:
+    """All launches for one set of tensors."""
+    one = entries[0][2] if len(entries) == 1 else None
+    groups: dict[int, tuple[int, dict]] = {}
+    for entry in entries:
+        groups.setdefault(id(entry[4]), (len(groups), entry[4]))
+    chosen = _plan(optimizer, entries, device, dtypes, stochastic, groups)
+    rows = [numbers(h) for _, h in groups.values()]
+    if one is None:
+        addresses = torch.tensor([entry[2].data_ptr() for entry in entries])
+        table = upload(
+            torch.cat([addresses, torch.tensor(rows, dtype=torch.float32).view(torch.int64).view(-1)]), device
+        )
+        gradients, scalars = table[: len(entries)], table[len(entries) :].view(torch.float32)
+    else:
+        gradients, scalars = one, _kept(optimizer, entries[0][4], rows, device)
+    seed = _seed(optimizer, entries[0][3]) if stochastic else 0
+    pt, gt, mt, vt = map(_type, dtypes)
+    given = dict(
+        segments=chosen.segments, gradients=gradients, groups=scalars, partial=chosen.partial, rates=chosen.rates
+    )
+    given |= dict(seed=seed, PT=pt, GT=gt, MT=mt, VT=vt, STOCH=stochastic, NEST=stochastic and chosen.nest)
+    given |= dict(ONE=one is not None, EXPLICIT=interpreted())
+    with _on(device):
+        for launch in chosen.launches:
+            _launch(launch, {**given, **launch.constants}, device)
+    torch.autograd.graph.increment_version([entry[1] for entry in entries])  # as any operation in place
+
+
+def _launch(launch, given: dict, device: torch.device) -> None:
+    kernel = getattr(kernels(device), launch.kernel)
+    arguments = {name: launch.tiles if name == "tiles" else given[name] for name in kernel.arg_names}
+    size = launch.constants.get("ROWS", 1) * launch.constants.get("WIDTH", 0)
+    warps = 16 if size > 8192 else 8 if size else 4
+    if launched is not None:
+        launched.append(launch.kernel)
+    kernel[(len(launch.tiles),)](**arguments, num_warps=warps)
+
+
+def _plan(optimizer, entries: list, device, dtypes, stochastic: bool, groups: dict) -> Plan:
+    """Tables for these tensors: those of an earlier step, if every address, layout and place in them is the same."""
+    tensors, where = [], []
+    for index, (_, p, g, state, h, lay) in enumerate(entries):
+        m, v, aligned = state.get("exp_avg"), state.get("exp_avg_sq"), g.data_ptr() % 16 == 0
+        tensors.append(Tensors(index, groups[id(h)][0], p, m, v, lay, aligned))
+        at = (0 if t is None else t.data_ptr() for t in (p, m, v))
+        where.append((*at, lay, groups[id(h)][0], aligned))
+    key = (device, dtypes, stochastic, len(entries), where[0][0])
+    found = optimizer.plans.get(key)
+    if found is None or found[0] != where:
+        if len(optimizer.plans) >= MOST_PLANS:
+            optimizer.plans.clear()
+        most = INSIDE_BACKWARD if len(entries) == 1 else None
+        found = optimizer.plans[key] = (where, plan(tensors, device, most))
+    return found[1]
+
+
+def _kept(optimizer, h: dict, rows: list, device: torch.device) -> Tensor:
+    """The numbers of one group on the device, uploaded once per backward (which has one h) and stream."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    found = optimizer.plans.get(("numbers", device, stream))
+    if found is None or found[0] is not h:
+        found = optimizer.plans["numbers", device, stream] = (
+            h,
+            upload(torch.tensor(rows, dtype=torch.float32), device),
+        )
+    return found[1]
+
+
+def _seed(optimizer, state: dict) -> int:
+    """A number for this step's random bits from torch's CPU generator, drawn at the first tensor of a step or backward."""
+    count = state["step"].item()
+    found = optimizer.plans.get("seed")
+    if found is None or found[0] != count or optimizer.shared is None:
+        found = optimizer.plans["seed"] = (count, int(torch.randint(1 << 31, ())))
+    return found[1]
+
+
+@functools.cache
+def _type(dtype: torch.dtype | None):
+    import triton.language as tl
+
+    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(dtype, tl.float32)
+
+
+def _on(device: torch.device):
+    """Launches go to the current device."""
+    return torch.cuda.device(device if device.type == "cuda" else -1)
