@@ -22,7 +22,7 @@ rank, world = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
 
 torch.manual_seed(0)
 model = gpt2.build(n_layer=2, n_head=2, n_embd=32, vocab_size=16, block_size=16)
-optimizer = AdamMini(model, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, no_decay=["*norm*", "*bias"])
+optimizer = AdamMini(model, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, no_decay=lambda name, p: p.ndim < 2)
 net = DistributedDataParallel(model) if many else model
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
 for step in range(STEPS):

@@ -82,6 +82,45 @@ def test_four_and_five_layers_give_the_deep_one_under_fully_shard():
     assert few.work.operations() == pytest.approx(full.work.operations())
 
 
+def update_of(name: str, precision: str = "bf16", **settings):
+    """(bytes per element, launches) of the update on a GPU of a model with long heads and rows."""
+    model = target.find({**LLAMA, "n_embd": 256, "n_hidden": 320, "n_layer": 2})
+    cell = Cell(optimizer={"name": name, **settings}, seq_len=16, precision=precision)
+    found, stage = (
+        account(model, cell, full_depth=True),
+        "backward" if "backward" in settings or name == "lomo" else "update",
+    )
+    elements = found.parts["parameters"] / (2 if precision == "bf16" else 4)
+    streams = {key: n for key, n in found.work.items() if key[:2] == (stage, "stream")}
+    return sum(key[2] * n for key, n in streams.items()) / elements, sum(streams.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "moved", "launches"),
+    [
+        ("adamw", "fp32", 28, 1),
+        ("adamw", "bf16", 14, 1),
+        ("adam_mini", "fp32", 20.6, 4),  # queries and keys, 4 of 22 tensors, are read twice
+        ("adam_mini", "bf16", 10.4, 4),
+        ("sgd", "fp32", 12, 1),
+        ("sgd", "bf16", 6, 1),
+    ],
+)
+def test_kernels_of_a_gpu_move_each_tensor_once_in_a_few_launches_and_without_copies(name, precision, moved, launches):
+    found = update_of(name, precision)
+    assert found == (pytest.approx(moved, rel=0.05), launches + 1), "one more counts the steps"
+
+
+def test_adam_mini_in_16_bit_on_a_gpu_needs_no_room_beside_its_state():
+    cell = Cell(optimizer={"name": "adam_mini"}, seq_len=16)
+    found = account(target.find({**LLAMA, "n_layer": 2}), cell, full_depth=True)
+    plain = account(target.find({**LLAMA, "n_layer": 2}), of(cell, "lion"), full_depth=True)
+    kept = found.most["parameters"] + found.most["gradients"] + found.most["optimizer_state"]
+    assert kept <= found.phases["update"] < kept + 1024
+    kept = plain.most["parameters"] + plain.most["gradients"] + plain.most["optimizer_state"]
+    assert plain.phases["update"] > kept + 256 * 64 * 4, "the stages copy the embedding to fp32"
+
+
 @pytest.mark.slow
 def test_the_first_trace_of_a_process_equals_the_next():
     code = (

@@ -295,14 +295,27 @@ def test_an_unexpected_error_leaves_one_line_and_a_traceback_beside_it(root, mon
     assert "Traceback" in (record.folder(root, make_run()) / "train.log").read_text()
 
 
-@pytest.mark.parametrize("error", [MemoryError("too much"), torch.OutOfMemoryError("too much")])
-def test_out_of_memory_is_a_final_result(root, monkeypatch, error):
+def test_a_gpu_with_too_little_memory_is_a_final_result(root, monkeypatch):
     def hungry(*arguments):
-        raise error
+        raise torch.OutOfMemoryError("too much")
 
     monkeypatch.setattr(pretrain, "build", hungry)
     assert train.run_job(root, [make_run()]) == 0
     assert record.reusable(root, make_run())["status"] == "oom"
+
+
+@pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("can't allocate memory: you tried 9 bytes")])
+def test_a_machine_that_is_short_of_memory_fails_and_the_next_call_tries_again(root, monkeypatch, error):
+    def hungry(*arguments):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "build", hungry)
+        assert train.run_job(root, [make_run()]) == 1
+    made = record.load(record.folder(root, make_run()))
+    assert made["status"] == "failed" and "too little memory left" in made["reason"]
+    assert record.reusable(root, make_run()) is None
+    assert train.run_job(root, [make_run()]) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 import sys
 
-from lowmem.cli import main
+try:
+    from lowmem.cli import main
 
-sys.exit(main())
+    code = main()
+except KeyboardInterrupt:  # while this package was imported
+    print("lowmem: interrupted; call again to continue", file=sys.stderr)
+    code = 130
+sys.exit(code)

@@ -11,7 +11,7 @@ from collections.abc import Set
 from torch import nn
 
 from lowmem.attention_heads import first, head_counts, head_size, is_a, own_size
-from lowmem.layers import Role, base_of, out_features
+from lowmem.layers import Role, base_of, is_projection, out_features, projection_in
 
 # These classes hold the query and the gate of head 0, then of head 1, ...
 GATED_QUERIES = ("Qwen3NextAttention", "Qwen3_5Attention", "Qwen3_5MoeAttention", "Qwen4ExpTextAttention")
@@ -114,7 +114,9 @@ def queries_beside_keys_and_values(module: nn.Module, children: Set[str]) -> dic
     """lucidrains: to_q (heads x size, width), and to_kv (2 x heads x size, width) with all keys, then all values."""
     if not {"to_q", "to_kv"} <= children or "to_k" in children:
         return {}
-    queries, both = (base_of(module._modules[name]) for name in ("to_q", "to_kv"))
+    queries, both = (projection_in(module._modules[name]) for name in ("to_q", "to_kv"))
+    if not (is_projection(queries) and is_projection(both)):
+        return {}
     size, _ = head_size(module, out_features(queries))
     rows = out_features(both) // 2
     if not size or rows % size or out_features(both) % 2:

@@ -16,6 +16,7 @@ from torch import nn
 
 from lowmem.attention_heads import head_counts, head_size, is_a, no_heads, own_size
 from lowmem.attention_layouts import layout
+from lowmem.attention_probe import fused_parts
 from lowmem.layers import (
     CONTAINERS,
     CONVOLUTIONS,
@@ -24,11 +25,13 @@ from lowmem.layers import (
     Role,
     base_of,
     is_embedding,
+    is_lazy,
     is_linear,
     is_position_table,
     is_projection,
     is_transposed,
     out_features,
+    projection_in,
     weight_of,
     words,
 )
@@ -81,11 +84,11 @@ def _projections(module: nn.Module) -> dict[str, nn.Module]:
         known = name in CONCATENATED or (name == "query_key_value" and is_a(module, GROUPED))
         if len(kinds) == 1 and kinds[0] in ("query", "key", "value"):
             exact.setdefault(kinds[0], child)
-        elif known and is_projection(base_of(child)):
+        elif known and is_projection(projection_in(child)):
             fused["fused"] = child
         elif len({"query", "key", "value"} & set(kinds)) > 1 or any(JOINED.fullmatch(kind) for kind in kinds):
             joined["unknown"] = child
-    if len(exact) == 3 and not joined and all(is_projection(base_of(child)) for child in exact.values()):
+    if len(exact) == 3 and not joined and all(is_projection(projection_in(child)) for child in exact.values()):
         return exact
     if fused:
         return {**fused, **({"query": exact["query"]} if "query" in exact else {})}
@@ -106,28 +109,29 @@ def claim_attention(module: nn.Module, claim: Claim) -> None:
         return
     found = _projections(module)
     if "fused" in found:
-        _claim_projection(found["fused"], fused_role(module, base_of(found["fused"])), claim)
+        _claim_projection(found["fused"], fused_role(module, projection_in(found["fused"])), claim)
     elif "value" not in found:
         why = f"{type(module).__name__} is attention in which no query, key and value projection was found"
-        for parameter in _unexplained(module):
+        inside = [m for child in found.values() for m in child.modules() if isinstance(m, CONVOLUTIONS)]
+        for parameter in (*_unexplained(module), *map(weight_of, inside)):
             claim(parameter, Role("unknown", why=why))
         return
     if "query" not in found:
         return  # with a fused projection, only GPT-2's cross attention keeps a query apart
-    rows = {out_features(base_of(found[name])) for name in ("query", "key") if name in found}
-    size, why = head_size(module, out_features(base_of(found["query"])))
+    rows = {out_features(projection_in(found[name])) for name in ("query", "key") if name in found}
+    size, why = head_size(module, out_features(projection_in(found["query"])))
     for name, child in module._modules.items():
         kinds = {PROJECTIONS[word] for word in words(name) if word in PROJECTIONS}
-        if len(kinds) != 1 or child is found.get("fused") or not is_projection(base_of(child)):
+        if len(kinds) != 1 or child is found.get("fused") or not is_projection(projection_in(child)):
             continue
         if kinds == {"value"}:
             _claim_projection(child, Role("value"), claim)
-        elif size and out_features(base_of(child)) in rows and out_features(base_of(child)) % size == 0:
+        elif size and out_features(projection_in(child)) in rows and out_features(projection_in(child)) % size == 0:
             _claim_projection(child, Role("head", head_dim=size), claim)
         else:
             why = (
                 why
-                or f"{out_features(base_of(child))} rows of {type(module).__name__} are not known to be heads of size {size}"
+                or f"{out_features(projection_in(child))} rows of {type(module).__name__} are not known to be heads of {size}"
             )
             _claim_projection(child, Role("unknown", why=why), claim)
 
@@ -154,6 +158,8 @@ def fused_role(module: nn.Module, layer: nn.Module) -> Role:
         return Role("fused", axis, parts=(("key", half, half // heads), ("value", half, half // heads)))
     if getattr(module, "multi_query", False) and not getattr(module, "new_decoder_architecture", False):
         kv_heads = 1  # Falcon, GPT-BigCode
+    if parts := _head_after_head(module, rows, heads) or fused_parts(module, layer):
+        return Role("fused", axis, parts=parts)
     size = own_size(module) or rows // (heads + 2 * kv_heads)
     if rows != (heads + 2 * kv_heads) * size or heads % kv_heads or isinstance(layer, CONVOLUTIONS):
         why = (
@@ -168,9 +174,20 @@ def fused_role(module: nn.Module, layer: nn.Module) -> Role:
     return Role("fused", axis, parts=(("query", queries, size), ("key", keys, size), ("value", keys, size)) * turns)
 
 
+def _head_after_head(module: nn.Module, rows: int, heads: int) -> tuple | None:
+    """Query, key and value of each head in turn, where the module says so (timm: head_first; LeViT's key_dim, val_dim)."""
+    key, value = (getattr(module, name, None) for name in ("key_dim", "val_dim"))
+    if isinstance(key, int) and isinstance(value, int) and rows == heads * (2 * key + value):
+        return (("query", key, key), ("key", key, key), ("value", value, value)) * heads
+    if getattr(module, "head_first", None) is True and rows % (3 * heads) == 0:
+        size = rows // (3 * heads)
+        return (("query", size, size), ("key", size, size), ("value", size, size)) * heads
+    return None
+
+
 def _claim_projection(child: nn.Module, role: Role, claim: Claim) -> None:
     """Role for a projection's weight; adapters on it (LoRA) get the role where their rows are the projection's rows."""
-    base = base_of(child)
+    base = projection_in(child)
     claim(weight_of(base), dataclasses.replace(role, axis=is_transposed(base)))
     for parameter in _unexplained(base) if weight_of(base) is None else ():
         claim(
@@ -208,6 +225,8 @@ def _unexplained(module: nn.Module) -> list[nn.Parameter]:
         if isinstance(inner, (CONVOLUTIONS, *NORMS, nn.RNNBase)) or is_embedding(inner):
             continue
         for key, parameter in inner.named_parameters(recurse=False):
+            if is_lazy(parameter):
+                continue
             vector = parameter.numel() == max(parameter.shape, default=1)
             if not vector and not is_position_table(inner, key, parameter) and "bias" not in words(key):
                 found.append(parameter)
@@ -215,4 +234,6 @@ def _unexplained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _has_matrix(module: nn.Module | None) -> bool:
-    return module is not None and (is_projection(base_of(module)) or any(p.ndim >= 2 for p in module.parameters()))
+    return module is not None and (
+        is_projection(projection_in(module)) or any(p.ndim >= 2 for p in module.parameters())
+    )

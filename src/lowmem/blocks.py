@@ -198,7 +198,8 @@ def partition(
     Raises Misfit, naming parameter and fix, for attention whose heads are not known or do not divide, and for a bare
     parameter of a Transformer that no module explains.
     """
-    from lowmem.roles import find_roles
+    from lowmem.layers import is_lazy
+    from lowmem.roles import find_roles, joined_layers
 
     if scheme not in SCHEMES:
         raise ValueError(f"unknown scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
@@ -211,16 +212,11 @@ def partition(
         switches[key] = setting or switches[key]
     thawing = set(also)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad or p in thawing}
+    named = {name: p for name, p in named.items() if not is_lazy(p)}
     first = {id(p): name for name, p in named.items()}
     aliases = {name: first.get(id(p)) for name, p in model.named_parameters(remove_duplicate=False)}
     by_hand = _matched(overrides or {}, {name: alias for name, alias in aliases.items() if alias})
     roles, is_transformer = find_roles(model)
-    if not is_transformer and neurons is None and scheme != "tensor" and _reads_tokens(model):
-        warnings.warn(
-            f"no attention was recognised in {type(model).__name__}, so each of its tensors is one block, as the paper does "
-            "outside Transformers; if it is one, pass neurons=True and overrides={name of queries or keys: number of heads}",
-            stacklevel=2,
-        )
     switches["filter"] = "row" if neurons else "tensor"
     if scheme != "tensor":
         if neurons is False or (neurons is None and not is_transformer):
@@ -238,17 +234,40 @@ def partition(
             blocks = _by_role(name, tuple(parameter.shape), roles[id(parameter)], switches)
         entries[name] = (blocks, parameter)
     settings = {"scheme": scheme, **{k: switches[k] for k in ("value", "embedding", "output", "biases")}}
+    unseen = not is_transformer and neurons is None and scheme != "tensor" and _reads_tokens(model)
+    split = joined_layers(model, roles) if is_transformer and neurons is not False and scheme != "tensor" else {}
+    _warn_of_guesses(model, sum(blocks.count for blocks, _ in entries.values()) if unseen else None, split, by_hand)
     settings |= {"neurons": neurons, **({"overrides": dict(overrides)} if overrides else {})}
     return Partition(entries, settings, model)
 
 
 def _reads_tokens(model: nn.Module) -> bool:
-    """Whether a model has token tables and norms but no recurrent layer: it may be a Transformer of unusual words."""
-    from lowmem.layers import NORMS, is_embedding
+    """Whether a model has token tables, and norms or several layers, but no recurrent one: it may be a Transformer of
+    unusual words."""
+    from lowmem.layers import NORMS, is_embedding, is_linear, words
 
-    kinds = [(is_embedding(m), isinstance(m, NORMS), isinstance(m, nn.RNNBase)) for m in model.modules()]
-    table, norm, recurrent = map(any, zip(*kinds))
-    return table and norm and not recurrent
+    kinds = list(model.modules())
+    norm = any(isinstance(m, NORMS) or "norm" in " ".join(words(type(m).__name__)) for m in kinds)
+    several = sum(map(is_linear, kinds)) > 2
+    return any(map(is_embedding, kinds)) and (norm or several) and not any(isinstance(m, nn.RNNBase) for m in kinds)
+
+
+def _warn_of_guesses(model: nn.Module, scalars: int | None, split: dict[str, str], by_hand: dict) -> None:
+    """Say where nothing was recognised, which is silent otherwise: one block per tensor, or per neuron."""
+    if scalars is not None:
+        warnings.warn(
+            f"no attention was recognised in {type(model).__name__}, so each of its tensors is one block, as the paper does "
+            f"outside Transformers ({scalars:,} second moments in all); if it is one, pass neurons=True and "
+            "overrides={name of queries or keys: number of heads}",
+            stacklevel=3,
+        )
+    for name, kind in split.items():
+        if name not in by_hand:
+            warnings.warn(
+                f"{name}: one layer of {kind} seems to hold several projections of an attention that was not recognised, "
+                f"and is cut by output neuron; pass overrides={{{name!r}: ...}} if queries and keys are among them",
+                stacklevel=3,
+            )
 
 
 def _refuse_unknown(roles: dict) -> None:

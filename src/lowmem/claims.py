@@ -7,7 +7,7 @@ gate that names no value of the exhibit.
 import math
 from pathlib import Path
 
-from lowmem import experiments, plan
+from lowmem import experiments, kept_files, plan
 from lowmem.errors import Misuse, nearest
 from lowmem.exhibit import markdown
 from lowmem.files import read_json, read_yaml, write_json, write_text
@@ -52,6 +52,7 @@ def decided(claim: dict, header: dict, tier: str, out: Path) -> dict:
     if not path.is_file():
         missing = {"value": None, "reason": f"not run: exhibit {claim['exhibit']} was not made"}
         return row(claim, missing, tier, missing)
+    kept_files.check_together(path.with_suffix(""))
     values = read_json(path)["values"]
     premise = claim.get("gate", {}).get("value")
     if premise and premise not in values:
@@ -70,6 +71,7 @@ def gather(root: Path, tier: str, out: Path | None = None) -> list[dict]:
     rows = [decided(claim, headers[claim["exhibit"]], tier, out) for claim in load(root)]
     write_json(out / "claims.json", rows)
     write_text(out / "claims.md", table(rows, tier))
+    kept_files.seal_together(out / "claims", [out / "claims.json", out / "claims.md"])
     return rows
 
 

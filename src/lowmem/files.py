@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import fcntl
 import functools
 import hashlib
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lowmem import safe_names
 from lowmem.errors import Failed, Misuse
 from lowmem.progress import say
 
@@ -116,9 +118,14 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def lock_file(target: Path):
-    """The open file beside a folder that is locked while somebody writes the folder."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return open(target.parent / f".{target.name}.lock", "w")
+    """The open lock file of a folder. What is in its place is never emptied, and a link is not followed."""
+    path = target.parent / f".{target.name}.lock"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a", opener=safe_names.opened)
+    except OSError as error:
+        told = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise Failed(f"cannot lock {path}: {told}; remove it, or check permissions and limits") from error
 
 
 def taken(file) -> bool:

@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from lowmem import safe_names
 from lowmem.errors import Failed, Misuse
 from lowmem.files import atomic_path, sha256
 from lowmem.record import ARRAYS, CURVE, FINAL, damage, load
@@ -16,7 +17,9 @@ from lowmem.record import ARRAYS, CURVE, FINAL, damage, load
 
 def archive(root: Path, name: str) -> Path:
     """data/records/<tier>/<experiment>.zip of "tier/experiment"."""
-    return Path(root) / "data/records" / f"{name}.zip"
+    tier, _, experiment = str(name).partition("/")
+    parts = [safe_names.part(part, f"records {name}: tier/experiment") for part in (tier, experiment)]
+    return safe_names.inside(Path(root) / "data/records", *parts[:1], f"{parts[1]}.zip")
 
 
 def names(root: Path, tier: str = "*") -> list[str]:
@@ -26,7 +29,7 @@ def names(root: Path, tier: str = "*") -> list[str]:
 
 def keep(root: Path, name: str) -> int:
     """Archive the finished records of "tier/experiment"; returns how many. Misuse without any, Failed for a damaged one."""
-    source, files = Path(root) / "results" / name, []
+    target, source, files = archive(root, name), Path(root) / "results" / name, []
     for path in sorted(source.rglob("record.json")):
         record = load(path.parent)
         if record["status"] not in FINAL:
@@ -36,7 +39,7 @@ def keep(root: Path, name: str) -> int:
         files += [f for f in (path, path.parent / CURVE, path.parent / ARRAYS) if f.is_file()]
     if not files:
         raise Misuse(f"no finished record in {source}; name them as tier/experiment, e.g. laptop/gpt2_sizes")
-    with atomic_path(archive(root, name)) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as zipped:
         for file in files:
             member = zipfile.ZipInfo(file.relative_to(source).as_posix(), (1980, 1, 1, 0, 0, 0))
             member.external_attr = 0o644 << 16

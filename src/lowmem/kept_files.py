@@ -119,11 +119,26 @@ def write_seal(path: Path, hashes: dict[str, str]) -> None:
 def sealed_hashes(path: Path) -> dict[str, str]:
     """{name: sha256} of the seal of `path`; Damaged when it is missing or no seal."""
     try:
-        lines = seal_of(path).read_text(encoding="ascii").splitlines()
-        return {name: value for value, name in (line.split("  ", 1) for line in lines)}
+        lines = seal_of(path).read_text(encoding="utf-8").splitlines()
+        hashes = {name: value for value, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError) as error:
         told = error.strerror if isinstance(error, OSError) else "no seal"
         raise Damaged(seal_of(path), f"cannot be read ({told})") from error
+    if not hashes:
+        raise Damaged(seal_of(path), "is empty")
+    return hashes
+
+
+def seal_together(place: Path, paths: list[Path]) -> None:
+    """One seal for files of one folder that belong together, named after `place` (figures/lomo_fig1 for its three files)."""
+    write_seal(place, {path.name: files.sha256(path) for path in paths})
+
+
+def check_together(place: Path) -> None:
+    """Damaged when a file of seal_together is not as it was written. Without a seal, as in a fresh clone, nothing is known."""
+    if seal_of(place).is_file():
+        for name, value in sealed_hashes(place).items():
+            check(place.with_name(name), value)
 
 
 def check(path: Path, known: dict | str | None = None) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import weakref
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
@@ -82,18 +84,53 @@ def is_embedding(module: nn.Module) -> bool:
 
 
 def is_transposed(module: nn.Module) -> int:
-    """The axis of a layer's output neurons: 1 when its weight is (in, out), as in Hugging Face's Conv1D, else 0."""
-    return int(type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    """The axis of a layer's output neurons: 1 when its weight is (in, out), as in Hugging Face's Conv1D, else 0.
+
+    A layer that says in_features and out_features is taken at its word; a square one of a stranger's class is tried.
+    """
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return 1
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Linear) or weight is None or is_lazy(weight) or weight.ndim != 2:
+        return 0
+    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if tuple(weight.shape) != sizes:
+        return 0
+    return 1 if sizes[0] != sizes[1] else _multiplies_from_right(module, weight)
+
+
+_tried: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _multiplies_from_right(module: nn.Module, weight: nn.Parameter) -> int:
+    """Whether a square layer computes x @ weight rather than x @ weight.T, from one call of it."""
+    if module not in _tried:
+        _tried[module] = 0
+        if type(weight) is nn.Parameter and weight.device.type != "meta" and not weight.is_complex():
+            x = torch.linspace(-1, 1, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
+            try:
+                y = (module(x) - module(torch.zeros_like(x))).flatten()
+            except Exception:  # it takes something else
+                return 0
+            ways = [(y - (x @ w).flatten()).abs().sum() for w in (weight.T, weight) if y.shape == weight.shape[:1]]
+            _tried[module] = int(len(ways) == 2 and ways[1] < ways[0])
+    return _tried[module]
 
 
 def out_features(layer: nn.Module) -> int:
     return next(getattr(layer, key) for key in ("out_features", "nf", "out_channels") if hasattr(layer, key))
 
 
+def is_lazy(p: nn.Parameter) -> bool:
+    """Whether a parameter has no shape before the first forward (nn.LazyLinear)."""
+    return isinstance(p, nn.parameter.UninitializedTensorMixin)
+
+
 def weight_of(module: nn.Module) -> nn.Parameter | None:
     """The parameter behind module.weight, also under weight norm, spectral norm (both kinds of each) and pruning."""
     for key in ("weight", "weight_v", "weight_orig"):
-        if module._parameters.get(key) is not None:
+        if module._parameters.get(key) is not None and not is_lazy(module._parameters[key]):
             return module._parameters[key]
     wrapped = getattr(module, "parametrizations", None)
     if isinstance(wrapped, nn.ModuleDict) and "weight" in wrapped and len(wrapped["weight"]) == 1:
@@ -108,3 +145,18 @@ def base_of(module: nn.Module) -> nn.Module:
     if inner is None and list(module._modules) == ["linear"] and not is_linear(module) and not module._parameters:
         inner = module._modules["linear"]  # one linear layer in a class of its own: Moshi, Gemma 4
     return module if inner is None else base_of(inner)
+
+
+def projection_in(module: nn.Module) -> nn.Module:
+    """The linear layer or convolution behind an attribute of attention, also inside a Sequential or class of its own that
+    adds nothing but norms, activations and convolutions channel by channel; else base_of(module)."""
+    base = base_of(module)
+    if is_projection(base):
+        return base
+    inside = [m for m in base.modules() if is_projection(m) and weight_of(m) is not None]
+    mixing = [m for m in inside if getattr(m, "groups", 1) == 1]
+    known = {id(weight_of(m)) for m in inside}
+    matrices = [
+        p for p in base.parameters() if not is_lazy(p) and p.numel() > max(p.shape, default=1) and id(p) not in known
+    ]
+    return mixing[0] if len(mixing) == 1 and not matrices else base

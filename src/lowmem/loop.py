@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from lowmem import checkpoint, distributed, machine, provenance, record, ticker, usage
+from lowmem import checkpoint, distributed, machine, provenance, record, safe_names, ticker, usage
 from lowmem.errors import Misuse
 from lowmem.optim._factory import make
 from lowmem.progress import say
@@ -83,7 +83,8 @@ class Loop:
         show = ticker.progress(self.label, self.steps)
         every = self.settings.get("checkpoint_every") or math.inf
         curve_file = self.folder / "curve.jsonl" if distributed.rank() == 0 else os.devnull
-        with open(curve_file, "a", encoding="utf-8") as curve, machine.on_sigterm() as arrived:
+        opener = safe_names.opened if distributed.rank() == 0 else None
+        with open(curve_file, "a", encoding="utf-8", opener=opener) as curve, machine.on_sigterm() as arrived:
             stopped = (lambda: distributed.anywhere(arrived())) if self.many else arrived
             if self.step == 0 and (self.settings.get("eval_first", True) or self.steps == 0):
                 self.write(curve, 0, **self.evaluate())

@@ -140,11 +140,13 @@ def compiler_trouble(device: str) -> str | None:
     return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's, the GPU's and the CPU allocator's ways to say that memory ran out."""
+def out_of_memory(error: BaseException) -> str | None:
+    """ "oom" where a GPU had too little memory for the run, which a repeat would find again, and so is a result; "failed"
+    where this machine had too little left, which is another matter a moment later; None for any other error."""
     torch = sys.modules.get("torch")
-    kinds = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    if torch and isinstance(error, torch.OutOfMemoryError):
+        return "oom"
+    return "failed" if isinstance(error, MemoryError) or "can't allocate memory" in str(error) else None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from lowmem import experiments, prerequisites, provenance, record, superglue
+from lowmem import experiments, prerequisites, provenance, record, safe_names, superglue
 from lowmem.errors import Misuse, nearest
 from lowmem.fetch import SOURCES, prepared_folder, raw_folder
 from lowmem.fetch import parts as fetch_parts
@@ -350,11 +350,11 @@ def read_run(root: Path, path: Path) -> dict:
         experiments.check(root, stage, "run", path)
         experiments.check_files_exist(stage, path)
     prepared(root, config, read_yaml(root / "data/sources.yaml"))
+    names = {"experiment": path.stem, "variant": "only", "tier": "own"}
+    names = {key: safe_names.part(given.get(key) or name, f"{path}: {key}") for key, name in names.items()}
     run = {
-        "experiment": given.get("experiment") or path.stem,
-        "variant": given.get("variant") or "only",
+        **names,
         "seed": seed,
-        "tier": given.get("tier") or "own",
         "config": config,
         "resources": {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **(given.get("resources") or {})},
     }

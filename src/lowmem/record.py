@@ -10,7 +10,7 @@ import json
 import math
 from pathlib import Path
 
-from lowmem import kept_files, provenance
+from lowmem import kept_files, provenance, safe_names
 from lowmem.errors import Misuse
 from lowmem.files import atomic_path
 
@@ -23,7 +23,8 @@ LOSS_COLUMNS = ("train_loss", "val_loss")
 
 def folder(root: Path, run: dict) -> Path:
     """results/<tier>/<experiment>/<variant>/seed<k>."""
-    return Path(root) / "results" / run["tier"] / run["id"]
+    parts = [run["tier"], *str(run["id"]).split("/")]
+    return safe_names.inside(Path(root) / "results", *(safe_names.part(part, "a run's name") for part in parts))
 
 
 def start(root: Path, run: dict) -> dict:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from lowmem import claims, exhibit, experiments, kept, plan, report_parts
+from lowmem import claims, exhibit, experiments, kept, kept_files, plan, report_parts
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml, write_text
 from lowmem.verdicts import WORDS, words
@@ -62,8 +62,10 @@ def make(root: Path, tier: str, options: dict | None = None, kind: str | None = 
     path = out / "claims.json"
     if not kind and not path.is_file():
         raise Failed(f"no {path}; run `snakemake --cores all`, or `lowmem report --tier {tier} --so-far`")
+    kept_files.check_together(out / "claims")
     rows = read_json(path)
     write_text(out / "index.html", page(root, tier, shown, rows, kind))
+    kept_files.seal_together(out / "index", [out / "index.html"])
     return out / "index.html"
 
 
@@ -93,6 +95,7 @@ def load(out: Path, header: dict, problem: str | None) -> dict:
     drawing, table, values = files(out, header)
     if not values.is_file():
         return {**header, "missing": problem or "not run: this exhibit was not made", "runs": [], "published": []}
+    kept_files.check_together(values.with_suffix(""))
     loaded = read_json(values)
     loaded["svg"] = None
     links = [(f"{header['id']}.csv", data_link("text/csv", table.read_text(encoding="utf-8")))]

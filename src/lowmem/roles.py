@@ -14,6 +14,7 @@ from torch import nn
 
 from lowmem.attention_roles import claim_attention, find_attention
 from lowmem.layers import (
+    CONTAINERS,
     CONVOLUTIONS,
     NORMS,
     TRANSPOSED_CONVOLUTIONS,
@@ -21,6 +22,7 @@ from lowmem.layers import (
     Role,
     base_of,
     is_embedding,
+    is_lazy,
     is_linear,
     is_position_table,
     is_transposed,
@@ -63,6 +65,8 @@ def find_roles(model: nn.Module) -> tuple[dict[int, Role], bool]:
     for module in modules:
         _claim_layer(module, claim, module in outputs)
         for key, parameter in module.named_parameters(recurse=False):
+            if is_lazy(parameter):
+                continue  # it gets its role when it has a shape
             claim(parameter, _bare_role(module, key, parameter, bool(attention)))
     return roles, bool(attention)
 
@@ -142,4 +146,28 @@ def _output_layers(model: nn.Module) -> set[nn.Module]:
     for name, module in model.named_modules():
         if name.rsplit(".", 1)[-1] in OUTPUTS and is_linear(module) and out_features(module) in tables:
             found.add(module)
+    return found
+
+
+def joined_layers(model: nn.Module, roles: dict[int, Role]) -> dict[str, str]:
+    """{name of a weight: its module's class} where one layer seems to feed several uses, without being known attention.
+
+    Such a module holds one linear layer (width -> rows) and one back (inner -> width), and rows are more than inner but
+    not twice as many (a gate): what inner takes is made of parts of rows.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, CONTAINERS):
+            continue
+        layers = {name: child for name, child in module._modules.items() if child is not None and is_linear(child)}
+        back = [child for child in layers.values() if roles.get(id(weight_of(child)), Role("other")).name == "neuron"]
+        for name, child in layers.items():
+            if child not in back or not hasattr(child, "in_features"):
+                continue
+            rows, width = out_features(child), child.in_features
+            others = [other for other in back if other is not child and hasattr(other, "in_features")]
+            inner = [other.in_features for other in others if out_features(other) == width]
+            used = {other.in_features for other in others}
+            if inner and not {rows, rows // 2} & used and rows > max(inner):
+                found[f"{path}.{name}.weight".removeprefix(".")] = type(module).__name__
     return found

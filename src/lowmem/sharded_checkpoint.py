@@ -128,7 +128,8 @@ def _content(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, 
         groups = [{k: v for k, v in g.items() if _plain(v) and k not in unsaved} for g in state["param_groups"]]
         tensors["optimizer"] |= own
         layout["rule"] += ("+" if layout["rule"] else "") + type(inner).__name__
-        layout["blocks"] |= {inner.name(p): inner.blocks(p).signature for p in live} if inner.uses_blocks else {}
+        if inner.uses_blocks:
+            layout["blocks"] |= {inner.name(p): inner.blocks(p).signature for p in live if p.requires_grad}
         layout["optimizer"] |= {n: {k: list(v.shape) for k, v in entry.items()} for n, entry in own.items()}
         layout["groups"] += groups
         layout |= {"fused": state["fused"]} if "fused" in state else {}

@@ -43,6 +43,7 @@ class Optimizers(OptimizersContainer):
                     f"{config.name} works inside backward, which torchtitan's trainer calls itself; use a rule with step()"
                 )
         parameters = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for p in parameters if p.requires_grad]
         self._validate_params(parameters)
         self._post_init(parameters)
 

@@ -60,10 +60,12 @@ def run_all(root: Path, runs: list[dict]) -> int:
 def train_run(root: Path, run: dict, label: str = "") -> dict:
     """One run from its checkpoint, if there is one, to its record, which is written and returned."""
     folder, first = record.folder(root, run), distributed.rank() == 0
-    folder.mkdir(parents=True, exist_ok=True)
-    if first:
-        for name in ("record.json", record.WEIGHTS):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("record.json", record.WEIGHTS) if first else ():
             (folder / name).unlink(missing_ok=True)  # the curve beside them is about to change
+    except OSError as error:
+        raise Failed(f"cannot write {folder}: {error.strerror}; free space or check permissions") from error
     made = record.start(root, run)
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
@@ -85,10 +87,14 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
         if made["throughput"]:
             made["throughput"]["run_s"] = round(time.perf_counter() - started, 3)  # with model, data and evaluations
     except Exception as error:
-        other = "diverged" if isinstance(error, Diverged) else "failed"
-        made["status"] = "oom" if machine.is_out_of_memory(error) else other
-        made["reason"] = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, (Misuse, Failed)):
+        short = machine.out_of_memory(error)
+        made["status"] = short or ("diverged" if isinstance(error, Diverged) else "failed")
+        made["reason"] = " ".join(str(error).split())[:1000] or type(error).__name__
+        if short == "failed":
+            made["reason"] = (
+                f"this machine has too little memory left ({made['reason'][:200]}); free some, or ask for less"
+            )
+        elif not isinstance(error, (Misuse, Failed)):
             made["reason"] = f"{type(error).__name__}: {made['reason']}; see train.log"
             with contextlib.suppress(OSError):
                 name = "train.log" if first else f"train.rank{distributed.rank()}.log"

@@ -69,7 +69,7 @@ def trained(name, way, steps=3, **options):
     """(parameters and state after some steps on gradients that change their set, launches of the last step)."""
     torch.manual_seed(0)
     model = MODELS[name]()
-    optimizer = way(AdamMini(model, lr=1e-2, weight_decay=0.1, no_decay=["*bias", "*norm*"], **options))
+    optimizer = way(AdamMini(model, lr=1e-2, weight_decay=0.1, no_decay=lambda name, p: p.ndim < 2, **options))
     for step in range(steps):
         gradients(model.parameters(), step)
         if step == 1:

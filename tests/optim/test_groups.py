@@ -74,9 +74,10 @@ def test_weights_thawed_or_added_later_get_the_blocks_they_have_in_the_model():
     model.attention.requires_grad_(False)
     later = AdamMini(model, lr=0.1)
     listed = AdamMini([{"params": list(model.parameters())}], model=model, lr=0.1)  # frozen ones too
-    assert "attention.in_proj_weight" not in later.param_groups[0]["param_names"]
+    assert "attention.in_proj_weight" in later.param_groups[0]["param_names"]
     model.attention.requires_grad_(True)
-    later.add_param_group({"params": model.attention.parameters()})
+    later.add_param_group({"params": model.attention.parameters()})  # into a group of their own
+    assert "attention.in_proj_weight" not in later.param_groups[0]["param_names"]
     for optimizer in (later, listed):
         assert {name: optimizer.blocks(p) for name, p in model.named_parameters()} == want
     model.extra = torch.nn.Linear(16, 8)

@@ -3,7 +3,7 @@ import re
 import shlex
 from pathlib import Path
 
-from lowmem import claims, estimate, files, kept, plan, superglue
+from lowmem import claims, estimate, files, intact, kept, plan, superglue
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
 
@@ -26,6 +26,11 @@ MADE += [ROOT / job["done"] for job in JOBS.values()]
 MADE += [ROOT / name for header in EXHIBITS.values() for name in plan.exhibit_files(TIER, header)]
 if ahead := files.back_from_the_future(MADE):
     print(f"lowmem: {len(ahead)} files were dated in the future, by a wrong clock; they are dated now", file=sys.stderr)
+
+# What Snakemake does not see: files that are there and are not what was written.
+if workflow.is_main_process:
+    for line in intact.mended(ROOT, JOBS, TIER):
+        print(f"lowmem: {line}", file=sys.stderr)
 
 OPTION_ARGUMENTS = " ".join(f"--option {name}={source}" for name, source in sorted(OPTIONS.items()))
 

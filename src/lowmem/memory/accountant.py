@@ -28,7 +28,6 @@ from lowmem.memory.tracker import ROLES, Tracker
 from lowmem.memory.work import Work, extrapolated
 from lowmem.optim import kernel, parallel
 from lowmem.optim._factory import make
-from lowmem.optim.adamw import AdamW
 from lowmem.optim.fused_backward import FusedBackward
 
 # Rules with a C kernel for fp32 tensors on a CPU, and how often it passes over one: reads p, g, m, v; writes p, m, v.
@@ -302,11 +301,11 @@ def update_through(optimizer, model: nn.Module, twin: nn.Module) -> None:
 
 
 def stand_in(tracker: Tracker, optimizer, cell: Cell) -> None:
-    """What fake tensors on a CPU cannot show: kernels in C or on a GPU update fp32 tensors in place, in one pass;
-    offloaded moments come over to be updated."""
+    """What fake tensors on a CPU cannot show: kernels in C or on a GPU update tensors in place, in one pass; offloaded
+    moments come over to be updated."""
+    if cell.official:
+        return  # simulated operation by operation
     rule = optimizer.fast.__func__.__module__
-    in_c = cell.device == "cpu" and rule in IN_C and kernel.library() is not None
-    fused = cell.device == "gpu" and isinstance(optimizer, AdamW) and not cell.offload
 
     def in_one_kernel(ready: list) -> list:
         for _, p, *_ in ready:
@@ -314,8 +313,10 @@ def stand_in(tracker: Tracker, optimizer, cell: Cell) -> None:
                 tracker.work.touched(tracker.stage, p, IN_C[rule])
         return [entry for entry in ready if entry[1].dtype != torch.float32]
 
-    if in_c or fused:
+    if cell.device == "cpu" and rule in IN_C and kernel.library() is not None:
         optimizer.fast = in_one_kernel
+    if cell.device == "gpu" and not cell.offload and (fast := kernels.step_on_gpu(tracker, optimizer)):
+        optimizer.fast = fast
     if cell.offload:
         apply = optimizer._apply
 

@@ -6,6 +6,9 @@ attention  FlashAttention-2 (Dao, arXiv 2307.08691) keeps q, k, v, the output an
            backward holds an fp32 sum for dq, and dk and dv per query head.
 RMSNorm    the fused kernel keeps its input and one fp32 number per row.
 
+optimizers  torch's fused AdamW, PyTorch's list operations for plain descent, and Triton's kernels (optim/gpu_step.py)
+           read and write each weight, gradient and moment once, in its own dtype and without copies.
+
 "eager" is the code that LLaMA had in Hugging Face transformers in 2023: explicit scores, a softmax in fp32 whose result
 is cast back, and a norm of several operations that keeps fp32 copies.
 """
@@ -13,7 +16,8 @@ is cast back, and a norm of several operations that keeps fp32 copies.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
@@ -24,6 +28,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from lowmem import attention
 from lowmem.memory.tracker import Tracker
+from lowmem.optim import SGD, AdamMini, AdamW
+from lowmem.optim.gpu_step import FLOATS
+from lowmem.optim.gpu_tables import LONGEST
 
 ATTENTION = ("fused", "eager")
 
@@ -104,6 +111,47 @@ class _Kernels(TorchFunctionMode):
             if weight is not None:
                 return _Norm.apply(args[0], weight)
         return function(*args, **kwargs)
+
+
+def step_on_gpu(tracker: Tracker, optimizer) -> Callable | None:
+    """What an optimizer's fast() does on a GPU, counted in place of done; None for a rule without kernels there.
+
+    Each kernel is one launch for all tensors of a step; PyTorch's own, which start anew after 21 M elements, too.
+    """
+    if not isinstance(optimizer, AdamMini | AdamW | SGD):
+        return None
+
+    def fast(ready: list) -> list:
+        rest, moved = [], Counter()
+        for entry in ready:
+            _, p, g, state, h, lay = entry
+            m, v = state.get("exp_avg"), state.get("exp_avg_sq")
+            dtypes = {x.dtype for x in (p, g, m, v) if x is not None}
+            if not dtypes <= set(FLOATS) or h.get("momentum", 0) or h.get("reduce", "mean") != "mean":
+                rest.append(entry)
+            else:
+                moved.update(_moved(isinstance(optimizer, AdamMini), p, g, m, v, lay))
+        for size in moved.values():
+            tracker.work[tracker.stage, "stream", size] += 1
+        return rest
+
+    return fast
+
+
+def _moved(by_blocks: bool, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, lay) -> dict[str, float]:
+    """Bytes that each kernel reads and writes for one tensor, see optim/triton_kernels.py."""
+    once = sum(_bytes(x) for x in (p, g, p, m, m) if x is not None)
+    scalars = 0 if v is None else 2 * _bytes(v)
+    if not by_blocks or lay.blocks.kind == "coordinate":
+        return {"elements": once + scalars}
+    strips = [(outer * blocks * run, outer > 1 or run > LONGEST) for _, _, outer, _, blocks, run in lay.strips]
+    twice = sum(size for size, apart in strips if apart) / lay.held  # share of elements in long and strided blocks
+    found = {"short": (1 - twice) * once + scalars} if twice < 1 else {}
+    return found | ({"sums": twice * _bytes(g), "settle": scalars, "move": twice * once} if twice else {})
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
 
 
 @contextlib.contextmanager

@@ -34,9 +34,10 @@ def __getattr__(name: str):
 
 # fmt: off
 INFRASTRUCTURE = (
-    "checks", "driver", "exchange", "factored", "flat_blocks", "fused_backward", "gpu_step", "gpu_tables", "graph",
-    "kernel", "kernel_build", "parallel", "rounding", "settings", "sharding", "stages", "state", "together", "transfers",
-    "triton_kernels", "without_compiler", "zero1",
+    "checks", "clipping", "copies", "driver", "exchange", "factored", "flat_blocks", "fused_backward", "gpu_step",
+    "gpu_tables", "graph", "hooks", "kernel", "kernel_build", "loading", "no_decay", "parallel", "param_blocks",
+    "rounding", "settings", "sharding", "stages", "state", "together", "transfers", "triton_kernels", "watch",
+    "without_compiler", "zero1",
 )
 # fmt: on
 

@@ -47,7 +47,7 @@ def update(w: Work, totals: list) -> None:
     u_rms, w_rms = ((total / numel).sqrt() for total in totals[1])
     rate = w_rms.clamp(min=h["eps2"]) * h["rate"] if h["scale_parameter"] else torch.full_like(w_rms, h["rate"])
     step = scaled(w, totals).mul_(rate / (u_rms / h["clip_threshold"]).clamp(min=1.0))
-    if h["beta1"] is not None:
+    if h["beta1"]:
         w.s["exp_avg"].lerp_(step, 1 - h["beta1"])
         step = w.s["exp_avg"]
     if h["weight_decay"] != 0:
@@ -68,6 +68,7 @@ class Adafactor(RuleOptimizer):
 
     form = "shaped"
     eps_count = 2
+    optional_state = (("exp_avg", "beta1"),)
     stages = (Stage(squares, moments, factored.axes), Stage(norms, sums=lambda ndim: ((), ())), Stage(update))
 
     def __init__(
@@ -114,7 +115,7 @@ class Adafactor(RuleOptimizer):
     @staticmethod
     def init(p, group, blocks, dtype):
         state = factored.init(p, blocks.shape, dtype, "exp_avg_sq")
-        if group["beta1"] is not None:
+        if group["beta1"]:
             state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
         return state
 

@@ -8,6 +8,7 @@ on purpose: works on CPU and for tensors of any number of axes, and its state is
 
 from lowmem.optim.adafactor import Adafactor
 from lowmem.optim.fused_backward import FusedBackward
+from lowmem.optim.settings import COMMON, refuse_unknown
 
 
 class AdaLomoRule(Adafactor):
@@ -48,5 +49,6 @@ class AdaLomo(FusedBackward):
         process_group=None,
         **common,
     ):
+        refuse_unknown(type(self), {key: value for key, value in common.items() if key not in COMMON})
         rule = AdaLomoRule(params, lr, decay_rate, eps, clip_threshold, weight_decay, **common)
         super().__init__(rule, max_grad_norm, grouped_norm, clip_value, loss_scale, process_group)

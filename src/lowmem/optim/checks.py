@@ -8,19 +8,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from lowmem.optim.sharding import Shard, is_dtensor, local, reduce_all
+from lowmem.optim.sharding import SHARD_FIRST, Shard, is_dtensor, local, reduce_all
 
 NO_SPARSE = "sparse gradients are not supported; build the embedding with sparse=False"
-SHARD_FIRST = "shard the model first (fully_shard, parallelize_module), then build the optimizer from it"
 REPLACED = (
     "a group holds a tensor that was not there when the optimizer was built: a framework has replaced the parameters; build "
     "the optimizer after it has wrapped the model, and under DeepSpeed ZeRO use lowmem.deepspeed.ForDeepSpeed"
 )
-RECHECK_MODEL_EVERY = 64  # steps; walking all modules costs about as much as a small model's update
 
 
 def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Raises when a parameter's shape, or now and then the model's list of parameters, is not what it was."""
+    """Raises when a parameter is none of the optimizer's, or its shape is not what it was."""
     for p in parameters:
         blocks = optimizer._blocks.get(p)
         if blocks is None:
@@ -30,23 +28,21 @@ def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
                 f"{optimizer.name(p)}: shape is {tuple(p.shape)} but was {blocks.shape} when the optimizer was built; "
                 "build a new optimizer after changing the model"
             )
-    model = optimizer.model()
-    optimizer._since_check -= 1
-    if model is None or optimizer._since_check > 0:
-        return
-    optimizer._since_check = RECHECK_MODEL_EVERY
-    owned = {p for group in optimizer.param_groups for p in group["params"]}
-    now = dict(model.named_parameters())
-    for p in owned & set(optimizer._names) - set(now.values()):
-        name = optimizer._names[p]
-        if name in now and is_dtensor(p) and not is_dtensor(now[name]):
-            continue  # between forward and backward, fully_shard shows the gathered weights
-        if name in now and not is_dtensor(p) and (is_dtensor(now[name]) or _is_fully_sharded(model)):
-            raise RuntimeError(f"{name}: was sharded after the optimizer was built; {SHARD_FIRST}")
-        what = "was replaced by another tensor" if name in now else "is no longer in the model"
-        raise RuntimeError(
-            f"{name}: {what} since the optimizer was built; build a new optimizer after changing the model"
-        )
+
+
+def check_state(lay, form: str, state: dict[str, Tensor], small: tuple[str, ...]) -> None:
+    """RuntimeError for a state tensor that somebody has replaced by one of another size."""
+    for key, value in state.items():
+        if key in small:
+            fits = value.numel() == lay.blocks.count if form == "blocks" else value.ndim == len(lay.frame)
+        else:
+            fits = value.numel() == lay.held
+        if not fits:
+            want = lay.blocks.count if form == "blocks" and key in small else lay.held
+            raise RuntimeError(
+                f"{lay.blocks.name}: {key} has {value.numel()} elements, not {want}; to reset state, assign an empty "
+                "dictionary to opt.state[parameter]"
+            )
 
 
 def check_wrapping(model: nn.Module | None) -> None:
@@ -55,11 +51,6 @@ def check_wrapping(model: nn.Module | None) -> None:
     parts = () if module is None or model is None else model.modules()
     if any(isinstance(part, module.FullyShardedDataParallel) for part in parts):
         raise ValueError("FullyShardedDataParallel flattens parameters; use torch.distributed.fsdp.fully_shard instead")
-
-
-def _is_fully_sharded(model: nn.Module) -> bool:
-    module = sys.modules.get("torch.distributed.fsdp")
-    return module is not None and any(isinstance(part, module.FSDPModule) for part in model.modules())
 
 
 def check_any_gradient(optimizer) -> None:
@@ -82,7 +73,7 @@ def check_finite(optimizer, work: list[tuple[dict, nn.Parameter, Tensor]], shard
     largest = [torch._foreach_norm(gs, torch.inf) for gs in by_device.values()]  # a 2-norm could overflow in fp16
     finite = all(bool(torch.stack(sizes).isfinite().all()) for sizes in largest)
     if shards:
-        flag = torch.tensor(float(finite))
+        flag = torch.tensor(float(finite), device="cpu")
         everywhere = dict.fromkeys((shard.groups, shard.device) for shard in shards.values())
         reduce_all([(Shard((), (), *where), "min", flag) for where in everywhere])
         finite = bool(flag)

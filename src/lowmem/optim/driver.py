@@ -15,22 +15,27 @@ Nothing is updated before every check of the step has passed.
 
 from __future__ import annotations
 
+import collections
 import warnings
-import weakref
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from lowmem.blocks import ParamBlocks, Partition, coordinates, one_block, partition
-from lowmem.optim.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_wrapping
+from lowmem.blocks import ParamBlocks
+from lowmem.optim import param_blocks
+from lowmem.optim.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_state
+from lowmem.optim.copies import Link
 from lowmem.optim.exchange import Job, local_gradient, rounds, scaled
+from lowmem.optim.loading import fitted
+from lowmem.optim.no_decay import as_patterns, check_patterns, is_picked
 from lowmem.optim.rounding import as_exact, round_into
-from lowmem.optim.settings import as_numbers, check_settings, is_picked, one_of, refuse_unknown
+from lowmem.optim.settings import as_numbers, check_settings, one_of, refuse_unknown
 from lowmem.optim.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.stages import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
-from lowmem.optim.state import check_loadable, complete, pack, placed, unpack
+from lowmem.optim.state import complete, pack
 from lowmem.optim.transfers import refuse_capture, wait_for
+from lowmem.optim.watch import check_members
 from lowmem.optim.without_compiler import Optimizer
 
 
@@ -51,6 +56,7 @@ class RuleOptimizer(Optimizer):
     form = "flat"
     uses_blocks = False
     beta_count, eps_count = 2, 1
+    optional_state: tuple[tuple[str, str], ...] = ()  # (name of state, setting above 0 that needs it)
     stages: tuple[Stage, ...] = ()
     shared: dict | None = None  # scalars of one backward, kept over its updates by FusedBackward
 
@@ -72,102 +78,45 @@ class RuleOptimizer(Optimizer):
         refuse_unknown(type(self), unknown)
         one_of("rounding", rounding, ("nearest", "stochastic"))
         one_of("nonfinite", nonfinite, ("ignore", "raise", "skip"))
-        self._blocks: dict[nn.Parameter, ParamBlocks] = {}
-        self._names: dict[nn.Parameter, str] = {}
-        self._nonfinite, self._compile, self._no_decay = nonfinite, compile, no_decay
-        self._segments: dict = {}  # the C kernel's view of each parameter, see kernel.py
-        self.plans: dict = {}  # tables of the ways over many tensors at once, see flat_blocks.py and gpu_step.py
-        self._offload, self._model, self._since_check = offload, None, 0
-        self._start_shards()
-        if isinstance(params, nn.Module) and model is None:
-            params, model = None, params
-        check_wrapping(getattr(params, "model", model))
-        settings = partition_settings or {}
-        if isinstance(params, Partition):
-            if settings:
-                raise ValueError(f"{', '.join(settings)}: the partition is already made; pass these to partition()")
-            known, model, params, settings = params, params.model, None, params.settings
-        elif model is not None and self.uses_blocks:
-            known = partition(model, **settings)
-        else:
-            known = None
-        self._partition_settings = settings
-        if model is not None:
-            self._model = weakref.ref(model)
-            self._names = {p: name for name, p in model.named_parameters()}
-        if known is not None:
-            self._blocks = {p: known[name] for name, p in known.named_parameters()}
-            self._names.update({p: name for name, p in known.named_parameters()})
-        if params is None:
-            pairs = known.named_parameters() if known is not None else model.named_parameters()
-            params = [{"params": [(name, p) for name, p in pairs if p.requires_grad]}]
-        elif self.uses_blocks and known is None:
-            warnings.warn(
-                f"{type(self).__name__} got parameters without a model, so every tensor is one block, which is unstable "
-                f"for Transformers; pass the model itself, or {type(self).__name__}(groups, model=model)",
-                stacklevel=3,
-            )
         defaults = {**defaults, "rounding": rounding, "state_dtype": state_dtype}
         check_settings(defaults, self.beta_count, self.eps_count)
-        super().__init__(params, defaults)
-        if not any(group["params"] for group in self.param_groups):
+        self._blocks: dict[nn.Parameter, ParamBlocks] = {}
+        self._names: dict[nn.Parameter, str] = {}
+        self._unplaced: list[nn.Parameter] = []  # those that have not trained yet, see param_blocks.py
+        self._movable: set[nn.Parameter] = set()
+        self._nonfinite, self._compile, self._no_decay = nonfinite, compile, as_patterns(no_decay)
+        self._segments: dict = {}  # the C kernel's view of each parameter, see kernel.py
+        self.plans: dict = {}  # tables of the ways over many tensors at once, see flat_blocks.py and gpu_step.py
+        self._offload, self._left_out = offload, set()
+        self._start_shards()
+        param_blocks.follow(self, None)
+        groups, everything = param_blocks.read(self, params, model, partition_settings or {})
+        super().__init__(groups, defaults)
+        members = [p for group in self.param_groups for p in group["params"]]
+        self._movable = {p for p in members if everything and not p.requires_grad}
+        if (known := self.model()) is not None:
+            self._left_out = set(known.parameters()) - set(members)  # on purpose: watch.py says nothing of these
+        check_patterns(self._no_decay, list(self._names.values()))
+        if not any(p.requires_grad for p in members):
             warnings.warn(f"{type(self).__name__} got no trainable parameter", stacklevel=3)
 
     # -- groups ------------------------------------------------------------------------------------------------------
 
     def add_param_group(self, group: dict) -> None:
-        """As in torch; also checks settings, finds blocks, and splits off what no_decay names into a second group."""
+        """As in torch; also checks settings, and splits off what no_decay names into a second group."""
         group = dict(group)
-        if (model := self.model()) is not None:
-            self._names = {**{p: name for name, p in model.named_parameters()}, **self._names}
-        members = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-        named = [m if isinstance(m, tuple) else (self._names.get(m), m) for m in members]
-        named = [(name if name is not None else self._names.get(p), p) for name, p in named]
-        for name, p in named:
-            if isinstance(p, Tensor) and p.is_complex():
-                raise ValueError(
-                    f"{name or 'a parameter'}: complex parameters are not supported; use torch.view_as_real"
-                )
+        named = param_blocks.named(self, group)
         check_settings({**self.defaults, **group}, self.beta_count, self.eps_count)
         keep, rest = named, []
-        if self._no_decay is not None and {**self.defaults, **group}.get("weight_decay", 0) != 0:
+        if self._no_decay is not None and "weight_decay" in self.defaults and group.get("weight_decay") != 0:
             rest = [(name, p) for name, p in named if is_picked(self._no_decay, name, p)]
             excluded = {id(p) for _, p in rest}
             keep = [(name, p) for name, p in named if id(p) not in excluded]
+        param_blocks.release(self, [p for _, p in named])
         for chosen, extra in ((keep, {}), (rest, {"weight_decay": 0.0})):
             if chosen or (not rest and chosen is keep):
-                self._add({**group, **extra, "params": chosen})
-
-    def _add(self, group: dict) -> None:
-        named = group["params"]
-        self._find_blocks(named)
-        first = self.param_groups[0] if self.param_groups else None  # torch wants names in all groups or in none
-        if first is not None and "param_names" in first:
-            named = [(name or self._blocks[p].name, p) for name, p in named]
-        elif first is not None or any(name is None for name, _ in named):
-            named = [p for _, p in named]
-        super().add_param_group({**group, "params": named})
-        for name, p in group["params"]:
-            if name is not None and self._model is None:
-                self._names[p] = name
-            if is_dtensor(p):
-                self._shards[p], self._agreed = shard_of(p), False
-
-    def _find_blocks(self, named: list[tuple[str | None, nn.Parameter]]) -> None:
-        """Blocks of parameters that were frozen, or not there, when the model was looked at; warns of guesses."""
-        model = self.model() if self.uses_blocks else None
-        missing = {p: name for name, p in named if isinstance(p, Tensor) and p not in self._blocks}
-        if missing and model is not None:
-            found = partition(model, **self._partition_settings, also=missing)
-            self._blocks |= {p: found[name] for name, p in found.named_parameters() if p in missing}
-        for p, name in missing.items():
-            if p in self._blocks:
-                continue
-            shape, label = tuple(p.shape), name or f"parameter {len(self._blocks)}"
-            self._blocks[p] = one_block(label, shape) if self.uses_blocks else coordinates(label, shape)
-            if model is not None and p.numel() > max(shape, default=1):
-                words = "is not in the model that the optimizer was built from, so it is one block"
-                warnings.warn(f"{label} {words}", stacklevel=5)
+                super().add_param_group(param_blocks.as_torch(self, {**group, **extra}, chosen))
+                param_blocks.enter(self, chosen)
 
     def model(self) -> nn.Module | None:
         """The model the optimizer was built from, if there was one and it is still alive."""
@@ -175,10 +124,16 @@ class RuleOptimizer(Optimizer):
 
     def name(self, p: nn.Parameter) -> str:
         """The parameter's name for messages: as registered in the model, else its place in the groups."""
-        return self._names.get(p) or self._blocks[p].name
+        return self._names.get(p) or self.blocks(p).name
+
+    def known_as(self) -> str:
+        """The name that users know: Lomo for the rule inside it."""
+        return type(self).__name__.removesuffix("Rule")
 
     def blocks(self, p: nn.Parameter) -> ParamBlocks:
         """The blocks of one of this optimizer's parameters."""
+        if p not in self._blocks and any(p is other for other in self._unplaced):
+            param_blocks.place(self, [p])
         return self._blocks[p]
 
     # -- shards ------------------------------------------------------------------------------------------------------
@@ -201,7 +156,7 @@ class RuleOptimizer(Optimizer):
         """The pieces of what this process holds of a parameter."""
         if p not in self._layouts:
             shard = self._shards.get(p)
-            self._layouts[p] = layout(self.form, self._blocks[p], None if shard is None else shard.boxes)
+            self._layouts[p] = layout(self.form, self.blocks(p), None if shard is None else shard.boxes)
         return self._layouts[p]
 
     def hold(self, parts: dict[nn.Parameter, tuple[nn.Parameter, Shard]]) -> None:
@@ -216,7 +171,9 @@ class RuleOptimizer(Optimizer):
         self._names = {parts[p][0]: name for p, name in self._names.items() if p in parts}
         self._blocks = {parts[p][0]: blocks for p, blocks in self._blocks.items() if p in parts}
         self._start_shards()
-        self._shards, self._agreed, self._model = {part: shard for part, shard in parts.values()}, False, None
+        self._shards, self._agreed = {part: shard for part, shard in parts.values()}, False
+        self._unplaced = []
+        param_blocks.follow(self, None)
 
     def agree(self) -> None:
         """Once before the first step, on every process: check that shards fit together, and find what is cut."""
@@ -252,10 +209,18 @@ class RuleOptimizer(Optimizer):
         for _, p, g in work:
             if g.layout != torch.strided:
                 raise RuntimeError(f"{self.name(p)}: {NO_SPARSE}")
-        check_model(self, [p for _, p, _ in work])
+        self.look([p for _, p, _ in work])
         if not work:
             check_any_gradient(self)
         return self._nonfinite == "ignore" or check_finite(self, work, self._shards)
+
+    def look(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Before a step: blocks of what trains by now; raises where parameters or model are not what they were."""
+        if self._unplaced:
+            param_blocks.place(self)
+            param_blocks.place(self, [p for p in self._unplaced if p.grad is not None])
+        check_model(self, parameters)
+        check_members(self)
 
     def update(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float = 1.0) -> None:
         """Run the rule on (group, parameter, gradient) triples, gradients times factor; FusedBackward calls this too."""
@@ -282,6 +247,11 @@ class RuleOptimizer(Optimizer):
             else:
                 self._initialise(fresh)
             states, layouts = self._known(work)
+        if self.optional_state:
+            late = [(group, p) for (group, p, _), state in zip(work, states) if self._lacks(group, state)]
+            self._initialise(late)
+            for _, p in late:
+                self.late(self.state[p])
         scalars: dict = {} if self.shared is None else self.shared
         ready, jobs = [], []
         if states:
@@ -318,12 +288,15 @@ class RuleOptimizer(Optimizer):
     def _initialise(self, fresh: list[tuple[dict, nn.Parameter]]) -> None:
         for group, p in fresh:
             self.layout(p)
-            if not self.state[p]:
-                moments = self.init(p, group, self._blocks[p], group["state_dtype"] or p.dtype)
-                for key in moments:
-                    if self.offloads(p, key):
-                        moments[key] = moments[key].cpu().pin_memory()
-                self.state[p].update(step=torch.zeros((), dtype=torch.float32), **moments)
+            state = self.state[p]
+            for key, value in self.init(p, group, self.blocks(p), group["state_dtype"] or p.dtype).items():
+                if key not in state:
+                    state[key] = value.cpu().pin_memory() if self.offloads(p, key) else value
+            state.setdefault("step", torch.zeros((), dtype=torch.float32, device="cpu"))
+
+    def _lacks(self, group: dict, state: dict) -> bool:
+        """Whether a setting that was raised after the first step needs state that is not there yet."""
+        return any(key not in state and group[setting] for key, setting in self.optional_state)
 
     def prepare(self) -> None:
         """Make the state of every trainable parameter now, as it is before the first step; for loading into it."""
@@ -334,6 +307,7 @@ class RuleOptimizer(Optimizer):
         """All stages on one tensor: 16-bit or strided tensors go through a contiguous fp32 copy, others in place."""
         exact = p.dtype if p.dtype == torch.float64 else torch.float32
         plain = {key: value for key, value in state.items() if key != "step"}
+        check_state(lay, self.form, plain, self.small(lay.blocks))
         copies = {key: as_exact(value, p.device, exact) for key, value in plain.items()}
         weight, gradient, small = as_exact(p, p.device, exact), as_exact(g, g.device, exact), self.small(lay.blocks)
         for w in works(self.form, lay, weight, gradient, copies, small, h):
@@ -358,6 +332,10 @@ class RuleOptimizer(Optimizer):
         return ()
 
     @staticmethod
+    def late(state: dict) -> None:
+        """Optional state was made after the first step."""
+
+    @staticmethod
     def reduction(group: dict) -> str:
         return "sum"
 
@@ -367,40 +345,37 @@ class RuleOptimizer(Optimizer):
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict:
+    def save(self) -> dict:
         """As in torch, plus each group's block signatures. With sharded parameters every process must call it."""
         if self._shards and self._agreed:
             complete(self)
-        return pack(self, super().state_dict())
+        return pack(self, super().save())
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """As in torch, but every tensor keeps its saved dtype, and the saved partition must be this optimizer's.
+    def load(self, state_dict: dict) -> None:
+        """As in torch, but what the state lacks is completed, and the saved partition must be this optimizer's.
 
-        The state of an unsharded optimizer is cut to what this process holds.
+        Storage stays this optimizer's: rounding, state_dtype, and with them the dtype of moments. The state of an
+        unsharded optimizer is cut to what this process holds; the second moments of an Adam become block means.
         """
-        check_loadable(self, state_dict)
-        super().load_state_dict(unpack(state_dict))
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        live = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(saved_ids, live):
-            for key, value in state_dict["state"].get(i, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][key] = placed(self, p, key, value)
+        groups, state = fitted(self, state_dict)
+        self.param_groups = groups
+        self.state = collections.defaultdict(dict, state)
 
     def __getstate__(self) -> dict:
-        keys = ("_blocks", "_names", "_nonfinite", "_compile", "_no_decay", "_offload")
-        extra = {key: self.__dict__[key] for key in keys}
-        return {**super().__getstate__(), **extra}
+        keys = ("_blocks", "_names", "_nonfinite", "_compile", "_offload", "_unplaced", "_movable", "_left_out")
+        extra = {key: self.__dict__[key] for key in (*keys, "_partition_settings")}
+        links = {"_model": Link(self.model()), "_no_decay": Link(self._no_decay)}
+        return {**super().__getstate__(), **extra, **links}
 
     def __setstate__(self, state: dict) -> None:
+        model, no_decay = state.pop("_model").target, state.pop("_no_decay").target
         super().__setstate__(state)
-        self._segments, self.plans = {}, {}
-        self.__dict__.setdefault("_model", None)
-        self.__dict__.setdefault("_since_check", 0)
-        if "_shards" not in self.__dict__:  # unpickled or copied, and not torch's load_state_dict
-            self._start_shards()
-            for p in (p for group in self.param_groups for p in group["params"] if is_dtensor(p)):
-                self._shards[p], self._agreed = shard_of(p), False
+        self._segments, self.plans, self._no_decay = {}, {}, no_decay
+        param_blocks.follow(self, model)
+        self._kept = model  # a copy made alone is all that keeps its model
+        self._start_shards()
+        for p in (p for group in self.param_groups for p in group["params"] if is_dtensor(p) and p in self._blocks):
+            self._shards[p], self._agreed = shard_of(p), False
 
     def state_bytes(self) -> int:
         """Bytes of all state tensors, step counters left out."""

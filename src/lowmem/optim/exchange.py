@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lowmem.optim.checks import SHARD_FIRST
 from lowmem.optim.rounding import round_into
-from lowmem.optim.sharding import REDUCTIONS, Shard, is_dtensor, local
+from lowmem.optim.sharding import REDUCTIONS, SHARD_FIRST, Shard, is_dtensor, local
 from lowmem.optim.stages import Layout, Stage, Work, framed, take, works
 
 

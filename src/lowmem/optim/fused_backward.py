@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from lowmem.layers import is_lazy
 from lowmem.optim import parallel
-from lowmem.optim.checks import NO_SPARSE, check_model, is_rehearsal
+from lowmem.optim.checks import NO_SPARSE, is_rehearsal
+from lowmem.optim.clipping import check_clipping, prepared
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.exchange import local_gradient
-from lowmem.optim.graph import Graph, describe, evaluate, random_states, restore, survey
-from lowmem.optim.sharding import reduce_all
+from lowmem.optim.graph import Graph, evaluate, others, random_states, read_graph, restore
+from lowmem.optim.hooks import Hook, owner
 from lowmem.optim.without_compiler import Optimizer
 
 SCALE_START, SCALE_GROWTH, SCALE_WINDOW, SCALE_MIN = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
@@ -67,15 +70,7 @@ class FusedBackward(Optimizer):
     ):
         if not isinstance(inner, RuleOptimizer):
             raise TypeError(f"FusedBackward wraps an optimizer of lowmem.optim, not {type(inner).__name__}")
-        for key, value in (
-            ("max_grad_norm", max_grad_norm),
-            ("grouped_norm", grouped_norm),
-            ("clip_value", clip_value),
-        ):
-            if value is not None and not value > 0:
-                raise ValueError(f"{key}={value!r}: more than 0, or None for no clipping")
-        if loss_scale not in (None, "dynamic") and not (isinstance(loss_scale, (int, float)) and loss_scale > 0):
-            raise ValueError(f"loss_scale={loss_scale!r}: None, a number above 0, or 'dynamic'")
+        check_clipping(loss_scale, max_grad_norm=max_grad_norm, grouped_norm=grouped_norm, clip_value=clip_value)
         parallel.check_setting(inner, process_group)
         self.inner, self.process_group = inner, process_group
         self.max_grad_norm, self.grouped_norm, self.clip_value = max_grad_norm, grouped_norm, clip_value
@@ -88,8 +83,8 @@ class FusedBackward(Optimizer):
         self._stepped, self._closed = True, False
         self._coefficient = 1.0
         for p in (p for group in inner.param_groups for p in group["params"]):
-            if (owner := _owner(p)) is not None:  # the newest takes over; the other says so when it is used
-                owner.close()
+            if (other := owner(p)) is not None:  # the newest takes over; the other says so when it is used
+                other.close()
         super().__init__(inner.param_groups, inner.defaults)
         self._start()
 
@@ -99,24 +94,51 @@ class FusedBackward(Optimizer):
         self._fired: set[nn.Parameter] = set()
         self._norms: list[tuple[nn.Parameter, Tensor]] = []
         self._proven: set[tuple] = set()  # graphs with reentrant checkpoints in which every weight fired once
+        self._trained: list[nn.Parameter] = []
+        self._bundle_of: dict[nn.Parameter, int] = {}
         self._waiting: dict[int, list] = {}  # parts whose fully_shard group is not complete yet
         self._watch = parallel.watch_ddp(self.inner)
         self._share()
         self._arm()
 
+    @property
+    def state(self):
+        """The inner optimizer's, also when it is assigned."""
+        return self.inner.state
+
+    @state.setter
+    def state(self, value) -> None:
+        if "_handles" in self.__dict__:  # torch's constructor makes an empty one
+            self.inner.state = value
+
+    @property
+    def param_groups(self) -> list[dict]:
+        """The inner optimizer's, also when they are assigned."""
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict]) -> None:
+        if "_handles" in self.__dict__:
+            self.inner.param_groups = value
+            self._share()
+
     def _arm(self) -> None:
-        """A hook on every parameter that trains; called again before each backward, since freezing may change."""
+        """A hook on every parameter that trains; called again before each backward, since groups and freezing may change."""
         if self._closed:
             return
-        for p in self._group_of:
-            if p.requires_grad and p not in self._handles:
-                self._handles[p] = p.register_post_accumulate_grad_hook(self._hook)
+        for p in self._handles.keys() - self._group_of.keys():
+            self._handles.pop(p).remove()
+        for p in self._trained:
+            if p not in self._handles:
+                self._handles[p] = p.register_post_accumulate_grad_hook(Hook(self, "_hook"))
 
     def _share(self) -> None:
-        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+        """What is known of the inner optimizer's groups; they may be other ones by now, or other weights train."""
         self._group_of = {p: group for group in self.param_groups for p in group["params"]}
-        model = self.inner.model()
-        self._bundle_of = parallel.bundles(model, self._group_of)
+        trained = [p for p in self._group_of if p.requires_grad and not is_lazy(p)]
+        if len(trained) == len(self._trained) and all(map(operator.is_, trained, self._trained)):
+            return
+        self._trained, self._bundle_of = trained, parallel.bundles(self.inner.model(), trained)
         numbers = list(self._bundle_of.values())
         self._bundle_size = {number: numbers.count(number) for number in set(numbers)}
 
@@ -134,17 +156,20 @@ class FusedBackward(Optimizer):
             where = closed if self._closed else "inside opt.paused(); leave it first"
             raise RuntimeError(f"opt.backward was called {where}")
         closure = loss if callable(loss) else None
+        self._share()
         left = next((p for p in self._group_of if p.grad is not None), None)
         if left is not None:
             raise RuntimeError(f"{self.inner.name(left)}: holds a gradient from before; call opt.zero_grad() first")
-        check_model(self.inner, self._group_of)
+        self.inner.look(self._trained)
         parallel.check_averaging(self.inner, self.process_group)
         self.inner.agree()
         self._arm()
         random = random_states(self._group_of) if closure is not None else None
         if closure is not None:
             loss = evaluate(closure)
-        graph = self._survey(loss)
+            self._share()  # a lazy layer has its weights by now
+            self._arm()
+        graph = read_graph(self, loss)
         parallel.check_same_leaves(self, graph.leaves)
         self.skipped, self._coefficient = False, 1.0
         unproven = bool(graph.segments) and graph.signature not in self._proven
@@ -163,37 +188,13 @@ class FusedBackward(Optimizer):
             if closure is not None:
                 restore(random)
                 loss = evaluate(closure)
-                again = self._survey(loss)
+                again = read_graph(self, loss)
                 if again.segments and again.signature not in self._proven:
                     raise RuntimeError("the closure built another graph the second time; it must do the same each time")
         self._run("update", loss, graph, keep_graph=False)
         parallel.reshard(self)
         self._stepped = False
         return loss.detach()
-
-    def _survey(self, loss: Tensor) -> Graph:
-        """Look at the graph before anything runs; refuse what could not be carried through."""
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise TypeError(f"backward takes the loss, a tensor of one number, or a closure; got {describe(loss)}")
-        if loss.grad_fn is None:
-            raise RuntimeError("the loss has no graph: it depends on no parameter, or the graph was freed")
-        graph = survey(loss)
-        for p in graph.sparse:
-            raise RuntimeError(f"{self.inner.name(p) if p in self._group_of else 'an embedding'}: {NO_SPARSE}")
-        for p in self._others(graph):
-            if _owner(p) is not None:
-                name = self.inner._names.get(p, f"a parameter of shape {tuple(p.shape)}")
-                raise RuntimeError(
-                    f"{name}: belongs to another optimizer that works inside backward; one loss can feed only one of them, "
-                    "so use one with parameter groups, or give the other parameters an optimizer with step()"
-                )
-        return graph
-
-    def _others(self, graph: Graph) -> list[Tensor]:
-        """Leaves that are not ours: those seen in the graph, and the model's, which a checkpoint may hide."""
-        model = self.inner.model() if graph.segments else None
-        hidden = model.parameters() if model is not None else ()
-        return list(dict.fromkeys(p for p in (*graph.leaves, *hidden) if p not in self._group_of))
 
     def _measure(self, loss: Tensor, graph: Graph, keep_graph: bool) -> bool:
         """First pass: gradient norm into the clip coefficient. False when the step must be skipped (overflow)."""
@@ -229,7 +230,7 @@ class FusedBackward(Optimizer):
         self._active_scale = scale = self.scale
         aside = []
         if mode == "measure" or scale != 1.0:  # gradients of others: none from measuring, and unscaled
-            aside = [(p, p.grad) for p in self._others(graph) if p.requires_grad]
+            aside = [(p, p.grad) for p in others(self, graph) if p.requires_grad]
         for p, _ in aside:
             p.grad = None
         self._mode = mode
@@ -288,7 +289,7 @@ class FusedBackward(Optimizer):
             exact = torch.promote_types(gradient.dtype, torch.float32)
             self._norms.append((p, torch.linalg.vector_norm(gradient, dtype=exact)))
             return
-        gradient, factor = self._prepared(p, gradient)
+        gradient, factor = prepared(self, p, gradient)
         work = (self._group_of[p], p, gradient)
         if (number := self._bundle_of.get(p)) is None:
             self.inner.update([work], factor)
@@ -304,27 +305,6 @@ class FusedBackward(Optimizer):
         for number in numbers:
             if work := self._waiting.pop(number, None):
                 self.inner.update([triple for triple, _ in work], work[0][1])
-
-    def _prepared(self, p: nn.Parameter, g: Tensor) -> tuple[Tensor, float]:
-        """Unscale, clamp, clip: in the official order, in fp32 for 16-bit gradients, in place where nobody else looks.
-
-        A factor that nothing follows goes to the rule, where it costs a GPU no pass over the gradient.
-        """
-        factor = self._coefficient
-        plain = self.clip_value is None and self.grouped_norm is None
-        if plain and (self._active_scale == 1.0 or g.device.type != "cpu"):
-            return g, factor / self._active_scale
-        g = g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
-        if self._active_scale != 1.0:
-            g.div_(self._active_scale)
-        if self.clip_value is not None:
-            g.clamp_(-self.clip_value, self.clip_value)
-        if self.grouped_norm is not None:
-            square = torch.linalg.vector_norm(g).square()
-            if (shard := self.inner.shard(p)) is not None:
-                reduce_all([(shard, "sum", square)])
-            g.mul_((self.grouped_norm / (square.sqrt() + 1e-6)).clamp_(max=1.0))
-        return g, factor
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -365,17 +345,16 @@ class FusedBackward(Optimizer):
     def add_param_group(self, group: dict) -> None:
         """As in torch; the new parameters get hooks too."""
         if "_handles" not in self.__dict__:  # called by torch's constructor with the inner optimizer's own groups
-            super().add_param_group(group)
             return
         self.inner.add_param_group(group)
         self._share()
         self._arm()
 
-    def state_dict(self) -> dict:
+    def save(self) -> dict:
         """The inner optimizer's, plus loss scale and clean steps."""
         return {**self.inner.state_dict(), "fused": {"scale": self.scale, "clean_steps": self.clean_steps}}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load(self, state_dict: dict) -> None:
         fused = state_dict.get("fused", {})
         self.inner.load_state_dict({key: value for key, value in state_dict.items() if key != "fused"})
         self._share()
@@ -385,22 +364,20 @@ class FusedBackward(Optimizer):
         return self.inner.state_bytes()
 
     def __getstate__(self) -> dict:
-        left_out = ("_handles", "_group_of", "_fired", "_norms", "_proven", "_waiting", "_watch", "_bundle_of")
-        left_out += ("state", "param_groups")
-        return {
-            key: value for key, value in self.__dict__.items() if key not in left_out and not key.endswith("_hooks")
+        left_out = {
+            "_handles",
+            "_group_of",
+            "_fired",
+            "_norms",
+            "_proven",
+            "_waiting",
+            "_watch",
+            "_bundle_of",
+            "_trained",
         }
+        return {k: v for k, v in self.__dict__.items() if k not in left_out and not k.endswith("_hooks")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        super().__setstate__({"state": self.inner.state, "param_groups": self.inner.param_groups})
+        super().__setstate__({})
         self._start()
-
-
-def _owner(p: Tensor) -> FusedBackward | None:
-    """The fused optimizer that has a hook on a parameter, if there is one."""
-    for hook in (getattr(p, "_post_accumulate_grad_hooks", None) or {}).values():
-        owner = getattr(hook, "__self__", None)
-        if isinstance(owner, FusedBackward):
-            return owner
-    return None

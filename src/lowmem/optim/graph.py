@@ -15,6 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lowmem.optim.checks import NO_SPARSE
+from lowmem.optim.hooks import owner
+
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
@@ -64,6 +67,33 @@ def survey(loss: Tensor) -> Graph:
         elif hasattr(node, "run_function") or "Checkpoint" in type(node).__name__:
             segments.append(_describe(getattr(node, "run_function", object())))
     return Graph(tuple(leaves), tuple(sparse), tuple(segments))
+
+
+def read_graph(fused, loss: Tensor) -> Graph:
+    """Look at the graph of a fused optimizer's loss before anything runs; refuse what could not be carried through."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise TypeError(f"backward takes the loss, a tensor of one number, or a closure; got {describe(loss)}")
+    if loss.grad_fn is None:
+        raise RuntimeError("the loss has no graph: it depends on no parameter, or the graph was freed")
+    graph = survey(loss)
+    for p in graph.sparse:
+        raise RuntimeError(f"{fused.inner.name(p) if p in fused._group_of else 'an embedding'}: {NO_SPARSE}")
+    for p in others(fused, graph):
+        if owner(p) is not None:
+            name = fused.inner._names.get(p, f"a parameter of shape {tuple(p.shape)}")
+            raise RuntimeError(
+                f"{name}: belongs to another optimizer that works inside backward; one loss can feed only one of them, so "
+                "use one with parameter groups, give the other parameters an optimizer with step(), or freeze them with "
+                "requires_grad_(False) for this loss (the discriminator while the generator trains)"
+            )
+    return graph
+
+
+def others(fused, graph: Graph) -> list[Tensor]:
+    """Leaves that are not the optimizer's: those seen in the graph, and the model's, which a checkpoint may hide."""
+    model = fused.inner.model() if graph.segments else None
+    hidden = model.parameters() if model is not None else ()
+    return list(dict.fromkeys(p for p in (*graph.leaves, *hidden) if p not in fused._group_of))
 
 
 def _describe(x, depth: int = 0):

@@ -4,8 +4,27 @@ Official code: the package lomo-optim 0.1.1; what differs on purpose stands in f
 updates round away at the paper's learning rates; rounding="stochastic" keeps them on average.
 """
 
+from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.fused_backward import FusedBackward
+from lowmem.optim.settings import COMMON, refuse_unknown
 from lowmem.optim.sgd import SGD
+
+
+class LomoRule(SGD):
+    """LOMO's update as a plain optimizer with step(): SGD that has no momentum to switch on, with decoupled decay."""
+
+    optional_state = ()
+
+    def __init__(self, params, lr=1e-3, weight_decay=0.0, **common):
+        RuleOptimizer.__init__(self, params, dict(lr=lr, weight_decay=weight_decay), **common)
+
+    @staticmethod
+    def init(p, group, blocks, dtype):
+        return {}
+
+    @staticmethod
+    def scalars(group, step):
+        return {"lr": group["lr"], "weight_decay": group["weight_decay"], "momentum": 0, "decoupled": True}
 
 
 class Lomo(FusedBackward):
@@ -28,5 +47,6 @@ class Lomo(FusedBackward):
         process_group=None,
         **common,
     ):
-        rule = SGD(params, lr=lr, weight_decay=weight_decay, decoupled=True, **common)
+        refuse_unknown(type(self), {key: value for key, value in common.items() if key not in COMMON})
+        rule = LomoRule(params, lr, weight_decay, **common)
         super().__init__(rule, max_grad_norm, grouped_norm, clip_value, loss_scale, process_group)

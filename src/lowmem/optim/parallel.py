@@ -56,10 +56,10 @@ def watch_ddp(optimizer):
 
 
 def _refuse_ddp(module: nn.Module, _arguments) -> None:
-    from lowmem.optim.fused_backward import _owner
+    from lowmem.optim.hooks import owner
 
     inside = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
-    if inside is not None and any(_owner(p) is not None for p in module.parameters()):  # not of a copied module
+    if inside is not None and any(owner(p) is not None for p in module.parameters()):  # not of a copied module
         raise RuntimeError(NO_DDP)
 
 
@@ -145,7 +145,9 @@ def total_square(optimizer, norms: list[tuple[nn.Parameter, float]]) -> float:
             parts[shard.groups, shard.device] += norm * norm
         else:
             whole += norm * norm
-    pending = [(Shard((), (), *where), "sum", torch.tensor(x, dtype=torch.float64)) for where, x in parts.items()]
+    pending = [
+        (Shard((), (), *where), "sum", torch.tensor(x, dtype=torch.float64, device="cpu")) for where, x in parts.items()
+    ]
     reduce_all(pending)
     return whole + sum(float(x) for _, _, x in pending)
 

@@ -1,18 +1,20 @@
 """Checks of the settings that several rules share; every message names the setting and what it may be."""
 
-import fnmatch
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable
 
 import torch
 
 from lowmem.errors import nearest
 
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 NUMBERS = {
     "lr", "betas", "eps", "weight_decay", "momentum", "beta", "beta1", "dampening", "decay_rate", "clip_threshold",
 }  # fmt: skip
+
+NOT_SETTINGS = {"self", "defaults", "partition_settings", "inner", "params"}
+COMMON = {"model", "no_decay", "rounding", "state_dtype", "nonfinite", "compile", "offload"}  # every optimizer's
 
 
 def one_of(key: str, value, allowed: tuple) -> None:
@@ -28,11 +30,9 @@ def refuse_unknown(kind: type, unknown: dict) -> None:
     levels = [
         inspect.signature(level.__init__).parameters.values() for level in kind.__mro__ if "__init__" in vars(level)
     ]
-    known = {p.name for level in levels for p in level if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known = {p.name for level in levels for p in level if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | COMMON
     name = next(iter(unknown))
-    raise TypeError(
-        f"{kind.__name__} has no setting {name!r}{nearest(name, known - {'self', 'defaults', 'partition_settings'})}"
-    )
+    raise TypeError(f"{kind.__name__} has no setting {name!r}{nearest(name, known - NOT_SETTINGS)}")
 
 
 def is_number(value) -> bool:
@@ -80,18 +80,14 @@ def check_settings(group: dict, beta_count: int, eps_count: int) -> None:
         check("state_dtype", isinstance(dtype, torch.dtype) and dtype.is_floating_point, "a floating-point torch.dtype")
 
 
-def is_picked(by: Iterable[str] | Callable, name: str | None, p: torch.Tensor) -> bool:
-    """Whether name patterns, or a predicate(name, parameter), pick a parameter. ValueError where patterns lack a name."""
-    if callable(by):
-        return bool(by(name, p))
-    if name is None:
-        raise ValueError("no_decay by name needs names: pass the model, or (name, parameter) pairs")
-    return any(fnmatch.fnmatch(name, pattern) for pattern in by)
+def plain_name(name: str) -> str:
+    """A parameter's name without what wrappers (torch.compile, DistributedDataParallel, checkpoints) put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("module.")
 
 
 def as_numbers(group: dict) -> dict:
     """The settings of a group, tensor-valued ones (lr) as numbers; the group as it is while torch.compile traces."""
     if torch.compiler.is_compiling():
         return group
-    scalar = {k: v.item() for k, v in group.items() if isinstance(v, torch.Tensor) and v.ndim == 0}
+    scalar = {k: v.item() for k, v in group.items() if isinstance(v, torch.Tensor) and v.numel() == 1}
     return {k: scalar.get(k, v) for k, v in group.items() if k != "params"}

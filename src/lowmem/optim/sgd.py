@@ -37,6 +37,7 @@ class SGD(RuleOptimizer):
     """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD. Common keywords: driver.py."""
 
     form = "flat"
+    optional_state = (("momentum_buffer", "momentum"),)
     stages = (Stage(update),)
 
     def __init__(
@@ -59,6 +60,10 @@ class SGD(RuleOptimizer):
         if group["momentum"] == 0:
             return {}
         return {"momentum_buffer": torch.zeros_like(p, dtype=dtype)}
+
+    @staticmethod
+    def late(state):
+        state["step"].zero_()  # it tells the buffer's first step, which only sets it
 
     @staticmethod
     def scalars(group, step):

@@ -15,6 +15,7 @@ import sys
 import torch
 from torch import Tensor
 
+SHARD_FIRST = "shard the model first (fully_shard, parallelize_module), then build the optimizer from it"
 REDUCTIONS = {"sum": 0.0, "max": -math.inf, "min": math.inf}  # and what an absent part counts as
 
 

@@ -51,6 +51,7 @@ class SM3(RuleOptimizer):
     """SM3-II. State: one number per slice of every axis, plus a momentum tensor where momentum > 0."""
 
     form = "shaped"
+    optional_state = (("momentum_buffer", "momentum"),)
     stages = (Stage(candidates, accumulate, lambda ndim: tuple((axis,) for axis in range(ndim))), Stage(update))
 
     def __init__(self, params, lr=0.1, momentum=0.9, beta=0.0, eps=1e-30, weight_decay=0.0, **common):

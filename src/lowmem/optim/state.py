@@ -1,4 +1,4 @@
-"""State dictionaries: what is added to torch's, what is refused, and how sharded state is completed and placed."""
+"""State dictionaries: what is added to torch's, and how sharded state is completed and placed. Loading: loading.py."""
 
 from __future__ import annotations
 
@@ -10,56 +10,17 @@ from lowmem.optim.stages import framed, take
 
 
 def pack(optimizer, saved: dict) -> dict:
-    """torch's dictionary, plus each group's block signatures, so that a state of another partition is refused."""
+    """torch's dictionary, plus (name, signature of its blocks) of each parameter, so that another partition is refused."""
     for group, live in zip(saved["param_groups"], optimizer.param_groups):
         if optimizer.uses_blocks:
-            group["blocks"] = [optimizer.blocks(p).signature for p in live["params"]]
+            known = [p for p in live["params"] if p in optimizer._blocks]
+            group["blocks"] = [(optimizer.name(p), optimizer.blocks(p).signature) for p in known]
         group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.") if group["state_dtype"] else None
     return saved
 
 
-def unpack(state_dict: dict) -> dict:
-    """The inverse of pack, without touching its argument."""
-    groups = [dict(group) for group in state_dict["param_groups"]]
-    for group in groups:
-        group.pop("blocks", None)
-        dtype = group.get("state_dtype")
-        group["state_dtype"] = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    return {**state_dict, "param_groups": groups}
-
-
-def check_loadable(optimizer, state_dict: dict) -> None:
-    """ValueError, naming the parameter, when groups, blocks or shapes are not the optimizer's."""
-    saved_groups, live_groups = state_dict["param_groups"], optimizer.param_groups
-    if len(saved_groups) != len(live_groups):
-        raise ValueError(f"the state has {len(saved_groups)} parameter groups, the optimizer {len(live_groups)}")
-    for saved, live in zip(saved_groups, live_groups):
-        if len(saved["params"]) != len(live["params"]):
-            raise ValueError(
-                f"a saved group has {len(saved['params'])} parameters, the optimizer's {len(live['params'])}"
-            )
-        for p, signature in zip(live["params"], saved.get("blocks", []) if optimizer.uses_blocks else []):
-            blocks = optimizer.blocks(p)
-            if signature != blocks.signature:
-                raise ValueError(
-                    f"{optimizer.name(p)}: the state was saved with blocks {signature}, this optimizer has "
-                    f"{blocks.signature}; build it with the same partition settings"
-                )
-        for i, p in zip(saved["params"], live["params"]):
-            blocks = optimizer.blocks(p)
-            small, found = optimizer.small(blocks), state_dict["state"].get(i)
-            fresh = optimizer.init(p, {**live, **saved}, blocks, p.dtype) if found else {}
-            for key, value in fresh.items():
-                shape = tuple(found[key].shape) if key in found else None
-                want = tuple(value.shape) if key in small or optimizer.shard(p) is None else blocks.shape
-                if shape not in (want, tuple(value.shape)):
-                    raise ValueError(f"{optimizer.name(p)}: saved {key} has shape {shape}, expected {want}")
-
-
 def placed(optimizer, p: Tensor, key: str, value: Tensor) -> Tensor:
     """A saved state tensor as this process keeps it: its own copy, on the parameter's device, its part of a whole."""
-    if key == "step":  # counted on the host: on a GPU, reading it would wait for the device at every tensor
-        return value.detach().to("cpu", copy=True)
     shard = optimizer.shard(p)
     device = "cpu" if optimizer.offloads(p, key) else p.device
     if shard is None or key in optimizer.small(optimizer.blocks(p)) or value.shape != shard.shape:

@@ -56,10 +56,10 @@ class Together(Optimizer):
         self.fused.zero_grad(set_to_none)
         self.beside.zero_grad(set_to_none)
 
-    def state_dict(self) -> dict:
+    def save(self) -> dict:
         return {"fused": self.fused.state_dict(), "beside": self.beside.state_dict()}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load(self, state_dict: dict) -> None:
         self.fused.load_state_dict(state_dict["fused"])
         self.beside.load_state_dict(state_dict["beside"])
         self.share()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowmem.optim import parallel
 from lowmem.optim.driver import RuleOptimizer
 from lowmem.optim.sharding import Shard, flat_boxes
+from lowmem.optim.watch import check_members
 from lowmem.optim.without_compiler import Optimizer
 
 
@@ -33,10 +34,14 @@ class Zero1(Optimizer):
             raise RuntimeError("the model is sharded already, and its optimizer state with it; drop Zero1")
         self.process_group = process_group if process_group is not None else dist.group.WORLD
         self.average, self.inner = average, inner
+        self._frozen = [p for group in inner.param_groups for p in group["params"] if not p.requires_grad]
+        self._names, self._model, self._left_out = dict(inner._names), inner._model, set(self._frozen)
+        self._watch = inner._watch
+        for group in inner.param_groups:  # a frozen weight is nobody's share
+            kept = [i for i, p in enumerate(group["params"]) if p.requires_grad]
+            for key in {"params", "param_names"} & group.keys():
+                group[key] = [group[key][i] for i in kept]
         members = [p for group in inner.param_groups for p in group["params"]]
-        strided = next((p for p in members if not p.is_contiguous()), None)
-        if strided is not None:
-            raise ValueError(f"{inner.name(strided)}: is not contiguous; call .contiguous() on its data first")
         world, rank = dist.get_world_size(self.process_group), dist.get_rank(self.process_group)
         total = sum(p.numel() for p in members)
         self._ends = [total * r // world for r in range(world + 1)]
@@ -44,7 +49,7 @@ class Zero1(Optimizer):
         self._starts = {}
         for p in members:
             a, b = (min(max(end - at, 0), p.numel()) for end in self._ends[rank : rank + 2])
-            part = nn.Parameter(p.detach().view(-1)[a:b], requires_grad=p.requires_grad)  # shares memory with p
+            part = nn.Parameter(self._flat(p)[a:b], requires_grad=p.requires_grad)  # shares memory with p
             mine[p] = (part, Shard(tuple(p.shape), flat_boxes(p.shape, a, b), (self.process_group,)))
             self._starts[p] = at
             at += p.numel()
@@ -52,7 +57,42 @@ class Zero1(Optimizer):
         outside = [{**group, "params": list(group["params"])} for group in inner.param_groups]  # of whole parameters
         inner.hold(mine)
         super().__init__(outside, inner.defaults)
-        self.state = inner.state
+
+    @property
+    def state(self):
+        """The inner optimizer's, of this rank's parts; also when it is assigned."""
+        return self.inner.state
+
+    @state.setter
+    def state(self, value) -> None:
+        if "param_groups" in self.__dict__:  # torch's constructor makes an empty one
+            self.inner.state = value
+
+    def model(self) -> nn.Module | None:
+        """See RuleOptimizer.model."""
+        return None if self._model is None else self._model()
+
+    def _flat(self, p: nn.Parameter) -> Tensor:
+        """A whole parameter as the one row that is shared out; a view."""
+        if not p.is_contiguous():
+            raise ValueError(
+                f"{self._names.get(p, 'a parameter')}: is not contiguous; call .contiguous() on its data first"
+            )
+        return p.detach().view(-1)
+
+    def _look(self) -> None:
+        """Before a step: parts are where the whole parameters are now (somebody may have bound .data anew)."""
+        thawed = next((p for p in self._frozen if p.requires_grad), None)
+        if thawed is not None:
+            raise RuntimeError(
+                f"{self._names.get(thawed, 'a parameter')}: was frozen when Zero1 shared the parameters out; build the "
+                "optimizer anew after thawing"
+            )
+        check_members(self)
+        for p, (part, shard) in self._parts.items():
+            first = self._first(p)
+            if (shard.numel and part.data_ptr() != p.data_ptr() + first * p.element_size()) or part.dtype != p.dtype:
+                part.data = self._flat(p)[first : first + shard.numel]
 
     def add_param_group(self, group: dict) -> None:
         """Refused after construction: every rank's share would move."""
@@ -67,6 +107,7 @@ class Zero1(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._look()
         self._pass_on()
         here = [p.grad is not None for p in self._whole]
         used = parallel.presence(here, self._whole[0].device, self.process_group)
@@ -87,6 +128,9 @@ class Zero1(Optimizer):
 
     def _pass_on(self) -> None:
         """Settings that schedulers and users change in these groups go to the inner optimizer's."""
+        now = [p for group in self.param_groups for p in group["params"]]
+        if len(self.param_groups) != len(self.inner.param_groups) or list(map(id, now)) != list(map(id, self._whole)):
+            raise RuntimeError("the groups hold other parameters than Zero1 has shared out; build the optimizer anew")
         for group, inside in zip(self.param_groups, self.inner.param_groups):
             inside.update({key: value for key, value in group.items() if key != "params"})
 
@@ -130,7 +174,7 @@ class Zero1(Optimizer):
             else:
                 p.grad.zero_()
 
-    def state_dict(self) -> dict:
+    def save(self) -> dict:
         """The state of all ranks, as an unsharded optimizer has it. Every rank must call it; each gets the whole."""
         self._pass_on()
         saved = self.inner.state_dict()
@@ -158,10 +202,9 @@ class Zero1(Optimizer):
         small = ("step", *self.inner.small(self.inner.blocks(self._parts[p][0])))
         return [key for key in self._state(p) if key not in small]
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load(self, state_dict: dict) -> None:
         """Take this rank's share of an unsharded optimizer's state (or of any Zero1's)."""
         self.inner.load_state_dict(state_dict)
-        self.state = self.inner.state
         for group, inside in zip(self.param_groups, self.inner.param_groups):
             group.update({key: value for key, value in inside.items() if key != "params"})
 

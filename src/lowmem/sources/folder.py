@@ -12,18 +12,24 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
     folder = Path(source["folder"])
     if not folder.is_dir():
         raise Misuse(f"{folder} is no folder; give --folder DIR")
+    here, there = folder.resolve(), into.resolve()
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise Misuse(f"{folder} is, holds or lies in {into}, which is written anew; give a folder elsewhere")
     names, done = [], 0
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_symlink() or not path.is_file() or any(part.startswith(".") for part in name.parts):
             continue
+        if name.as_posix() == "fetched.json":  # of a raw folder that was carried here from another machine
+            continue
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, work / name)
-        (into / name).parent.mkdir(parents=True, exist_ok=True)
-        (work / name).replace(into / name)
         names.append(name.as_posix())
         done += path.stat().st_size
         show(done)
     if not names:
         raise Misuse(f"{folder} holds no files")
+    for name in names:  # only now that all are copied
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).replace(into / name)
     return names

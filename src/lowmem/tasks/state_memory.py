@@ -36,7 +36,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     model = model.to(getattr(torch, _torch_name(settings["state_dtype"])))  # moments take the parameter's dtype
     optimizer = make(model, **config["optimizer"])
     inner = optimizer.inner if isinstance(optimizer, FusedBackward) else optimizer
-    work = [(group, p, torch.empty_like(p)) for group in inner.param_groups for p in group["params"]]
+    work = [(group, p, torch.empty_like(p)) for group in inner.param_groups for p in group["params"] if p.requires_grad]
     with torch.no_grad():
         inner.update(work)
     bytes_of = {"exp_avg": 0, "exp_avg_sq": 0, "other": 0}

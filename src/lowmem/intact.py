@@ -1,0 +1,67 @@
+"""What a pipeline made and is no longer as it was made: removed, so that Snakemake makes it again.
+
+Snakemake looks at dates alone. Here each job's done.json is compared with its records, each record with its curve and arrays,
+and each table, figure, verdict and page with its seal. Nothing is said of what was not made yet.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from lowmem import kept_files, record
+from lowmem.errors import Failed
+from lowmem.kept_files import Damaged
+
+
+def mended(root: Path, jobs: dict[str, dict], tier: str) -> list[str]:
+    """Remove the damaged ones; a line for each, which names what is wrong."""
+    lines = []
+    for job in jobs.values():
+        done = root / job["done"]
+        if done.is_file() and (problem := job_problem(root, job, done)):
+            lines.append(f"{problem}; {job['done']} is asked for again")
+            done.unlink(missing_ok=True)
+    for seal in seals(root / "reports" / tier):
+        place = seal.with_name(seal.name.removesuffix(kept_files.SEAL))
+        try:
+            kept_files.check_together(place)
+        except Damaged as error:
+            lines.append(f"{error}; it is made again")
+            for path in [place.with_name(name) for name in names_in(place)] + [seal]:
+                path.unlink(missing_ok=True)
+    return lines
+
+
+def seals(reports: Path) -> list[Path]:
+    """The seals of a tier's report; what is drawn so far or from archives is made anew each time."""
+    return sorted(
+        path for folder in ("", "tables", "figures") for path in (reports / folder).glob(f"*{kept_files.SEAL}")
+    )
+
+
+def names_in(place: Path) -> Iterable[str]:
+    """The files that a seal speaks of; where it cannot be read, those that bear its name."""
+    try:
+        return [name for name in kept_files.sealed_hashes(place) if Path(name).stem == place.name]
+    except Damaged:
+        return [path.name for path in place.parent.glob(f"{place.name}.*")]
+
+
+def job_problem(root: Path, job: dict, done: Path) -> str | None:
+    """What is wrong with the records of a finished job, or None."""
+    try:
+        known = {row["id"]: row["sha256"] for row in json.loads(done.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return f"{job['done']} was altered since it was written"
+    for run in job["runs"]:
+        if run["id"] not in known:
+            return f"{job['done']} does not name {run['id']}"
+        folder = record.folder(root, run)
+        try:
+            kept_files.check(folder / "record.json", known[run["id"]])
+            problem = record.damage(folder, record.load(folder))
+        except Failed as error:
+            problem = getattr(error, "short", str(error))
+        if problem:
+            return f"{run['id']}: {problem}"
+    return None

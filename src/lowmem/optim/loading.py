@@ -1,0 +1,163 @@
+"""Taking a state dictionary: whose it is, what it lacks, and where each tensor belongs. Refusals name both sides.
+
+What can be completed is: settings that an older version, or torch, did not save; a step count that is missing or a whole
+number; parameters that were frozen on one side; the second moment of an Adam, of which Adam-mini takes block means.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from lowmem.layers import is_lazy
+from lowmem.optim.settings import check_settings, plain_name
+from lowmem.optim.sharding import is_dtensor
+from lowmem.optim.stages import framed, layout, place, take
+from lowmem.optim.state import placed
+
+STORAGE = ("rounding", "state_dtype")  # how this optimizer keeps its numbers, whatever another one did
+OWN = ("params", "param_names")
+# What torch's optimizers save beside the settings they share with ours; True for one that changes the numbers.
+FOREIGN = {
+    **dict.fromkeys(("foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"), False),
+    **dict.fromkeys(("amsgrad", "maximize", "centered"), True),
+}
+SIGNS = (  # names of state that tell whose it is
+    ({"vmean"}, "the official adam_mini"), ({"row_var"}, "torch.optim.Adafactor"), ({"variance"}, "torch.optim.Adafactor"),
+    ({"max_exp_avg_sq"}, "Adam with amsgrad"), ({"exp_avg_sq_row"}, "an Adafactor"), ({"exp_avg_res_row"}, "CAME"),
+    ({"exp_avg", "exp_avg_sq"}, "an Adam"), ({"accumulator_0"}, "SM3"), ({"square_avg"}, "torch.optim.RMSprop"),
+    ({"sum"}, "torch.optim.Adagrad"), ({"momentum_buffer"}, "SGD with momentum"), ({"exp_avg"}, "Lion"),
+)  # fmt: skip
+
+
+def fitted(optimizer, saved: dict) -> tuple[list[dict], dict]:
+    """(groups, {parameter: state}) of a state dictionary as this optimizer has them. ValueError for what cannot be used."""
+    if not isinstance(saved, dict) or not {"state", "param_groups"} <= saved.keys():
+        raise ValueError("the state of an optimizer is a dictionary with 'state' and 'param_groups'")
+    live_groups = optimizer.param_groups
+    if len(saved["param_groups"]) != len(live_groups):
+        raise ValueError(
+            f"the state has {len(saved['param_groups'])} parameter groups, this {optimizer.known_as()} has "
+            f"{len(live_groups)}; build it with the same groups (with model=, blocks stay known)"
+        )
+    groups, state = [], {}
+    for theirs, live in zip(saved["param_groups"], live_groups):
+        pairs = _matched(optimizer, theirs, live, saved["state"])
+        group = _settings(optimizer, theirs, live, _source([saved["state"].get(i, {}) for i, _ in pairs]))
+        _check_blocks(optimizer, theirs, live)
+        groups.append(group)
+        for i, p in pairs:
+            if entry := saved["state"].get(i):
+                state[p] = _entry(optimizer, p, group, theirs, dict(entry))
+    return groups, state
+
+
+def _matched(optimizer, theirs: dict, live: dict, state: dict) -> list[tuple]:
+    """(number in the saved state, parameter) pairs: by name where both sides have the same names, else in order."""
+    numbers, parameters = list(theirs["params"]), live["params"]
+    names = list(map(plain_name, theirs.get("param_names") or ()))
+    ours = {plain_name(name): p for name, p in zip(live.get("param_names") or (), parameters)}
+    complete = len(names) == len(numbers) and len(ours) == len(parameters)
+    if len(numbers) == len(parameters) and not (complete and set(names) == ours.keys()):
+        return list(zip(numbers, parameters))
+    sizes = f"a saved group has {len(numbers)} parameters, the optimizer's {len(parameters)}"
+    if not complete:
+        raise ValueError(f"{sizes}; without names on both sides nobody knows which are missing")
+    lost = next((name for name, i in zip(names, numbers) if name not in ours and state.get(i)), None)
+    fresh = next((name for name, p in ours.items() if name not in names and p.requires_grad), None)
+    if lost or fresh:
+        where = f"{lost} is not in this optimizer" if lost else f"{fresh} is not in the saved state"
+        raise ValueError(f"{sizes}: {where}")
+    return [(i, ours[name]) for name, i in zip(names, numbers) if name in ours]
+
+
+def _settings(optimizer, theirs: dict, live: dict, source: str) -> dict:
+    """A saved group's settings, completed by this optimizer's; those of storage and the parameters are its own."""
+    kind = optimizer.known_as()
+    wrong = next((key for key, matters in FOREIGN.items() if matters and theirs.get(key) is True), None)
+    if wrong:
+        raise ValueError(f"the state was saved with {wrong}=True, which {kind} does not have")
+    own = {key: live[key] for key in (*OWN, *STORAGE) if key in live}
+    left_out = {"blocks", "params", *FOREIGN} | (RULES - live.keys())
+    kept = {key: copy.deepcopy(value) for key, value in theirs.items() if key not in left_out}
+    group = {**live, **kept, **own}
+    try:
+        check_settings(group, optimizer.beta_count, optimizer.eps_count)
+    except ValueError as error:
+        raise ValueError(f"the state is that of {source}, whose settings {kind} cannot take: {error}") from error
+    return group
+
+
+RULES = {"momentum", "dampening", "nesterov", "betas", "beta1", "beta", "alpha", "rho", "decoupled"}
+
+
+def _check_blocks(optimizer, theirs: dict, live: dict) -> None:
+    """ValueError, naming the parameter, for a state that was saved with other blocks."""
+    saved = theirs.get("blocks", []) if optimizer.uses_blocks else []
+    named = {plain_name(optimizer.name(p)): p for p in live["params"] if not is_lazy(p)}
+    if saved and isinstance(saved[0], str):  # of an earlier version: in the order of the parameters
+        saved = list(zip(named, saved)) if len(saved) == len(live["params"]) else []
+    for name, signature in saved:
+        p = named.get(plain_name(name))
+        if p is not None and signature != optimizer.blocks(p).signature:
+            raise ValueError(
+                f"{optimizer.name(p)}: the state was saved with blocks {signature}, this optimizer has "
+                f"{optimizer.blocks(p).signature}; build it with the same partition settings"
+            )
+
+
+def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -> dict:
+    """The state of one parameter: its names, shapes and dtypes as init() makes them, its step count a tensor."""
+    name, kind, blocks = optimizer.name(p), optimizer.known_as(), optimizer.blocks(p)
+    step = found.pop("step", theirs.get("step"))
+    found = {key: value for key, value in found.items() if value is not None}
+    want = optimizer.init(p, group, blocks, group["state_dtype"] or p.dtype)
+    optional = {key for key, _ in optimizer.optional_state}
+    if not want.keys() - optional <= found.keys() <= want.keys() | optional:
+        ours, other = (", ".join(sorted(keys)) or "nothing" for keys in (want, found))
+        raise ValueError(
+            f"{name}: the state is that of {_source([found])}, which keeps {other}; {kind} keeps {ours} and cannot go on "
+            "from it"
+        )
+    if step is None:
+        if optimizer.scalars(group, 2.0) != optimizer.scalars(group, 1000.0):
+            raise ValueError(f"{name}: the state has no step count, which {kind} needs")
+        step = 1.0
+    entry = {"step": torch.tensor(float(step), dtype=torch.float32, device="cpu")}
+    small = optimizer.small(blocks)
+    for key, value in found.items():
+        fresh = want.get(key, value)
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: saved {key} is {type(value).__name__}, expected a tensor")
+        whole = tuple(fresh.shape) if key in small or optimizer.shard(p) is None else blocks.shape
+        shape = tuple(value.shape)
+        if optimizer.uses_blocks and key in small and shape == blocks.shape != whole and _takes_means(group, blocks):
+            value, shape = block_means(value.full_tensor() if is_dtensor(value) else value, blocks), whole
+        if shape not in (whole, tuple(fresh.shape)):
+            source = "" if found.keys() != {"exp_avg", "exp_avg_sq"} else f" (of {_source([found])})"
+            raise ValueError(f"{name}: saved {key}{source} has shape {shape}, {kind} expects {whole}")
+        value = placed(optimizer, p, key, value)
+        entry[key] = value if value.dtype == fresh.dtype else value.to(fresh.dtype)
+    return entry
+
+
+def _takes_means(group: dict, blocks) -> bool:
+    return group.get("reduce") == "mean" and blocks.kind != "coordinate"
+
+
+def block_means(v: Tensor, blocks) -> Tensor:
+    """(count,) means over each block of a tensor of the parameter's shape."""
+    exact = v.detach().to(torch.promote_types(v.dtype, torch.float32)).contiguous()
+    total = torch.zeros(blocks.count, dtype=exact.dtype, device=exact.device)
+    for piece in layout("blocks", blocks).pieces:
+        means = place(exact, piece).sum((0, 2), keepdim=True) / piece.size
+        take(framed(total, "blocks"), piece.ranges).add_(means)
+    return total
+
+
+def _source(entries: list[dict]) -> str:
+    """Whose state this looks like, for a message."""
+    keys = set().union(*(entry.keys() for entry in entries)) if entries else set()
+    return next((name for signs, name in SIGNS if signs <= keys), "another optimizer")
