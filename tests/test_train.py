@@ -425,7 +425,8 @@ def test_recorded_code_holds_every_module_that_decides_the_result(root):
     files = record.load(record.folder(root, run))["code"]["files"]
     routing = {provenance.name_of(provenance.file_of(provenance.current(module))) for module in provenance.ROUTING}
     routing |= {
-        f"src/lowmem/{name}.py" for name in ("fetch", "archives", "tokenizers", "syntax", "model_settings", "__init__")
+        f"src/lowmem/{name}.py"
+        for name in ("fetch", "archives", "tokenizers", "syntax", "model_settings", "rates", "__init__")
     }
     routing |= {"src/lowmem/tasks/__init__.py", "src/lowmem/models/__init__.py"}
     loaded = {name for name in json.loads(done.stdout) if not name.startswith("src/lowmem/sources/")}
