@@ -58,8 +58,25 @@ def test_judging_seeds_choose_nothing():
 
 def test_every_method_gets_as_many_rates():
     runs = grid("a-adamw", {0.01: (2.0, 2.0), 0.02: (2.0, 2.0)}) + grid("a-lion", {0.01: (2.0, 2.0)})
-    with pytest.raises(Misuse, match=r"the grids have \[1, 2\] rates; every method must get as many"):
+    with pytest.raises(Misuse, match=r"a: \[1, 2\] rates; every method must get as many"):
         rate_choice.choose(runs)
+
+
+def test_another_model_may_have_a_longer_grid():
+    short = {0.01: (2.1, 2.1), 0.02: (2.0, 2.0), 0.04: (2.2, 2.2)}
+    long = {**short, 0.04: (1.9, 1.9), 0.08: (2.0, 2.0)}
+    runs = [
+        run
+        for size, rates in (("a", short), ("b", long))
+        for o in ("adamw", "lion")
+        for run in grid(f"{size}-{o}", rates)
+    ]
+    assert {group: one["lr"] for group, one in rate_choice.choose(runs).items()} == {
+        "a-adamw": 0.02,
+        "a-lion": 0.02,
+        "b-adamw": 0.04,
+        "b-lion": 0.04,
+    }
 
 
 def with_choice(project, lr):

@@ -2,6 +2,7 @@
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean as mean_of_runs
 from lowmem.reporting.numbers.losses import models, parameters, text, tuned, used
 from lowmem.reporting.panels.losses import by_rate
@@ -27,9 +28,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     found = list(runs) or runs.archived
     grids = {size: tuned(found, size) for size in models(found)}
     shown = Shown(
-        caption="Llamas of 0.11 and 0.30 and a GPT-2 of 0.21 million parameters, 20 characters of English prose per parameter: "
-        "loss on the whole held-out text after training with each of five rates, a factor 2 apart, as many for every "
-        "method; mean over tuning seeds (100 and up), which judge no claim. Large mark: the best rate.",
+        caption=scale.about(found)
+        + "Loss on the whole held-out text after 20 characters of English prose per parameter, with each of the rates, a "
+        "factor 2 apart, as many for every method; mean over "
+        "tuning seeds (100 and up), which judge no claim. Large mark: the best rate.",
         columns=["model", "parameters", "optimizer", "rate", "loss (nat per character)", "best", "seeds"],
         rows=[],
         deviations=["The papers name no search for rates; they give both optimizers one rate for each size."],

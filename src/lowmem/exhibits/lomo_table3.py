@@ -54,8 +54,14 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     label = f"{tier}, live: judges nothing" if tier in ft.LIVE else tier
     for source, name, extra in ((long, LONG, BESIDE), *((group, label, {}) for group in by_size)):
         add_frequent(shown, source, name, headers)
+        found = ft.grouped(source)
+        waiting = [method for method in ft.METHODS if extra and waits(found, method)]
         for method in ft.METHODS:
-            add_rows(shown, ft.grouped(source), method, source, name, headers, extra, known)
+            if method not in waiting:
+                add_rows(shown, found, method, source, name, headers, extra, known)
+        if waiting:
+            listed = "; ".join(ft.METHODS[method] for method in waiting)
+            shown.rows.append([listed, model_of(source[0]), name, "not run", *("" for _ in headers), "", ""])
     for prefix, source in (("", list(runs)), ("long.", long)):
         found = ft.grouped(run for run in source if run.experiment == "superglue")
         for ours, theirs in PAIRS:
@@ -111,6 +117,14 @@ def add_frequent(shown: Shown, source: list[Run], label: str, headers: dict) -> 
         shown.rows.append(["the most frequent answer", "", label, "", *frequent, "", ""])
 
 
+def waits(found: dict, method: str) -> bool:
+    """Whether a method is planned and none of its runs has a record: such methods share one row."""
+    runs = [
+        run for (_, other), points in found.items() if other == method for group in points.values() for run in group
+    ]
+    return bool(runs) and all(run.status == "missing" for run in runs)
+
+
 def add_rows(
     shown: Shown, found: dict, name: str, source: list[Run], label: str, headers: dict, extra: dict, known: dict
 ) -> None:
@@ -162,8 +176,12 @@ def model_of(run: Run) -> str:
     """The model as a reader should know it."""
     weights = run.config["model"].get("pretrained")
     if weights == "smollm2":
-        return "SmolLM2-135M-Instruct, de-quantised from 4 bits"
+        return "SmolLM2-135M-Instruct"
     return weights or "fresh weights, bytes"
+
+
+def unpacked(run: Run) -> str:
+    return " (de-quantised from 4 bits)" if run.config["model"].get("pretrained") == "smollm2" else ""
 
 
 def most(runs: Iterable[Run], task: str) -> str:
@@ -197,9 +215,10 @@ def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:
         sizes = [measure.get(f"{split}_examples", 1000) for split in ("train", "val")]
         longest = measure.get("longest") or train.get("seq_len")
         told.append(
-            f"{label}: {model_of(trained[0])}; {train['steps']} steps of {train['batch_size']} (paper: 630 of 16); at most "
-            f"{sizes[0]} training and {sizes[1]} validation examples; questions of at most {longest} tokens where there are "
-            f"enough; seeds: {seeds_of(trained)} (paper: 1). Learning rates: {rates_of(trained)}."
+            f"{label}: {model_of(trained[0])}{unpacked(trained[0])}; {train['steps']} steps of {train['batch_size']} "
+            f"(paper: 630 of 16); at most {sizes[0]} training and {sizes[1]} validation "
+            f"examples; questions of at most {longest} tokens where there are enough; "
+            f"seeds: {seeds_of(trained)} (paper: 1). Learning rates: {rates_of(trained)}."
         )
     if any(run.config["data"]["dataset"] == "bigbench" for run in (*own, *kept)):
         told.append(f"{superglue_sources.REQUEST}.")

@@ -16,9 +16,12 @@ def choose(runs: Iterable) -> dict[str, dict]:
             raise Misuse(f"{run.id}: seed {run.seed} judges; a rate is chosen from seeds of {TUNING} and more")
         group = run.variant.rsplit("-", 1)[0]
         groups.setdefault(group, {}).setdefault(run.config["optimizer"]["lr"], []).append(run)
-    sizes = {len(grid) for grid in groups.values()}
-    if len(sizes) > 1:
-        raise Misuse(f"the grids have {sorted(sizes)} rates; every method must get as many")
+    counts: dict[str, set[int]] = {}
+    for group, grid in groups.items():
+        counts.setdefault(group.rpartition("-")[0], set()).add(len(grid))
+    for model, found in counts.items():
+        if len(found) > 1:
+            raise Misuse(f"{model or 'the grids'}: {sorted(found)} rates; every method must get as many")
     return {group: choose_one(dict(sorted(grid.items()))) for group, grid in groups.items()}
 
 
