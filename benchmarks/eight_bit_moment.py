@@ -5,8 +5,12 @@
 A Llama of 42 thousand parameters learns the bytes of this repository's documents with Adam-mini in fp32. Beside it every
 candidate keeps the same moving average of the same gradients (beta1 0.95), but stores it in 8 bits after each step, so that its
 errors add up as they would in training. Shown: |m' - m| / |m| over all parameters and for the embedding alone, the
-average over the second half of the run; bias: |mean over these steps of m' - m| / |mean of |m'-m||, 0 where errors cancel;
-size: |m'| / |m| of the embedding, which without an error is 1; bytes per element.
+average over the second half of the run; bias: how much of the error stays in its mean over these steps, about 0.56 where
+rounding has none, since an error lives on for 1 / (1 - beta1) steps; size: |m'| / |m| of the embedding; bytes per element.
+
+Found in 200 steps, blocks of 256, nearest (stochastic): linear 0.035 (0.045), dynamic 0.039 (0.055), root 0.025 (0.035). The
+root has the smallest error at every block size, and at 256 no bias, while equal steps lose small numbers (0.63); twice
+the scales at 64 would buy 0.004. So: root, 256, nearest.
 
 Codes: equal steps (linear); numbers of equal relative distance, ten decades with ever more digits (dynamic, Dettmers et al.,
 arXiv 2110.02861); equal steps of the square root (root). One scale per block, its largest size.
@@ -85,14 +89,12 @@ def study(steps: int) -> list[tuple]:
     rows, counted = [], steps - steps // 2
     table = next(name for name, p in named.items() if p.shape[0] == 256)
     for kind, found in sums.items():
-
-        def over(names, i):
-            return sum(float(found[n][i].square().sum()) if i == 2 else found[n][i] for n in names)
-
-        share = (over(named, 0) / over(named, 1)) ** 0.5
-        alone = (found[table][0] / found[table][1]) ** 0.5
-        bias = (over(named, 2) / counted / over(named, 0)) ** 0.5
-        rows.append((*kind, share, alone, bias, (found[table][3] / found[table][1]) ** 0.5, 1 + 4 / kind[1]))
+        of = list(found.values())
+        wrong, right = sum(x[0] for x in of), sum(x[1] for x in of)
+        lasting = sum(float(x[2].square().sum()) for x in of)
+        alone = found[table]
+        bias, size = (lasting / counted / wrong) ** 0.5, (alone[3] / alone[1]) ** 0.5
+        rows.append((*kind, (wrong / right) ** 0.5, (alone[0] / alone[1]) ** 0.5, bias, size, 1 + 4 / kind[1]))
     return rows
 
 
