@@ -1,4 +1,4 @@
-"""The README's selection of verdicts, written from reports/laptop/claims.json so that the two cannot differ.
+"""The README's selection of verdicts, written from the committed overnight report so that the two cannot differ.
 
 The README holds the ids of the selected claims in a comment; what stands between it and the closing comment is made here.
 """
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_json, write_text
-from lowmem.reporting import claims
+from lowmem.reporting import claims, report_evidence
 from lowmem.reporting.verdicts import WORDS
 
 BLOCK = re.compile(r"(<!-- verdicts\n(.*?)\n-->\n).*?(<!-- /verdicts -->)", re.DOTALL)
-TIER = "laptop"
+TIER = "overnight"
 
 
 def update(root: Path) -> Path:
@@ -26,23 +26,32 @@ def renewed(root: Path, text: str) -> str:
     """The README's text with the block as claims.json has it now."""
     source = root / "reports" / TIER / "claims.json"
     if not source.is_file():
-        raise Failed(f"no {source}; run `snakemake --cores all`")
+        raise Failed(
+            f"no {source}; run `lowmem report --archived --tier {TIER}` and copy reports/{TIER}/archived over it"
+        )
     found = BLOCK.search(text)
     if not found:
         raise Misuse("README.md has no <!-- verdicts ... --> block; put it back from its history")
-    return (
-        text[: found.start()] + found[1] + block(read_json(source), found[2].split()) + found[3] + text[found.end() :]
-    )
+    told = report_evidence.trained(root, TIER, runs(root))
+    made = block(read_json(source), found[2].split(), told)
+    return text[: found.start()] + found[1] + made + found[3] + text[found.end() :]
 
 
-def block(rows: list[dict], ids: list[str]) -> str:
-    """One sentence with the counts, and the table of the selected claims."""
+def runs(root: Path) -> list[dict]:
+    """The runs of all exhibits of the committed report, each once."""
+    paths = sorted((root / "reports" / TIER).glob("*/*.json"))
+    return list({run["id"]: run for path in paths for run in read_json(path)["runs"]}.values())
+
+
+def block(rows: list[dict], ids: list[str], trained: str) -> str:
+    """What was trained, the counts, and the table of the selected claims."""
     by_id = {row["id"]: row for row in rows}
     for id in ids:
         if id not in by_id:
             raise Misuse(f"README.md: claims.json has no claim {id!r}{nearest(id, by_id)}")
     count = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS}
     lines = [
+        trained,
         f"{len(rows)} claims: {', '.join(f'{n} {WORDS[verdict]}' for verdict, n in count.items() if n)} "
         f"([all of them](reports/{TIER}/claims.md)).",
         "Only a tier that a claim names may confirm or contradict it; the others say a direction, and a simulation fits a "
