@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "training": {"optim", "pipeline", "weights"},
     "memory": {"models", "optim", "pipeline", "training"},
     "analysis": {"blocks", "data"},
-    "finetuning": {"data", "pipeline", "training", "weights"},
-    "vision": {"data", "models", "optim", "pipeline", "training", "weights"},
+    "finetuning": {"data", "models", "pipeline", "training", "weights"},
+    "vision": {"data", "models"},
     "tasks": {
         "analysis", "blocks", "data", "finetuning", "lowmem", "memory", "models", "optim", "training", "vision", "weights",
     },
