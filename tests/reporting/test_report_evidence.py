@@ -33,7 +33,8 @@ def test_the_first_sentence_says_sizes_and_text_of_what_was_trained():
 def test_a_model_that_was_only_planned_was_not_trained():
     runs = experiments.runs(ROOT, "llama_scaling", "laptop")
     done = [{"id": run["id"], "status": "done" if run["variant"].startswith("10k") else "missing"} for run in runs]
-    assert "language models of 9.7 thousand parameters, each on 194 thousand bytes" in report_evidence.trained(ROOT, "laptop", done)
+    told = report_evidence.trained(ROOT, "laptop", done)
+    assert "language models of 9.7 thousand parameters, each on 194 thousand bytes" in told
     assert report_evidence.trained(ROOT, "laptop", []) == "No language model was trained (tier laptop)."
 
 
