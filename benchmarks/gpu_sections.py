@@ -41,6 +41,7 @@ COUNTED = {
     "AdamMini bf16": (5, 5, 10.3),
     "AdamMini bf16 stochastic": (5, 5, 10.3),
     "AdamMini without Triton fp32": (249, 1242, 36.1),
+    "AdamMini without Triton bf16": (353, 3452, 66.1),
     "AdamMini stages fp32": (1554, 4074, 36.1),
     "AdamMini stages bf16": (2109, 5529, 66.1),
     "AdamW fp32": (8, 323, 28.0),

@@ -46,6 +46,47 @@ def test_any_block_layout_gives_the_bits_of_the_stages(layouts, seed):
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(layout(), min_size=1, max_size=4, unique_by=lambda b: b.name),
+    st.sampled_from([torch.bfloat16, torch.float16]),
+    st.sampled_from([None, torch.float32]),
+)
+def test_any_block_layout_in_16_bits_gives_the_bits_of_the_stages(layouts, dtype, state_dtype):
+    optimizer, parameters = optimizer_over(layouts, 3, dtype, state_dtype=state_dtype)
+    together = run(nothing_left(optimizer), parameters)
+    alone = by_stages(lambda: run(*optimizer_over(layouts, 3, dtype, state_dtype=state_dtype)))
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_weights_of_several_dtypes_with_a_clip_coefficient_give_the_bits_of_the_stages():
+    def train():
+        model = zoo.net(torch.bfloat16)
+        list(model.modules())[-1].float()
+        optimizer = AdamMini([*model.named_parameters()], model=model, lr=1e-2, weight_decay=0.1)
+        for step in range(3):
+            for k, p in enumerate(model.parameters()):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(31 * step + k)).to(p)
+            work = [(group, p, p.grad) for group in optimizer.param_groups for p in group["params"]]
+            with torch.no_grad():
+                optimizer.update(work, factor=0.3)
+        assert {p.dtype for p in model.parameters()} == {torch.float32, torch.bfloat16}
+        return {**zoo.snapshot(model), **zoo.state_tensors(optimizer)}
+
+    assert zoo.same(train(), by_stages(train))
+
+
+def test_16_bit_tensors_are_copied_in_lists_no_larger_than_the_largest_tensor(monkeypatch):
+    lists = []
+    step = flat_blocks._step
+    monkeypatch.setattr(flat_blocks, "_step", lambda o, entries, d: (lists.append(entries), step(o, entries, d)))
+    optimizer, parameters = optimizer_over(LARGE, 0, torch.bfloat16)
+    run(optimizer, parameters, steps=1)
+    held = [sum(p.numel() for _, p, *_ in entries) for entries in lists]
+    assert len(lists) > 1 and max(held) == max(p.numel() for p in parameters) == 420_000
+    assert sum(held) == sum(p.numel() for p in parameters) - 70_001  # but for the one of many scalars
+
+
 def test_large_tensors_give_the_bits_of_the_stages_and_many_scalars_stay_with_them():
     optimizer, parameters = optimizer_over(LARGE, 0)
     left = []

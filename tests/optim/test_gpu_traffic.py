@@ -12,6 +12,7 @@ from launches import Launches, on_meta, step
 from lowmem import optim
 from lowmem.models import llama
 from lowmem.optim import FusedBackward, adamw, sgd
+from lowmem.optim.core import flat_blocks
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
@@ -60,7 +61,8 @@ MINI, CLIP, GROUPED = rule("AdamMini", **DECAY), dict(max_grad_norm=1.0), dict(g
 # fmt: off
 TABLE = {  # what: (rule, precision, launches of a step of a 134 M Llama of 111 tensors, bytes per element)
     "AdamMini fp32": (MINI, FP32, 249, 36.1),
-    "AdamMini bf16": (MINI, BF16, 2109, 66.1),
+    "AdamMini bf16": (MINI, BF16, 353, 66.1),
+    "AdamMini bf16, moment in fp32": (rule("AdamMini", **DECAY, state_dtype=FP32), BF16, 335, 54.1),
     "AdamMini bf16 stochastic": (rule("AdamMini", **DECAY, **STOCHASTIC), BF16, 3441, 166.1),
     "AdamMini fp32 inside backward": (inside(MINI), FP32, 1554, 36.1),
     "AdamMini fp32 inside backward, clipped": (inside(MINI, **CLIP), FP32, 1776, 48.1),
@@ -98,6 +100,11 @@ def test_launches_and_bytes_of_a_step_are_those_of_the_table_and_nothing_waits(w
 
 def test_a_7b_model_starts_two_launches_per_tensor_and_those_on_lists():
     assert counted(llama_7b(), FP32, MINI) == (1242, 36.0, 0, 0)
+
+
+def test_tensor_by_tensor_16_bit_weights_took_six_times_the_launches_and_the_same_bytes(monkeypatch):
+    monkeypatch.setattr(flat_blocks, "adam_mini", lambda optimizer, ready: ready)
+    assert counted(llama_134m(), BF16, MINI) == (2109, 66.1, 0, 0)
 
 
 def test_what_needs_a_number_of_all_gradients_waits_once_per_step():

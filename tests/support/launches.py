@@ -14,7 +14,18 @@ from torch.utils._pytree import tree_leaves
 from lowmem.blocks import Partition, partition
 
 NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "lift_fresh", "detach", "resize_")
-ONLY_WRITTEN = ("copy_", "fill_", "zero_", "full", "zeros", "ones_like", "zeros_like", "randint_like", "rand_like")
+ONLY_WRITTEN = (
+    "copy_",
+    "_foreach_copy_",
+    "fill_",
+    "zero_",
+    "full",
+    "zeros",
+    "ones_like",
+    "zeros_like",
+    "randint_like",
+    "rand_like",
+)
 TENSORS_AT_ONCE = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}  # by the number of lists
 CHUNKS, CHUNK = 320, 65536
 
@@ -81,6 +92,8 @@ class Launches(TorchDispatchMode):
         else:
             changed = [x for x, a in zip(args, operation._schema.arguments) if a.alias_info and a.alias_info.is_write]
             written, launches = results or changed, 1
+        if name == "_foreach_copy_":
+            given = [None, *lists[1]]
         first = () if name in ONLY_WRITTEN and given else given[:1]
         read = {id(x): x for x in (*first, *given[1:])}.values()
         read = [x for x in read if "out" not in operation._overloadname or all(x is not y for y in results)]

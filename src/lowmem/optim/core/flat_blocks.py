@@ -1,9 +1,12 @@
-"""Adam-mini's stages on many fp32 tensors of one device, with the scalars of all their blocks in one flat tensor.
+"""Adam-mini's stages on many tensors of one device, with the scalars of all their blocks in one flat tensor.
 
 Of the 14 operations that the stages start per tensor ten work on block scalars alone. Here those run once for all
 tensors, decay and the first moment as lists, and two operations are left per tensor: the norm of the gradient and the
 update. Plain PyTorch, for every device that has no kernel of its own; the same operations on the same numbers as the
 stages, so the same bits.
+
+16-bit weights, gradients and moments go through fp32 copies, as in the stages: a list at a time, whose elements are no
+more than those of the largest tensor, so that the copies take no more memory than the stages' do.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from lowmem.optim.core.rule import Layout, Work, works
 
 WITHOUT = ("cpu",)  # devices where starting an operation costs little, and going through memory once more does not
 FEWEST = 4  # tensors; below, the stages start no more operations
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 OWN_SCALARS = 1 << 16  # a tensor with more scalars than this is better off without a copy of them
 
 
@@ -28,22 +32,65 @@ def adam_mini(optimizer, ready: list) -> list:
             together.setdefault((id(entry[4]), entry[1].device), []).append(entry)
         else:
             rest.append(entry)
+    most = max((entry[5].held for entry in ready), default=0)
     for (_, device), entries in together.items():
-        if len(entries) < FEWEST:
-            rest += entries
-        else:
-            _step(optimizer, entries, device)
+        for part in _parts(entries, most):
+            if len(part) < FEWEST:
+                rest += part
+            else:
+                _with_copies(optimizer, part, device)
     return rest
 
 
+def _parts(entries: list, most: int) -> list[list]:
+    """The entries in lists: those that need no copies, then lists of at most so many elements of those that do."""
+    found, room = [[entry for entry in entries if not _copied(entry)]], 0
+    for entry in filter(_copied, entries):
+        held = entry[5].held
+        if held > room:
+            found.append([])
+            room = most
+        found[-1].append(entry)
+        room -= held
+    return found
+
+
+def _copied(entry: tuple) -> bool:
+    return any(t.dtype != torch.float32 for t in (entry[1], entry[2], entry[3]["exp_avg"]))
+
+
+def _with_copies(optimizer, entries: list, device: torch.device) -> None:
+    """_step on fp32 tensors, and their numbers back into those of other dtypes, rounded to nearest."""
+    stored = [entry[1] for entry in entries], [entry[2] for entry in entries], [e[3]["exp_avg"] for e in entries]
+    p, g, m = map(_exact, stored)
+    states = [{"exp_avg": x, "exp_avg_sq": entry[3]["exp_avg_sq"]} for entry, x in zip(entries, m)]
+    _step(optimizer, [(e[0], *own, *e[4:]) for e, *own in zip(entries, p, g, states)], device)
+    for tensors, exact in ((stored[0], p), (stored[2], m)):
+        changed = [(t, copy) for t, copy in zip(tensors, exact) if t is not copy]
+        if changed:
+            torch._foreach_copy_(*map(list, zip(*changed)))
+
+
+def _exact(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors as fp32 ones: those that are, themselves; copies of the others, made together."""
+    others = [t for t in tensors if t.dtype != torch.float32]
+    made = [torch.empty_like(t, dtype=torch.float32) for t in others]
+    if made:
+        torch._foreach_copy_(made, others)
+    copies = iter(made)
+    return [t if t.dtype == torch.float32 else next(copies) for t in tensors]
+
+
 def _fits(entry: tuple) -> bool:
-    _, p, g, state, h, _lay = entry
-    tensors = (p, g, state["exp_avg"], state["exp_avg_sq"])
+    group, p, g, state, h, _lay = entry
+    tensors, v = (p, g, state["exp_avg"]), state["exp_avg_sq"]
     return (
         p.device.type not in WITHOUT
         and h["reduce"] == "mean"
-        and state["exp_avg_sq"].numel() <= OWN_SCALARS
-        and all(t.dtype == torch.float32 and t.device == p.device and t.is_contiguous() for t in tensors)
+        and v.numel() <= OWN_SCALARS
+        and v.dtype == torch.float32
+        and all(t.dtype in FLOATS and t.device == p.device and t.is_contiguous() for t in (*tensors, v))
+        and (group["rounding"] == "nearest" or p.dtype == state["exp_avg"].dtype == torch.float32)
     )
 
 
@@ -81,9 +128,10 @@ def _works(optimizer, entry: tuple) -> list[Work]:
 def _sizes(optimizer, layouts: tuple[Layout, ...], pieces: list[Work], counts: list[int], device) -> Tensor:
     """Elements of each block, (1, blocks, 1), kept while the layouts stay the same. Except on a CPU their reciprocals in
     fp32, by which other devices multiply where the stages divide by one number."""
-    found = optimizer.plans.get(device)
+    key = (device, layouts[0])
+    found = optimizer.plans.get(key)
     if found is None or found[0] != layouts:
         numbers = torch.tensor([float(work.size) for work in pieces]).repeat_interleave(torch.tensor(counts))
         numbers = numbers.view(1, -1, 1) if device.type == "cpu" else numbers.reciprocal().view(1, -1, 1)
-        found = optimizer.plans[device] = (layouts, numbers.to(device))
+        found = optimizer.plans[key] = (layouts, numbers.to(device))
     return found[1]
