@@ -193,14 +193,23 @@ def with_plan(added: argparse.ArgumentParser) -> None:
         ("--batch", None, "sequences per GPU that must fit (default: find the largest)"),
         ("--zero", 3, "what data-parallel GPUs split: 0 nothing, 1 state, 2 also gradients, 3 also weights"),
         ("--tensor-parallel", 1, "GPUs that share each layer"),
+        ("--checkpoint-every", 1, "with --checkpointing, recompute one layer in so many"),
+        ("--accumulate", 1, "batches whose gradients are added up for a step"),
+        ("--lora", None, "train adapters of this rank, freeze the rest"),
     ):
         kind = whole if flag == "--zero" else above_zero
         added.add_argument(flag, type=kind, default=default, metavar="N", help=about)
-    added.add_argument("--precision", default="mixed", help="fp32, bf16, mixed, or master (memory/accountant.py)")
+    added.add_argument("--precision", help="fp32, bf16, mixed (default), or master (memory/cell.py); with --lora bf16")
     added.add_argument("--attention", default="fused", help="fused or eager")
     added.add_argument("--checkpointing", action="store_true", help="recompute each layer in backward")
+    added.add_argument("--targets", metavar="NAMES", help="layers with adapters: q_proj,v_proj (default: all-linear)")
+    added.add_argument("--base", metavar="KIND", help="frozen weights: 16 (default), nf4, nf4-dq (QLoRA), or gptq")
+    added.add_argument("--fsdp1", action="store_true", help="adapters under the older FSDP, which holds more")
     added.add_argument("--offload", action="store_true", help="keep moments in host memory")
-    added.add_argument("--json", action="store_true", help="the answer as JSON, in bytes and seconds")
+    form = added.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the answer as JSON (memory/plan.schema.json)")
+    form.add_argument("--markdown", action="store_true", help="the answer in Markdown, to paste into an issue")
+    form.add_argument("--explain", action="store_true", help="what each column means")
     added.add_argument("--all", action="store_true", help="every tier; keeps the costs of all runs for later estimates")
     added.add_argument("--save-costs", action="store_true", help="keep the times of the records at hand for estimates")
 
@@ -324,6 +333,8 @@ def report(root, arguments):
 
 def plan(root, arguments):
     if arguments.model:
+        if sys.stderr.isatty():  # PyTorch takes a second or more to load
+            print(f"lowmem: planning {arguments.model} ...", file=sys.stderr, flush=True)
         from lowmem.memory import plan_command
 
         print(plan_command.answer(arguments))
