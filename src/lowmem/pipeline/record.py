@@ -13,6 +13,7 @@ from pathlib import Path
 from lowmem import kept_files, provenance
 from lowmem.errors import Misuse
 from lowmem.files import atomic_path, safe_names
+from lowmem.provenance import neutral
 
 SCHEMA = 1
 ARRAYS, CURVE, WEIGHTS = "arrays.npz", "curve.jsonl", "weights.safetensors"
@@ -87,14 +88,18 @@ def whole(path: Path, known: dict) -> bool:
 
 
 def reusable(root: Path, run: dict) -> dict | None:
-    """The run's record if it is final and neither configuration nor code nor data changed since, else None."""
+    """The run's record if it is final and neither configuration nor code nor data changed since, else None.
+
+    Changes of code that were shown to leave results equal (neutral.py) do not count.
+    """
     path = folder(root, run) / "record.json"
     if not path.is_file():
         return None
     try:
         record = load(path.parent)
         same = record["schema"] == SCHEMA and record["status"] in FINAL and record["config_hash"] == run["config_hash"]
-        same = same and damage(path.parent, record) is None and not provenance.drifted(root, record["code"]["files"])
+        same = same and damage(path.parent, record) is None
+        same = same and not neutral.drifted(root, record["code"]["files"], record["config"])[0]
     except Exception:  # a damaged or foreign file is no record
         return None
     return record if same else None

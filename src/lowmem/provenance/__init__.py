@@ -35,6 +35,7 @@ ROUTING = tuple(
         "files.safe_names",
         "data.schemas",
         "provenance",
+        "provenance.neutral",
         "pipeline.record",
         "progress",
         "pipeline.experiments",
