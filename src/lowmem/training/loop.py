@@ -14,6 +14,7 @@ from lowmem import distributed, progress, provenance
 from lowmem.errors import Misuse
 from lowmem.files import safe_names
 from lowmem.optim._factory import make
+from lowmem.optim.core.clipping import total_norm
 from lowmem.pipeline import record
 from lowmem.progress import say
 from lowmem.training import checkpoint, machine, usage
@@ -182,8 +183,7 @@ class Loop:
     def clip(self) -> float:
         """Global norm of the gradients before clipping (train.grad_clip; null measures only)."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if self.many else norm
+        norm = total_norm(gradients)
         if self.settings.get("grad_clip"):
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings["grad_clip"], norm)
         self.gradient_bytes = self.gradient_bytes or usage.bytes_of(gradients)
