@@ -142,6 +142,14 @@ def parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--rerun", type=int, default=0, metavar="N", help="verify: run N cheap ones again and compare")
     added.add_argument("--seed", type=int, default=0, metavar="N", help="verify: which ones are run again")
+    added.add_argument(
+        "--minutes", type=float, default=1.0, metavar="M", help="verify: cheap is what took at most M (1)"
+    )
+    added.add_argument("--tier", help="verify: only records of this tier")
+    about = (
+        "verify: with --rerun N, keep records whole whose code changed since, if N of them are bit-equal when run again"
+    )
+    added.add_argument("--accept", action="store_true", help=about)
 
     about = "look for the published values in the papers' own HTML (needs internet): confirmed, other, or not found"
     added = command("published", published, about)
@@ -371,7 +379,8 @@ def records(root, arguments):
     if arguments.action == "verify":
         from lowmem.pipeline import verify
 
-        return verify.verify(root, arguments.folders, arguments.rerun, arguments.seed)
+        chosen = arguments.rerun, arguments.seed, arguments.minutes, arguments.tier, arguments.accept
+        return verify.verify(root, arguments.folders, *chosen)
     if arguments.action == "diff":
         if len(arguments.folders) != 2:
             raise Misuse("records diff needs two folders")

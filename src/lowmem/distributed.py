@@ -14,11 +14,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+from lowmem import files
 from lowmem.errors import Failed, Misuse
 from lowmem.progress import say
 
 TIMEOUT = datetime.timedelta(minutes=10)  # until a rank gives up waiting for the others
+PAUSE = 5.0  # seconds between two tries for a lock
 _apart = False  # whether rank 0 works by itself for a while
 
 
@@ -98,6 +101,31 @@ def apart(run: dict) -> Iterator[None]:
         yield
     finally:
         _apart = before
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """files.locked, held by rank 0 for all. Another job may hold it for hours: meanwhile the ranks ask each other every
+    few seconds, since one that waits in silence for longer than TIMEOUT would be given up."""
+    if world() == 1:
+        with files.locked(target):
+            yield
+        return
+    with files.lock_file(target) as file:
+        while not anywhere(rank() == 0 and files.taken(file)):
+            time.sleep(PAUSE)
+        yield
+
+
+def first(value):
+    """What rank 0 has, on every rank. Collective."""
+    if world() == 1:
+        return value
+    import torch.distributed as dist
+
+    sent = [value]
+    dist.broadcast_object_list(sent, src=0)
+    return sent[0]
 
 
 def mean(value: float) -> float:

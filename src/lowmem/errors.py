@@ -1,4 +1,4 @@
-"""Two kinds of error that a user sees as one line: what is wrong, what to do."""
+"""Kinds of error that a user sees as one line: what is wrong, what to do."""
 
 import difflib
 
@@ -9,6 +9,10 @@ class Misuse(Exception):
 
 class Failed(Exception):
     """The request was fine but could not be carried out: no network, full disk, corrupt file. Exit code 1."""
+
+
+class Diverged(Failed):
+    """Training went where its loss or gradient is not finite: a result, and not tried again."""
 
 
 def nearest(name: str, choices) -> str:

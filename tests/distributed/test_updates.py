@@ -19,13 +19,14 @@ MAIN = ("adam_mini", "adam_mini-max", "adamw", "adafactor", "came", "sm3", "lamb
 SUMS = ("adam_mini", "came", "sm3")  # one, three and a largest
 LAYOUTS = {  # rules; on simulated ranks all do all (test_sharding.py)
     ("fsdp", 3): tuple(RULES),
-    ("columns", 3): SUMS,
+    ("columns", 3): (*SUMS, "adam_mini-int8"),
     ("tensor-parallel", 2): MAIN,
-    ("fsdp-tensor-parallel", 4): SUMS,
+    ("fsdp-tensor-parallel", 4): (*SUMS, "adam_mini-int8"),
     ("hybrid", 4): SUMS,
 }
 # Reductions per step: one per stage over each sharded mesh axis (two axes for fsdp-tensor-parallel).
 STAGES = {"adam_mini": 1, "adam_mini-max": 1, "adafactor": 2, "came": 3, "sm3": 1, "lamb": 1, "adamw": 0, "lion": 0}
+STAGES |= {"adam_mini-int8": 2, "adamw-int8": 1, "lion-int8": 1}  # and the scales
 
 
 def random_model(step: int):

@@ -23,7 +23,7 @@ def data(step: int) -> torch.Tensor:
 def same_gradients(rank: int, world: int) -> dict:
     """20 steps from identical random gradients: rules with each kind of sum, and with none."""
     found = {}
-    for rule in ("adam_mini", "adamw", "came", "sm3", "lamb"):
+    for rule in ("adam_mini", "adamw", "came", "sm3", "lamb", "adam_mini-int8", "adamw-int8"):
         cls, keywords = zoo.SETTINGS[rule]
         one, many = sharded_models.build(), sharded_models.build()
         alone, together = cls(one, **keywords), Zero1(cls(many, **keywords))

@@ -56,7 +56,7 @@ def test_one_place_holds_one_value():
 
 def test_exhibits_name_items_that_exist():
     for header in planning.exhibits(ROOT).values():
-        assert header["published"] in (None, "independent", *ITEMS), header["id"]
+        assert header["published"] in (None, "independent", "training_cells_predicted", *ITEMS), header["id"]
 
 
 def test_numbers_are_numbers():
@@ -107,3 +107,12 @@ def test_the_twelve_cells_of_the_largest_sweep_are_shown_with_their_mean_gap():
     assert shown.values["wen.mean_gap"]["value"] == pytest.approx(sum(gaps) / 12, abs=5e-5)
     assert shown.values["wen.cells_behind"]["value"] == 11
     assert "+3.8 %" in {row[7] for row in shown.rows}
+
+
+def test_every_measured_training_step_of_others_is_shown_with_its_error_or_a_reason():
+    _, shown, _ = exhibit.render(ROOT, "extra_planner_cells", "laptop")
+    assert len(shown.rows) >= 95 and all(len(row) == len(shown.columns) for row in shown.rows)
+    known = [row for row in shown.rows if row[8] in ("held out", "tuning")]
+    assert len(known) == shown.values["known.cells"]["value"] and all(row[6].endswith(" %") for row in known)
+    assert all(row[5] for row in shown.rows)
+    assert shown.values["held_out.median_percent"]["value"] < 3 and shown.values["held_out.worst_percent"]["value"] < 10

@@ -1,6 +1,7 @@
 """Numbers at the edge of what fp32 holds: a row without gradients, one gradient whose square is infinite."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from lowmem.optim import CAME, Adafactor, AdaLomo, AdamMini, FusedBackward, Lomo
 from lowmem.optim.core import flat_blocks
 from lowmem.optim.core.clipping import total_norm
 from lowmem.optim.core.combined import Together
+from lowmem.training.update import Updates
 
 
 def run(rule, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -153,3 +155,14 @@ def test_what_stands_beside_lomo_is_clipped_though_its_squares_are_infinite():
     both.backward(one.weight.sum() + (two * 1e30).sum())
     both.step()
     torch.testing.assert_close(two.detach(), torch.full((4,), -0.5))
+
+
+@pytest.mark.parametrize("size", [1e10, 3e19, 1e30])
+def test_the_training_loop_clips_a_finite_gradient_whose_square_is_infinite(size):
+    weight = nn.Parameter(torch.zeros(4))
+    model = nn.ParameterList([weight])
+    settings = {"steps": 1, "batch_size": 1, "grad_clip": 1.0}
+    updates = Updates(SimpleNamespace(model=model), torch.optim.SGD([weight], lr=1.0), settings, None, "cpu")
+    weight.grad = torch.full((4,), size)
+    assert updates.clip() == pytest.approx(2 * size)
+    torch.testing.assert_close(weight.grad, torch.full((4,), 0.5))

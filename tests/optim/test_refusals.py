@@ -79,7 +79,9 @@ OTHER_SETTINGS = [
     ("adafactor", dict(warmup_init=True)),
     ("adamw", dict(rounding="up")),
     ("adamw", dict(nonfinite="hope")),
-    ("adamw", dict(state_dtype=torch.int8)),
+    ("adamw", dict(state_dtype=torch.int16)),
+    ("sgd", dict(state_dtype="int8")),
+    ("adamw", dict(state_dtype="int9")),
 ]
 
 

@@ -8,6 +8,7 @@ from synthetic import checkout
 from lowmem import kept_files, provenance
 from lowmem.errors import Misuse
 from lowmem.pipeline import experiments, record, verify
+from lowmem.provenance import neutral
 from lowmem.training import job
 
 CONFIG = {"task": "quadratic", "measure": {"blocks": {"a": {"values": [1, 2]}}, "size": 3, "horizons": [4]}}
@@ -100,6 +101,89 @@ def test_a_record_of_other_code_is_run_again_with_todays_and_its_difference_is_n
     kept_files.write_json(path, other)
     code, said = answer(root, capsys, rerun=1)
     assert code == 0 and "differs when run again" in said
+
+
+# -- changes of code that leave results equal ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def changed(root, tmp_path, monkeypatch):
+    """The root, whose record was made while one of its files of code was another one."""
+    monkeypatch.setattr(neutral, "FILE", tmp_path / "neutral.json")
+    alter(root, lambda made: made["code"]["files"].update({"src/lowmem/tasks/quadratic.py": "tree:" + "0" * 64}))
+    return root
+
+
+def alter(root, change):
+    path = record.folder(root, RUN) / "record.json"
+    made = json.loads(path.read_text())
+    change(made)
+    kept_files.write_json(path, made)
+
+
+def test_reruns_with_equal_bits_keep_the_records_of_that_code_whole(changed, capsys):
+    assert record.reusable(changed, RUN) is None
+    code, said = answer(changed, capsys, rerun=1, accepting=True)
+    assert code == 0 and "accepted: 1 record like toy/only/seed0: code changed, 1 rerun bit-equal" in said
+    [entry] = neutral.entries()
+    assert entry["runs"] == ["own/toy/only/seed0"] and entry["changed"] == ["src/lowmem/tasks/quadratic.py"]
+    assert entry["new"] == neutral.today(CONFIG) and entry["processor"]
+    code, said = answer(changed, capsys)
+    assert (
+        code == 0 and "whole (code changed since; 1 rerun bit-equal): 1 record" in said and "1 whole, 0 made by" in said
+    )
+    assert record.reusable(changed, RUN)["config_hash"] == RUN["config_hash"]
+
+
+def test_a_rerun_with_other_bits_is_refused(changed, capsys):
+    def last_bit(made):
+        key = next(iter(made["metrics"]["final"]))
+        made["metrics"]["final"][key] = 123.0
+
+    alter(changed, last_bit)
+    code, said = answer(changed, capsys, rerun=1, accepting=True)
+    assert code == 1 and "refused: 1 record like toy/only/seed0" in said and not neutral.FILE.exists()
+    assert record.reusable(changed, RUN) is None
+
+
+def test_changed_data_and_runs_that_are_too_long_are_not_accepted(changed, capsys):
+    code, said = answer(changed, capsys, rerun=1, accepting=True, minutes=-1.0)
+    assert code == 0 and "not shown: 1 record" in said and "0 of the 1 to run again are short enough" in said
+    alter(changed, lambda made: made["code"]["files"].update({"data/prepared/toy/x.npy": "0" * 64}))
+    code, said = answer(changed, capsys, rerun=1, accepting=True)
+    assert code == 0 and "accepted" not in said and not neutral.FILE.exists()
+
+
+def test_what_was_accepted_holds_for_no_other_code(changed, capsys, monkeypatch):
+    answer(changed, capsys, rerun=1, accepting=True)
+    real = provenance.code_hash
+    with monkeypatch.context() as later:
+        later.setattr(provenance, "code_hash", lambda path: "tree:1" if path.stem == "quadratics" else real(path))
+        assert record.reusable(changed, RUN) is None
+    alter(changed, lambda made: made["code"]["files"].update({"src/lowmem/tasks/quadratic.py": "tree:" + "1" * 64}))
+    assert record.reusable(changed, RUN) is None
+
+
+def test_acceptance_needs_reruns_and_a_file_that_nobody_edited(changed, capsys):
+    with pytest.raises(Misuse, match=r"--accept needs runs that show it; add --rerun N"):
+        answer(changed, capsys, accepting=True)
+    answer(changed, capsys, rerun=1, accepting=True)
+    neutral.FILE.write_text(neutral.FILE.read_text().replace("seed0", "seed1"))
+    with pytest.raises(kept_files.Damaged, match="was altered since it was written"):
+        answer(changed, capsys)
+
+
+def test_changes_one_after_the_other_are_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(neutral, "FILE", tmp_path / "neutral.json")
+    for old, new in (("a", "b"), ("b", "c"), ("c", "a"), ("x", "d")):
+        neutral.add(old, new, ["src/lowmem/x.py"], ["smoke/run"], "a processor")
+    assert [one["new"] for one in neutral.shown("a", "c")] == ["b", "c"]
+    assert neutral.shown("a", "d") == [] and neutral.shown("c", "x") == []
+
+
+def test_the_committed_file_was_written_by_the_command():
+    for entry in neutral.entries():
+        assert entry["runs"] and entry["changed"] and entry["processor"] and entry["old"] != entry["new"]
 
 
 def test_no_record_at_all_is_said(tmp_path):

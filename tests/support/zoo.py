@@ -43,6 +43,9 @@ SETTINGS = {
     "sm3": (SM3, dict(lr=1e-2)),
     "lion": (Lion, dict(lr=1e-3)),
     "lamb": (Lamb, dict(lr=1e-2)),
+    "adamw-int8": (AdamW, dict(lr=1e-2, weight_decay=0.0, state_dtype="int8")),
+    "adam_mini-int8": (AdamMini, dict(lr=1e-2, state_dtype="int8")),
+    "lion-int8": (Lion, dict(lr=1e-3, state_dtype="int8")),
 }
 RULES = [Case(name, _rule(cls, **fixed)) for name, (cls, fixed) in SETTINGS.items()]
 FUSED = [Case(f"fused-{name}", _inside(cls, **fixed), True) for name, (cls, fixed) in SETTINGS.items()]

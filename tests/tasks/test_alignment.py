@@ -10,12 +10,12 @@ from alignment_runs import RULE, TINY, WORDS, config, model, run_of
 
 from lowmem.errors import Failed, Misuse
 from lowmem.files import write_json
-from lowmem.finetuning import dialogues, rewards
+from lowmem.finetuning import dialogues, earlier_run, rewards
 from lowmem.finetuning.examples import Example, padded
 from lowmem.finetuning.generation import roll_out
 from lowmem.models import llama
 from lowmem.pipeline import experiments, record
-from lowmem.tasks import _earlier_run, remax, reward, sft
+from lowmem.tasks import remax, reward, sft
 from lowmem.training import job, loop
 
 root = alignment_runs.root  # the fixture
@@ -250,15 +250,17 @@ def test_another_question_for_the_judge_asks_for_another_run(root):
 # -- trainings before a run --------------------------------------------------------------------------------------------
 
 
-def test_earlier_training_is_done_once_and_leaves_the_random_numbers_alone(root, monkeypatch):
-    first = config("sft")
+def test_weights_of_an_earlier_run_are_those_it_ended_with_and_leave_the_random_numbers_alone(root):
+    first = {**run_of(config("sft")), "keep_weights": True}
+    made = job.train_run(root, first)
+    start = {"config": first["config"], "weights": str(record.folder(root, first) / record.WEIGHTS)}
     before = torch.get_rng_state()
-    one, words = _earlier_run.trained(root, first, "cpu")
+    one, words = earlier_run.trained(root, start, "cpu")
+    two, _ = earlier_run.language_model(root, {"name": "llama", "pretrained": start}, "cpu")
     assert torch.equal(before, torch.get_rng_state()) and words.end == END
-    monkeypatch.setattr(_earlier_run, "fit", lambda *a: pytest.fail("trained twice"))
-    two, _ = _earlier_run.language_model(root, {"name": "llama", "pretrained": first}, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert not torch.equal(one.head.weight, model().head.weight)
+    held = sft.build(first["config"], 0, root, "cpu").evaluate(one.eval())
+    assert held["val_loss"] == made["metrics"]["final"]["val_loss"]
 
 
 @pytest.mark.parametrize("task", ["sft", "reward", "remax"])
@@ -292,7 +294,7 @@ def test_a_named_run_becomes_its_configuration_and_brings_its_data():
         start = run["config"]["model"]["pretrained"]
         assert start["task"] == "sft" and start["model"]["pretrained"]["task"] == "pretrain"
         assert len(list(experiments.stages(run["config"]))) == (5 if "learned" in run["variant"] else 3)
-    [job] = planning.jobs(place, "laptop", {}, ["remax"]).values()
+    job = planning.jobs(place, "laptop", {}, ["remax"])["remax"]
     assert set(job["data"]) == {"data/prepared/llamafactory", "data/prepared/sotu-byte"}
 
 

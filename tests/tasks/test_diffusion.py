@@ -1,5 +1,8 @@
 """Diffusion: noise and sampling are what their papers say, distances are right where they are known, runs repeat."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import prepared_folders
 import pytest
@@ -98,28 +101,43 @@ def test_class_score_is_one_for_the_unsure_and_the_number_of_classes_for_the_sur
 # -- networks that are kept --------------------------------------------------------------------------------------------
 
 
-def test_a_kept_network_is_trained_once_and_leaves_random_numbers_alone(root, monkeypatch):
-    data = image_batches.load(root, DATA, "cpu", {}, scale="signed")
+def network(root, measure, inner="latent"):
+    """{config, weights} of the network in a configuration's `measure`, trained where it is not there yet."""
+    config = settings(**{inner: measure})
+    run = {"id": "a/x/seed0", "experiment": "a", "variant": "x", "seed": 0, "tier": "own", "resources": {}}
+    return job.with_starts(root, {**run, "config": config}, "")[0]["config"]["measure"][inner]
+
+
+def test_a_network_is_a_run_of_its_own_made_once_and_leaves_random_numbers_alone(root, monkeypatch):
+    data, start = image_batches.load(root, DATA, "cpu", {}, scale="signed"), network(root, LATENT)
+    made = json.loads(Path(start["weights"]).with_name("record.json").read_text())
+    assert made["status"] == "done" and made["config"]["task"] == "autoencode" and made["weights"]["bytes"] > 0
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = reference_networks.ready(root, data, LATENT)
-    assert torch.equal(torch.rand(3), expected)
-    monkeypatch.setattr(reference_networks, "train", lambda *_: pytest.fail("trained again"))
-    second = reference_networks.ready(root, data, LATENT)
-    x = data.test(0, 4)[0]
-    assert torch.equal(first(x), second(x)) and not any(p.requires_grad for p in second.parameters())
+    first = reference_networks.load(data, start)
+    assert torch.equal(torch.rand(3), expected) and not any(p.requires_grad for p in first.parameters())
+    monkeypatch.setattr(job, "train_run", lambda *_: pytest.fail("trained again"))
+    assert network(root, LATENT) == start
     with pytest.raises(pytest.fail.Exception):  # other settings, another network
-        reference_networks.ready(root, data, {**LATENT, "steps": 5})
+        network(root, {**LATENT, "steps": 5})
 
 
 def test_the_autoencoder_learns_to_repeat_pictures(root):
     data = image_batches.load(root, DATA, "cpu", {}, scale="signed")
     x = data.test(0, 30)[0]
-    errors = [
-        (reference_networks.ready(root, data, {**LATENT, "steps": steps})(x) - x).square().mean() for steps in (1, 60)
-    ]
+    found = [reference_networks.load(data, network(root, {**LATENT, "steps": steps})) for steps in (1, 60)]
+    errors = [(one(x) - x).square().mean() for one in found]
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_a_classifier_that_is_loaded_scores_as_its_record_says(root):
+    """With the running means of its normalisation, which are no parameters."""
+    data, start = image_batches.load(root, DATA, "cpu", {}, scale="signed"), network(root, CLASSIFIER, "classifier")
+    final = json.loads(Path(start["weights"]).with_name("record.json").read_text())["metrics"]["final"]
+    images, labels = data.test(0, 30)
+    right = (reference_networks.load(data, start)(images).argmax(1) == labels).float().mean().item()
+    assert right == pytest.approx(final["val_accuracy"])
 
 
 # -- task --------------------------------------------------------------------------------------------------------------
@@ -161,7 +179,7 @@ def test_a_run_ends_with_samples_and_their_distance_and_repeats_bit_by_bit(root,
 def test_networks_and_latents_are_fp32_inside_a_bf16_run(root):
     data = image_batches.load(root, DATA, "cpu", {}, scale="signed")
     x = data.test(0, 8)[0]
-    latents = diffuse.Latents(root, data, LATENT, 8)
+    latents = diffuse.Latents(root, data, network(root, LATENT), 8)
     plain, made = latents.encode(x), latents.decode(latents.encode(x))
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(latents.encode(x), plain, rtol=0, atol=0)
@@ -182,7 +200,7 @@ def test_more_test_pictures_than_there_are_and_networks_that_are_not_kept_are_on
     with pytest.raises(Misuse, match=r"30 test pictures are fewer than the 32 of train\.eval_batches"):
         diffuse.build({**config, "train": {**config["train"], "eval_batches": 4}}, 0, root, "cpu")
     with pytest.raises(Misuse, match="no network of kind 'swin' is kept ready"):
-        diffuse.build(settings(latent={**LATENT, "model": {"name": "swin"}}), 0, root, "cpu")
+        network(root, {**LATENT, "model": {"name": "swin"}})
 
 
 def test_labels_are_hidden_from_the_share_of_pictures_that_was_asked_for(root):

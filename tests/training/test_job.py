@@ -12,7 +12,7 @@ import torch
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
 from lowmem import provenance
-from lowmem.errors import Misuse
+from lowmem.errors import Diverged, Misuse
 from lowmem.pipeline import experiments, record
 from lowmem.tasks import pretrain
 from lowmem.training import job, machine
@@ -243,6 +243,17 @@ def test_a_measuring_task_needs_no_training_loop(root, monkeypatch):
     assert curve(root, run) == [{"step": 0, "x": 1.5}]
 
 
+def test_a_measurement_that_diverges_is_a_result(root, monkeypatch):
+    class Module:
+        @staticmethod
+        def measure(config, seed, root):
+            raise Diverged("loss is not finite at step 3")
+
+    monkeypatch.setitem(sys.modules, "lowmem.tasks.fake", Module)
+    made = job.train_run(root, {**make_run(seed=7), "config": {"task": "fake"}})
+    assert (made["status"], made["reason"]) == ("diverged", "loss is not finite at step 3")
+
+
 def test_a_record_is_reused_until_configuration_code_or_data_change(root, monkeypatch):
     run = make_run(steps=2)
     job.train_run(root, run)
@@ -294,7 +305,15 @@ def test_recorded_code_holds_every_module_that_decides_the_result(root):
     routing = {provenance.name_of(provenance.file_of(module)) for module in provenance.ROUTING}
     routing |= {
         f"src/lowmem/{name}.py"
-        for name in ("data/fetch", "data/archives", "data/tokenizers", "provenance/syntax", "__init__")
+        for name in (
+            "data/fetch",
+            "data/archives",
+            "data/tokenizers",
+            "pipeline/model_settings",
+            "pipeline/rates",
+            "provenance/syntax",
+            "__init__",
+        )
     }
     packages = provenance.PACKAGE.rglob("__init__.py")
     routing |= {provenance.name_of(path) for path in packages if not provenance.definitions(path)}

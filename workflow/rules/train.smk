@@ -4,6 +4,7 @@ rule train:
     input:
         data=lambda w: [f"{folder}/meta.json" for folder in JOBS[w.job]["data"]],
         code=lambda w: JOBS[w.job]["code"],
+        after=lambda w: JOBS[w.job]["after"],  # runs whose weights these start from
     output:
         f"results/{TIER}/{{job}}/done.json",
     log:

@@ -131,9 +131,7 @@ def back_from_the_future(paths: Iterable[Path], slack: float = 3600) -> list[Pat
 def locked(target: Path) -> Iterator[None]:
     """Hold the folder's lock file; a second process waits. The kernel drops the lock of a process that dies."""
     with lock_file(target) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not taken(file):
             progress.say(f"waiting: another process writes {target}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -148,3 +146,12 @@ def lock_file(target: Path):
     except OSError as error:
         told = "it is a link" if error.errno == errno.ELOOP else error.strerror
         raise Failed(f"cannot lock {path}: {told}; remove it, or check permissions and limits") from error
+
+
+def taken(file) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from lowmem.errors import Misuse, nearest
-from lowmem.memory import fake_kernels, fake_ranks
+from lowmem.errors import Misuse
+from lowmem.memory import adapters, fake_kernels, fake_ranks, foreign_optimizers
+from lowmem.memory.cell import Cell, check_settings
 from lowmem.memory.official_optimizers import Official
 from lowmem.memory.operation_counts import Work, extrapolated
 from lowmem.memory.target_model import Target
@@ -32,40 +33,6 @@ from lowmem.optim.core.fused_backward import FusedBackward
 
 # Rules with a C kernel for fp32 tensors on a CPU, and how often it passes over one: reads p, g, m, v; writes p, m, v.
 IN_C = {"lowmem.optim.adamw": 7, "lowmem.optim.adam_mini": 7, "lowmem.optim.lion": 5}
-PRECISIONS = ("fp32", "bf16", "mixed", "master")
-
-
-MOST_GPUS = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """What is trained how. batch: sequences per GPU and step.
-
-    precision: "fp32"; "bf16" weights, gradients and moments; "mixed": fp32 weights, gradients and moments, computing in
-    bf16; "master": bf16 weights and gradients, fp32 copy and fp32 moments. gpus: all of them; tensor_parallel of them
-    share one copy of each activation, the rest are data-parallel. zero: what these split: 0 nothing, 1 optimizer state,
-    2 also gradients, 3 also weights (1 is zero1.py, 2 and 3 are fully_shard). offload: moments live in host memory.
-    device: "gpu" kernels, or "cpu" as this machine would run it. official: the optimizers of the paper's own runs in
-    place of ours, see official_optimizers.py.
-    """
-
-    optimizer: dict
-    batch: int = 1
-    seq_len: int = 1024
-    precision: str = "bf16"
-    attention: str = "fused"
-    checkpointing: bool = False
-    gpus: int = 1
-    zero: int = 3
-    tensor_parallel: int = 1
-    offload: bool = False
-    device: str = "gpu"
-    official: bool = False
-
-    @property
-    def data_parallel(self) -> int:
-        return self.gpus // self.tensor_parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,31 +92,6 @@ def check(target: Target, cell: Cell) -> None:
         )
 
 
-def check_settings(cell: Cell) -> None:
-    """Settings that fit together whatever the model is; Misuse names the nearest that do."""
-    for key, known in (("precision", PRECISIONS), ("attention", fake_kernels.ATTENTION), ("device", ("gpu", "cpu"))):
-        if getattr(cell, key) not in known:
-            raise Misuse(f"{key} {getattr(cell, key)!r}{nearest(str(getattr(cell, key)), known)}")
-    if cell.zero not in (0, 1, 2, 3):
-        raise Misuse(f"zero {cell.zero}: stages are 0, 1, 2 and 3")
-    if cell.batch < 1 or cell.seq_len < 1 or cell.gpus < 1 or cell.tensor_parallel < 1:
-        raise Misuse("batch, seq-len, gpus and tensor-parallel: at least 1 each")
-    if cell.gpus > MOST_GPUS:
-        raise Misuse(f"gpus {cell.gpus}: at most {MOST_GPUS} are simulated")
-    if cell.gpus % cell.tensor_parallel:
-        divisors = [n for n in range(1, cell.gpus + 1) if cell.gpus % n == 0]
-        closest = min(divisors, key=lambda n: abs(n - cell.tensor_parallel))
-        raise Misuse(
-            f"tensor-parallel {cell.tensor_parallel} does not divide {cell.gpus} GPUs; the nearest that does: {closest}"
-        )
-    if cell.device == "cpu" and cell.attention != "fused":
-        raise Misuse("attention eager is a GPU setting; on a CPU the model chooses for itself")
-    if cell.official and (cell.device == "cpu" or cell.offload or cell.precision == "master" or cell.zero == 1):
-        raise Misuse(
-            "official: these optimizers are simulated on GPUs only, without offload, master weights and zero 1"
-        )
-
-
 def trace(target: Target, cell: Cell, depth: int) -> tuple[dict[str, dict[str, int]], Work]:
     """{phase: {role: bytes}} and the work of a model of `depth` layers, in a step that finds the state made.
 
@@ -158,6 +100,8 @@ def trace(target: Target, cell: Cell, depth: int) -> tuple[dict[str, dict[str, i
     model = target.build(depth, cell.attention)
     twin = without_buffers(target.build(depth, cell.attention).float()) if cell.precision == "master" else None
     model = model.to(torch.bfloat16 if cell.precision in ("bf16", "master") else torch.float32)
+    if cell.adapters is not None:
+        model = adapters.attach(model, cell.adapters, fake_ranks.is_sharded(cell))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake_ranks.pretend(cell) as mesh, fake, fake_kernels.of(cell), Tracker() as tracker:
         tokens = torch.empty(cell.batch, cell.seq_len, dtype=torch.int64)
@@ -167,8 +111,9 @@ def trace(target: Target, cell: Cell, depth: int) -> tuple[dict[str, dict[str, i
         if cell.checkpointing:
             for layer in target.layers(model):
                 layer.forward = functools.partial(recomputed, tracker, cell, layer.forward)
-        watch(tracker, model, target.layers(model))
-        step = stepper(tracker, target, cell, mesh, model, twin, tokens)
+        held = [] if cell.fsdp1 and cell.adapters is not None and fake_ranks.is_sharded(cell) else None
+        watch(tracker, model, target.layers(model), held)
+        step = stepper(tracker, target, cell, mesh, model, twin, tokens, held)
         tracker.restart()
         step()
         return {phase: parts for phase, parts in tracker.peaks.items() if phase != "setup"}, tracker.work
@@ -208,14 +153,22 @@ def recomputed(tracker: Tracker, cell: Cell, forward, *args, **kwargs):
     return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def watch(tracker: Tracker, model: nn.Module, layers: list[nn.Module]) -> None:
-    """Name phases as forward and backward pass the first and the last layer, and mark gradients as they are complete."""
+def watch(tracker: Tracker, model: nn.Module, layers: list[nn.Module], held: list | None) -> None:
+    """Name phases as forward and backward pass the first and the last layer, and mark gradients as they are complete.
+
+    held: the layers' inputs and their gradients are put there, until the next forward.
+    """
     names = {0: "first layer", len(layers) - 1: "last layer"}
 
     def entering(i: int, _module, args, kwargs) -> None:
         if tracker.phase.startswith("forward"):
             tracker.phase = f"forward, {names.get(i, 'a layer')}"
             source = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad), None)
+            if held is not None and source is not None:
+                if i == 0:
+                    held.clear()
+                held.append(source.detach())
+                source.register_hook(held.append)
             if i == 0 and source is not None:
                 source.register_hook(lambda _: backward("embedding"))
 
@@ -237,10 +190,12 @@ def watch(tracker: Tracker, model: nn.Module, layers: list[nn.Module]) -> None:
             p.register_post_accumulate_grad_hook(lambda p: tracker.mark([p.grad], "gradients"))
 
 
-def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module, twin: nn.Module | None, tokens):
-    """A function that does one training step: forward, backward, update, gradients dropped."""
+def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module, twin: nn.Module | None, tokens, held):
+    """A function that does one training step: forward, backward, update, gradients dropped. held: dropped after backward."""
     if cell.official:
         optimizer = Official(model, **cell.optimizer)
+    elif cell.optimizer["name"] in foreign_optimizers.NAMES:
+        optimizer = foreign_optimizers.Foreign(model, tracker=tracker, clip=cell.clip, **cell.optimizer)
     else:
         optimizer = make(model if twin is None else fake_ranks.shard(place(twin), target, cell, mesh), **cell.optimizer)
     fused, inner = isinstance(optimizer, FusedBackward), getattr(optimizer, "inner", optimizer)
@@ -254,7 +209,7 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
     counters = "optimizer_state" if cell.device == "cpu" else "host"  # steps are counted on the host
     with tracker.during("setup", counters):
         inner.prepare()
-    tracker.mark(state_tensors(inner), "host" if cell.offload else "optimizer_state")
+    tracker.mark(state_tensors(inner), "host" if cell.offload or getattr(inner, "paged", False) else "optimizer_state")
     sharded = fake_ranks.is_sharded(cell)
     averaging = cell.data_parallel > 1 and cell.zero == 0
     if averaging and fused:
@@ -271,11 +226,14 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
             with tracker.during("backward, loss", "temporaries"):
                 optimizer.backward(loss_of)  # gathered weights are gone when a kept graph would run again
         else:
-            loss = loss_of()
-            with tracker.during("backward, loss", "temporaries"):
-                optimizer.backward(loss) if fused else loss.backward()
+            for _ in range(min(cell.accumulate, 2)):  # from the second on, gradients are there already
+                loss = loss_of()
+                with tracker.during("backward, loss", "temporaries"):
+                    optimizer.backward(loss) if fused else loss.backward()
+            if held:
+                held.clear()
             if averaging and not fused:
-                for p in model.parameters():
+                for p in (p for p in model.parameters() if p.grad is not None):
                     data_parallel.average(p.grad, mesh["data"].get_group())
             del loss
         with tracker.during("update", "temporaries"):
@@ -284,13 +242,16 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
             else:
                 update_through(inner, model, twin)
         (model if twin is not None else updater).zero_grad()
+        if cell.accumulate > 2:
+            tracker.work.repeat(("forward", "backward"), cell.accumulate / 2)
 
     return step
 
 
 def computing(cell: Cell) -> contextlib.AbstractContextManager:
     """Autocast where fp32 weights compute in bf16; fully_shard has a policy of its own for that."""
-    mixed = cell.precision == "mixed" and not fake_ranks.is_sharded(cell)
+    mixed = cell.precision == "mixed" or (cell.adapters is not None and cell.adapters.autocast)
+    mixed = mixed and not fake_ranks.is_sharded(cell)
     return torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
 
 
@@ -313,7 +274,7 @@ def update_through(optimizer, model: nn.Module, twin: nn.Module) -> None:
 def stand_in(tracker: Tracker, optimizer, cell: Cell) -> None:
     """What fake tensors on a CPU cannot show: kernels in C or on a GPU update tensors in place, in one pass; offloaded
     moments come over to be updated."""
-    if cell.official:
+    if cell.official or isinstance(optimizer, foreign_optimizers.Foreign):
         return  # simulated operation by operation
     rule = optimizer.fast.__func__.__module__
 

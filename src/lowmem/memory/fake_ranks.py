@@ -94,8 +94,21 @@ def shard(model: nn.Module, target, cell, mesh) -> nn.Module:
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         policy = {"mp_policy": mixed} if cell.precision == "mixed" else {}
         for module in (*target.layers(model), model):
-            fully_shard(module, mesh=mesh["data"], reshard_after_forward=cell.zero == 3, **policy)
+            settings = {"reshard_after_forward": cell.zero == 3, "shard_placement_fn": placement(cell.data_parallel)}
+            fully_shard(module, mesh=mesh["data"], **settings, **policy)
     return model
+
+
+def placement(ranks: int):
+    """Where fully_shard cuts a weight: along its rows, as it does by itself, or along the first length that the ranks divide
+    where there are fewer rows than ranks. Eight experts on 64 GPUs would else be padded to 64."""
+    from torch.distributed.tensor import Shard
+
+    def chosen(p: nn.Parameter):
+        fits = (dim for dim in range(1, p.ndim) if p.shape[dim] % ranks == 0)
+        return Shard(next(fits, 0)) if p.ndim > 2 and p.shape[0] < ranks else None
+
+    return chosen
 
 
 def split(layer: nn.Module, mesh, degree: int) -> None:

@@ -78,6 +78,12 @@ class Work(Counter):
         """Count a kernel that reads or writes so many tensors like x."""
         self[stage, "stream", times * _bytes(x)] += 1
 
+    def repeat(self, stages: tuple[str, ...], times: float) -> None:
+        """Count what these stages did so many times."""
+        for key in self:
+            if key[0] in stages:
+                self[key] *= times
+
     def operations(self, stage: str | None = None) -> float:
         """Floating point operations of matrix products, of one stage or of all."""
         return sum(n * key[2] for key, n in self.items() if key[1] == "matmul" and stage in (None, key[0]))

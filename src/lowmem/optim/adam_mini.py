@@ -65,6 +65,7 @@ class AdamMini(RuleOptimizer):
     """
 
     form = "blocks"
+    in_codes = True
     uses_blocks = True
     stages = (Stage(block_statistic, block_rate, lambda ndim: ((1,),), pure=True), Stage(update))
 

@@ -54,6 +54,7 @@ class AdamW(RuleOptimizer):
     """Adam with decoupled weight decay. State: first and second moment, two tensors like the parameter."""
 
     form = "flat"
+    in_codes = True
     stages = (Stage(update),)
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common: Unpack[Common]):
@@ -61,7 +62,8 @@ class AdamW(RuleOptimizer):
 
     @staticmethod
     def init(p, group, blocks, dtype):
-        return {"exp_avg": torch.zeros_like(p, dtype=dtype), "exp_avg_sq": torch.zeros_like(p, dtype=dtype)}
+        second = torch.promote_types(p.dtype, torch.float32) if dtype == torch.int8 else dtype
+        return {"exp_avg": torch.zeros_like(p, dtype=dtype), "exp_avg_sq": torch.zeros_like(p, dtype=second)}
 
     scalars = staticmethod(adam_scalars)
 

@@ -28,6 +28,7 @@ class Lion(RuleOptimizer):
     """Lion. State: one momentum tensor like the parameter."""
 
     form = "flat"
+    in_codes = True
     stages = (Stage(update),)
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common: Unpack[Common]):

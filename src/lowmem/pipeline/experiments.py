@@ -4,8 +4,9 @@ An experiment file states the paper's settings once, the axes that span its runs
 
     settings < tiers.<tier>.settings < one value of each axis, in the order the axes are written
 
-A run is a plain dictionary {id, experiment, variant, seed, tier, config, config_hash, resources}. Its variant is the
-chosen axis values joined by "-". Everything that decides the result is in `config`, so its hash names the result.
+A run is a plain dictionary {id, experiment, variant, seed, tier, config, config_hash, resources, after, keep_weights};
+after holds the runs that it starts from (prerequisites.py). Its variant is the chosen axis values joined by "-".
+Everything that decides the result is in `config`, so its hash names the result.
 """
 
 import copy
@@ -133,7 +134,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
         config = use_tier_data(config, of_tier, options or {})
         if "unavailable" in (config.get("data") or {}):
             continue  # the exhibit says why, see unavailable()
-        config = with_stages(root, config, tier, options)
+        config, after = with_stages(root, config, tier, options)
         own_rate = rates.named(config)
         waits = rates.awaited(root, config, tier) if own_rate else None
         if own_rate:
@@ -157,6 +158,8 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
                     "config": config,
                     "config_hash": config_hash({**config, "seed": seed}),
                     "resources": resources,
+                    "after": after,
+                    "keep_weights": seed == seeds[0] and variant in spec.get("keep_weights", ()),
                     **({"own_rate": True} if own_rate else {}),
                     **({"waits": waits} if waits else {}),
                 }
@@ -203,23 +206,33 @@ def use_tier_data(config: dict, tier: dict, options: dict) -> dict:
 
 
 STAGES = (("model", "pretrained"), ("measure", "reward"))  # where a run may name another one that is trained before it
+STARTS = (*STAGES, ("measure", "classifier"), ("measure", "latent"))  # and where it takes the weights of one
 
 
-def with_stages(root: Path, config: dict, tier: str, options: dict | None) -> dict:
-    """Put a run's configuration of the same tier where another one is named as {experiment, variant}."""
+def with_stages(root: Path, config: dict, tier: str, options: dict | None) -> tuple[dict, dict]:
+    """Put a run's configuration of the same tier where another one is named as {experiment, variant}.
+
+    Returns the configuration and {(key, inner key): that run}: of the seeds it is the first one's.
+    """
+    after = {}
     for key, inner in STAGES:
         named = part_of(config, key).get(inner)
         if not isinstance(named, dict) or "experiment" not in named:
             continue
         try:
-            found = {run["variant"]: run["config"] for run in runs(root, named["experiment"], tier, options)}
+            found = {run["variant"]: run for run in reversed(runs(root, named["experiment"], tier, options))}
         except RecursionError as error:
             raise Misuse(f"{key}.{inner}: {named['experiment']} starts from itself; name another experiment") from error
         variant = str(named.get("variant"))
         if variant not in found:
             raise Misuse(f"{key}.{inner}: {named['experiment']} has no variant {variant!r}{nearest(variant, found)}")
-        config = {**config, key: {**config[key], inner: found[variant]}}
-    return config
+        before = after[key, inner] = found[variant]
+        if not before["keep_weights"]:
+            raise Misuse(
+                f"{key}.{inner}: {named['experiment']} keeps no weights of {variant}; add it to its keep_weights"
+            )
+        config = {**config, key: {**config[key], inner: before["config"]}}
+    return config, after
 
 
 def part_of(config: dict, key: str) -> dict:

@@ -17,7 +17,7 @@ from lowmem.data.fetch import parts as fetch_parts
 from lowmem.data.fetch import script as fetch_script
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_json, read_yaml, safe_names, sha256, write_json
-from lowmem.pipeline import experiments, record
+from lowmem.pipeline import experiments, prerequisites, record
 
 STARTING = 10  # minutes that a job gets to start in: a busy node of a cluster takes its time
 NAMES_FILE = ("starts", "questions")  # keys of `measure`
@@ -129,7 +129,7 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     """{job name: job} of the experiments `names` (default: those that an exhibit shows).
 
     An experiment on several datasets is one job for each of them where the tier says `job: experiment`.
-    A job is {experiment, done, arguments, hashes, runs, data, code, launcher, nodes, threads, mem_mb, gpus, minutes};
+    A job is {experiment, done, after, arguments, hashes, runs, data, code, launcher, nodes, threads, mem_mb, gpus, minutes};
     its name is the folder of its done.json below results/<tier>.
     """
     if names is None:
@@ -138,13 +138,42 @@ def jobs(root: Path, tier: str, options: dict, names: list[str] | None = None) -
     per_node = of_tier.get("gpus_per_node")
     known = listed(root)
     found = {}
-    for experiment in names:
-        runs = experiments.runs(root, experiment, tier, options)
-        own = own_options(runs, options)
-        for name, (group, narrowed) in grouped(experiment, runs, of_tier["job"]).items():
-            found[name] = make_job(root, tier, name, group, own, known, per_node)
-            found[name]["arguments"] += narrowed
+    for experiment, (runs, wanted) in with_earlier(root, tier, options, names, of_tier["job"] == "run").items():
+        plain = " ".join([f"--experiment {experiment} --tier {tier}", *own_options(runs, options)])
+        for name, (group, narrowed) in grouped(experiment, wanted, of_tier["job"]).items():
+            found[name] = make_job(root, tier, name, group, known, per_node)
+            found[name] |= {"experiment": experiment, "arguments": plain + narrowed}
+        for run in prerequisites.unnamed(wanted):
+            if run["id"] not in found:
+                found[run["id"]] = make_job(root, tier, run["id"], [run], known, per_node)
+                found[run["id"]] |= {"experiment": experiment, "arguments": f"{plain} --variant {run['variant']}"}
+    return in_order(found)
+
+
+def with_earlier(root: Path, tier: str, options: dict, names: list[str], per_run: bool) -> dict[str, tuple[list, list]]:
+    """{experiment: (all its runs, those to do)} of `names` and of the experiments that their runs start from.
+
+    Of an experiment that was not asked for, only the runs that are needed, where each is a job of its own.
+    """
+    found: dict[str, tuple[list, list]] = {}
+    waiting = list(names)
+    for name in waiting:  # which grows
+        runs = wanted = experiments.runs(root, name, tier, options)
+        if per_run and name not in names:
+            needed = {run["id"] for one in names for run in prerequisites.every(found[one][1])}
+            wanted = [run for run in runs if run["id"] in needed]
+        found[name] = runs, wanted
+        waiting += [one for one in prerequisites.experiments_of(wanted) if one not in waiting]
     return found
+
+
+def in_order(jobs: dict[str, dict]) -> dict[str, dict]:
+    """The jobs, each with `after`: what must be done before it, since its runs start from runs of other jobs."""
+    home = {run["id"]: job["done"] for job in jobs.values() for run in job["runs"]}
+    for job in jobs.values():
+        before = {home[one["id"]] for run in job["runs"] for one in prerequisites.of(run).values()}
+        job["after"] = sorted(before - {job["done"]})
+    return jobs
 
 
 def dataset_of(run: dict) -> str | None:
@@ -179,9 +208,7 @@ def own_options(runs: list[dict], options: dict) -> list[str]:
     return [f"--option {key}={value}" for key, value in sorted(options.items()) if key in used]
 
 
-def make_job(
-    root: Path, tier: str, name: str, runs: list[dict], own: list[str], known: dict, per_node: int | None
-) -> dict:
+def make_job(root: Path, tier: str, name: str, runs: list[dict], known: dict, per_node: int | None) -> dict:
     """One job out of runs that one process does in turn: times add up, the rest is what the largest needs."""
     needed = [run["resources"] for run in runs]
     data = {folder: data for run in runs for folder, data in prepared(root, run["config"], known)}
@@ -193,9 +220,7 @@ def make_job(
                 f"{run['id']} (tier {tier}): {idle} of its GPUs would idle; set train.devices to resources.gpus"
             )
     return {
-        "experiment": runs[0]["experiment"],
         "done": f"results/{tier}/{name}/done.json",
-        "arguments": " ".join([f"--experiment {runs[0]['experiment']} --tier {tier}", *own]),
         "hashes": hashlib.sha256(" ".join(run["config_hash"] for run in runs).encode()).hexdigest()[:16],
         "runs": runs,
         "data": data,
@@ -300,6 +325,7 @@ def select(
 ) -> list[dict]:
     """Runs of an experiment, narrowed to one variant, seed and dataset when these are given."""
     runs = experiments.runs(root, experiment, tier, options)
+    runs += [run for run in prerequisites.unnamed(runs) if run["variant"] == variant]  # what they start from
     variants, seeds = {run["variant"] for run in runs}, {run["seed"] for run in runs}
     if variant is not None and variant not in variants:
         raise Misuse(f"{experiment} has no variant {variant!r}{nearest(variant, variants)}")

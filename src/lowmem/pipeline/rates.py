@@ -1,9 +1,9 @@
 """Learning rates chosen by a rule from runs on tuning seeds, and kept as a record that judging runs read.
 
-A tuning experiment has an axis of rates, a factor 2 apart and equally many for every method of a model, and seeds from 100 up, which
-judge nothing. Its variants end in the rate, `<group>-<rate>`. The rule: the rate with the lowest mean of the final
-validation loss over the tuning seeds; a rate at which any run diverged is worse than any number; a best rate at the edge
-of its grid is no choice, since a better one may lie outside: the grid has to grow for all methods.
+A tuning experiment has an axis of rates, a factor 2 apart and equally many for every method of a model, and seeds from
+100 up, which judge nothing. Its variants end in the rate, `<group>-<rate>`. The rule: the rate with the lowest mean of the
+final validation loss over the tuning seeds; a rate at which any run diverged is worse than any number; a best rate at the
+edge of its grid is no choice, since a better one may lie outside: the grid has to grow for all methods.
 
 What was chosen stands in data/records/<tier>/rates.json with every loss it was chosen from. An experiment's file says
 `lr: {chosen: <experiment>/<group>}` and gets the number; {0}, {1} in the group are the parts of the run's own variant, and

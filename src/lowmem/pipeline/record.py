@@ -12,10 +12,11 @@ from pathlib import Path
 
 from lowmem import kept_files, provenance
 from lowmem.errors import Misuse
-from lowmem.files import safe_names
+from lowmem.files import atomic_path, safe_names
+from lowmem.provenance import neutral
 
 SCHEMA = 1
-ARRAYS, CURVE = "arrays.npz", "curve.jsonl"
+ARRAYS, CURVE, WEIGHTS = "arrays.npz", "curve.jsonl", "weights.safetensors"
 BESIDE = {"curve": CURVE, "arrays": ARRAYS}  # files beside a record whose hashes it holds
 FINAL = ("done", "diverged", "oom")  # a failed run is tried again
 LOSS_COLUMNS = ("train_loss", "val_loss")
@@ -46,6 +47,7 @@ def start(root: Path, run: dict) -> dict:
         "memory": None,
         "throughput": None,
         "arrays": None,
+        "weights": None,
         "resumed_from": [],
         "other_means": [],
     }
@@ -86,14 +88,18 @@ def whole(path: Path, known: dict) -> bool:
 
 
 def reusable(root: Path, run: dict) -> dict | None:
-    """The run's record if it is final and neither configuration nor code nor data changed since, else None."""
+    """The run's record if it is final and neither configuration nor code nor data changed since, else None.
+
+    Changes of code that were shown to leave results equal (neutral.py) do not count.
+    """
     path = folder(root, run) / "record.json"
     if not path.is_file():
         return None
     try:
         record = load(path.parent)
         same = record["schema"] == SCHEMA and record["status"] in FINAL and record["config_hash"] == run["config_hash"]
-        same = same and damage(path.parent, record) is None and not provenance.drifted(root, record["code"]["files"])
+        same = same and damage(path.parent, record) is None
+        same = same and not neutral.drifted(root, record["code"]["files"], record["config"])[0]
     except Exception:  # a damaged or foreign file is no record
         return None
     return record if same else None
@@ -110,6 +116,24 @@ def write_arrays(path: Path, arrays: dict | None) -> dict | None:
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)  # members carry no time: equal arrays, equal bytes
     return kept_files.write(target, packed.getvalue(), sealed=False)
+
+
+def write_weights(path: Path, tensors: dict) -> dict:
+    """Final weights as weights.safetensors beside the record: {name: tensor} -> {sha256, bytes}.
+
+    They are large and not kept for good: who deletes them has the run made once more when another one needs them.
+    """
+    import safetensors.torch
+
+    target = path / WEIGHTS
+    with atomic_path(target) as temporary:
+        safetensors.torch.save_file(tensors, temporary)
+    return {"sha256": kept_files.sha256(target), "bytes": target.stat().st_size}
+
+
+def has_weights(path: Path, record: dict) -> bool:
+    """Whether the weights that a record speaks of are there, as they were written."""
+    return bool(record.get("weights")) and whole(path / WEIGHTS, record["weights"])
 
 
 def read_arrays(path: Path, record: dict) -> dict:

@@ -1,6 +1,8 @@
 """Whether records can be trusted: hashes recomputed, drift of code and data named, a sample run again and compared."""
 
+import collections
 import datetime
+import functools
 import os
 import random
 import subprocess
@@ -12,10 +14,15 @@ from lowmem import provenance
 from lowmem.errors import Failed, Misuse
 from lowmem.files import write_json
 from lowmem.pipeline import archive, experiments, record
+from lowmem.pipeline.accept import accept
+from lowmem.provenance import neutral
 
 
 def check(root: Path, path: Path) -> tuple[str, str]:
-    """(state, why) of one run folder. State: "whole", "drifted" (code or data changed since), or "damaged"."""
+    """(state, why) of one run folder. State: "whole", "drifted" (code or data changed since), or "damaged".
+
+    Whole is also what was made by code whose changes since then were shown to leave results equal; then `why` says so.
+    """
     try:
         found = record.load(path)
         experiments.check(root, found, "record", Path("record.json"))
@@ -26,41 +33,68 @@ def check(root: Path, path: Path) -> tuple[str, str]:
         problem = "config_hash is not that of its configuration"
     if problem:
         return "damaged", problem
-    changed = provenance.drifted(root, found["code"]["files"])
-    return ("drifted", ", ".join(changed)) if changed else ("whole", "")
+    changed, way = neutral.drifted(root, found["code"]["files"], found["config"])
+    if changed:
+        return "drifted", ", ".join(changed)
+    reruns = min((len(one["runs"]) for one in way), default=0)
+    return "whole", f"code changed since; {reruns} rerun{'s' * (reruns > 1)} bit-equal" if way else ""
 
 
-def folders(root: Path, places: list[Path]) -> list[Path]:
-    """Run folders below the places (default: results/ and the archived records), in order."""
-    for name in () if places else archive.names(root):
-        archive.folder(root, name)  # unpacked below results/
-    places = places or [root / "results"]
+def folders(root: Path, places: list[Path], tier: str | None = None) -> list[Path]:
+    """Run folders below the places (default: results/ and the archived records, of all tiers or one), in order."""
+    if not places:
+        for name in archive.names(root, tier or "*"):
+            archive.folder(root, name)  # unpacked below results/
+        results = root / "results"
+        places = [results / tier, results / "kept" / tier] if tier else [results]
     found = sorted(path.parent for place in places for path in place.rglob("record.json"))
     if not found:
         raise Misuse(f"no record.json below {', '.join(map(str, places))}; run the pipeline first, or name a folder")
     return found
 
 
-def verify(root: Path, places: list[Path], rerun: int = 0, seed: int = 0, minutes: float = 1.0) -> int:
+def verify(
+    root: Path,
+    places: list[Path],
+    rerun: int = 0,
+    seed: int = 0,
+    minutes: float = 1.0,
+    tier: str | None = None,
+    accepting: bool = False,
+) -> int:
     """Print what is damaged or drifted, run `rerun` cheap records again, compare; 1 when anything is wrong, else 0.
 
     Drift alone is no fault: it says that the present code did not make the record. Records are run again, chosen by `seed`
     among those whose run took at most `minutes`: whole ones first, then drifted ones, which show what the changes since then
-    did to the result (a difference is said, and is no fault of the record).
+    did to the result (a difference is said, and is no fault of the record). accepting: run `rerun` records again of each
+    code that made drifted ones, and keep those whole whose code gave the same bits (accept.py).
     """
-    found = {path: check(root, path) for path in folders(root, places)}
+    if tier and places:
+        raise Misuse("records verify takes folders or --tier, not both")
+    if accepting and rerun < 1:
+        raise Misuse("--accept needs runs that show it; add --rerun N")
+    found = {path: check(root, path) for path in folders(root, places, tier)}
     changed: dict[str, int] = {}
+    proven = collections.Counter(why for state, why in found.values() if state == "whole" and why)
     for path, (state, why) in found.items():
         if state == "damaged":
             print(f"damaged: {shown(root, path)}: {why}")
         elif state == "drifted":
             for name in why.split(", "):
                 changed[name] = changed.get(name, 0) + 1
+    for why, count in proven.items():
+        print(f"whole ({why}): {count} record{'s' * (count > 1)}")
     for name, count in sorted(changed.items(), key=lambda item: -item[1])[:20]:
         print(f"drifted: {name} is another file now than for {count} record{'s' * (count > 1)}")
     counts = {state: sum(one == state for one, _ in found.values()) for state in ("whole", "drifted", "damaged")}
     other = f"{counts['drifted']} made by other code or data, {counts['damaged']} damaged"
     print(f"{len(found)} records: {counts['whole']} whole, {other}")
+    if accepting:
+        drifted = [path for path, (state, _) in found.items() if state == "drifted"]
+        differs = accept(
+            root, drifted, rerun, seed, functools.partial(same_again, root), lambda p: is_cheap(p, minutes)
+        )
+        return int(counts["damaged"] > 0 or differs)
     chosen: list[Path] = []
     for wanted in ("whole", "drifted"):
         cheap = [path for path, (state, _) in found.items() if state == wanted and is_cheap(path, minutes)]
@@ -84,8 +118,11 @@ def is_cheap(path: Path, minutes: float) -> bool:
     return found["status"] in record.FINAL and on_cpu and (end - begin).total_seconds() <= 60 * minutes
 
 
-def same_again(root: Path, path: Path) -> bool:
-    """Run one record's configuration again, in a folder of its own, and say whether the records are equal."""
+def same_again(root: Path, path: Path) -> str | None:
+    """Run one record's configuration again, in a folder of its own, and say whether the records are equal.
+
+    The name of the processor where they are, else None.
+    """
     before = record.load(path)
     run = {key: before[key] for key in ("id", "experiment", "variant", "seed", "tier", "config", "config_hash")}
     threads = before["device"].get("threads") or 1
@@ -103,15 +140,15 @@ def same_again(root: Path, path: Path) -> bool:
         if not (made / "record.json").is_file():
             said = (done.stderr or done.stdout).strip().splitlines()
             print(f"could not be run again: {shown(root, path)}: {said[-1] if said else 'no message'}")
-            return False
-        differences = record.equal(path, made)
+            return None
+        differences, processor = record.equal(path, made), record.load(made)["device"].get("name")
     machine = before["device"].get("name")
     print(f"{'equal' if not differences else 'differs'} when run again: {shown(root, path)}")
     for line in differences[:3]:
         print(f"  {line}")
     if differences:
         print(f"  it was made on: {machine}; another processor may round differently")
-    return not differences
+    return None if differences else processor or "unknown"
 
 
 def shown(root: Path, path: Path) -> str:

@@ -35,9 +35,11 @@ ROUTING = tuple(
         "files.safe_names",
         "data.schemas",
         "provenance",
+        "provenance.neutral",
         "pipeline.record",
         "progress",
         "pipeline.experiments",
+        "pipeline.prerequisites",
         "optim",
         "data.prepare",
     )
@@ -206,9 +208,22 @@ def hashes(root: Path, paths: Iterable[Path]) -> dict[str, str | None]:
 
 
 def hash_of(root: Path, name: str) -> str | None:
-    """sha256 of a file as it is now, as a record names it: code as src/..., anything else below the root; None without it."""
+    """sha256 of a file as it is now, as a record names it: code as src/..., anything else below the root; None without it.
+
+    Of another run's weights, what that run's record says: they may be gone.
+    """
     path = PACKAGE.parent / current(name).removeprefix("src/") if name.startswith("src/") else Path(root) / name
+    if path.name == "weights.safetensors":
+        return weights_hash(root, path)
     return kept_files.sha256(path) if path.is_file() else None
+
+
+def weights_hash(root: Path, path: Path) -> str | None:
+    """The hash of a run's weights by its record below results/, else by an archived one that is unpacked there."""
+    below = Path(root) / "results"
+    places = [path.parent, *([below / "kept" / path.parent.relative_to(below)] if path.is_relative_to(below) else [])]
+    found = next((place / "record.json" for place in places if (place / "record.json").is_file()), None)
+    return ((read_json(found).get("weights") or {}).get("sha256")) if found else None
 
 
 def code_hash(path: Path) -> str:

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowmem.errors import Misuse, nearest
+from lowmem.errors import Misuse
 from lowmem.training.task import Task
 from lowmem.vision import image_batches
-
-KEYS = {"augment", "pool", "pad_to", "crop"}
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
@@ -21,12 +19,9 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """
     if "data" not in config or "model" not in config:
         raise Misuse("task classify needs data and model in its configuration")
-    changes = config.get("measure", {})
-    for key in changes.keys() - KEYS:
-        raise Misuse(f"measure: task classify has no key {key!r}{nearest(key, KEYS)}")
     train = config["train"]
     micro = train.get("micro_batch_size") or train["batch_size"]
-    data = image_batches.load(root, config["data"], device, changes)
+    data = image_batches.of_task(root, config, device)
     module = importlib.import_module(f"lowmem.models.{config['model']['name']}")
     shape = {key: value for key, value in data.shape.items() if key in module.Config.__dataclass_fields__}
     settings = {key: value for key, value in config["model"].items() if key != "name"}

@@ -104,7 +104,7 @@ class Latents:
     """What is diffused: the pictures themselves, or an autoencoder's latents of them divided by their deviation."""
 
     def __init__(self, root: Path, data: image_batches.Pictures, settings: dict | None, batch: int):
-        self.data, self.network = data, reference_networks.ready(root, data, settings) if settings else None
+        self.data, self.network = data, reference_networks.load(data, settings) if settings else None
         self.shape, self.scale, self.bound = data.shape, 1.0, 1.0
         if self.network:
             with torch.no_grad():
@@ -145,7 +145,7 @@ def quality(root: Path, data: image_batches.Pictures, settings: dict, made: Tens
     """
     if not settings.get("classifier"):
         return {}
-    network, count = reference_networks.ready(root, data, settings["classifier"]), len(made)
+    network, count = reference_networks.load(data, settings["classifier"]), len(made)
 
     def features(images: Tensor) -> np.ndarray:
         parts = [network.features(part) for part in images.split(CHUNK)]

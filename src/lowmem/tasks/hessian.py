@@ -19,7 +19,8 @@ from lowmem.analysis import clustering, hessian, toy_data
 from lowmem.blocks import ParamBlocks
 from lowmem.errors import Misuse, nearest
 from lowmem.optim._factory import make
-from lowmem.training.lr_schedule import lr_at
+from lowmem.training.task import Task
+from lowmem.training.update import Updates
 
 KEYS = {"stages", "modules", "examples", "classes", "pool", "memory_mb", "pixels", "rows", "columns", "clusters"}
 
@@ -43,13 +44,14 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     )
     model = model.double()
     places = find_modules(model, settings["modules"])
-    steps, final, arrays = config["train"]["steps"], {}, {}
-    optimizer = make(model, **config["optimizer"])
+    steps, size, final, arrays = config["train"]["steps"], config["train"]["batch_size"], {}, {}
+    task = Task(model, lambda index: data.batch(index + 1, size), mean_loss, lambda model: {}, units=size)
+    updates = Updates(task, make(model, **config["optimizer"]), config["train"], config.get("schedule"), "cpu")
     done = 0
     for stage in sorted(settings["stages"]):
-        wanted = max(1, round(stage * steps))
-        train(model, optimizer, data, config, done, wanted)
-        done = wanted
+        while done < max(1, round(stage * steps)):
+            done += 1
+            updates.make_finite(done)
         looked_at = look_by_columns if settings.get("columns") else look
         final[f"{stage:g}"] = {"step": done, **looked_at(model, data, places, settings, seed, f"{stage:g}", arrays)}
     count = sum(p.numel() for p in model.parameters())
@@ -82,17 +84,6 @@ def find_modules(model: nn.Module, wanted: dict[str, str]) -> dict[str, list[tup
             raise Misuse(f"measure.modules: {name}: no parameter is called {pattern!r}{nearest(pattern, known)}")
         found[name] = matches
     return found
-
-
-def train(model: nn.Module, optimizer, data: toy_data.ToyData, config: dict, first: int, last: int) -> None:
-    """Updates first + 1 to last. The training loop of loop.py cannot stop for a look, and this needs no resume."""
-    settings, schedule = config["train"], config.get("schedule") or {}
-    for step in range(first + 1, last + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, config["optimizer"]["lr"], schedule, settings["steps"])
-        mean_loss(model, data.batch(step, settings["batch_size"])).backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def mean_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from lowmem import distributed
 from lowmem.data import prepare
 from lowmem.errors import Misuse
-from lowmem.finetuning import dialogues, judge, rewards
+from lowmem.finetuning import dialogues, earlier_run, judge, rewards
 from lowmem.finetuning.examples import Example, padded, picked
 from lowmem.finetuning.generation import roll_out
-from lowmem.tasks import _earlier_run
 from lowmem.tasks.sft import settled
 from lowmem.training import fsdp
 from lowmem.training.task import Task
+from lowmem.weights import pretrained
 
 # reward: {share: pattern} or the configuration of a run of task reward. part: whose questions are asked. answer_tokens:
 # an answer ends there at the latest. beta, kl: see above. prompts, eval_prompts: at most so many. frozen_dtype: how the
@@ -41,7 +41,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     if settings["kl"] not in ("one_step", "full"):
         raise Misuse(f"measure.kl is {settings['kl']!r}; choose one_step or full")
     folder, questions = prepare.ready(root, config["data"]), judge.asked(root, settings)
-    model, words = _earlier_run.language_model(root, config["model"], device)
+    model, words = earlier_run.language_model(root, config["model"], device)
     limit = settings["longest"] + settings["answer_tokens"]
     if limit > model.config.block_size:
         raise Misuse(
@@ -54,7 +54,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         paths.append(path)
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     if settings["frozen_dtype"]:
-        reference = reference.to(_earlier_run.pretrained.DTYPES[settings["frozen_dtype"]])
+        reference = reference.to(pretrained.DTYPES[settings["frozen_dtype"]])
     reference = fsdp.cut(reference) if distributed.world() > 1 else reference
     worth_of = reward_of(root, settings["reward"], words, device)
     size = train["batch_size"]
@@ -106,7 +106,7 @@ def prompts(rows: list[dict], words, settings: dict, count: int | None) -> list[
 
 def reward_of(root: Path, settings: dict | None, words, device: str):
     """A function (prompts, answers) -> their worth (B,)."""
-    if not isinstance(settings, dict) or not {"share", "task"} & settings.keys():
+    if not isinstance(settings, dict) or not {"share", "config"} & settings.keys():
         raise Misuse("measure.reward is {share: pattern} or {experiment, variant} of a reward model")
     if "share" in settings:
         pattern = rewards.checked(settings["share"])
@@ -116,7 +116,7 @@ def reward_of(root: Path, settings: dict | None, words, device: str):
             return torch.tensor([rewards.share(pattern, text) for text in texts], device=device)
 
         return ruled
-    model, others = _earlier_run.trained(root, settings, device)
+    model, others = earlier_run.trained(root, settings, device)
     if others.size != words.size:
         raise Misuse(
             f"the reward model reads {others.size} tokens and the policy {words.size}; give both one tokenizer"

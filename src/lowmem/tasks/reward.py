@@ -6,12 +6,10 @@ import numpy as np
 import torch
 
 from lowmem.data import prepare
-from lowmem.finetuning import dialogues, rewards
+from lowmem.finetuning import dialogues, earlier_run, rewards
 from lowmem.finetuning.examples import Example, by_length, picked
-from lowmem.tasks import _earlier_run
 from lowmem.tasks.sft import length_limit, settled
 from lowmem.training.task import Task
-from lowmem.weights.pretrained import Words
 
 # As in tasks/sft.py; train_examples and val_examples count pairs.
 DEFAULTS = {"template": "human", "longest": 256, "train_examples": None, "val_examples": None, "bucket": 1}
@@ -20,14 +18,9 @@ DEFAULTS |= {"eval_tokens": 8192}
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model, train and measure (see DEFAULTS)."""
-    return make(config, seed, root, device)[0]
-
-
-def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]:
-    """The task and the words that its model reads."""
     train, settings = config["train"], settled(config, DEFAULTS)
     folder = prepare.ready(root, config["data"])
-    model, words = _earlier_run.language_model(root, config["model"], device)
+    model, words = earlier_run.language_model(root, config["model"], device)
     model = rewards.with_scalar_head(model, device)
     limit = length_limit(train, model)
     learn, held_out, counts, paths = dialogues.both_splits(
@@ -56,8 +49,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
         found = hits(margins(model)).cpu().numpy()  # the same pairs in the same order for every run
         return {"excluded": dialogues.excluded(folder), **counts}, {"hits": found.astype(np.float32)}
 
-    task = Task(model, batch, loss, evaluate, units=size // parts, unit="pair", inputs=paths, finish=finish)
-    return task, words
+    return Task(model, batch, loss, evaluate, units=size // parts, unit="pair", inputs=paths, finish=finish)
 
 
 def both(model: torch.nn.Module, pairs: list[Example], end: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from lowmem.errors import Misuse
 from lowmem.optim._factory import make
 from lowmem.tasks import superglue
 from lowmem.training import machine
-from lowmem.training.lr_schedule import lr_at
+from lowmem.training.update import Updates
 
 
 def measure(config: dict, seed: int, root: Path) -> dict:
@@ -27,28 +27,18 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     optimizer = make(task.model, **config["optimizer"])
     if not hasattr(optimizer, "backward"):
         raise Misuse("task rounding needs an optimizer that updates inside backward, such as lomo")
-    steps, peak, curve = config["train"]["steps"], optimizer.param_groups[0]["lr"], []
-    weights = [p for p in task.model.parameters() if p.requires_grad]
-    for step in range(1, steps + 1):
+    train = {**config["train"], "precision": "bf16"}  # all weights compute in bf16, so that only their storage differs
+    updates = Updates(task, optimizer, train, config.get("schedule"), device)
+    curve, weights = [], [p for p in task.model.parameters() if p.requires_grad]
+    for step in range(1, train["steps"] + 1):
         before = [p.detach().clone() for p in weights]
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, peak, config.get("schedule") or {}, steps)
-        with autocast(device):
-            loss = task.loss(task.model, task.batch(step - 1))
-        optimizer.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
+        loss = updates.make_finite(step)
         changed = sum((p != old).sum().item() for p, old in zip(weights, before, strict=True))
-        row = {"step": step, "lr": optimizer.param_groups[0]["lr"], "train_loss": loss.item()}
+        row = {"step": step, "lr": optimizer.param_groups[0]["lr"], "train_loss": loss}
         curve.append({**row, "changed": changed / sum(p.numel() for p in weights)})
     task.model.eval()
-    with torch.no_grad(), autocast(device):
+    with torch.no_grad(), updates.autocast():
         scores = task.evaluate(task.model)
     moved = [row["changed"] for row in curve if row["lr"] > 0]  # a linear schedule ends with a rate of 0
-    final = {**scores, "changed": sum(moved) / len(moved), "step": steps}
+    final = {**scores, "changed": sum(moved) / len(moved), "step": train["steps"]}
     return {"metrics": {"final": final}, "curve": curve, "inputs": task.inputs}
-
-
-def autocast(device: str):
-    """All weights compute in bf16, so that only their storage differs."""
-    return torch.autocast(device, torch.bfloat16)

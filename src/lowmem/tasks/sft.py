@@ -8,11 +8,9 @@ from torch.nn import functional as F
 
 from lowmem.data import prepare
 from lowmem.errors import Misuse, nearest
-from lowmem.finetuning import dialogues, judge
+from lowmem.finetuning import dialogues, earlier_run, judge
 from lowmem.finetuning.examples import by_length, loss, padded, picked
-from lowmem.tasks import _earlier_run
 from lowmem.training.task import Task
-from lowmem.weights.pretrained import Words
 
 # template: of dialogues.py. longest: a question with more tokens starts later. train_examples, val_examples: at most so
 # many (null: all). bucket: sort the examples of this many batches by length, which saves padding. eval_tokens: in one
@@ -23,14 +21,9 @@ DEFAULTS |= {"eval_tokens": 8192, "questions": None, "answer_tokens": 512}
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model, train and measure (see DEFAULTS)."""
-    return make(config, seed, root, device)[0]
-
-
-def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]:
-    """The task and the words that its model reads."""
     train, settings = config["train"], settled(config, DEFAULTS)
     folder, questions = prepare.ready(root, config["data"]), judge.asked(root, settings)
-    model, words = _earlier_run.language_model(root, config["model"], device)
+    model, words = earlier_run.language_model(root, config["model"], device)
     limit = length_limit(train, model)
     learn, held_out, counts, paths = dialogues.both_splits(folder, "instructions", ("answer",), words, settings, limit)
     size = train["batch_size"]
@@ -47,8 +40,7 @@ def make(config: dict, seed: int, root: Path, device: str) -> tuple[Task, Words]
         return {"excluded": dialogues.excluded(folder), **counts}, judge.answers(model, words, questions, settings)
 
     inputs = (*paths, *judge.questions_file(root, settings))
-    task = Task(model, batch, loss, evaluate, units=size // parts, unit="example", inputs=inputs, finish=finish)
-    return task, words
+    return Task(model, batch, loss, evaluate, units=size // parts, unit="example", inputs=inputs, finish=finish)
 
 
 def held_out_loss(model: torch.nn.Module, groups: list, end: int, device: str) -> float:

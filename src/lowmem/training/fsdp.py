@@ -30,6 +30,13 @@ def shard(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
+def whole(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights and buffers of a cut model on the CPU of rank 0; empty elsewhere. Collective."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Every rank keeps all weights of a cut model meanwhile: a text sampled token by token would gather them for each."""

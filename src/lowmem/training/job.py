@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 from lowmem import distributed, kept_files, progress, provenance
-from lowmem.errors import Failed, Misuse
-from lowmem.pipeline import record
+from lowmem.errors import Diverged, Failed, Misuse
+from lowmem.pipeline import prerequisites, record
 from lowmem.progress import say
 from lowmem.training import checkpoint, machine
 
@@ -67,8 +67,8 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     folder, first = record.folder(root, run), distributed.rank() == 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if first:
-            (folder / "record.json").unlink(missing_ok=True)  # the curve below it is about to change
+        for name in ("record.json", record.WEIGHTS) if first else ():
+            (folder / name).unlink(missing_ok=True)  # the curve beside them is about to change
     except OSError as error:
         raise Failed(f"cannot write {folder}: {error.strerror}; free space or check permissions") from error
     made = record.start(root, run)
@@ -78,6 +78,10 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
         trains = not hasattr(task, "measure")
         if trains:
             importlib.import_module("lowmem.training.loop")  # and PyTorch with it, before what it inherits is fixed
+        run, weights = with_starts(root, run, label)
+        if weights:
+            made["code"]["files"] |= weights
+            made["started"] = record.now()  # the runs before it have records of their own
         started = time.perf_counter()  # imports belong to the start of the process
         with machine.fixed(run) as device:
             made["device"] = machine.describe(device)
@@ -89,7 +93,7 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
             made["throughput"]["run_s"] = round(time.perf_counter() - started, 3)  # with model, data and evaluations
     except Exception as error:
         short = machine.out_of_memory(error)
-        made["status"] = short or "failed"
+        made["status"] = short or ("diverged" if isinstance(error, Diverged) else "failed")
         made["reason"] = " ".join(str(error).split())[:1000] or type(error).__name__
         if short == "failed":
             made["reason"] = (
@@ -109,6 +113,44 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     if made["status"] in record.FINAL:
         checkpoint.remove(checkpoint.place(folder, run["config_hash"]))
     return made
+
+
+def with_starts(root: Path, run: dict, label: str) -> tuple[dict, dict[str, str]]:
+    """The run with {config, weights} of each run that it starts from in its configuration, and {file: sha256} of these weights.
+
+    Such a run is made first where its record or its weights are not there. Failed where it did not come to its end.
+    """
+    config, files = run["config"], {}
+    for (key, inner), before in prerequisites.of(run).items():
+        made = run_before(root, before, label)
+        if made["status"] != "done":
+            raise Failed(f"{key}.{inner}: {before['id']}, which it starts from, {made['status']}: {made['reason']}")
+        path = record.folder(root, before) / record.WEIGHTS
+        files |= dict.fromkeys(provenance.names(root, [path]), made["weights"]["sha256"])
+        config = {**config, key: {**config[key], inner: {"config": before["config"], "weights": str(path)}}}
+    return {**run, "config": config}, files
+
+
+def run_before(root: Path, run: dict, label: str) -> dict:
+    """The record of a run that another one starts from."""
+    with distributed.locked(record.folder(root, run)):
+        made = distributed.first(ended(root, run))
+        if made:
+            return made
+        if distributed.devices(run) != distributed.world():
+            raise Failed(
+                f"it starts from {run['id']} (tier {run['tier']}), which runs on {distributed.devices(run)} devices and "
+                "has not ended; run that first"
+            )
+        distributed.tell(f"{label}: first {run['tier']}/{run['id']}, which it starts from")
+        return distributed.first(train_run(root, run, label))
+
+
+def ended(root: Path, run: dict) -> dict | None:
+    """The record of a run that another one starts from, if it is final, and with its weights where it came to its end."""
+    made = record.reusable(root, run)
+    lost = made and made["status"] == "done" and not record.has_weights(record.folder(root, run), made)
+    return None if lost else made
 
 
 def measure(root: Path, run: dict, task: ModuleType, made: dict, folder: Path) -> None:

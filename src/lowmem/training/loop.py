@@ -14,12 +14,11 @@ from lowmem import distributed, progress, provenance
 from lowmem.errors import Misuse
 from lowmem.files import safe_names
 from lowmem.optim._factory import make
-from lowmem.optim.core.clipping import total_norm
 from lowmem.pipeline import record
 from lowmem.progress import say
 from lowmem.training import checkpoint, machine, usage
-from lowmem.training.lr_schedule import lr_at
 from lowmem.training.task import Task
+from lowmem.training.update import Updates
 from lowmem.training.weight_sketch import sketch
 
 KEPT = (
@@ -63,20 +62,13 @@ class Loop:
     """State of one training run: what a checkpoint holds, and what each step needs."""
 
     def __init__(self, run, task: Task, optimizer, device: str, folder: Path, made: dict, label: str):
-        self.settings = run["config"]["train"]
-        self.schedule = run["config"].get("schedule") or {}
+        self.settings, schedule = run["config"]["train"], run["config"].get("schedule")
         self.task, self.optimizer, self.device, self.made, self.label = task, optimizer, device, made, label
         self.model, self.folder, self.steps = task.model, folder, self.settings["steps"]
-        self.stepped = self.model  # what training steps call; evaluations call the model itself
-        batch, micro = self.settings["batch_size"], self.settings.get("micro_batch_size") or self.settings["batch_size"]
-        self.many = distributed.devices(run) > 1
-        self.parts, self.accumulate = distributed.share(batch, micro, distributed.world() if self.many else 1)
-        self.fused = hasattr(optimizer, "backward")  # gradients are used inside backward and never gathered
-        if self.fused and self.accumulate > 1:
-            raise Misuse("an optimizer that updates inside backward cannot accumulate; drop train.micro_batch_size")
-        if self.fused and self.settings.get("grad_clip"):
-            raise Misuse("an optimizer that updates inside backward clips by itself; set train.grad_clip to null")
-        self.peak = [group["lr"] for group in optimizer.param_groups]
+        self.many, self.keeps_weights = distributed.devices(run) > 1, run.get("keep_weights", False)
+        ranks = distributed.world() if self.many else 1
+        self.updates = Updates(task, optimizer, self.settings, schedule, device, ranks)
+        self.units = self.updates.parts * task.units  # of a step
         self.path = checkpoint.place(folder, run["config_hash"])
         self.step, self.seconds, self.best, self.train_loss, self.val = 0, 0.0, None, None, {}
         self.times: list[float] = []
@@ -106,7 +98,7 @@ class Loop:
                 if self.made["status"]:
                     break
                 if distributed.rank() == 0:
-                    show(self.step, self.train_loss, self.task.units * self.parts, self.times)
+                    show(self.step, self.train_loss, self.units, self.times)
                 stop = stopped()
                 if stop or (self.step % every == 0 and self.step < self.steps):
                     self.save(curve)
@@ -121,34 +113,10 @@ class Loop:
         """One update and its line in the curve; sets the record's status when loss or gradient is not finite."""
         started = time.perf_counter()
         number = self.step + 1
-        for group, peak in zip(self.optimizer.param_groups, self.peak):
-            group["lr"] = lr_at(number, peak, self.schedule, self.steps)
-        losses = []
-        for part in range(self.accumulate):
-            at = part * distributed.world() + distributed.rank() if self.many else part
-            batch = self.task.batch(self.step * self.parts + at)
-            if self.fused and self.many:  # sharded weights are gathered anew for each pass
-                losses.append(self.optimizer.backward(lambda batch=batch: self.loss(batch)))
-                continue
-            loss = self.loss(batch)
-            losses.append(loss.detach())
-            if not self.fused:
-                (loss / self.accumulate if self.accumulate > 1 else loss).backward()
-        train_loss = torch.stack(losses).mean().item()
-        train_loss = distributed.mean(train_loss) if self.many else train_loss
-        norm = None
-        if self.fused and math.isfinite(train_loss):
-            if not self.many:
-                self.optimizer.backward(loss)
-            norm = getattr(self.optimizer, "grad_norm", None)  # known when it clips by the global norm
-        elif not self.fused:
-            norm = self.clip()
-        self.step, self.train_loss = number, train_loss
-        if not math.isfinite(train_loss) or not math.isfinite(norm or 0.0):
-            self.diverge("loss" if not math.isfinite(train_loss) else "gradient")
-        else:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        train_loss, norm, wrong = self.updates.make(number)
+        self.step, self.train_loss, self.gradient_bytes = number, train_loss, self.updates.gradient_bytes
+        if wrong:
+            self.diverge(wrong)
         self.seconds += time.perf_counter() - started
         self.times.append(time.perf_counter() - started)
         at_end = number == self.steps and not self.made["status"]
@@ -162,10 +130,6 @@ class Loop:
             self.unlogged = []
             self.write(curve, number, train_loss=mean, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
 
-    def loss(self, batch) -> torch.Tensor:
-        with self.autocast():
-            return self.task.loss(self.stepped, batch)
-
     def compile(self) -> None:
         """Compile what training steps run (evaluations come in other shapes, each of which would be compiled anew)."""
         trouble = machine.compiler_trouble(self.device)
@@ -174,28 +138,13 @@ class Loop:
             distributed.tell(
                 f"{self.label}: train.compile: true, but torch.compile fails here ({trouble}); going on without"
             )
-        elif self.fused:  # a compiled whole-model backward would keep all gradients
-            for part in self.model.blocks:
-                part.compile()
         else:
-            self.stepped = torch.compile(self.model)
-
-    def clip(self) -> float:
-        """Global norm of the gradients before clipping (train.grad_clip; null measures only)."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = total_norm(gradients)
-        if self.settings.get("grad_clip"):
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings["grad_clip"], norm)
-        self.gradient_bytes = self.gradient_bytes or usage.bytes_of(gradients)
-        return norm.item()
-
-    def autocast(self):
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.settings.get("precision", "fp32") == "bf16")
+            self.updates.compile()
 
     def evaluate(self) -> dict[str, float]:
         """Numbers on the validation set; keeps the best and notices divergence."""
         self.model.eval()
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self.updates.autocast():
             self.val = self.task.evaluate(self.model)
         if self.many:  # every rank evaluated everything; the mean makes them agree to the last bit
             self.val = {key: distributed.mean(value) for key, value in self.val.items()}
@@ -208,8 +157,8 @@ class Loop:
         return self.val
 
     def metrics(self) -> dict:
-        tokens = self.step * self.parts * self.task.units
-        return {"train_loss": self.train_loss, **self.val, "step": self.step, f"{self.task.unit}s": tokens}
+        seen = {"step": self.step, f"{self.task.unit}s": self.step * self.units}
+        return {"train_loss": self.train_loss, **self.val, **seen}
 
     def diverge(self, what: str) -> None:
         self.made.update(status="diverged", reason=f"{what} is not finite at step {self.step}")
@@ -217,8 +166,7 @@ class Loop:
 
     def write(self, curve, step: int, **columns) -> None:
         """One line of curve.jsonl; a non-finite number is null."""
-        units = step * self.parts * self.task.units
-        line = {"step": step, f"{self.task.unit}s": units, **columns, "seconds": round(self.seconds, 4)}
+        line = {"step": step, f"{self.task.unit}s": step * self.units, **columns, "seconds": round(self.seconds, 4)}
         text = json.dumps(record.finite(line)) + "\n"
         self.curve_hash.update(text.encode())
         curve.write(text)
@@ -277,6 +225,7 @@ class Loop:
                 torch.cuda.set_rng_state(state["cuda_rng"])
         for key in KEPT:
             setattr(self, key, notes[key])
+        self.updates.gradient_bytes = self.gradient_bytes
         if distributed.rank() == 0:
             os.truncate(curve, notes["curve_bytes"])
         self.made["resumed_from"] = [*notes["resumed_from"], self.step]
@@ -315,7 +264,7 @@ class Loop:
         final, arrays = self.metrics(), None
         if self.task.finish and self.made["status"] == "done":
             self.model.eval()
-            with torch.no_grad(), self.autocast():
+            with torch.no_grad(), self.updates.autocast():
                 found, arrays = self.task.finish(self.model)
             final |= found
         if self.many:
@@ -324,7 +273,22 @@ class Loop:
         if distributed.rank() == 0:
             self.made["arrays"] = record.write_arrays(self.folder, arrays)
             self.made["curve"] = {"sha256": self.curve_hash.hexdigest()}
-        self.made["throughput"] = usage.throughput(self.times, self.parts * self.task.units, self.task.unit)
+        if self.keeps_weights and self.made["status"] == "done":
+            self.keep_weights()
+        self.made["throughput"] = usage.throughput(self.times, self.units, self.task.unit)
         if self.made["throughput"]:
             self.made["throughput"]["steps_s"] = round(sum(self.times), 3)
         self.made["memory"] = usage.memory(self.model, self.optimizer, self.gradient_bytes, self.device)
+
+    def keep_weights(self) -> None:
+        """The final weights beside the record, for runs that start from them; tied ones once."""
+        if self.many:
+            from lowmem.training import fsdp
+
+            state = fsdp.whole(self.model)
+        else:
+            state = self.model.state_dict()
+        if distributed.rank() == 0:
+            names = [name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers()) if name in state]
+            tensors = {name: state[name].contiguous() for name in names}
+            self.made["weights"] = record.write_weights(self.folder, tensors)

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowmem.data import prepare
-from lowmem.errors import Failed, Misuse
+from lowmem.errors import Failed, Misuse, nearest
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+KEYS = {"augment", "pool", "pad_to", "crop", "scale"}
+SCALES = ("normal", "signed")
 AUGMENTATIONS = ("none", "flip", "crop", "zoom")
 SAMPLE = 5000, 200_000_000  # mean and deviation are taken from at most so many pictures and values
 
@@ -69,6 +71,16 @@ class Pictures:
         pictures = F.avg_pool2d(pictures, self.pool) if self.pool > 1 else pictures
         pictures = F.pad(pictures, [self.pad] * 4).sub(self.mean).div(self.deviation)
         return pictures, torch.from_numpy(self.arrays[f"{part}_labels"][chosen].astype(np.int64)).to(self.device)
+
+
+def of_task(root: Path, config: dict, device: str) -> Pictures:
+    """The pictures of a configuration whose `measure` says what is done to them, see load; `scale` as well."""
+    changes = config.get("measure") or {}
+    for key in changes.keys() - KEYS:
+        raise Misuse(f"measure: task {config.get('task')} has no key {key!r}{nearest(key, KEYS)}")
+    if changes.get("scale", "normal") not in SCALES:
+        raise Misuse(f"measure.scale: unknown {changes['scale']!r}; choose from: {', '.join(SCALES)}")
+    return load(root, config["data"], device, changes, changes.get("scale", "normal"))
 
 
 def load(root: Path, data: dict, device: str, settings: dict, scale: str = "normal") -> Pictures:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lowmem.optim.core.eight_bit import is_scale, scale_count
 from lowmem.optim.core.sharding import SHARD_FIRST, Shard, is_dtensor, local, reduce_all
 
 NO_SPARSE = "sparse gradients are not supported; build the embedding with sparse=False"
@@ -33,12 +34,15 @@ def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
 def check_state(lay, form: str, state: dict[str, Tensor], small: tuple[str, ...]) -> None:
     """RuntimeError for a state tensor that somebody has replaced by one of another size."""
     for key, value in state.items():
-        if key in small:
+        scales = scale_count(lay.blocks.numel) if is_scale(key) else None
+        if scales is not None:
+            fits = value.numel() == scales
+        elif key in small:
             fits = value.numel() == lay.blocks.count if form == "blocks" else value.ndim == len(lay.frame)
         else:
             fits = value.numel() == lay.held
         if not fits:
-            want = lay.blocks.count if form == "blocks" and key in small else lay.held
+            want = scales or (lay.blocks.count if form == "blocks" and key in small else lay.held)
             raise RuntimeError(
                 f"{lay.blocks.name}: {key} has {value.numel()} elements, not {want}; to reset state, assign an empty "
                 "dictionary to opt.state[parameter]"

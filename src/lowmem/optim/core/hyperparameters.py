@@ -32,7 +32,7 @@ class Common(TypedDict, total=False):
     model: nn.Module | None
     no_decay: str | Iterable[str] | Callable[[str | None, torch.Tensor], bool] | None
     rounding: str
-    state_dtype: torch.dtype | None
+    state_dtype: torch.dtype | str | None
     nonfinite: str
     compile: bool
     offload: bool
@@ -115,7 +115,14 @@ def check_settings(group: dict, beta_count: int, eps_count: int) -> None:
         check("clip_threshold", group["clip_threshold"] > 0, "more than 0")
     dtype = group.get("state_dtype")
     if dtype is not None:
-        check("state_dtype", isinstance(dtype, torch.dtype) and dtype.is_floating_point, "a floating-point torch.dtype")
+        fits = isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype == torch.int8)
+        check("state_dtype", fits, "a floating-point torch.dtype, or int8")
+
+
+def as_dtype(value):
+    """A dtype by its name in torch, "int8" or "bfloat16"; anything else as it is."""
+    found = getattr(torch, value, None) if isinstance(value, str) else None
+    return found if isinstance(found, torch.dtype) else value
 
 
 def plain_name(name: str) -> str:

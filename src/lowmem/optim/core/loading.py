@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.blocks.layers import is_lazy
+from lowmem.optim.core.eight_bit import SCALE, is_scale
 from lowmem.optim.core.hyperparameters import check_settings, plain_name
+from lowmem.optim.core.recoding import check_code, recoded
 from lowmem.optim.core.rule import framed, layout, place, take
 from lowmem.optim.core.sharding import is_dtensor
 from lowmem.optim.core.state_dict import placed
@@ -80,7 +82,7 @@ def _settings(optimizer, theirs: dict, live: dict, source: str) -> dict:
     if wrong:
         raise ValueError(f"the state was saved with {wrong}=True, which {kind} does not have")
     own = {key: live[key] for key in (*OWN, *STORAGE) if key in live}
-    left_out = {"blocks", "params", *FOREIGN} | (RULES - live.keys())
+    left_out = {"blocks", "params", "state_code", *FOREIGN} | (RULES - live.keys())
     kept = {key: copy.deepcopy(value) for key, value in theirs.items() if key not in left_out}
     group = {**live, **kept, **own}
     try:
@@ -115,6 +117,9 @@ def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -
     found = {key: value for key, value in found.items() if value is not None}
     want = optimizer.init(p, group, blocks, group["state_dtype"] or p.dtype)
     optional = {key for key, _ in optimizer.optional_state}
+    scale_of = {key.removesuffix(SCALE): found.pop(key) for key in list(found) if is_scale(key)}
+    if scale_of:
+        check_code(name, kind, theirs)
     if not want.keys() - optional <= found.keys() <= want.keys() | optional:
         ours, other = (", ".join(sorted(keys)) or "nothing" for keys in (want, found))
         raise ValueError(
@@ -138,6 +143,9 @@ def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -
         if shape not in (whole, tuple(fresh.shape)):
             source = "" if found.keys() != {"exp_avg", "exp_avg_sq"} else f" (of {_source([found])})"
             raise ValueError(f"{name}: saved {key}{source} has shape {shape}, {kind} expects {whole}")
+        if torch.int8 in (value.dtype, fresh.dtype):
+            entry |= recoded(optimizer, p, key, value, scale_of.get(key), fresh.dtype)
+            continue
         value = placed(optimizer, p, key, value)
         entry[key] = value if value.dtype == fresh.dtype else value.to(fresh.dtype)
     return entry

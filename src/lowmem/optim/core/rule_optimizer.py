@@ -26,14 +26,16 @@ from lowmem.blocks import ParamBlocks
 from lowmem.optim.core import param_blocks
 from lowmem.optim.core.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_state
 from lowmem.optim.core.copies import Link
-from lowmem.optim.core.hyperparameters import as_numbers, check_settings, one_of, refuse_unknown
+from lowmem.optim.core.eight_bit import is_scale
+from lowmem.optim.core.hyperparameters import as_dtype, as_numbers, check_settings, one_of, refuse_unknown
 from lowmem.optim.core.loading import fitted
 from lowmem.optim.core.no_decay import as_patterns, check_patterns, is_picked
-from lowmem.optim.core.rounding import as_exact, round_into
+from lowmem.optim.core.rounding import as_exact
 from lowmem.optim.core.rule import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
 from lowmem.optim.core.sharded_update import Job, local_gradient, rounds, scaled
 from lowmem.optim.core.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.core.state_dict import complete, pack
+from lowmem.optim.core.storage import Copies, check_storage, extra_state, is_coded
 from lowmem.optim.core.torch_optimizer import Optimizer
 from lowmem.optim.core.transfers import refuse_capture, wait_for
 from lowmem.optim.core.watch import check_members
@@ -46,7 +48,8 @@ class RuleOptimizer(Optimizer):
     parameter) pairs or groups as for any torch optimizer. model: with parameters or groups, the module they belong to,
     so that names and blocks stay known. no_decay: name patterns, or predicate(name, parameter), that are not decayed.
     rounding: "nearest" or "stochastic", how fp32 results go back into 16-bit weights and moments (the latter draws from
-    torch's global generator). state_dtype: dtype of moments, default the parameter's. nonfinite: "ignore", "raise" or
+    torch's global generator). state_dtype: dtype of moments, default the parameter's; "int8" keeps the first moment in 8
+    bits (AdamMini, AdamW, Lion; eight_bit.py). nonfinite: "ignore", "raise" or
     "skip" the step when a gradient holds inf or nan (the last two read one number back from the device per step).
     offload: keep moments of GPU parameters in pinned CPU memory, and bring each over for its own update.
 
@@ -55,6 +58,7 @@ class RuleOptimizer(Optimizer):
 
     form = "flat"
     uses_blocks = False
+    in_codes = False  # whether its first moment has an 8-bit form
     beta_count, eps_count = 2, 1
     optional_state: tuple[tuple[str, str], ...] = ()  # (name of state, setting above 0 that needs it)
     stages: tuple[Stage, ...] = ()
@@ -68,7 +72,7 @@ class RuleOptimizer(Optimizer):
         model: nn.Module | None = None,
         no_decay: str | Iterable[str] | Callable | None = None,
         rounding: str = "nearest",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | str | None = None,
         nonfinite: str = "ignore",
         compile: bool = False,
         offload: bool = False,
@@ -78,8 +82,9 @@ class RuleOptimizer(Optimizer):
         refuse_unknown(type(self), unknown)
         one_of("rounding", rounding, ("nearest", "stochastic"))
         one_of("nonfinite", nonfinite, ("ignore", "raise", "skip"))
-        defaults = {**defaults, "rounding": rounding, "state_dtype": state_dtype}
+        defaults = {**defaults, "rounding": rounding, "state_dtype": as_dtype(state_dtype)}
         check_settings(defaults, self.beta_count, self.eps_count)
+        check_storage(self, defaults)
         self._blocks: dict[nn.Parameter, ParamBlocks] = {}
         self._names: dict[nn.Parameter, str] = {}
         self._unplaced: list[nn.Parameter] = []  # those that have not trained yet, see param_blocks.py
@@ -106,7 +111,10 @@ class RuleOptimizer(Optimizer):
         """As in torch; also checks settings, and splits off what no_decay names into a second group."""
         group = dict(group)
         named = param_blocks.named(self, group)
+        if "state_dtype" in group:
+            group["state_dtype"] = as_dtype(group["state_dtype"])
         check_settings({**self.defaults, **group}, self.beta_count, self.eps_count)
+        check_storage(self, {**self.defaults, **group})
         keep, rest = named, []
         if self._no_decay is not None and "weight_decay" in self.defaults and group.get("weight_decay") != 0:
             rest = [(name, p) for name, p in named if is_picked(self._no_decay, name, p)]
@@ -187,7 +195,11 @@ class RuleOptimizer(Optimizer):
 
     def offloads(self, p: nn.Parameter, key: str) -> bool:
         """Whether one of a parameter's state tensors lives in pinned CPU memory."""
-        return self._offload and p.device.type == "cuda" and key not in self.small(self._blocks[p])
+        return self._offload and p.device.type == "cuda" and not self.keeps_whole(p, key)
+
+    def keeps_whole(self, p: nn.Parameter, key: str) -> bool:
+        """Whether every process keeps all of one of a parameter's state tensors: what is smaller than the parameter."""
+        return key == "step" or is_scale(key) or key in self.small(self._blocks[p])
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
@@ -264,10 +276,11 @@ class RuleOptimizer(Optimizer):
             h = scalars[key]
             if self._shards and p in self._shards:
                 g, state = local_gradient(self.name(p), p, g), {name: local(value) for name, value in state.items()}
-                if self._cut[p]:
+                if self._cut[p] or is_coded(group):  # scales of 8-bit codes belong to whole parameters
                     moments = {name: value for name, value in state.items() if name != "step"}
                     stored = (local(p.detach()), scaled(g, factor), moments, self.small(self._blocks[p]), h)
-                    jobs.append(Job(self._shards[p], lay, self.form, self.reduction(group), group["rounding"], stored))
+                    how = (self._cut[p], self.form, self.reduction(group), group["rounding"])
+                    jobs.append(Job(self._shards[p], lay, how, stored))
                     continue
                 p = local(p.detach())
             if lay.held:
@@ -289,10 +302,15 @@ class RuleOptimizer(Optimizer):
         for group, p in fresh:
             self.layout(p)
             state = self.state[p]
-            for key, value in self.init(p, group, self.blocks(p), group["state_dtype"] or p.dtype).items():
+            for key, value in self.fresh(p, group).items():
                 if key not in state:
                     state[key] = value.cpu().pin_memory() if self.offloads(p, key) else value
             state.setdefault("step", torch.zeros((), dtype=torch.float32, device="cpu"))
+
+    def fresh(self, p: Tensor, group: dict) -> dict[str, Tensor]:
+        """The state of a parameter before its first step, on its device."""
+        found = self.init(p, group, self.blocks(p), group["state_dtype"] or p.dtype)
+        return found | extra_state(p, found, self.blocks(p), group)
 
     def _lacks(self, group: dict, state: dict) -> bool:
         """Whether a setting that was raised after the first step needs state that is not there yet."""
@@ -305,21 +323,16 @@ class RuleOptimizer(Optimizer):
 
     def _apply(self, p: Tensor, g: Tensor, state: dict, h: dict, lay: Layout, rounding: str) -> None:
         """All stages on one tensor: 16-bit or strided tensors go through a contiguous fp32 copy, others in place."""
-        exact = p.dtype if p.dtype == torch.float64 else torch.float32
-        plain = {key: value for key, value in state.items() if key != "step"}
-        check_state(lay, self.form, plain, self.small(lay.blocks))
-        copies = {key: as_exact(value, p.device, exact) for key, value in plain.items()}
-        weight, gradient, small = as_exact(p, p.device, exact), as_exact(g, g.device, exact), self.small(lay.blocks)
-        for w in works(self.form, lay, weight, gradient, copies, small, h):
+        plain, small = {key: value for key, value in state.items() if key != "step"}, self.small(lay.blocks)
+        check_state(lay, self.form, plain, small)
+        copies = Copies(p, plain, lay)
+        gradient = as_exact(g, g.device, copies.exact)
+        for w in works(self.form, lay, copies.p, gradient, copies.state, small, h):
             if self._compile and not torch.compiler.is_compiling():
                 compiled_stages(self.stages)(w.p, w.g, w.s, as_tensors(w.h, p.device), w.frame, w.size)
             else:
                 run_stages(self.stages, w)
-        if weight is not p:
-            round_into(p, weight, rounding)
-        for key, value in plain.items():
-            if copies[key] is not value:
-                round_into(value, copies[key], rounding, wait=value.device == p.device)
+        copies.write(rounding, copies.largest())
 
     # -- what a rule brings --------------------------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""Stages over parameters that are cut between processes: sums over pieces, then over processes, then the next stage."""
+"""Stages over parameters that are cut between processes: sums over pieces, then over processes, then the next stage.
+
+Moments in 8-bit codes need one more round: the largest size in each of their blocks.
+"""
 
 from __future__ import annotations
 
@@ -7,49 +10,60 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lowmem.optim.core.rounding import round_into
-from lowmem.optim.core.rule import Layout, Stage, Work, framed, take, works
+from lowmem.optim.core.rule import Layout, Stage, Work, framed, run_stages, take, works
 from lowmem.optim.core.sharding import REDUCTIONS, SHARD_FIRST, Shard, is_dtensor, local
+from lowmem.optim.core.storage import Copies
 
 
 class Job:
     """One cut parameter during one step: stored tensors, their pieces, and the small state in its frame.
 
-    p, g, state: what this process stores (plain tensors). small: names of state kept whole on every process.
+    how: (whether its stages need sums over processes, form, reduction, rounding).
+    stored: (p, g, state, small, h): what this process stores (plain tensors), and names of state kept whole everywhere.
     """
 
-    def __init__(self, shard: Shard, lay: Layout, form: str, reduction: str, rounding: str, stored: tuple):
-        self.shard, self.lay, self.form, self.reduction, self.rounding = shard, lay, form, reduction, rounding
+    def __init__(self, shard: Shard, lay: Layout, how: tuple, stored: tuple):
+        self.shard, self.lay = shard, lay
+        self.cut, self.form, self.reduction, self.rounding = how
         self.p, self.g, self.state, self.small, self.h = stored
         self.exact = torch.promote_types(self.p.dtype, torch.float32)
         self.totals: list[list[Tensor]] = []
         self.part_totals: list[list] = [[] for _ in lay.pieces]
         self.works: list[Work] = []
-        self.copies: dict[str, Tensor] | None = None
+        self.copies: Copies | None = None
+        self.most: dict[str, Tensor] = {}
         self.sums: list[Tensor] = []
 
     def open(self) -> None:
         """Make fp32 contiguous copies where storage is not that, and the views on them."""
         if self.copies is not None:
             return
-        stored = {"p": self.p, "g": self.g, **{f"s.{key}": value for key, value in self.state.items()}}
-        self.copies = {key: value.to(self.p.device, self.exact).contiguous() for key, value in stored.items()}
-        state = {key: self.copies[f"s.{key}"] for key in self.state}
-        self.works = works(self.form, self.lay, self.copies["p"], self.copies["g"], state, self.small, self.h)
+        self.copies = Copies(self.p, self.state, self.lay)
+        gradient, state = self.g.to(self.p.device, self.exact).contiguous(), self.copies.state
+        self.works = works(self.form, self.lay, self.copies.p, gradient, state, self.small, self.h)
         small = {key: framed(state[key], self.form) for key in self.small}
         size = self.works[0].size if self.works else 0
         self.whole = Work(None, None, small, self.h, self.lay.frame, size)
 
     def close(self, write: bool) -> None:
         """Forget the copies; with write, round them back into storage first. What was never copied stays."""
-        copied = [(self.p, self.copies["p"])] + [(self.state[key], self.copies[f"s.{key}"]) for key in self.state]
         if write:
-            for target, source in copied:
-                if source is not target:
-                    round_into(target, source, self.rounding)
-        elif all(source is target for target, source in copied) and self.copies["g"] is self.g:
+            self.copies.write(self.rounding, self.most)
+        elif not self.copies.made and self.g.dtype == self.exact:
             return  # nothing was copied, so nothing is gained
         self.copies, self.works = None, []
+
+    def run(self, stages: tuple[Stage, ...]) -> None:
+        """All stages, where every block is complete on one process."""
+        self.open()
+        for work in self.works:
+            run_stages(stages, work)
+
+    def largest(self) -> list[Tensor]:
+        """After the last stage: what scales of moments in codes need from every process."""
+        self.open()
+        self.most = self.copies.largest()
+        return list(self.most.values())
 
     def measure(self, stage: Stage) -> list[Tensor]:
         """Run a stage on every piece; its sums over this process's pieces, each with the frame's lengths or 1."""
@@ -89,12 +103,19 @@ class Job:
 def rounds(stages: tuple[Stage, ...], jobs: list[Job]) -> Iterator[list[tuple[Shard, str, Tensor]]]:
     """All stages on all jobs. Yields, where sums need it, (shard, reduction, tensor) triples, which the caller completes
     over processes in place before it goes on."""
+    cut = [job for job in jobs if job.cut]
     for stage in stages:
-        pending = [(job.shard, job.reduction, x) for job in jobs for x in job.measure(stage)]
+        pending = [(job.shard, job.reduction, x) for job in cut for x in job.measure(stage)]
         if pending:
             yield pending
-        for job in jobs:
+        for job in cut:
             job.settle(stage)
+    for job in jobs:
+        if not job.cut:
+            job.run(stages)
+    pending = [(job.shard, "max", x) for job in jobs for x in job.largest()]
+    if pending:
+        yield pending
     for job in jobs:
         job.close(write=True)
 

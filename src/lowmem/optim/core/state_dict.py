@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowmem.optim.core.eight_bit import CODE
 from lowmem.optim.core.rule import framed, take
 from lowmem.optim.core.sharding import flat_part, is_dtensor, reduce_all
+from lowmem.optim.core.storage import is_coded
 
 
 def pack(optimizer, saved: dict) -> dict:
@@ -15,6 +17,8 @@ def pack(optimizer, saved: dict) -> dict:
         if optimizer.uses_blocks:
             known = [p for p in live["params"] if p in optimizer._blocks]
             group["blocks"] = [(optimizer.name(p), optimizer.blocks(p).signature) for p in known]
+        if is_coded(live):
+            group["state_code"] = CODE
         group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.") if group["state_dtype"] else None
     return saved
 
@@ -23,7 +27,7 @@ def placed(optimizer, p: Tensor, key: str, value: Tensor) -> Tensor:
     """A saved state tensor as this process keeps it: its own copy, on the parameter's device, its part of a whole."""
     shard = optimizer.shard(p)
     device = "cpu" if optimizer.offloads(p, key) else p.device
-    if shard is None or key in optimizer.small(optimizer.blocks(p)) or value.shape != shard.shape:
+    if shard is None or optimizer.keeps_whole(p, key) or value.shape != shard.shape:
         value = value.detach().to(device, copy=True)
         return value.pin_memory() if optimizer.offloads(p, key) else value
     if not is_dtensor(p):  # a flat part

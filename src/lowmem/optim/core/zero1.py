@@ -199,8 +199,7 @@ class Zero1(Optimizer):
         return self.inner.state.get(self._parts[p][0], {})
 
     def _split_keys(self, p: Tensor) -> list[str]:
-        small = ("step", *self.inner.small(self.inner.blocks(self._parts[p][0])))
-        return [key for key in self._state(p) if key not in small]
+        return [key for key in self._state(p) if not self.inner.keeps_whole(self._parts[p][0], key)]
 
     def load(self, state_dict: dict) -> None:
         """Take this rank's share of an unsharded optimizer's state (or of any Zero1's)."""

@@ -1,0 +1,54 @@
+"""A first moment from a saved state, out of 8-bit codes or into them, as the optimizer that loads it keeps it.
+
+Into codes it is rounded once, to nearest; out of codes and back is exact (eight_bit.py). Between states in codes both go
+over as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowmem.optim.core.eight_bit import CODE, SCALE, block_ids, decoded, encode, largest, scale_count, scales
+from lowmem.optim.core.sharding import is_dtensor
+from lowmem.optim.core.state_dict import placed
+
+
+def check_code(name: str, kind: str, group: dict) -> None:
+    """ValueError for a state in other codes or blocks than this version's."""
+    if group.get("state_code") != CODE:
+        raise ValueError(
+            f"{name}: the state keeps its first moment in the 8-bit code {group.get('state_code')!r}, this {kind} reads "
+            f"{CODE!r}; save it with state_dtype=torch.float32 where it was made"
+        )
+
+
+def recoded(
+    optimizer, p: Tensor, key: str, value: Tensor, scale: Tensor | None, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """State `key`, and its scales if `dtype` is int8, from a saved tensor and its scales (None: it is not in codes)."""
+    name, shape = optimizer.name(p), optimizer.blocks(p).shape
+    count = scale_count(optimizer.blocks(p).numel)
+    if value.dtype == torch.int8 and (scale is None or scale.numel() != count):
+        got = "no scales" if scale is None else f"{scale.numel()} scales"
+        raise ValueError(
+            f"{name}: saved {key} is in 8-bit codes with {got}, its {optimizer.blocks(p).numel} elements need {count}"
+        )
+    part = tuple(value.shape) != tuple(shape)  # what one process holds of a flattened parameter
+    if value.dtype != torch.int8 and part:
+        raise ValueError(
+            f"{name}: saved {key} is one process's part, whose 8-bit scales others decide; save the whole state"
+        )
+    if value.dtype != dtype and is_dtensor(value):
+        value = value.full_tensor()
+    if value.dtype != torch.int8:
+        scale = scales(largest(value, None, value.numel()))
+        codes = torch.empty(value.shape, dtype=torch.int8, device=value.device)
+        encode(codes, value.float(), scale)
+        value = codes
+    elif dtype != torch.int8:
+        shard = optimizer.shard(p)
+        ids = block_ids(shard.shape, shard.boxes, value.device) if part and shard is not None else None
+        return {key: placed(optimizer, p, key, decoded(value, scale.to(value.device), ids).to(dtype))}
+    here = scale.detach().to(p.device, torch.float32, copy=True)
+    return {key: placed(optimizer, p, key, value), key + SCALE: here}

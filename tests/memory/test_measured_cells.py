@@ -1,0 +1,86 @@
+"""The planner beside what other people measured: the file, the rule of what is held out, and how far off it is."""
+
+import pytest
+from synthetic import ROOT
+
+from lowmem.errors import Misuse
+from lowmem.files import read_yaml
+from lowmem.memory import calibration, cells_page, measured_cells, training_cells
+
+CELLS = read_yaml(ROOT / training_cells.FILE)
+FOUND = training_cells.read(ROOT)
+KNOWN = [cell for cell in FOUND["cells"] if training_cells.kind(cell) in ("held out", "tuning")]
+
+
+def test_every_cell_says_where_it_was_read_and_the_predictions_belong_to_the_file():
+    measured_cells.check(CELLS)
+    assert all(source["address"].startswith("https://") and source["read"] for source in CELLS["sources"].values())
+    assert [{k: v for k, v in cell.items() if k != "predicted"} for cell in FOUND["cells"]] == CELLS["cells"]
+    assert len(CELLS["cells"]) >= 95 and len(KNOWN) >= 62
+
+
+def test_what_is_held_out_follows_from_the_id_alone():
+    held = {cell["id"] for cell in CELLS["cells"] if training_cells.held_out(cell)}
+    assert len(held) == 41 and {"fms/0", "litgpt/llama-2-7b/nf4/b1"} <= held
+    assert not any(cell.get("seen") for cell in CELLS["cells"] if cell["id"] in held)
+
+
+def test_errors_of_the_known_cells_do_not_grow():
+    found = training_cells.summary(FOUND)
+    assert found["held out"]["cells"] == 27 and found["tuning"]["cells"] == 35
+    assert found["held out"]["median"] <= 1.8 and found["held out"]["worst"] <= 9.0
+    assert found["known"]["median"] <= 0.9 and found["known"]["worst"] <= 9.2
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"), [("SPEED", training_cells.speed_factor), ("CARD", training_cells.card_factor)]
+)
+def test_the_intervals_come_from_the_tuning_half_and_hold_their_share_of_the_other(name, factor):
+    tuning = [factor(cell) for cell in FOUND["cells"] if training_cells.kind(cell) == "tuning"]
+    ends = getattr(calibration, name)
+    assert calibration.interval([x for x in tuning if x]) == pytest.approx(ends, abs=6e-4)
+    inside, count = training_cells.hits(FOUND, factor, ends[0], ends[2])
+    assert count >= 12 and inside >= calibration.SHARE * count
+
+
+def test_the_page_and_the_readme_say_what_the_predictions_say():
+    assert (ROOT / cells_page.PAGE).read_text(encoding="utf-8") == cells_page.page(FOUND)
+    assert cells_page.sentence(FOUND) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("id", ["fms/12", "gefenx/sweep/adamw8bit/0.6b", "gefenx/hardware/qlora/4b"])
+def test_a_prediction_is_what_the_planner_says_now(id):
+    (cell,) = [cell for cell in FOUND["cells"] if cell["id"] == id]
+    now = measured_cells.predict(CELLS["models"], cell)
+    assert now["peak_bytes"] == pytest.approx(cell["predicted"]["peak_bytes"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_all_predictions_are_what_the_planner_says_now():
+    for cell in FOUND["cells"]:
+        now = measured_cells.predict(CELLS["models"], cell)
+        assert now.keys() == cell["predicted"].keys()
+        assert now.get("peak_bytes", 0) == pytest.approx(cell["predicted"].get("peak_bytes", 0), rel=1e-3), cell["id"]
+
+
+def test_an_unknown_setting_is_a_range_and_what_is_not_traced_a_reason():
+    ranges = [cell for cell in FOUND["cells"] if training_cells.kind(cell) == "setting unknown"]
+    assert len(ranges) == 4
+    assert all(low < high for low, high in (cell["predicted"]["peak_bytes"] for cell in ranges))
+    reasons = [cell for cell in FOUND["cells"] if training_cells.kind(cell) == "not modelled"]
+    assert all(len(cell["predicted"]["reason"]) > 20 for cell in reasons)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"bacth": 1}, "unknown key 'bacth'"), ({"source": "x"}, "source 'x'"), ({"model": "y"}, "model 'y'")],
+)
+def test_a_cell_with_a_wrong_key_is_refused(changes, says):
+    cell = {**CELLS["cells"][0], **changes}
+    with pytest.raises(Misuse, match=says):
+        measured_cells.check({**CELLS, "cells": [cell]})
+
+
+def test_too_few_factors_make_no_interval():
+    with pytest.raises(ValueError, match="too few"):
+        calibration.interval([1.0, 1.1])
