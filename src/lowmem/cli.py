@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--so-far", action="store_true", help="from whatever is there, saying what is missing")
     added.add_argument("--archived", action="store_true", help="redraw everything from the records in data/records")
     added.add_argument(
-        "--readme", action="store_true", help="renew the README's verdicts from reports/laptop/claims.json"
+        "--readme", action="store_true", help="renew the README's verdicts from the committed overnight report"
     )
     with_tier(added)
 

@@ -28,6 +28,7 @@ from lowmem.optim.core.hooks import PLAIN_BACKWARD, Hook, check_empty, owner, wr
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.core.sharded_update import local_gradient
 from lowmem.optim.core.torch_optimizer import Optimizer
+from lowmem.optim.core.transfers import refuse_capture
 
 SCALE_START, SCALE_GROWTH, SCALE_WINDOW, SCALE_MIN = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
 
@@ -148,6 +149,7 @@ class FusedBackward(Optimizer):
         """Backward and update in one. loss: a scalar tensor, or a closure that returns one. Returns the loss, detached."""
         if (wrapped := wrapped_in(self)) is not None:
             return wrapped.backward(loss)
+        refuse_capture()
         if not self._stepped:
             raise RuntimeError(
                 "backward was called twice without step(): gradients are used up as they appear, so they cannot be "
