@@ -23,7 +23,7 @@ from lowmem.blocks.layers import is_lazy
 from lowmem.optim.core import data_parallel
 from lowmem.optim.core.autograd_graph import Graph, evaluate, others, random_states, read_graph, restore
 from lowmem.optim.core.checks import NO_SPARSE, is_rehearsal
-from lowmem.optim.core.clipping import check_clipping, prepared
+from lowmem.optim.core.clipping import check_clipping, norm_of, prepared
 from lowmem.optim.core.hooks import PLAIN_BACKWARD, Hook, check_empty, owner, wrapped_in
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.core.sharded_update import local_gradient
@@ -287,8 +287,7 @@ class FusedBackward(Optimizer):
         elif self.process_group:
             gradient = data_parallel.average(gradient, self.process_group)
         if self._mode == "measure":
-            exact = torch.promote_types(gradient.dtype, torch.float32)
-            self._norms.append((p, torch.linalg.vector_norm(gradient, dtype=exact)))
+            self._norms.append((p, norm_of(gradient)))
             return
         gradient, factor = prepared(self, p, gradient)
         work = (self._group_of[p], p, gradient)
