@@ -60,12 +60,12 @@ DECAY, STOCHASTIC = dict(weight_decay=0.1), dict(rounding="stochastic")
 MINI, CLIP, GROUPED = rule("AdamMini", **DECAY), dict(max_grad_norm=1.0), dict(grouped_norm=1.0)
 # fmt: off
 TABLE = {  # what: (rule, precision, launches of a step of a 134 M Llama of 111 tensors, bytes per element)
-    "AdamMini fp32": (MINI, FP32, 249, 36.1),
-    "AdamMini bf16": (MINI, BF16, 353, 66.1),
-    "AdamMini bf16, moment in fp32": (rule("AdamMini", **DECAY, state_dtype=FP32), BF16, 335, 54.1),
-    "AdamMini bf16 stochastic": (rule("AdamMini", **DECAY, **STOCHASTIC), BF16, 3441, 166.1),
-    "AdamMini fp32 inside backward": (inside(MINI), FP32, 1554, 36.1),
-    "AdamMini fp32 inside backward, clipped": (inside(MINI, **CLIP), FP32, 1776, 48.1),
+    "AdamMini fp32": (MINI, FP32, 250, 36.1),
+    "AdamMini bf16": (MINI, BF16, 359, 66.1),
+    "AdamMini bf16, moment in fp32": (rule("AdamMini", **DECAY, state_dtype=FP32), BF16, 341, 54.1),
+    "AdamMini bf16 stochastic": (rule("AdamMini", **DECAY, **STOCHASTIC), BF16, 3552, 166.1),
+    "AdamMini fp32 inside backward": (inside(MINI), FP32, 1665, 36.1),
+    "AdamMini fp32 inside backward, clipped": (inside(MINI, **CLIP), FP32, 1887, 48.1),
     "AdamW fp32": (rule("AdamW"), FP32, 8, 28.0),
     "AdamW bf16": (rule("AdamW"), BF16, 8, 14.0),
     "AdamW bf16 stochastic": (rule("AdamW", **STOCHASTIC), BF16, 3885, 288.0),
@@ -99,12 +99,12 @@ def test_launches_and_bytes_of_a_step_are_those_of_the_table_and_nothing_waits(w
 
 
 def test_a_7b_model_starts_two_launches_per_tensor_and_those_on_lists():
-    assert counted(llama_7b(), FP32, MINI) == (1242, 36.0, 0, 0)
+    assert counted(llama_7b(), FP32, MINI) == (1243, 36.0, 0, 0)
 
 
 def test_tensor_by_tensor_16_bit_weights_took_six_times_the_launches_and_the_same_bytes(monkeypatch):
     monkeypatch.setattr(flat_blocks, "adam_mini", lambda optimizer, ready: ready)
-    assert counted(llama_134m(), BF16, MINI) == (2109, 66.1, 0, 0)
+    assert counted(llama_134m(), BF16, MINI) == (2220, 66.1, 0, 0)
 
 
 def test_what_needs_a_number_of_all_gradients_waits_once_per_step():
