@@ -21,6 +21,8 @@ RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 report: $(STAMP)
 	@$(RUN) sh -c 'if snakemake --cores $(CORES) --config tier=$(TIER); then \
 	    echo "report: reports/$(TIER)/index.html"; \
+	    if [ "$(TIER)" = laptop ]; then \
+	      echo "what a night of training decides, drawn from archived records: $$(lowmem report --archived --tier overnight)"; fi; \
 	  else \
 	    snakemake --cores 1 report_so_far --config tier=$(TIER); \
 	    echo "something failed (see above); what there is: reports/$(TIER)/so_far/index.html" >&2; exit 1; \

@@ -166,10 +166,10 @@ def test_the_table_shows_loss_auc_frequency_and_memory_beside_accuracy_and_says_
 
 
 def test_methods_without_any_record_share_one_row(root):
-    assert [row[0] for row in overnight_rows(root) if row[3] == "not run"] != []
+    assert [row[0] for row in overnight_rows(root) if row[3] == "no record yet"] != []
     write_long(root)
     shutil.rmtree(root / "results/overnight/superglue/boolq-prefix")
-    waiting = [row[0] for row in overnight_rows(root) if row[3] == "not run"]
+    waiting = [row[0] for row in overnight_rows(root) if row[3] == "no record yet"]
     assert waiting == ["prefix tuning"]
     assert [row[0] for row in overnight_rows(root)].count("LOMO") == 3  # accuracy, loss among answers, AUC
 

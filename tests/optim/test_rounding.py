@@ -8,7 +8,7 @@ import zoo
 from torch import nn
 
 from lowmem.optim import SGD, AdamW, Lomo
-from lowmem.optim.core.rounding import round_into
+from lowmem.optim.core.rounding import low_bits, round_into, with_low_bits
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
@@ -157,3 +157,60 @@ def test_16_bit_moments_move_on_average_under_stochastic_rounding():
     expected = 0.001 * 0.999**100
     assert (ends["nearest"] > 0.00099).all()
     assert ends["stochastic"].mean().item() == pytest.approx(expected, rel=0.01)
+
+
+def test_eight_more_bits_bring_a_weight_within_2_to_the_minus_15_and_hide_nothing():
+    x = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 30, 10_000)
+    high = x.bfloat16()
+    back = with_low_bits(high, low_bits(x, high))
+    assert ((back - x).abs() <= x.abs() * 2.0**-15).all() and ((high - x).abs() > x.abs() * 2.0**-10).any()
+    assert ((back - high).abs() <= high.float().abs() * 2.0**-8).all()  # half a unit in the last place of bf16
+    odd = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 3.4e38, -3.4e38, 1e-45])
+    again = with_low_bits(odd.bfloat16(), low_bits(odd, odd.bfloat16()))
+    assert torch.equal(again[:4], odd[:4]) and again[4].isnan() and again[5:7].isinf().all() and again[7].abs() < 1e-40
+
+
+def test_corrected_weights_are_for_bf16():
+    model = zoo.net(torch.float16)
+    optimizer = SGD(model, rounding="corrected")
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = zoo.snapshot(model)
+    with pytest.raises(ValueError, match="rounding='corrected' is for bf16 weights, this one is fp16"):
+        optimizer.step()
+    assert zoo.same(before, zoo.snapshot(model))
+
+
+def distance(case, rounding: str, steps: int = 60) -> float:
+    """|bf16 run - fp32 run| / |fp32 run - start| on the same gradients, over all weights."""
+    start = [p.detach().bfloat16() for p in zoo.net().parameters()]
+    runs = []
+    for dtype, keywords in ((torch.float32, {}), (torch.bfloat16, dict(rounding=rounding, state_dtype=torch.float32))):
+        torch.manual_seed(1)
+        parameters = [torch.nn.Parameter(p.to(dtype).clone()) for p in start]
+        optimizer = zoo.loose(case, parameters, lr=1e-4, **keywords)
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(step)
+            zoo.feed(
+                case,
+                optimizer,
+                parameters,
+                [(1 + 0.3 * torch.randn(p.shape, generator=generator)).to(dtype) for p in parameters],
+            )
+        corrected = [
+            with_low_bits(p, s["weight_low"]) if "weight_low" in (s := optimizer.state.get(p, {})) else p.float()
+            for p in parameters
+        ]
+        runs.append(torch.cat([p.detach().flatten() for p in corrected]))
+    moved = runs[0] - torch.cat([p.float().flatten() for p in start])
+    return float((runs[1] - runs[0]).norm() / moved.norm())
+
+
+@pytest.mark.parametrize(
+    "name", ["sgd", "sgd-nesterov", "adamw", "adam_mini", "lion", "lamb", "lomo", "adafactor", "came", "sm3"]
+)
+def test_eight_more_bits_bring_every_rule_near_the_fp32_run(name):
+    case = next(case for case in zoo.ALL if case.name == name)
+    nearest, corrected = distance(case, "nearest"), distance(case, "corrected")
+    print(name, nearest, distance(case, "stochastic"), corrected)
+    assert corrected < 0.1 and corrected < nearest / 4

@@ -6,37 +6,46 @@ import pytest
 from synthetic import ROOT
 
 from lowmem.files import read_json
-from lowmem.pipeline import archive, planning
+from lowmem.pipeline import archive, experiments, planning
 from lowmem.reporting import claims, exhibit
 from lowmem.reporting.numbers import superglue
 
 REPORT = ROOT / "reports/laptop"
+TIERS = ("laptop", "overnight")
 
 
-def archived() -> dict[str, dict]:
+def archived(tier: str) -> dict[str, dict]:
     """{id: header} of the exhibits whose records are all kept in data/records."""
-    known = set(archive.names(ROOT))
-    wanted = {
-        id: {*(f"laptop/{name}" for name in header["experiments"]), *header.get("archived", [])}
-        for id, header in planning.exhibits(ROOT).items()
-    }
-    return {id: planning.exhibits(ROOT)[id] for id, names in wanted.items() if names <= known}
+    known, found = set(archive.names(ROOT)), {}
+    for id, header in planning.exhibits(ROOT).items():
+        own = {source(name, tier, known) for name in planning.shown_by(header, tier)}
+        if {*own, *header.get("archived", [])} <= known:
+            found[id] = header
+    return found
+
+
+def source(name: str, tier: str, known: set[str]) -> str:
+    """The archive that a tier draws an experiment from: its own, or that of the tier that sets it."""
+    own = f"{tier}/{name}"
+    return own if own in known else f"{experiments.set_by(ROOT, name, tier)}/{name}"
 
 
 @pytest.mark.slow  # renders every archived exhibit
-def test_rows_values_and_verdicts_of_the_committed_report_follow_from_the_archived_records():
-    committed = {row["id"]: row for row in read_json(REPORT / "claims.json")}
-    headers = archived()
+@pytest.mark.parametrize("tier", TIERS)
+def test_rows_values_and_verdicts_of_the_committed_report_follow_from_the_archived_records(tier):
+    report = ROOT / "reports" / tier
+    committed = {row["id"]: row for row in read_json(report / "claims.json")}
+    headers = archived(tier)
     assert headers
     for id, header in headers.items():
         folder = "figures" if header["kind"] == "figure" else "tables"
-        written = read_json(REPORT / folder / f"{id}.json")
-        _, shown, _ = exhibit.render(ROOT, id, "laptop", archived=True)
+        written = read_json(report / folder / f"{id}.json")
+        _, shown, _ = exhibit.render(ROOT, id, tier, archived=True)
         assert [[exhibit.cell(value) for value in row] for row in shown.rows] == written["rows"], id
         assert json.loads(json.dumps(shown.values)) == written["values"], id
         for claim in (one for one in claims.load(ROOT) if one["exhibit"] == id and one["id"] in committed):
             premise = written["values"].get(claim.get("gate", {}).get("value"))
-            found = claims.verdict(claim, written["values"][claim["value"]], "laptop", premise)[0]
+            found = claims.verdict(claim, written["values"][claim["value"]], tier, premise)[0]
             assert found == committed[claim["id"]]["verdict"], claim["id"]
 
 
@@ -50,8 +59,11 @@ def test_every_cell_of_the_superglue_table_is_a_number_or_says_why_there_is_none
         assert all(cell[:1].isdigit() or cell.startswith(reasons) for cell in cells), row
 
 
-def test_pictures_and_tables_of_the_committed_report_are_all_there_and_small():
-    files = {path.name: path for folder in ("figures", "tables") for path in (REPORT / folder).iterdir()}
+@pytest.mark.parametrize("tier", TIERS)
+def test_pictures_and_tables_of_the_committed_report_are_all_there_and_small(tier):
+    report = ROOT / "reports" / tier
+    files = {path.name: path for folder in ("figures", "tables") for path in (report / folder).iterdir()}
+    files = {name: path for name, path in files.items() if path.suffix != ".sha256"}
     assert len(files) > 90
     for name, path in files.items():
         id = name.partition(".")[0]

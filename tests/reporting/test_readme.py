@@ -22,14 +22,14 @@ def test_the_selected_verdicts_are_those_of_the_committed_report():
 
 
 def test_the_block_counts_every_claim_and_words_each_verdict_as_the_page_does():
-    rows = read_json(ROOT / "reports/laptop/claims.json")
+    rows = read_json(ROOT / "reports/overnight/claims.json")
     row = next(row for row in rows if row["verdict"] == "opposite_here")
-    text = readme.block(rows, [row["id"]])
-    assert text.startswith(f"{len(rows)} claims: ")
-    assert sum(map(int, re.findall(r"(\d+) (?!claims)", text.splitlines()[0]))) == len(rows)
+    text = readme.block(rows, [row["id"]], "Trained here.")
+    assert text.startswith(f"Trained here.\n{len(rows)} claims: ")
+    assert sum(map(int, re.findall(r"(\d+) (?!claims)", text.splitlines()[1]))) == len(rows)
     assert text.splitlines()[-1].endswith("| opposite here |")
     with pytest.raises(Misuse, match=r"no claim 'adam_mini_halves_stat'.*adam_mini_halves_state"):
-        readme.block(rows, ["adam_mini_halves_stat"])
+        readme.block(rows, ["adam_mini_halves_stat"], "")
 
 
 def test_what_the_code_blocks_import_exists():

@@ -16,16 +16,26 @@ def row(verdict, statement="Water is wet.", topic="cost"):
     return {"verdict": verdict, "statement": statement, "topic": topic}
 
 
-def test_the_first_sentence_says_sizes_and_text_of_what_this_tier_trains():
-    told = report_evidence.trained(ROOT, "laptop")
-    counts = [
-        parameters(run["config"]["model"])
+def test_the_first_sentence_says_sizes_and_text_of_what_was_trained():
+    planned = [
+        run
         for name in ("gpt2_sizes", "llama_scaling", "char_shakespeare")
         for run in experiments.runs(ROOT, name, "laptop")
     ]
+    done = [{"id": run["id"], "status": "done"} for run in planned]
+    told = report_evidence.trained(ROOT, "laptop", done)
+    counts = [parameters(run["config"]["model"]) for run in planned]
     assert report_evidence.spell(min(counts)) in told and report_evidence.spell(max(counts)) in told
     assert "39 million to 13 billion" in told and "7 to 65 billion" in told and "bytes" in told
-    assert report_evidence.trained(ROOT, "smoke").startswith("Trained here (tier smoke)")
+    assert told.startswith("Trained here (tier laptop)")
+
+
+def test_a_model_that_was_only_planned_was_not_trained():
+    runs = experiments.runs(ROOT, "llama_scaling", "laptop")
+    done = [{"id": run["id"], "status": "done" if run["variant"].startswith("10k") else "missing"} for run in runs]
+    told = report_evidence.trained(ROOT, "laptop", done)
+    assert "language models of 9.7 thousand parameters, each on 194 thousand bytes" in told
+    assert report_evidence.trained(ROOT, "laptop", []) == "No language model was trained (tier laptop)."
 
 
 def test_three_sentences_say_what_holds_what_is_open_and_what_does_not():

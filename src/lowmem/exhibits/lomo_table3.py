@@ -27,6 +27,7 @@ EXHIBIT = {
 }
 
 LONG = "overnight"
+WAITING = "no record yet"
 BESIDE = {"choice_loss": "loss among answers (nat)", "auc": "AUC"}
 PAIRS = (("lomo", "lora"), ("lomo", "zero"), ("lora", "zero"), ("lomo", "adamw"))
 SIZES = ("7B", "13B", "30B", "65B")
@@ -62,7 +63,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
                 add_rows(shown, found, method, source, name, headers, extra, known)
         if waiting:
             listed = "; ".join(ft.METHODS[method] for method in waiting)
-            shown.rows.append([listed, model_of(source[0]), name, "not run", *("" for _ in headers), "", ""])
+            shown.rows.append(
+                [listed, model_of(source[0]), name, WAITING, *("not run: no record" for _ in headers), "", ""]
+            )
     for prefix, source in (("", list(runs)), ("long.", long)):
         found = ft.grouped(run for run in source if run.experiment == "superglue")
         for ours, theirs in PAIRS:

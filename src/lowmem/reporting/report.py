@@ -184,7 +184,7 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         shortcuts={id: name for id, name in SHORTCUTS.items() if id in headers},
         glance=report_summary.glance(headers, rows, PAPERS, tier),
         standing=standing,
-        trained=report_evidence.trained(root, tier),
+        trained=report_evidence.trained(root, tier, runs),
         elsewhere=report_evidence.elsewhere(root, tier),
         others=report_evidence.others(root),
         topics=report_summary.TOPICS,

@@ -12,14 +12,20 @@ HOLDS, OPEN, FAILS = ("reproduced",), ("direction_only", "same_direction", "oppo
 OPEN += ("simulated_fits", "simulated_differs", "inconclusive", "not_testable", "not_run")
 
 
-def trained(root: Path, tier: str, options: dict | None = None) -> str:
-    """What this tier trains, in one sentence: sizes and text of the language models, and what is fine-tuned."""
+def trained(root: Path, tier: str, runs: list[dict], options: dict | None = None) -> str:
+    """What was trained, in one sentence: sizes and text of the language models, and what was fine-tuned.
+
+    runs: the runs of the exhibits as their files list them, {"id", "status", ...}; those that are not done were not trained.
+    """
     from lowmem.reporting.numbers.losses import parameters
 
+    done = {run["id"] for run in runs if run["status"] == "done"}
     names = {name for header in planning.exhibits(root).values() for name in planning.shown_by(header, tier)}
     counts, seen, tuned, units = set(), set(), False, set()
     for name in sorted(names):
         for run in experiments.runs(root, name, tier, options or {}):
+            if run["id"] not in done:
+                continue
             config = run["config"]
             model, train = config.get("model") or {}, config.get("train") or {}
             tuned = tuned or model.get("pretrained") == "smollm2"
@@ -29,15 +35,20 @@ def trained(root: Path, tier: str, options: dict | None = None) -> str:
                 units.add({"byte": "bytes", "char": "characters"}.get(config["data"].get("tokenizer"), "tokens"))
                 seen.add(train["steps"] * train["batch_size"] * train["seq_len"])
     if not counts:
-        return f"Tier {tier} trains no language model."
+        return f"No language model was trained (tier {tier})."
     text = (
-        f"Trained here (tier {tier}): language models of {spell(min(counts))} to {spell(max(counts))} parameters, each on "
-        f"{spell(min(seen))} to {spell(max(seen))} {units.pop() if len(units) == 1 else 'tokens'}"
+        f"Trained here (tier {tier}): language models of {span(counts)} parameters, each on "
+        f"{span(seen)} {units.pop() if len(units) == 1 else 'tokens'}"
     )
     theirs = f", where the papers have {SIZES['adam_mini']} parameters and fine-tune {SIZES['lomo']}"
     return (
         text + (", and SmolLM2 (135 million) fine-tuned" if tuned else "") + ("." if tier == "paper" else f"{theirs}.")
     )
+
+
+def span(counts: set[int]) -> str:
+    """The smallest and the largest in words, once if they read the same."""
+    return " to ".join(dict.fromkeys((spell(min(counts)), spell(max(counts)))))
 
 
 def spell(count: float) -> str:

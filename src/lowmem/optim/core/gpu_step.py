@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.optim.core.gpu_tables import Plan, Tensors, numbering, plan
+from lowmem.optim.core.storage import LOW
 from lowmem.optim.core.transfers import upload
 
 log = logging.getLogger("lowmem")
@@ -76,7 +77,7 @@ def _step(optimizer, ready: list, fits, numbers) -> list:
     rest, sets, places = [], {}, ("cuda", "cpu") if interpreted() else ("cuda",)
     for entry in ready:
         group, p, g, state, _, lay = entry
-        if p.device.type not in places or not fits(*entry):
+        if p.device.type not in places or LOW in state or not fits(*entry):
             rest.append(entry)
             continue
         moments = state.get("exp_avg"), state.get("exp_avg_sq")

@@ -18,6 +18,7 @@ from lowmem.optim.core.recoding import check_code, recoded
 from lowmem.optim.core.rule import framed, layout, place, take
 from lowmem.optim.core.sharding import is_dtensor
 from lowmem.optim.core.state_dict import placed
+from lowmem.optim.core.storage import LOW, extra_state
 
 STORAGE = ("rounding", "state_dtype")  # how this optimizer keeps its numbers, whatever another one did
 OWN = ("params", "param_names")
@@ -117,6 +118,7 @@ def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -
     found = {key: value for key, value in found.items() if value is not None}
     want = optimizer.init(p, group, blocks, group["state_dtype"] or p.dtype)
     optional = {key for key, _ in optimizer.optional_state}
+    low = found.pop(LOW, None)
     scale_of = {key.removesuffix(SCALE): found.pop(key) for key in list(found) if is_scale(key)}
     if scale_of:
         check_code(name, kind, theirs)
@@ -148,6 +150,13 @@ def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -
             continue
         value = placed(optimizer, p, key, value)
         entry[key] = value if value.dtype == fresh.dtype else value.to(fresh.dtype)
+    if (empty := extra_state(p, {}, blocks, group).get(LOW)) is not None:
+        fits = (
+            isinstance(low, Tensor)
+            and low.dtype == torch.int8
+            and tuple(low.shape) in (blocks.shape, tuple(empty.shape))
+        )
+        entry[LOW] = placed(optimizer, p, LOW, low) if fits else empty
     return entry
 
 

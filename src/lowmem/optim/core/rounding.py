@@ -1,7 +1,7 @@
-"""Rounding fp32 results into 16-bit storage: to nearest, or stochastically.
+"""Rounding fp32 results into 16-bit storage: to nearest, stochastically, or to nearest with the next 8 bits kept beside.
 
 Nearest rounding loses every update smaller than half a unit in the last place, which stalls training in 16-bit weights
-without a master copy; stochastic rounding keeps updates right on average.
+without a master copy; stochastic rounding keeps updates right on average; with 8 more bits a bf16 weight has 24.
 """
 
 import torch
@@ -45,3 +45,16 @@ def stochastic_fp16(x: Tensor) -> Tensor:
     lower = (x / unit).floor()
     up = torch.rand_like(x) < x / unit - lower
     return torch.where(x.isfinite(), torch.where(up, lower + 1, lower) * unit, x)
+
+
+def with_low_bits(high: Tensor, low: Tensor) -> Tensor:
+    """fp32 numbers of 24 bits from bf16 weights and the 8 bits that follow theirs."""
+    bits = high.contiguous().view(torch.int16).to(torch.int32) << 16
+    return bits.add_(low.to(torch.int32) << 8).view(torch.float32)
+
+
+def low_bits(x: Tensor, high: Tensor) -> Tensor:
+    """The 8 bits of fp32 x, as signed numbers, after those of its bf16 neighbours; 0 where those are not finite."""
+    beyond = x.view(torch.int32) - (high.contiguous().view(torch.int16).to(torch.int32) << 16)
+    found = ((beyond + 128) >> 8).clamp_(-128, 127)
+    return torch.where(high.isfinite(), found, 0).to(torch.int8)

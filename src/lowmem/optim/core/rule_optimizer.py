@@ -48,9 +48,10 @@ class RuleOptimizer(Optimizer):
     parameter) pairs or groups as for any torch optimizer. model: with parameters or groups, the module they belong to,
     so that names and blocks stay known. no_decay: name patterns, or predicate(name, parameter), that are not decayed.
     rounding: "nearest" or "stochastic", how fp32 results go back into 16-bit weights and moments (the latter draws from
-    torch's global generator). state_dtype: dtype of moments, default the parameter's; "int8" keeps the first moment in 8
-    bits (AdamMini, AdamW, Lion; eight_bit.py). nonfinite: "ignore", "raise" or
-    "skip" the step when a gradient holds inf or nan (the last two read one number back from the device per step).
+    torch's global generator), or "corrected": bf16 weights to nearest, with their next 8 bits kept as state. state_dtype:
+    dtype of moments, default the parameter's; "int8" keeps the first moment in 8 bits (AdamMini, AdamW, Lion;
+    eight_bit.py). nonfinite: "ignore", "raise" or "skip" the step when a gradient holds inf or nan (the last two read one
+    number back from the device per step).
     offload: keep moments of GPU parameters in pinned CPU memory, and bring each over for its own update.
 
     DTensor parameters (FSDP2, tensor parallel) are updated as if they were whole: shard the model first.
@@ -80,7 +81,7 @@ class RuleOptimizer(Optimizer):
         **unknown,
     ):
         refuse_unknown(type(self), unknown)
-        one_of("rounding", rounding, ("nearest", "stochastic"))
+        one_of("rounding", rounding, ("nearest", "stochastic", "corrected"))
         one_of("nonfinite", nonfinite, ("ignore", "raise", "skip"))
         defaults = {**defaults, "rounding": rounding, "state_dtype": as_dtype(state_dtype)}
         check_settings(defaults, self.beta_count, self.eps_count)
@@ -206,6 +207,7 @@ class RuleOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Update every parameter that has a gradient. Returns the closure's loss, if a closure is given."""
+        refuse_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():

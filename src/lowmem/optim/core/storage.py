@@ -1,7 +1,8 @@
 """How a parameter and its state lie in memory, and the fp32 copies on which a rule works: out of storage, and back.
 
 A tensor that is fp32 and contiguous is its own copy. Others are copied for the one update: 16-bit weights and moments, a
-first moment in codes (eight_bit.py) with the scales beside it. Rules see neither codes nor scales.
+first moment in codes (eight_bit.py) with the scales beside it, bf16 weights with the 8 bits that follow theirs
+(rounding="corrected"). Rules see nothing of this.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from lowmem.blocks import ParamBlocks
 from lowmem.optim.core.eight_bit import SCALE, block_ids, decoded, encode, is_scale, largest, scale_count, scales
-from lowmem.optim.core.rounding import as_exact, round_into
+from lowmem.optim.core.rounding import as_exact, low_bits, round_into, with_low_bits
 from lowmem.optim.core.rule import Layout
+
+LOW = "weight_low"  # state: bits of a bf16 weight that follow the 16 of the weight itself
 
 
 def is_coded(group: dict) -> bool:
@@ -32,7 +35,12 @@ def extra_state(p: Tensor, state: dict[str, Tensor], blocks: ParamBlocks, group:
     """What storage adds to a rule's own state."""
     count = scale_count(blocks.numel)
     coded = [key for key, value in state.items() if value.dtype == torch.int8]
-    return {key + SCALE: torch.zeros(count, dtype=torch.float32, device=p.device) for key in coded}
+    found = {key + SCALE: torch.zeros(count, dtype=torch.float32, device=p.device) for key in coded}
+    if group["rounding"] == "corrected" and p.dtype == torch.float16:
+        raise ValueError(f"{blocks.name}: rounding='corrected' is for bf16 weights, this one is fp16; use 'stochastic'")
+    if group["rounding"] == "corrected" and p.dtype == torch.bfloat16:
+        found[LOW] = torch.zeros_like(p, dtype=torch.int8)
+    return found
 
 
 class Copies:
@@ -45,8 +53,8 @@ class Copies:
         self.ids = None
         if self.coded and lay.held != self.numel:
             self.ids = block_ids(lay.blocks.shape, lay.boxes, p.device)
-        self.p = as_exact(p, p.device, self.exact)
-        self.state = {key: self._opened(key) for key in state if not is_scale(key)}
+        self.p = with_low_bits(p, state[LOW].to(p.device)) if LOW in state else as_exact(p, p.device, self.exact)
+        self.state = {key: self._opened(key) for key in state if not is_scale(key) and key != LOW}
 
     def _opened(self, key: str) -> Tensor:
         value, device = self.kept[key], self.stored.device
@@ -67,6 +75,9 @@ class Copies:
         """Everything back into storage. most: largest(), complete over processes."""
         if self.p is not self.stored:
             round_into(self.stored, self.p, rounding)
+        if LOW in self.kept:
+            low = self.kept[LOW]
+            low.copy_(low_bits(self.p, self.stored), non_blocking=low.device != self.p.device)
         for key, copy in self.state.items():
             target = self.kept[key]
             if key in self.coded:
