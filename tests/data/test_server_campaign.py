@@ -1,4 +1,4 @@
-"""A hundred answers of a hostile server: none gives a wrong pinned file, each ends in one line, and the next source is asked."""
+"""A hundred answers of a hostile server: no wrong pinned file, one line each, then the next source is asked."""
 
 import contextlib
 import random
