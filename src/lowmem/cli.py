@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lowmem import __version__
 from lowmem.errors import Failed, Misuse
+from lowmem.memory import plan_arguments
 from lowmem.pipeline.experiments import find_root
 
 LONGEST = 1500  # letters of an error's line
@@ -115,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
     about = "memory and speed of training MODEL on GPUs that need not be here; without MODEL, what a tier will run"
     added = command("plan", plan, about)
-    with_plan(added)
+    plan_arguments.add(added)
     with_tier(added)
 
     about = "say whether a tier's experiments could start: data, weights, access, disk; nothing is downloaded"
@@ -159,20 +160,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def whole(text: str) -> int:
-    """A whole number, 0 or more, as argparse wants to be told."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def above_zero(text: str) -> int:
-    """A whole number, 1 or more."""
-    if whole(text.removeprefix("-")) < 1 or text.startswith("-"):
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return int(text)
-
-
 def with_tier(added: argparse.ArgumentParser) -> None:
     """Arguments of every command that looks at the runs of a tier."""
     added.add_argument("--tier", default="laptop")
@@ -183,34 +170,6 @@ def with_tier(added: argparse.ArgumentParser) -> None:
         metavar="DATASET=SOURCE",
         help="take a dataset from another source than the tier says; may be repeated",
     )
-
-
-def with_plan(added: argparse.ArgumentParser) -> None:
-    """Arguments of `plan`: of MODEL first, then of a tier."""
-    added.add_argument("model", nargs="?", help="llama2-7b, gpt2:125m, ..., or a Hugging Face folder or name")
-    added.add_argument(
-        "--optimizer",
-        action="append",
-        metavar="NAME",
-        help="compared with adamw; may be repeated; adam_mini+backward updates inside backward",
-    )
-    added.add_argument("--gpu", default="a100-80gb", help="a800-80gb, rtx-3090, h100-80gb, ...")
-    for flag, default, about in (
-        ("--gpus", 1, "how many"),
-        ("--seq-len", None, "tokens per sequence (default 2048, or what the model knows)"),
-        ("--batch", None, "sequences per GPU that must fit (default: find the largest)"),
-        ("--zero", 3, "what data-parallel GPUs split: 0 nothing, 1 state, 2 also gradients, 3 also weights"),
-        ("--tensor-parallel", 1, "GPUs that share each layer"),
-    ):
-        kind = whole if flag == "--zero" else above_zero
-        added.add_argument(flag, type=kind, default=default, metavar="N", help=about)
-    added.add_argument("--precision", default="mixed", help="fp32, bf16, mixed, or master (memory/accountant.py)")
-    added.add_argument("--attention", default="fused", help="fused or eager")
-    added.add_argument("--checkpointing", action="store_true", help="recompute each layer in backward")
-    added.add_argument("--offload", action="store_true", help="keep moments in host memory")
-    added.add_argument("--json", action="store_true", help="the answer as JSON, in bytes and seconds")
-    added.add_argument("--all", action="store_true", help="every tier; keeps the costs of all runs for later estimates")
-    added.add_argument("--save-costs", action="store_true", help="keep the times of the records at hand for estimates")
 
 
 def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
@@ -332,6 +291,8 @@ def report(root, arguments):
 
 def plan(root, arguments):
     if arguments.model:
+        if sys.stderr.isatty():  # PyTorch takes a second or more to load
+            print(f"lowmem: planning {arguments.model} ...", file=sys.stderr, flush=True)
         from lowmem.memory import plan_command
 
         print(plan_command.answer(arguments))

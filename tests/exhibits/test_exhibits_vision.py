@@ -14,7 +14,8 @@ from lowmem.pipeline import experiments
 from lowmem.reporting import claims, exhibit
 from lowmem.reporting.numbers import quarters
 from lowmem.reporting.panels import quarters as quarter_plots
-from lowmem.tasks import classify, diffuse
+from lowmem.tasks import diffuse
+from lowmem.vision import image_batches
 
 FIGURES = ("adam_mini_fig17", "adam_mini_fig18", "adam_mini_fig19")
 TABLES = ("adam_mini_table5", "adam_mini_table7")
@@ -110,7 +111,7 @@ def test_evaluations_fall_on_the_quarters_of_every_experiment():
 
 
 def test_tasks_know_every_key_of_their_experiments():
-    known = {"classify": classify.KEYS, "diffuse": diffuse.KEYS, "nodes": set()}
+    known = {"classify": image_batches.KEYS, "diffuse": diffuse.KEYS, "nodes": set()}
     for experiment in synthetic_vision.EXPERIMENTS:
         for tier in ("smoke", "laptop", "workstation", "paper"):
             for run in runs_of(experiment, tier):

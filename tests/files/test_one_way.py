@@ -49,6 +49,8 @@ REASONS = {
     "vision/reference_networks.py": "weights that training/job.py checked",
     "reporting/report.py": "tables and pictures after kept_files.check_together, and the page's template",
     "reporting/readme.py": "the README",
+    "memory/cells_page.py": "the README",
+    "memory/measured_cells.py": "the configuration of a model in a folder that is thrown away",
     "analysis/hessian.py": "/proc",
     "training/usage.py": "/proc",
     "training/machine.py": "/proc",

@@ -58,6 +58,33 @@ def test_torchs_own_settings_are_refused_with_what_to_do(setting):
             cls(zoo.net(), **{setting: True})
 
 
+def test_capturable_is_refused_with_the_reason_as_a_setting_and_in_a_group_and_its_absence_is_not():
+    model = zoo.net()
+    with pytest.raises(TypeError, match=r"a CUDA graph cannot hold a step; .* call step\(\) outside"):
+        AdamMini(model, capturable=True)
+    group = {"params": list(model.parameters()), "capturable": True}
+    for cls in (AdamMini, AdamW, Lomo):
+        with pytest.raises(ValueError, match=r"capturable=True: .*a CUDA graph cannot hold a step") as caught:
+            cls([group], model=model)
+        assert "\n" not in str(caught.value)
+    zoo.train(AdamW([{**group, "capturable": False}], lr=1e-2), model, 1)
+
+
+def test_a_state_saved_by_a_capturable_optimizer_of_torch_trains_on_as_one_that_was_not():
+    def resumed(capturable):
+        model = zoo.net()
+        theirs = torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False)
+        zoo.train(theirs, model, 2)
+        saved = theirs.state_dict()
+        saved["param_groups"][0]["capturable"] = capturable
+        ours = AdamW(model, lr=1e-2)
+        ours.load_state_dict(saved)
+        zoo.train(ours, model, 2, start=2)
+        return zoo.snapshot(model)
+
+    assert zoo.same(resumed(True), resumed(False))
+
+
 def test_settings_are_checked_before_parameters_and_odd_parameters_refused_as_torch_does():
     with pytest.raises(ValueError, match="lr=-1"):
         AdamMini(None, lr=-1)

@@ -8,7 +8,7 @@ from launches import Launches
 from torch import nn
 
 from lowmem.optim import SGD, AdamMini, FusedBackward, Lion, Lomo
-from lowmem.optim.core import rule, rule_optimizer, transfers
+from lowmem.optim.core import rule, rule_optimizer, storage, transfers
 
 META = torch.device("meta")
 
@@ -58,16 +58,32 @@ class SaysGpu(torch.Tensor):
 
 
 @pytest.mark.parametrize(
-    "build", [lambda m: AdamMini(m, lr=1e-2), lambda m: Lomo(m, lr=1e-2)], ids=["step", "backward"]
+    "build",
+    [
+        lambda m: AdamMini(m, lr=1e-2),
+        lambda m: AdamMini(m, lr=1e-2, nonfinite="skip"),
+        lambda m: Lomo(m, lr=1e-2),
+        lambda m: Lomo(m, lr=1e-2, max_grad_norm=1.0),
+    ],
+    ids=["step", "step that looks at gradients", "backward", "backward that measures"],
 )
-def test_inside_a_cuda_graph_a_step_is_refused_in_one_line_and_changes_nothing(monkeypatch, build):
+def test_inside_a_cuda_graph_a_step_is_refused_in_one_line_before_anything_waits(monkeypatch, build):
     model = zoo.net()
     optimizer = build(model)
     before = zoo.snapshot(model)
+    waiting = {name: getattr(torch.Tensor, name) for name in ("item", "__bool__", "__float__")}
+
+    def waited(*_):
+        raise AssertionError("a number was read while a graph was captured")
+
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for name in waiting:
+        monkeypatch.setattr(torch.Tensor, name, waited)
     with pytest.raises(RuntimeError, match="capture forward and backward only") as caught:
         zoo.train(optimizer, model, 1)
+    for name, kept in waiting.items():
+        monkeypatch.setattr(torch.Tensor, name, kept)
     assert "\n" not in str(caught.value)
     assert zoo.same(before, zoo.snapshot(model))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -103,7 +119,7 @@ def test_state_that_lies_elsewhere_is_copied_back_without_waiting(monkeypatch):
     """A parameter on meta with its momentum on the CPU, as an offloaded one with pinned momentum."""
     seen = []
     monkeypatch.setattr(
-        rule_optimizer, "round_into", lambda target, source, rounding, wait=True: seen.append((target.device, wait))
+        storage, "round_into", lambda target, source, rounding, wait=True: seen.append((target.device, wait))
     )
     p = nn.Parameter(torch.empty(3, 4, device=META))
     rule = SGD([p], lr=1e-2, momentum=0.9)

@@ -42,10 +42,11 @@ class AdamMini:
         self.lr, self.betas, self.eps, self.weight_decay, self.t = lr, betas, eps, weight_decay, 0
 
     def statistic(self, squares):
+        largest = 1.8e19**2  # what fp32 holds, nearly
         if self.reduce == "mean":
-            return sum(squares) / len(squares)
+            return min(sum(squares) / len(squares), largest)
         if self.reduce == "l1":
-            return sum(squares)
+            return min(sum(squares), largest)
         if self.reduce == "l2":
             return math.sqrt(sum(s * s for s in squares))
         return {"max": max, "min": min}[self.reduce](squares)

@@ -102,7 +102,7 @@ seeds: [0, 1, 2]
 """,
     "src/lowmem/exhibits/extra_points.py": '''"""How well each optimizer fits points on a line."""
 
-from lowmem.reporting.numbers.losses import mean, text, used
+from lowmem.reporting.numbers.losses import (mean, text, used)
 from lowmem.reporting.exhibit import Shown
 
 EXHIBIT = {

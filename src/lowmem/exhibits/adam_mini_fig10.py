@@ -10,19 +10,7 @@ import math
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import (
-    MARGIN,
-    Pair,
-    as_estimate,
-    largest,
-    log_loss,
-    missing,
-    own_rate,
-    pairs,
-    smallest,
-    text,
-    value,
-)
+from lowmem.reporting.numbers.losses import MARGIN, Pair, largest, log_loss, own_rate, pairs, smallest, text
 from lowmem.reporting.panels.losses import (
     faint,
     gap_curve,
@@ -33,6 +21,7 @@ from lowmem.reporting.panels.losses import (
     tokens_label,
     zero_and_margin,
 )
+from lowmem.reporting.values import as_estimate, estimated, missing
 
 EXHIBIT = {
     "id": "adam_mini_fig10",
@@ -115,7 +104,7 @@ def add_row(shown: Shown, size: Pair) -> None:
         return
     shown.runs_used += [run.id for group in size.runs.values() for run in group]
     end = size.tokens[-1]
-    means = [text(value(size.mean(o, end))) for o in ("adamw", "adam_mini")]
+    means = [text(estimated(size.mean(o, end))) for o in ("adamw", "adam_mini")]
     shown.rows.append([size.name, count, f"{end:,}", *means, text(gap, True), text(early(size), True), len(size.seeds)])
 
 

@@ -14,7 +14,6 @@ from lowmem.reporting.numbers.losses import (
     difference,
     largest,
     mean,
-    missing,
     pairs,
     smallest,
     text,
@@ -23,6 +22,7 @@ from lowmem.reporting.numbers.losses import (
     window,
 )
 from lowmem.reporting.panels.losses import loss_curves, side_by_side
+from lowmem.reporting.values import missing
 
 EXHIBIT = {
     "id": "adam_mini_fig12",

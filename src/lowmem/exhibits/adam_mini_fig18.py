@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.reporting.numbers.losses import missing, value
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.reporting.panels.quarters import curves, sample_strip
+from lowmem.reporting.values import estimated, missing
 
 EXHIBIT = {
     "id": "adam_mini_fig18",
@@ -62,7 +62,7 @@ def add_full(shown: Shown, runs: Iterable[Run], tier: str) -> None:
         add_rows(shown, label, of([run], "resnet18"), ACCURACY)
     found = [100 * run.final("val_accuracy") for run in done if run.variant.endswith("-adamw")]
     absent = missing("not run: no record of the workstation tier")
-    shown.values["full.accuracy"] = value(estimate(found), "%") if found else absent
+    shown.values["full.accuracy"] = estimated(estimate(found), "%") if found else absent
 
 
 def draw(resnet: dict, ddpm: dict):

@@ -2,7 +2,8 @@
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
-from lowmem.reporting.numbers.memory import SIMULATED, rate, use, value_or_reason
+from lowmem.reporting.numbers.memory import SIMULATED, rate, use
+from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
     "id": "adam_mini_fig1_cost",

@@ -10,6 +10,7 @@ from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed, unfinished
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.panels import matrices
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "adam_mini_fig2",
@@ -52,10 +53,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         label = {"adamw": "Adam"}.get(name, display.name(name))
         if reason:
             shown.rows.append([label, reason, "", ""])
-            shown.values[f"rates.{name}"] = {"value": None, "reason": reason}
+            shown.values[f"rates.{name}"] = missing(reason)
         else:
             shown.rows.append([label, count, size // count, f"{100 * inside:.1f} %"])
-            shown.values[f"rates.{name}"] = {"value": count, "unit": "rates"}
+            shown.values[f"rates.{name}"] = exact(count, "rates")
     shown.figure = draw(picture, rates, reason)
     return shown
 

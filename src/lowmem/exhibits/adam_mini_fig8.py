@@ -10,9 +10,10 @@ from lowmem.analysis.stats import estimate, paired
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Tuned, lead, mean, missing, over, ratio, smallest, text, tuned, used, value
+from lowmem.reporting.numbers.losses import Tuned, lead, mean, over, ratio, smallest, text, tuned, used
 from lowmem.reporting.numbers.premises import behind, leads_at
 from lowmem.reporting.panels.losses import by_rate, faint, loss_curves, mean_of, tokens_label
+from lowmem.reporting.values import estimated, missing
 
 EXHIBIT = {
     "id": "adam_mini_fig8",
@@ -116,7 +117,9 @@ def sketches(run: Run) -> dict[int, list[float]]:
 def end(gaps: dict) -> dict:
     """The last distance, mean over seeds."""
     return (
-        gaps if "value" in gaps else value(estimate([curve[-1][1] for curve in gaps.values()]), "of AdamW's movement")
+        gaps
+        if "value" in gaps
+        else estimated(estimate([curve[-1][1] for curve in gaps.values()]), "of AdamW's movement")
     )
 
 
@@ -164,7 +167,7 @@ def spread(shown: Shown, settings: dict[str, list[list[Run]]]) -> None:
         seeds = {run.seed for run in runs}
         losses = {s: [run.final("val_loss") for run in runs if run.seed == s] for s in sorted(seeds)}
         by_seed[optimizer] = {seed: max(found) - min(found) for seed, found in losses.items()}
-        entry = shown.values[f"spread.{optimizer}"] = value(estimate(list(by_seed[optimizer].values())))
+        entry = shown.values[f"spread.{optimizer}"] = estimated(estimate(list(by_seed[optimizer].values())))
         label = f"spread over {len(groups)} settings, {display.name(optimizer)}"
         shown.rows.append([label, "", "", text(entry), "", ""])
     if not gone:

@@ -10,8 +10,9 @@ from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Pair, missing, over, own_rate, pairs, text, used, value
+from lowmem.reporting.numbers.losses import Pair, over, own_rate, pairs, text, used
 from lowmem.reporting.panels.losses import corner, decades, faint, tokens_label
+from lowmem.reporting.values import estimated, missing
 
 EXHIBIT = {
     "id": "adam_mini_fig9",
@@ -48,7 +49,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "Sizes and data are those of this tier; tokens per parameter follow the paper's protocol."
         )
     for size in sizes:
-        ends = [text(value(size.mean(o, size.tokens[-1]))) if size.complete else size.gap()["reason"] for o in NAMES]
+        ends = [
+            text(estimated(size.mean(o, size.tokens[-1]))) if size.complete else size.gap()["reason"] for o in NAMES
+        ]
         shown.rows.append([size.name, f"{size.parameters:,}", *ends, text(size.gap(), True)])
     fits = summarise(shown, sizes)
     shown.values["own_rate.slope.difference"] = own_rate(runs, lambda own: slopes(own)["slope.difference"])
@@ -79,7 +82,7 @@ def slopes(sizes: list[Pair]) -> dict[str, dict]:
         reason = "; ".join(dict.fromkeys(entry["reason"] for entry in gone)) or "not run: a fit needs two sizes"
         return dict.fromkeys(("slope.adamw", "slope.adam_mini", "slope.difference"), missing(reason))
     fits = fits_of(sizes)
-    found = {f"slope.{o}": value(estimate([one[0] for one in by.values()]), "in slope") for o, by in fits.items()}
+    found = {f"slope.{o}": estimated(estimate([one[0] for one in by.values()]), "in slope") for o, by in fits.items()}
     change = {s: fits["adam_mini"][s][0] - fits["adamw"][s][0] for s in fits["adamw"]}
     return {**found, "slope.difference": over(change, "in slope")}
 

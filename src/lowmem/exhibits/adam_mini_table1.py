@@ -5,6 +5,7 @@ in the paper; GiB is 2^30 bytes.
 """
 
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "adam_mini_table1",
@@ -78,11 +79,11 @@ def add(shown: Shown, runs: Runs, run: Run, published: dict, model: str, name: s
     key = f"{model}.{optimizer}"
     if state is None:
         shown.rows.append([name, "", OPTIMIZERS[optimizer], run.reason, "", "", "", paper, ""])
-        shown.values[f"{key}.state_gb"] = {"value": None, "reason": run.reason}
+        shown.values[f"{key}.state_gb"] = missing(run.reason)
         return
     gigabytes = state / 1e9
     shown.runs_used.append(run.id)
-    shown.values[f"{key}.state_gb"] = {"value": gigabytes, "unit": "GB"}
+    shown.values[f"{key}.state_gb"] = exact(gigabytes, "GB")
     shown.rows.append(
         [
             name,
@@ -110,7 +111,7 @@ def largest_difference(shown: Shown, runs: Runs, published: dict) -> dict:
             reason = reason or run.reason
             if run.status == "done":
                 worst = max(worst, 100 * abs(run.final("state_bytes") / 1e9 / theirs["value"] - 1))
-    return {"value": None, "reason": reason} if reason else {"value": worst, "unit": "%"}
+    return missing(reason) if reason else exact(worst, "%")
 
 
 def summarise(shown: Shown, runs: Runs, published: dict) -> None:
@@ -118,7 +119,7 @@ def summarise(shown: Shown, runs: Runs, published: dict) -> None:
     pairs = [[runs.one(f"{model}-{optimizer}") for optimizer in ("adam_mini", "adamw")] for model in MODELS]
     reason = unfinished(run for pair in pairs for run in pair)
     if reason:
-        shown.values["ratio.all"] = {"value": None, "reason": reason}
+        shown.values["ratio.all"] = missing(reason)
     else:
         ratios = [mini.final("state_bytes") / adamw.final("state_bytes") for mini, adamw in pairs]
         mean = sum(ratios) / len(ratios)  # low and high are the extremes: the claim is on every row
@@ -126,19 +127,19 @@ def summarise(shown: Shown, runs: Runs, published: dict) -> None:
     shown.values["largest_difference_percent"] = largest_difference(shown, runs, published)
     adamw, mini, old = (runs.one(f"llama2_7b-{optimizer}") for optimizer in OPTIMIZERS)
     if mini.final("second_moment_scalars") is None:
-        shown.values["llama2_7b.removed_percent"] = {"value": None, "reason": mini.reason}
+        shown.values["llama2_7b.removed_percent"] = missing(mini.reason)
     else:
         removed = 100 * (1 - mini.final("second_moment_scalars") / mini.final("parameters"))
-        shown.values["llama2_7b.removed_percent"] = {"value": removed, "unit": "%"}
+        shown.values["llama2_7b.removed_percent"] = exact(removed, "%")
     if adamw.final("state_bytes") is None:
-        shown.values["llama2_7b.adamw.with_gradients_gb"] = {"value": None, "reason": adamw.reason}
+        shown.values["llama2_7b.adamw.with_gradients_gb"] = missing(adamw.reason)
     else:
         with_gradients = (adamw.final("state_bytes") + 4 * adamw.final("parameters")) / 1e9
-        shown.values["llama2_7b.adamw.with_gradients_gb"] = {"value": with_gradients, "unit": "GB"}
+        shown.values["llama2_7b.adamw.with_gradients_gb"] = exact(with_gradients, "GB")
     if old.final("state_bytes") is None or adamw.final("state_bytes") is None:
-        shown.values["llama2_7b.saving_v1.0_percent"] = {"value": None, "reason": old.reason or adamw.reason}
+        shown.values["llama2_7b.saving_v1.0_percent"] = missing(old.reason or adamw.reason)
     else:
         saving = 100 * (1 - old.final("state_bytes") / adamw.final("state_bytes"))
-        shown.values["llama2_7b.saving_v1.0_percent"] = {"value": saving, "unit": "%"}
+        shown.values["llama2_7b.saving_v1.0_percent"] = exact(saving, "%")
     saving = printed(published, "saving", model="Llama2-7B", partition="v1.0")
     shown.published += mark("Llama2-7B, saving of Adam-mini v1.0", saving)

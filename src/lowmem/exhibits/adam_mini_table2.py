@@ -6,7 +6,8 @@ Below it, the independent rerun of the same table on other cards, which the perf
 from lowmem.memory import hardware
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.reporting.numbers.memory import SIMULATED, gib, missing, shown, use, value_or_reason
+from lowmem.reporting.numbers.memory import SIMULATED, gib, shown, use
+from lowmem.reporting.values import exact, missing, value_or_reason
 
 EXHIBIT = {
     "id": "adam_mini_table2",
@@ -68,12 +69,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     add_rerun(table, runs)
     reason = unfinished(runs.one(f"t2.{optimizer}.{length}") for optimizer in OPTIMIZERS for length in LENGTHS)
     if reason or not gains:
-        table.values["gain"] = table.values["lengths_as_printed"] = {"value": None, "reason": reason or "nothing fits"}
+        table.values["gain"] = table.values["lengths_as_printed"] = missing(reason or "nothing fits")
     else:
         middle = sum(gains) / len(gains)
         bounds = {"low": min(gains), "high": max(gains), "range": "512 to 4096 tokens"}
         table.values["gain"] = {"value": middle, **bounds, "unit": "x AdamW"}
-        table.values["lengths_as_printed"] = {"value": lengths, "unit": "lengths"}
+        table.values["lengths_as_printed"] = exact(lengths, "lengths")
     return table
 
 
@@ -153,7 +154,7 @@ def add_rerun(table: Shown, runs: Runs) -> None:
         table.values[f"rerun.largest_{name}"] = value_or_reason(value, "%", reason)
     equal = [runs.one(f"rerun.{optimizer}.1") for optimizer in OPTIMIZERS]
     table.values["rerun.equal_batch"] = (
-        missing(next(run for run in equal if run.status != "done"))
+        missing(next(run.reason for run in equal if run.status != "done"))
         if unfinished(equal)
-        else {"value": equal[1].final("tokens_per_s") / equal[0].final("tokens_per_s"), "unit": "x AdamW"}
+        else exact(equal[1].final("tokens_per_s") / equal[0].final("tokens_per_s"), "x AdamW")
     )

@@ -8,17 +8,7 @@ import math
 
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import (
-    Pair,
-    final_loss,
-    largest,
-    log_loss,
-    mean,
-    own_rate,
-    pairs,
-    text,
-    used,
-)
+from lowmem.reporting.numbers.losses import Pair, final_loss, largest, log_loss, mean, own_rate, pairs, text, used
 
 EXHIBIT = {
     "id": "adam_mini_table4",

@@ -6,8 +6,9 @@ must agree to the last bit, beside a grid of rates that are used.
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
-from lowmem.reporting.numbers.losses import Tuned, final_loss, lead, mean, missing, models, smallest, text, tuned, used
+from lowmem.reporting.numbers.losses import Tuned, final_loss, lead, mean, models, smallest, text, tuned, used
 from lowmem.reporting.panels.losses import by_rate
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "extra_adafactor_lr",
@@ -59,7 +60,7 @@ def inert(methods: list[Tuned]) -> dict:
             for run in runs:
                 by_seed.setdefault(run.seed, []).append(final_loss(run))
         largest = max([largest, *(max(found) - min(found) for found in by_seed.values())])
-    return {"value": largest, "unit": "nat"}
+    return exact(largest, "nat")
 
 
 def draw(methods: dict[str, Tuned]):

@@ -3,6 +3,7 @@
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown
 from lowmem.reporting.numbers.losses import absent, difference, final_loss, mean, text, used
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "extra_adam_mini_backward",
@@ -68,12 +69,12 @@ def furthest(variants: dict[str, list[Run]]) -> dict:
     if gone:
         return gone
     theirs = {run.seed: final_loss(run) for run in plain}
-    return {"value": max(abs(final_loss(run) - theirs[run.seed]) for run in inside), "unit": "nat"}
+    return exact(max(abs(final_loss(run) - theirs[run.seed]) for run in inside), "nat")
 
 
 def gradients(variants: dict[str, list[Run]]) -> dict:
     inside, plain = variants["adam_mini_backward"], variants["adam_mini"]
     gone = absent(inside, plain)
     if gone or not memory(plain, "gradients"):
-        return gone or {"value": None, "reason": "not run: no count of gradient bytes"}
-    return {"value": memory(inside, "gradients") / memory(plain, "gradients"), "unit": "of Adam-mini's"}
+        return gone or missing("not run: no count of gradient bytes")
+    return exact(memory(inside, "gradients") / memory(plain, "gradients"), "of Adam-mini's")

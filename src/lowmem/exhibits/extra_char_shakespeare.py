@@ -8,8 +8,9 @@ import statistics
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import difference, log_loss, mean, missing, text, used
+from lowmem.reporting.numbers.losses import difference, log_loss, mean, text, used
 from lowmem.reporting.panels.losses import loss_curves
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "extra_char_shakespeare",
@@ -104,7 +105,7 @@ def usual(group: list[Run]) -> dict:
     times = [(run.record.get("throughput") or {}).get("run_s") for run in group if run.status == "done"]
     if not times or None in times:
         return missing("not run: no record")
-    return {"value": statistics.median(times), "unit": "s"}
+    return exact(statistics.median(times), "s")
 
 
 def draw(groups: dict[str, list[Run]]):

@@ -4,6 +4,7 @@ from lowmem.analysis import stats
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Runs, Shown
 from lowmem.reporting.numbers.memory import shown, use
+from lowmem.reporting.values import missing
 
 EXHIBIT = {
     "id": "extra_equal_batch",
@@ -41,7 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         if run.status != "done":
             table.rows.append([NAMES.get(label, display.name(label)), run.reason, *[""] * (len(COLUMNS) - 2)])
             for kind in ("equal", "largest"):
-                table.values[f"{kind}.{label}"] = {"value": None, "reason": run.reason}
+                table.values[f"{kind}.{label}"] = missing(run.reason)
             continue
         cells = []
         for kind in ("equal", "largest"):
@@ -57,9 +58,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 
 def value(ratio: dict | None) -> dict:
     """A ratio with its interval for the claims."""
-    return (
-        {"value": None, "reason": "out of memory: not one sequence fits"} if ratio is None else {**ratio, "unit": "x"}
-    )
+    return missing("out of memory: not one sequence fits") if ratio is None else {**ratio, "unit": "x"}
 
 
 def interval(ratio: dict | None) -> str:
@@ -75,6 +74,6 @@ def slowdown(run) -> dict:
         if line["kind"] == "equal":
             rounds.setdefault(line["label"], []).append(line["tokens_per_s"])
     if run.status != "done" or not {"lomo", "lomo_two_passes"} <= rounds.keys():
-        return {"value": None, "reason": run.reason or "not run: LOMO is not among the optimizers"}
+        return missing(run.reason or "not run: LOMO is not among the optimizers")
     found = stats.estimate([one / two for one, two in zip(rounds["lomo"], rounds["lomo_two_passes"])])
     return {"value": found.value, "low": found.low, "high": found.high, "n": found.n, "unit": "x one pass"}

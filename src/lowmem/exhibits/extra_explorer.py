@@ -7,6 +7,7 @@ from lowmem.memory.parts import PARTS
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown, unfinished
 from lowmem.reporting.numbers.memory import GIB, shown, use
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "extra_explorer",
@@ -52,9 +53,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     if not done:
         table.rows, table.filters = [], []
         table.rows.append([unfinished(runs.archived) or "not run: no record", *[""] * (len(COLUMNS) - 1)])
-    table.values["cells"] = (
-        {"value": len(done), "unit": "cells"} if done else {"value": None, "reason": table.rows[0][0]}
-    )
+    table.values["cells"] = exact(len(done), "cells") if done else missing(table.rows[0][0])
     return table
 
 

@@ -4,6 +4,7 @@ The table is data/published/independent.yaml as it stands; the page shows each e
 """
 
 from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.values import exact
 
 EXHIBIT = {
     "id": "extra_independent",
@@ -39,7 +40,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             shown.rows.append([*about, *numbers(value), *(rest if k == 0 else ["", "", ""])])
     gaps = [v["adam_mini"] - v["adamw"] for v in cells(published)]
     shown.values["wen.mean_gap"] = {"value": sum(gaps) / len(gaps), "n": 1, "unit": "nat per token"}
-    shown.values["wen.cells_behind"] = {"value": sum(gap > 0 for gap in gaps), "unit": f"of {len(gaps)} cells"}
+    shown.values["wen.cells_behind"] = exact(sum(gap > 0 for gap in gaps), f"of {len(gaps)} cells")
     return shown
 
 

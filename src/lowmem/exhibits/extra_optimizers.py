@@ -5,8 +5,9 @@ Nothing is trained for this table: it joins the runs of three other exhibits.
 
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import difference, missing, text, tuned
+from lowmem.reporting.numbers.losses import difference, text, tuned
 from lowmem.reporting.numbers.memory import use
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "extra_optimizers",
@@ -57,13 +58,13 @@ def row(table: Shown, name: str, methods: dict, peaks: dict[str, Run], speeds: R
     runs = [run for run in [*(grid.best if grid else []), *([peak] if peak else [])] if run.status == "done"]
     state = runs[0].record["memory"] if runs else None  # bytes of a training run, else of the measured step
     table.values[f"{name}.state"] = (
-        {"value": state["optimizer_state"] / state["parameters"], "unit": "x weights"} if state else missing("not run")
+        exact(state["optimizer_state"] / state["parameters"], "x weights") if state else missing("not run")
     )
     measured = peak is not None and peak.status == base.status == "done"
     ratio = f"{peak.final('measured_bytes') / base.final('measured_bytes'):.2f}" if measured else ""
     gap = missing(ALIKE.get(name, "not trained here"))
     if grid and name == "adamw":
-        gap = grid.gone or {"value": 0.0, "unit": "nat"}
+        gap = grid.gone or exact(0.0, "nat")
     elif grid:
         gap = grid.gone or methods["adamw"].gone or difference(grid.best, methods["adamw"].best)
     table.values[f"{name}.gap"] = gap

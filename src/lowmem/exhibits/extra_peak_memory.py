@@ -1,7 +1,7 @@
 """LOMO's headline measured: the peak memory of a fine-tuning step by optimizer, over that of inference alone."""
 
 from lowmem.reporting.exhibit import Run, Runs, Shown, unfinished
-from lowmem.reporting.numbers.losses import missing
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "extra_peak_memory",
@@ -54,11 +54,11 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         if name != "inference":
             reason = unfinished([run, base])
             ratio = None if reason else peaks[name] / peaks["inference"]
-            shown.values[f"{name}.over_inference"] = missing(reason) if reason else {"value": ratio, "unit": "times"}
+            shown.values[f"{name}.over_inference"] = missing(reason) if reason else exact(ratio, "times")
     shown.values["lomo.extra_weights"] = extra(runs.one("lomo"), base)
     reason = unfinished(runs.one(name) for name in ("lomo", "sgd", "adamw"))
     ordered = None if reason else int(peaks["lomo"] < peaks["sgd"] < peaks["adamw"])
-    shown.values["order"] = missing(reason) if reason else {"value": ordered, "unit": "(1: in this order)"}
+    shown.values["order"] = missing(reason) if reason else exact(ordered, "(1: in this order)")
     return shown
 
 
@@ -67,7 +67,7 @@ def extra(run: Run, base: Run) -> dict:
     if reason := unfinished([run, base]):
         return missing(reason)
     more = run.final("measured_bytes") - base.final("measured_bytes")
-    return {"value": more / base.final("weights_bytes"), "unit": "times the weights"}
+    return exact(more / base.final("weights_bytes"), "times the weights")
 
 
 def setting(run: Run) -> list[str]:

@@ -3,7 +3,8 @@
 import statistics
 
 from lowmem.reporting.exhibit import Runs, Shown, unfinished
-from lowmem.reporting.numbers.memory import shown, use, value_or_reason
+from lowmem.reporting.numbers.memory import shown, use
+from lowmem.reporting.values import missing, value_or_reason
 
 EXHIBIT = {
     "id": "extra_planner_accuracy",
@@ -47,5 +48,5 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     reason = unfinished(runs)
     for key, pick in (("error.median_percent", statistics.median), ("error.worst_percent", max)):
         table.values[key] = value_or_reason(None if reason else pick(errors), "%", reason)
-    table.values["cells"] = {"value": None, "reason": reason} if reason else {"value": len(errors)}
+    table.values["cells"] = missing(reason) if reason else {"value": len(errors)}
     return table

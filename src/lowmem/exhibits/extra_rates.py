@@ -6,6 +6,7 @@ from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean as mean_of_runs
 from lowmem.reporting.numbers.losses import models, parameters, text, tuned, used
 from lowmem.reporting.panels.losses import by_rate
+from lowmem.reporting.values import exact
 
 EXHIBIT = {
     "id": "extra_rates",
@@ -39,9 +40,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for size, methods in grids.items():
         for name, method in methods.items():
-            shown.values[f"best.{size}.{name}"] = (
-                {"value": method.lr, "unit": "learning rate"} if method.lr else method.gone
-            )
+            shown.values[f"best.{size}.{name}"] = exact(method.lr, "learning rate") if method.lr else method.gone
             shown.values[f"loss.{size}.{name}"] = mean_of_runs(method.best) if method.lr else method.gone
             for lr, group in method.rates.items():
                 best = "" if lr != method.lr else method.rate.replace(f"{lr:g}", "best")

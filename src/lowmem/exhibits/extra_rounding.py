@@ -2,7 +2,8 @@
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import absent, missing, text, used, value
+from lowmem.reporting.numbers.losses import absent, text, used
+from lowmem.reporting.values import estimated, missing
 
 EXHIBIT = {
     "id": "extra_rounding",
@@ -58,7 +59,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 def percent(group: list[Run], key: str, factor: float) -> dict:
     """Mean over seeds of a final number, as an entry."""
     gone = absent(group, group)
-    return gone or value(estimate([factor * run.final(key) for run in group]), "%")
+    return gone or estimated(estimate([factor * run.final(key) for run in group]), "%")
 
 
 def kept(group: list[Run], full: list[Run]) -> dict:
@@ -68,4 +69,4 @@ def kept(group: list[Run], full: list[Run]) -> dict:
     theirs = {run.seed: run.final("changed") for run in full}
     if not all(theirs.get(run.seed) for run in group):
         return missing("no number: no weight changed with fp32 storage")
-    return value(estimate([run.final("changed") / theirs[run.seed] for run in group]), "of fp32's")
+    return estimated(estimate([run.final("changed") / theirs[run.seed] for run in group]), "of fp32's")

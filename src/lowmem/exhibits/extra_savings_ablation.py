@@ -1,7 +1,8 @@
 """What saves memory: LLaMA-7B, one change at a time from plain AdamW, then together. Asked in LOMO's issue 72."""
 
 from lowmem.reporting.exhibit import Runs, Shown
-from lowmem.reporting.numbers.memory import SIMULATED, gib, missing, part, shown, use
+from lowmem.reporting.numbers.memory import SIMULATED, gib, part, shown, use
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "extra_savings_ablation",
@@ -57,9 +58,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         use(table, run)
         if run.status != "done":
             table.rows.append([name, run.reason, *[""] * (len(COLUMNS) - 2)])
-            table.values[f"{cell}.peak_gib"] = missing(run)
+            table.values[f"{cell}.peak_gib"] = missing(run.reason)
             continue
-        table.values[f"{cell}.peak_gib"] = {"value": gib(run), "unit": "GiB"}
+        table.values[f"{cell}.peak_gib"] = exact(gib(run), "GiB")
         saved = "" if gib(base) is None or cell == "baseline" else f"{100 * (1 - gib(run) / gib(base)):.0f} %"
         parts = [shown(part(run, *names)) for names in PARTS.values()]
         table.rows.append([name, shown(gib(run)), saved, *parts, shown(gib(run, "host_bytes"))])

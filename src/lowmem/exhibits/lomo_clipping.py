@@ -3,8 +3,9 @@
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Tuned, difference, log_loss, lost, missing, tuned, used
+from lowmem.reporting.numbers.losses import Tuned, difference, log_loss, lost, tuned, used
 from lowmem.reporting.panels.losses import limits, of_run
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "lomo_clipping",
@@ -67,13 +68,13 @@ def usable(method: Tuned) -> dict:
     if waiting:
         return missing(waiting.reason)
     fine = [rate for rate, group in method.rates.items() if all(map(learned, group))]
-    return {"value": len(fine), "unit": f"of {len(method.rates)} rates"}
+    return exact(len(fine), f"of {len(method.rates)} rates")
 
 
 def more(ours: dict, theirs: dict) -> dict:
     """Difference of two counts."""
     gone = next((entry for entry in (ours, theirs) if entry["value"] is None), None)
-    return gone or {"value": ours["value"] - theirs["value"], "unit": "rates"}
+    return gone or exact(ours["value"] - theirs["value"], "rates")
 
 
 def learned(run) -> bool:

@@ -3,7 +3,8 @@
 from lowmem.analysis.stats import estimate, least, worst
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.reporting.numbers.losses import absent, extreme, missing, ratio, text, used, value
+from lowmem.reporting.numbers.losses import absent, extreme, ratio, text, used
+from lowmem.reporting.values import estimated, missing
 
 EXHIBIT = {
     "id": "lomo_eq",
@@ -54,7 +55,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 def over(group: list[Run], key: str, unit: str = "") -> dict:
     """Mean of a final number over seeds, as an entry."""
     gone = absent(group, group)
-    return gone or value(estimate([run.final(key) for run in group]), unit)
+    return gone or estimated(estimate([run.final(key) for run in group]), unit)
 
 
 def grown(narrow: list[Run], wide: list[Run]) -> dict:

@@ -8,6 +8,7 @@ import re
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "lomo_fig1",
@@ -74,7 +75,7 @@ def growth(shown: Shown, found: dict, depths: list[int], reason: str | None) -> 
     """Values for the claims, or why there are none."""
     names = ("lomo.peak_in_largest_gradients", "lomo.growth", "sgd.growth")
     if reason:
-        shown.values = {name: {"value": None, "reason": reason} for name in names}
+        shown.values = {name: missing(reason) for name in names}
         return
     peaks = {key: run.final("live_peak_bytes") for key, run in found.items()}
     first, last = depths[0], depths[-1]
@@ -84,9 +85,9 @@ def growth(shown: Shown, found: dict, depths: list[int], reason: str | None) -> 
             "value": max(peaks[d, "lomo"] / size for d, size in zip(depths, sizes, strict=True)),
             "unit": "× the largest gradient",
         },
-        names[1]: {"value": peaks[last, "lomo"] / peaks[first, "lomo"], "unit": f"× from {first} to {last} layers"},
+        names[1]: exact(peaks[last, "lomo"] / peaks[first, "lomo"], f"× from {first} to {last} layers"),
         # relative to the depth: 1 means exactly proportional
-        names[2]: {"value": peaks[last, "sgd"] / peaks[first, "sgd"] / (last / first), "unit": "× the growth in depth"},
+        names[2]: exact(peaks[last, "sgd"] / peaks[first, "sgd"] / (last / first), "× the growth in depth"),
     }
 
 

@@ -3,7 +3,8 @@
 from lowmem.exhibits.lomo_table1 import components
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed, unfinished
-from lowmem.reporting.numbers.memory import SIMULATED, gib, use, value_or_reason
+from lowmem.reporting.numbers.memory import SIMULATED, gib, use
+from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
     "id": "lomo_fig2",

@@ -6,8 +6,9 @@ from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import absent, missing, text, used, value, widened
+from lowmem.reporting.numbers.losses import absent, text, used, widened
 from lowmem.reporting.panels.superglue import dots, levels, look
+from lowmem.reporting.values import estimated, missing
 
 EXHIBIT = {
     "id": "lomo_fig3",
@@ -111,7 +112,7 @@ def gain(cells: dict, tasks) -> dict:
     if gone:
         return gone
     over = ft.mean_by_seed(ours), ft.mean_by_seed(theirs)
-    entry = value(estimate([over[0](seed) - over[1](seed) for seed in ft.common_seeds([*ours, *theirs])]), "points")
+    entry = estimated(estimate([over[0](seed) - over[1](seed) for seed in ft.common_seeds([*ours, *theirs])]), "points")
     return widened(
         entry, math.sqrt(len(ranks(cells))) * ft.sampling(ours, theirs)
     )  # all ranks answer the same questions

@@ -4,8 +4,9 @@ from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import absent, missing, text, used, value
+from lowmem.reporting.numbers.losses import absent, text, used
 from lowmem.reporting.panels.superglue import by_step
+from lowmem.reporting.values import estimated, missing
 
 EXHIBIT = {
     "id": "lomo_fig4",
@@ -69,7 +70,7 @@ def early_drop(group: list[Run]) -> dict:
     found = [parts(run) for run in group]
     if any(start <= end for start, _, end in found):
         return missing("no number: the loss of a seed did not fall")
-    return value(estimate([(start - middle) / (start - end) for start, middle, end in found]), "of the fall")
+    return estimated(estimate([(start - middle) / (start - end) for start, middle, end in found]), "of the fall")
 
 
 def ends(group: list[Run]) -> list[str]:

@@ -5,7 +5,8 @@ backward, as the authors measured (issue 80 of their repository).
 """
 
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.reporting.numbers.memory import gib, use, value_or_reason
+from lowmem.reporting.numbers.memory import gib, use
+from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
     "id": "lomo_table1",

@@ -3,7 +3,8 @@
 from lowmem.memory.hardware import OUTSIDE
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown, use, value_or_reason
+from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown, use
+from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
     "id": "lomo_table2",

@@ -2,7 +2,8 @@
 
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import missing, used
+from lowmem.reporting.numbers.losses import used
+from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
     "id": "lomo_table4",
@@ -61,7 +62,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     shown.runs_used = used(runs)
     gone = None if shown.runs_used else missing("not run: no record")  # settings of runs that nobody made say nothing
     for name, count in (("settings", len(compared)), ("differences", compared.count("no"))):
-        shown.values[name] = gone or {"value": count, "unit": "settings"}
+        shown.values[name] = gone or exact(count, "settings")
     return shown
 
 

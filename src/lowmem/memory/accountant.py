@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -58,11 +60,12 @@ class Account:
 def account(target: Target, cell: Cell, full_depth: bool = False) -> Account:
     """Trace shallow models of the target and extrapolate (or trace it at full depth). Raises Misuse for bad settings."""
     check(target, cell)
-    few = (4 if fake_ranks.is_sharded(cell) else 2) * target.period  # fully_shard gathers the next layer while one runs
-    more = few + target.period
+    period = math.lcm(target.period, cell.checkpoint_every)
+    few = (4 if fake_ranks.is_sharded(cell) else 2) * period  # fully_shard gathers the next layer while one runs
+    more = few + period
     if full_depth or target.depth <= more:
         return summary([trace(target, cell, target.depth)], (target.depth,), 0.0)
-    share = (target.depth - few) / target.period
+    share = (target.depth - few) / period
     return summary([trace(target, cell, depth) for depth in (few, more)], (few, more), share)
 
 
@@ -109,7 +112,7 @@ def trace(target: Target, cell: Cell, depth: int) -> tuple[dict[str, dict[str, i
         model = fake_ranks.shard(place(model), target, cell, mesh)
         tracker.mark(model.parameters(), "parameters")
         if cell.checkpointing:
-            for layer in target.layers(model):
+            for layer in target.layers(model)[:: cell.checkpoint_every]:
                 layer.forward = functools.partial(recomputed, tracker, cell, layer.forward)
         held = [] if cell.fsdp1 and cell.adapters is not None and fake_ranks.is_sharded(cell) else None
         watch(tracker, model, target.layers(model), held)
@@ -197,7 +200,12 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
     elif cell.optimizer["name"] in foreign_optimizers.NAMES:
         optimizer = foreign_optimizers.Foreign(model, tracker=tracker, clip=cell.clip, **cell.optimizer)
     else:
-        optimizer = make(model if twin is None else fake_ranks.shard(place(twin), target, cell, mesh), **cell.optimizer)
+        with warnings.catch_warnings():
+            if cell.adapters is not None:
+                warnings.simplefilter("ignore")  # these adapters are stand-ins
+            optimizer = make(
+                model if twin is None else fake_ranks.shard(place(twin), target, cell, mesh), **cell.optimizer
+            )
     fused, inner = isinstance(optimizer, FusedBackward), getattr(optimizer, "inner", optimizer)
     if twin is not None:
         if fused:

@@ -27,6 +27,7 @@ class Cell:
     package (foreign_optimizers.py). accumulate: batches whose gradients are added up for one step. adapters: LoRA, perhaps
     over packed weights; what else is trained is nothing. fsdp1: frozen weights split by the older FullyShardedDataParallel,
     whose hooks hold each layer's input and its gradient until backward ends.
+    checkpoint_every: with checkpointing, one layer in so many is recomputed.
     """
 
     optimizer: dict
@@ -45,6 +46,7 @@ class Cell:
     accumulate: int = 1
     adapters: Adapters | None = None
     fsdp1: bool = False
+    checkpoint_every: int = 1
 
     @property
     def data_parallel(self) -> int:
@@ -70,8 +72,10 @@ def check_settings(cell: Cell) -> None:
         )
     if cell.device == "cpu" and cell.attention != "fused":
         raise Misuse("attention eager is a GPU setting; on a CPU the model chooses for itself")
-    if cell.accumulate < 1:
-        raise Misuse("accumulate: at least 1")
+    if cell.accumulate < 1 or cell.checkpoint_every < 1:
+        raise Misuse("accumulate, checkpoint-every: at least 1 each")
+    if cell.checkpoint_every > 1 and not cell.checkpointing:
+        raise Misuse("checkpoint-every: belongs to --checkpointing")
     if cell.accumulate > 1 and inside_backward(cell.optimizer):
         raise Misuse("accumulate: an update inside backward uses each gradient at once; use one batch per step")
     if cell.adapters is not None:

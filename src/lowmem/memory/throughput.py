@@ -55,7 +55,7 @@ def speed(work: Work, cell: Cell, gpu: Gpu) -> Speed:
     stages = {stage: max(found.values()) for stage, found in times.items()}
     limits = {stage: max(found, key=found.get) for stage, found in times.items()}
     seconds = sum(stages.values())
-    return Speed(seconds, stages, limits, cell.batch * cell.seq_len * cell.data_parallel / seconds)
+    return Speed(seconds, stages, limits, cell.accumulate * cell.batch * cell.seq_len * cell.data_parallel / seconds)
 
 
 def fitted_link(work: Work, cell: Cell, gpu: Gpu, tokens_per_s: float) -> float:

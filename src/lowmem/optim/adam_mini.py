@@ -4,6 +4,8 @@ Official code: the package adam-mini 1.1.1. Different on purpose:
 - Blocks come from modules (lowmem.partition), not from substrings of parameter names; position tables are cut by
   position, where the official GPT-2 script makes one block of the table.
 - Decay acts on every parameter unless no_decay says otherwise; the official code never decays names with norm, ln, bias.
+- The sum of a block's squared gradients (in C, which sums in double: the mean) stops at 3.2e38, as an infinite v would
+  freeze the block for good.
 - Block scalars are always fp32; the first moment takes the parameter's dtype, or state_dtype.
 - The second moment is updated in one pass over the block, by a C loop on CPU where a C compiler exists (cpu_kernel.py)
   and by Triton on a GPU (gpu_step.py); elsewhere the stages of many tensors run together (flat_blocks.py).
@@ -20,22 +22,28 @@ from lowmem.optim.core.rule import Stage, Work, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 REDUCTIONS = ("mean", "max", "min", "l1", "l2")
+LARGEST = {torch.float32: 1.8e19, torch.float64: 1.3e154}  # of a norm; its square is still finite
 
 
 def block_statistic(w: Work, totals: list) -> list[torch.Tensor]:
     """One number per block, (1, count, 1), that sums (or max, min) over its parts: of squared gradients."""
-    reduce, axes = w.h["reduce"], (0, 2)
+    reduce, axes, largest = w.h["reduce"], (0, 2), LARGEST[w.g.dtype]
     if reduce in ("max", "min"):
         size = w.g.abs()
-        return [(size.amax(axes, keepdim=True) if reduce == "max" else size.amin(axes, keepdim=True)).square_()]
-    statistic = torch.linalg.vector_norm(w.g.square() if reduce == "l2" else w.g, dim=axes, keepdim=True).square_()
+        size = size.amax(axes, keepdim=True) if reduce == "max" else size.amin(axes, keepdim=True)
+        return [size.clamp_(max=largest).square_()]
+    norm = torch.linalg.vector_norm(w.g.square() if reduce == "l2" else w.g, dim=axes, keepdim=True)
+    statistic = norm.clamp_(max=largest).square_()
     return [statistic.div_(w.size) if reduce == "mean" else statistic]
 
 
 def block_rate(w: Work, totals: list) -> list[torch.Tensor]:
     """v per block from the complete statistic; lr / (sqrt(v) + eps) with both bias corrections."""
     h, v = w.h, w.s["exp_avg_sq"]
-    statistic = totals[-1][0].sqrt() if h["reduce"] == "l2" else totals[-1][0]
+    statistic = totals[-1][0]
+    if h["reduce"] in ("l1", "l2"):  # sums over parts may be infinite where the parts are not
+        statistic = statistic.clamp(max=LARGEST[statistic.dtype] ** 2)
+        statistic = statistic.sqrt_() if h["reduce"] == "l2" else statistic
     v.mul_(h["beta2"]).add_(statistic * h["gain2"])
     return [h["step_size"] / (v.sqrt() * h["bias2_rsqrt"] + h["eps"])]
 
@@ -112,7 +120,7 @@ class AdamMini(RuleOptimizer):
 
     @staticmethod
     def scalars(group, step):
-        return {**adam_scalars(group, step), "reduce": group["reduce"]}
+        return {**adam_scalars(group, step), "largest": LARGEST[torch.float32] ** 2, "reduce": group["reduce"]}
 
     def fast(self, ready):
         return flat_blocks.adam_mini(self, gpu_step.adam(self, cpu_kernel.in_c(self, ready)))

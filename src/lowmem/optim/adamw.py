@@ -5,6 +5,7 @@ arithmetic in another order of rounding (1e-6 relative). On a GPU tensors whose 
 torch's fused kernel, others and stochastic rounding through Triton's (gpu_step.py).
 """
 
+import math
 from typing import Unpack
 
 import torch
@@ -42,6 +43,7 @@ def adam_scalars(group: dict, step) -> dict:
         "gain1": 1 - beta1,
         "gain2": 1 - beta2,
         "eps": group["eps"],
+        "largest": math.inf,  # of a squared gradient: as in torch.optim.AdamW
         "keep": 1 - group["lr"] * group["weight_decay"],
         "step_size": group["lr"] / (1 - beta1**step),
         "bias2_rsqrt": (1 - beta2**step) ** -0.5,

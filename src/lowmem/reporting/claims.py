@@ -12,6 +12,7 @@ from lowmem.errors import Misuse, nearest
 from lowmem.files import read_json, read_yaml, write_json, write_text
 from lowmem.pipeline import experiments, planning
 from lowmem.reporting.exhibit import markdown
+from lowmem.reporting.values import missing
 from lowmem.reporting.verdicts import WORDS, impossible, verdict
 
 
@@ -57,8 +58,8 @@ def decided(claim: dict, header: dict, tier: str, out: Path) -> dict:
     """The row of a claim from the values of its exhibit: {"value", "low"?, "high"?, "n"?, ...}, or None with a reason."""
     path = out / ("figures" if header["kind"] == "figure" else "tables") / f"{claim['exhibit']}.json"
     if not path.is_file():
-        missing = {"value": None, "reason": f"not run: exhibit {claim['exhibit']} was not made"}
-        return row(claim, missing, tier, missing)
+        absent = missing(f"not run: exhibit {claim['exhibit']} was not made")
+        return row(claim, absent, tier, absent)
     kept_files.check_together(path.with_suffix(""))
     values = read_json(path)["values"]
     premise = claim.get("gate", {}).get("value")
@@ -67,8 +68,8 @@ def decided(claim: dict, header: dict, tier: str, out: Path) -> dict:
             f"claims.yaml: {claim['id']}: its gate names no value of {claim['exhibit']}: {premise!r}"
             f"{nearest(premise, values)}"
         )
-    missing = {"value": None, "reason": f"the exhibit has no value {claim['value']!r}"}
-    return row(claim, values.get(claim["value"], missing), tier, values.get(premise))
+    absent = missing(f"the exhibit has no value {claim['value']!r}")
+    return row(claim, values.get(claim["value"], absent), tier, values.get(premise))
 
 
 def gather(root: Path, tier: str, out: Path | None = None) -> list[dict]:

@@ -16,6 +16,7 @@ from lowmem import kept_files
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_yaml, write_json, write_text
 from lowmem.pipeline import archive, experiments, planning, record
+from lowmem.reporting.values import Value, check
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,16 @@ class Runs:
 class Shown:
     """What an exhibit shows.
 
-    rows: cells exactly as markdown and csv show them. values: {name: {"value", "low"?, "high"?, "n"?, "unit"?}} for the
-    claims; a value that could not be had is {"value": None, "reason": ..., "failed"?: "subject"|"baseline"}.
-    published: [{label, value, unit, source, confidence}]. points: plotted numbers, {columns, rows}, where the figure
-    shows more than the rows do. filters: columns of a long table by which the page lets choose rows; the first value of each
-    is shown first. bars: columns whose numbers the page draws as bars too.
+    rows: cells exactly as markdown and csv show them. values: for the claims (values.py). published: [{label, value, unit,
+    source, confidence}]. points: plotted numbers, {columns, rows}, where the figure shows more than the rows do. filters:
+    columns of a long table by which the page lets choose rows; the first value of each is shown first. bars: columns whose
+    numbers the page draws as bars too.
     """
 
     caption: str
     columns: list[str]
     rows: list[list]
-    values: dict[str, dict] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
     published: list[dict] = field(default_factory=list)
     deviations: list[str] = field(default_factory=list)
     figure: object | None = None
@@ -253,6 +253,8 @@ def write(out: Path, header: dict, shown: Shown, runs: Runs, tier: str) -> None:
     widths = {len(row) for row in shown.rows} - {len(shown.columns)}
     if widths:
         raise ValueError(f"{header['id']}: rows of {sorted(widths)} cells under {len(shown.columns)} columns")
+    for name, found in shown.values.items():
+        check(name, found)
     rows = [[cell(value) for value in row] for row in shown.rows]
     if header["kind"] == "figure":
         from lowmem.reporting import hover, plots

@@ -10,6 +10,7 @@ import torch
 
 from lowmem import distributed
 from lowmem.errors import Diverged, Misuse
+from lowmem.optim.core.clipping import total_norm
 from lowmem.training import usage
 from lowmem.training.lr_schedule import lr_at
 from lowmem.training.task import Task
@@ -94,8 +95,7 @@ class Updates:
     def clip(self) -> float:
         """Global norm of the gradients before clipping (train.grad_clip; null measures only)."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if self.ranks > 1 else norm
+        norm = total_norm(gradients)
         if self.clip_at:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_at, norm)
         self.gradient_bytes = self.gradient_bytes or usage.bytes_of(gradients)

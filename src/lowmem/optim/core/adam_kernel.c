@@ -16,6 +16,7 @@
 typedef struct {
     float keep, step_size, beta1, beta2, eps, bias2_rsqrt;
     float gain1, gain2;  /* 1 - beta, rounded once: in fp32 1 - 0.999f is off by 1e-5 */
+    float largest;  /* mean square of a block: v must not become infinite for good; infinity: as it comes */
 } Scalars;
 
 typedef struct {
@@ -75,7 +76,9 @@ INLINE void move(const Segment *s, int64_t at, int64_t n, float b1, float keep, 
 }
 
 static float rate_of(const Segment *s, int64_t b, double sum) {
-    s->v[b] = s->h->beta2 * s->v[b] + s->h->gain2 * (float)(sum / ((double)s->outer * s->run));
+    double mean = sum / ((double)s->outer * s->run);
+    if (mean > s->h->largest) mean = s->h->largest;  /* NaN stays */
+    s->v[b] = s->h->beta2 * s->v[b] + s->h->gain2 * (float)mean;
     return s->h->step_size / (sqrtf(s->v[b]) * s->h->bias2_rsqrt + s->h->eps);
 }
 
@@ -120,6 +123,7 @@ INLINE void adamw(const int variant, const Segment *s, int64_t first, int64_t co
     const int ways = variant == TWO_AT_ONCE ? 2 : 1;
     const float b1 = s->h->gain1, beta2 = s->h->beta2, b2 = s->h->gain2;  /* copies: s may alias what is written */
     const float keep = s->h->keep, size = s->h->step_size, root = s->h->bias2_rsqrt, eps = s->h->eps;
+    const float most = b2 * s->h->largest;
     for (int64_t i = 0; i < count; i += STRIP)
         for (int w = 0; w < ways; w++) {
             int64_t at = first + w * count + i, n = i + STRIP <= count ? STRIP : count - i;
@@ -127,7 +131,8 @@ INLINE void adamw(const int variant, const Segment *s, int64_t first, int64_t co
             const float *restrict g = s->g + at;
             ask(variant, p), ask(variant, m), ask(variant, v), ask(variant, g);
             for (int64_t j = 0; j < n; j++) {
-                float x = g[j], mj = m[j] + b1 * (x - m[j]), vj = beta2 * v[j] + b2 * x * x;
+                float x = g[j], mj = m[j] + b1 * (x - m[j]), square = b2 * x * x;
+                float vj = beta2 * v[j] + (square > most ? most : square);
                 m[j] = mj;
                 v[j] = vj;
                 p[j] = p[j] * keep - size * mj / (sqrtf(vj) * root + eps);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,26 @@ def check_clipping(loss_scale, **limits) -> None:
             raise ValueError(f"{key}={value!r}: more than 0, or None for no clipping")
     if loss_scale not in (None, "dynamic") and not (isinstance(loss_scale, (int, float)) and loss_scale > 0):
         raise ValueError(f"loss_scale={loss_scale!r}: None, a number above 0, or 'dynamic'")
+
+
+def norm_of(g: Tensor) -> Tensor:
+    """The 2-norm in fp32 or wider; on a CPU in double where squares of finite numbers are infinite in fp32.
+
+    On other devices looking would mean waiting, for each gradient.
+    """
+    norm = torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+    overflown = norm.device.type == "cpu" and norm.dtype == torch.float32 and not math.isfinite(norm)
+    return torch.linalg.vector_norm(g, dtype=torch.float64) if overflown else norm
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm over all gradients, in double where fp32 does not hold the squares."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    if norm.isfinite():
+        return norm
+    norm = torch.nn.utils.get_total_norm([g.double() for g in gradients])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def prepared(fused, p: nn.Parameter, g: Tensor) -> tuple[Tensor, float]:
@@ -32,8 +54,10 @@ def prepared(fused, p: nn.Parameter, g: Tensor) -> tuple[Tensor, float]:
     if fused.clip_value is not None:
         g.clamp_(-fused.clip_value, fused.clip_value)
     if fused.grouped_norm is not None:
-        square = torch.linalg.vector_norm(g).square()
-        if (shard := fused.inner.shard(p)) is not None:
+        shard = fused.inner.shard(p)
+        square = norm_of(g).square()
+        if shard is not None:
+            square = square.to(torch.promote_types(g.dtype, torch.float32))  # on all ranks alike
             reduce_all([(shard, "sum", square)])
         g.mul_((fused.grouped_norm / (square.sqrt() + 1e-6)).clamp_(max=1.0))
     return g, factor

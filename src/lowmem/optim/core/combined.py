@@ -7,6 +7,7 @@ once, as FusedBackward leaves gradients of parameters that are not its own.
 import torch
 from torch import Tensor
 
+from lowmem.optim.core.clipping import total_norm
 from lowmem.optim.core.fused_backward import FusedBackward
 from lowmem.optim.core.torch_optimizer import Optimizer
 
@@ -47,7 +48,8 @@ class Together(Optimizer):
         self.fused.step()
         if self.max_grad_norm:
             parameters = [p for group in self.beside.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            norm = total_norm([p.grad for p in parameters if p.grad is not None])
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         self.beside.step()
         self.share()
 

@@ -15,6 +15,7 @@ from lowmem.optim.core.rule import Layout, Work, works
 
 WITHOUT = ("cpu",)  # devices where starting an operation costs little, and going through memory once more does not
 FEWEST = 4  # tensors; below, the stages start no more operations
+LARGEST = 1.8e19  # adam_mini.LARGEST
 OWN_SCALARS = 1 << 16  # a tensor with more scalars than this is better off without a copy of them
 
 
@@ -63,7 +64,7 @@ def _step(optimizer, entries: list, device: torch.device) -> None:
     for work, part in zip(pieces, statistic.split(counts, 1)):
         torch.linalg.vector_norm(work.g, dim=(0, 2), keepdim=True, out=part)
     by = _sizes(optimizer, tuple(entry[5] for entry in entries), pieces, counts, device)
-    statistic.square_()
+    statistic.clamp_(max=LARGEST).square_()
     statistic.div_(by) if device.type == "cpu" else statistic.mul_(by)
     v = torch.cat(seconds, 1).mul_(h["beta2"]).add_(statistic.mul_(h["gain2"]))
     torch._foreach_copy_(seconds, v.split(counts, 1))

@@ -23,11 +23,12 @@ from lowmem.blocks.layers import is_lazy
 from lowmem.optim.core import data_parallel
 from lowmem.optim.core.autograd_graph import Graph, evaluate, others, random_states, read_graph, restore
 from lowmem.optim.core.checks import NO_SPARSE, is_rehearsal
-from lowmem.optim.core.clipping import check_clipping, prepared
+from lowmem.optim.core.clipping import check_clipping, norm_of, prepared
 from lowmem.optim.core.hooks import PLAIN_BACKWARD, Hook, check_empty, owner, wrapped_in
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.core.sharded_update import local_gradient
 from lowmem.optim.core.torch_optimizer import Optimizer
+from lowmem.optim.core.transfers import refuse_capture
 
 SCALE_START, SCALE_GROWTH, SCALE_WINDOW, SCALE_MIN = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
 
@@ -148,6 +149,7 @@ class FusedBackward(Optimizer):
         """Backward and update in one. loss: a scalar tensor, or a closure that returns one. Returns the loss, detached."""
         if (wrapped := wrapped_in(self)) is not None:
             return wrapped.backward(loss)
+        refuse_capture()
         if not self._stepped:
             raise RuntimeError(
                 "backward was called twice without step(): gradients are used up as they appear, so they cannot be "
@@ -285,8 +287,7 @@ class FusedBackward(Optimizer):
         elif self.process_group:
             gradient = data_parallel.average(gradient, self.process_group)
         if self._mode == "measure":
-            exact = torch.promote_types(gradient.dtype, torch.float32)
-            self._norms.append((p, torch.linalg.vector_norm(gradient, dtype=exact)))
+            self._norms.append((p, norm_of(gradient)))
             return
         gradient, factor = prepared(self, p, gradient)
         work = (self._group_of[p], p, gradient)

@@ -17,8 +17,13 @@ NUMBERS = {
 }  # fmt: skip
 
 ALONE = "the fastest way for the device is found by itself; leave it out"
+UNCAPTURED = (
+    "learning rate and bias corrections are computed on the host, so a CUDA graph cannot hold a step; leave it out, capture "
+    "forward and backward only, and call step() outside"
+)
 TORCHS = {  # what scripts pass to torch's optimizers
-    **dict.fromkeys(("fused", "foreach", "capturable"), ALONE),
+    **dict.fromkeys(("fused", "foreach"), ALONE),
+    "capturable": UNCAPTURED,
     "differentiable": "steps are not differentiated; leave it out",
     "amsgrad": "it is no part of these methods; leave it out",
     "maximize": "call (-loss).backward()",
@@ -86,6 +91,9 @@ def check_settings(group: dict, beta_count: int, eps_count: int) -> None:
     def check(key: str, fits: bool, want: str) -> None:
         if not fits:
             raise ValueError(f"{key}={group[key]!r}: {want}")
+
+    if group.get("capturable"):
+        raise ValueError(f"capturable={group['capturable']!r}: {UNCAPTURED}")
 
     def values(key: str) -> tuple:
         return tuple(group[key]) if isinstance(group[key], (tuple, list)) else (group[key],)

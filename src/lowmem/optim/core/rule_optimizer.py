@@ -207,6 +207,7 @@ class RuleOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Update every parameter that has a gradient. Returns the closure's loss, if a closure is given."""
+        refuse_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():

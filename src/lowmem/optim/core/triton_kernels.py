@@ -27,6 +27,7 @@ PARTIAL, RATE, NUMBER, CHUNK, CHUNK_STRIDE, OFFSET, NAME = (tl.constexpr(i) for 
 COLUMNS = tl.constexpr(18)
 KEEP, STEP, BETA2, GAIN1, GAIN2, EPS, ROOT, FACTOR = (tl.constexpr(i) for i in range(8))  # of a group's numbers
 NUMBERS = tl.constexpr(8)
+LARGEST = tl.constexpr(3.24e38)  # sum of squares in a block: v must not become infinite for good
 
 
 @triton.jit
@@ -98,6 +99,11 @@ def moved(w, m, x, rate, numbers):
 
 
 @triton.jit
+def bounded(square):
+    return tl.where(square > LARGEST, LARGEST, square)  # NaN stays
+
+
+@triton.jit
 def second_moment(v, statistic, numbers):
     """(new v, the rate lr / (sqrt(v) + eps) with both bias corrections)."""
     v = v * tl.load(numbers + BETA2) + tl.load(numbers + GAIN2) * statistic
@@ -127,7 +133,7 @@ def short(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.con
     x = tl.load(g + at, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     old_m = tl.load(m + at, mask=mask, other=0).to(tl.float32)
     w = tl.load(p + at, mask=mask, other=0).to(tl.float32)
-    statistic = tl.sum(x * x, axis=1) / tl.load(row + SIZE).to(tl.float32)
+    statistic = bounded(tl.sum(x * x, axis=1)) / tl.load(row + SIZE).to(tl.float32)
     new_v, rate = second_moment(tl.load(v + b, mask=b < blocks, other=0), statistic, numbers)
     tl.store(v + b, new_v, mask=b < blocks)
     w, new_m = moved(w, old_m, x, rate[:, None], numbers)
@@ -193,7 +199,8 @@ def settle(segments, tiles, groups, partial, rates, TILE: tl.constexpr, DOWN: tl
         done += LANES
     numbers = groups + tl.load(row + GROUP) * NUMBERS
     v = tl.load(row + V).to(tl.pointer_type(tl.float32)) + block
-    new_v, rate = second_moment(tl.load(v), tl.sum(total, axis=0) / tl.load(row + SIZE).to(tl.float32), numbers)
+    mean = bounded(tl.sum(total, axis=0)) / tl.load(row + SIZE).to(tl.float32)
+    new_v, rate = second_moment(tl.load(v), mean, numbers)
     tl.store(v, new_v)
     tl.store(rates + tl.load(row + RATE) + block, rate)
 
@@ -272,7 +279,7 @@ def coordinates(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: 
     i, numbers = tl.arange(0, TILE), groups + tl.load(row + GROUP) * NUMBERS
     mask = i < left
     x = tl.load(g + i, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
-    new_v, rate = second_moment(tl.load(v + i, mask=mask, other=0).to(tl.float32), x * x, numbers)
+    new_v, rate = second_moment(tl.load(v + i, mask=mask, other=0).to(tl.float32), bounded(x * x), numbers)
     noise = mixed(random_bits(row, start + i.to(tl.int64), seed, STOCH, NEST) + 0x68E31DA4)  # not those of p and m
     tl.store(v + i, stored(new_v, noise & 0xFFFF, VT, STOCH, EXPLICIT), mask=mask)
     update(p, m, x, row, i, start, mask, rate, numbers, seed, PT, MT, STOCH, NEST, EXPLICIT)

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from lowmem.analysis.stats import estimate
 from lowmem.pipeline import experiments
 from lowmem.reporting.exhibit import Run
-from lowmem.reporting.numbers.losses import absent, difference, mean, missing, parameters, value
+from lowmem.reporting.numbers.losses import absent, difference, mean, parameters
+from lowmem.reporting.values import estimated, missing
 
 OPTIMIZERS = ("adamw", "adam_mini")
 TASKS = ("sft", "reward", "remax")
@@ -65,7 +66,7 @@ def accuracy(runs: list[Run]) -> dict:
     found = [run.arrays().get("hits") for run in runs] if not gone else []
     if any(hits is None for hits in found):
         return missing("not run: arrays.npz of a run is lost")
-    return gone or value(estimate(100 * sum(hits.astype(float) for hits in found) / len(found)), "%")
+    return gone or estimated(estimate(100 * sum(hits.astype(float) for hits in found) / len(found)), "%")
 
 
 def innermost(config: dict) -> dict:

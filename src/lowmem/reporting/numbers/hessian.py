@@ -3,6 +3,7 @@
 from lowmem.analysis.stats import Estimate, estimate
 from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers import losses
+from lowmem.reporting.values import estimated, missing
 
 MODULES = ("query", "key", "value", "attn.proj", "mlp.fc", "mlp.proj", "embedding", "output")  # of Figure 7, a to h
 
@@ -43,8 +44,8 @@ def over_seeds(values: list[float | None]) -> Estimate | None:
 def value(e: Estimate | None, reason: str | None, unit: str | None = None) -> dict:
     """An entry of Shown.values: the estimate, or why there is none."""
     if e is None or reason:
-        return {"value": None, "reason": reason or "not run: no number in the records"}
-    return {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": unit, "method": e.method}
+        return missing(reason or "not run: no number in the records")
+    return estimated(e, unit)
 
 
 def smallest(estimates: list[Estimate | None], reason: str | None, unit: str | None = None) -> dict:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lowmem.analysis.stats import Estimate, estimate, least, paired, two_way, wider, worst
 from lowmem.reporting.exhibit import Run, unfinished
+from lowmem.reporting.values import as_estimate, estimated, missing
 
 MARGIN = 0.7  # % of AdamW's loss; the equivalence margin of workflow/config/claims.yaml, drawn as a dotted line
 ONE_RATE = "not run: one rate for both optimizers in this tier"
@@ -67,20 +68,9 @@ def parameters(model: dict) -> int | None:
 # -- numbers for claims ----------------------------------------------------------------------------------------------
 
 
-def value(e: Estimate, unit: str = "nat", by_seed: dict[int, float] | None = None) -> dict:
-    """An estimate as an entry of Shown.values. by_seed: the numbers it is the mean of."""
-    entry = {"value": e.value, "low": e.low, "high": e.high, "n": e.n, "unit": unit, "method": e.method}
-    return entry if by_seed is None else {**entry, "by_seed": {str(seed): found for seed, found in by_seed.items()}}
-
-
 def over(by_seed: dict[int, float], unit: str = "nat") -> dict:
     """Mean over seeds with its interval, as an entry that keeps the numbers of the seeds."""
-    return value(estimate(list(by_seed.values())), unit, by_seed)
-
-
-def missing(reason: str, failed: str | None = None) -> dict:
-    """An entry without a number. failed: "subject" or "baseline", when a run of that side diverged."""
-    return {"value": None, "reason": reason, **({"failed": failed} if failed else {})}
+    return estimated(estimate(list(by_seed.values())), unit, by_seed)
 
 
 def widened(entry: dict, error: float) -> dict:
@@ -89,10 +79,6 @@ def widened(entry: dict, error: float) -> dict:
         return entry
     e = wider(as_estimate(entry), error)
     return {**entry, "low": e.low, "high": e.high}
-
-
-def as_estimate(entry: dict) -> Estimate:
-    return Estimate(entry["value"], entry["low"], entry["high"], entry["n"], entry["method"])
 
 
 def absent(subject: list[Run], baseline: list[Run]) -> dict | None:
@@ -120,7 +106,7 @@ def difference(subject: list[Run], baseline: list[Run], measure: Callable = fina
         return missing("not run: a curve is missing")
     gaps = paired(ours, theirs)
     windows = window_gaps(subject, baseline, measure) if measure in (final_loss, log_loss) else None
-    return over(gaps, unit) if windows is None else value(two_way(windows), unit, gaps)
+    return over(gaps, unit) if windows is None else estimated(two_way(windows), unit, gaps)
 
 
 def window_gaps(subject: list[Run], baseline: list[Run], measure: Callable) -> list | None:
@@ -152,7 +138,7 @@ def ratio(ours: dict[int, float], theirs: dict[int, float]) -> dict:
     """Geometric mean of ours / theirs at equal seed, with its interval, as an entry. Both: {seed: number above 0}."""
     logs = estimate([math.log(ours[seed] / theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
     middle, low, high = (None if end is None else math.exp(end) for end in (logs.value, logs.low, logs.high))
-    return {**value(logs, "times"), "value": middle, "low": low, "high": high}
+    return {**estimated(logs, "times"), "value": middle, "low": low, "high": high}
 
 
 PART = ("value", "low", "high", "n", "method")
@@ -169,7 +155,7 @@ def extreme(entries: Iterable[dict], how: Callable) -> dict:
         sides = {entry.get("failed") for entry in gone} - {None}
         reason = "; ".join(dict.fromkeys(entry["reason"] for entry in gone)) or "not run: nothing to compare"
         return missing(reason, sides.pop() if len(sides) == 1 else None)
-    found = value(how([as_estimate(entry) for entry in entries]), entries[0]["unit"])
+    found = estimated(how([as_estimate(entry) for entry in entries]), entries[0]["unit"])
     if len(entries) < 2:
         return found
     return {**found, "parts": [{key: entry[key] for key in PART} for entry in entries], **pooled(entries)}
@@ -207,7 +193,7 @@ def mean(runs: list[Run], measure: Callable = final_loss) -> dict:
     """Mean of a measure over seeds, as an entry."""
     gone = absent(runs, runs)
     found = [measure(run) for run in runs] if not gone else []
-    return gone or (missing("not run: a curve is missing") if None in found else value(estimate(found)))
+    return gone or (missing("not run: a curve is missing") if None in found else estimated(estimate(found)))
 
 
 def least_squares(points: list[tuple[float, float]]) -> float:

@@ -30,16 +30,6 @@ def shown(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
 
 
-def missing(run: Run) -> dict:
-    """A value for the claims that could not be had."""
-    return {"value": None, "reason": run.reason}
-
-
-def value_or_reason(value: float | None, unit: str, reason: str | None) -> dict:
-    """A value for the claims (Shown.values): null where there is a reason for it."""
-    return {"value": None, "reason": reason} if reason else {"value": value, "unit": unit}
-
-
 def use(shown_: Shown, *runs: Run) -> None:
     """Note which finished runs the exhibit shows."""
     for run in runs:

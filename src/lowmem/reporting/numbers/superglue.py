@@ -11,7 +11,8 @@ from lowmem.analysis.stats import estimate, share
 from lowmem.data import superglue_sources
 from lowmem.reporting.exhibit import Run, Runs
 from lowmem.reporting.numbers import same_questions
-from lowmem.reporting.numbers.losses import absent, missing, value, widened
+from lowmem.reporting.numbers.losses import absent, widened
+from lowmem.reporting.values import estimated, missing
 
 TASKS = {"rte": "RTE", "boolq": "BoolQ", "wsc": "WSC", "wic": "WIC", "multirc": "MultiRC", "copa": "COPA"}  # as printed
 STAND_INS = {  # table of a package: (task, what it is)
@@ -131,7 +132,7 @@ def questions(run: Run) -> int:
 
 def percent(shares: list[float], error: float = 0.0) -> dict:
     """Mean of accuracies as an entry; the t-interval of few seeds may leave 0 to 100, which no accuracy can."""
-    found = widened(value(estimate(shares), "%"), error)
+    found = widened(estimated(estimate(shares), "%"), error)
     ends = {key: min(max(found[key], 0.0), 100.0) for key in ("low", "high") if found[key] is not None}
     return {**found, **ends}
 
@@ -174,7 +175,7 @@ def gain(found: dict[tuple[str, str], Points], subject: str, baseline: str, what
     seeds = common_seeds([*ours, *theirs])
     if what == "choice_loss" and None in {run.final(what) for run in flat([*ours, *theirs])}:
         return missing("not run: these records are older than this loss")
-    found_value = value(estimate([over[0](seed) - over[1](seed) for seed in seeds]), UNITS[what])
+    found_value = estimated(estimate([over[0](seed) - over[1](seed) for seed in seeds]), UNITS[what])
     error = same_questions.error(ours, theirs, what)
     if error is None:
         error = sampling(ours, theirs) if what == "accuracy" else 0.0
@@ -221,4 +222,4 @@ def beside(runs: list[Run], what: str) -> dict:
     if None in numbers:
         return missing("no number: all questions have the same answer" if what == "auc" else "not run: older records")
     error = same_questions.auc_error(runs) if what == "auc" else same_questions.error([runs], [], what)
-    return widened(value(estimate(numbers), "" if what == "auc" else UNITS[what]), error or 0.0)
+    return widened(estimated(estimate(numbers), "" if what == "auc" else UNITS[what]), error or 0.0)

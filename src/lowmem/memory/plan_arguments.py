@@ -1,0 +1,54 @@
+"""The arguments of `lowmem plan MODEL`; without PyTorch."""
+
+import argparse
+
+
+def whole(text: str) -> int:
+    """A whole number, 0 or more, as argparse wants to be told."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def above_zero(text: str) -> int:
+    """A whole number, 1 or more."""
+    if whole(text.removeprefix("-")) < 1 or text.startswith("-"):
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return int(text)
+
+
+def add(added: argparse.ArgumentParser) -> None:
+    """Arguments of `plan`: of MODEL first, then of a tier."""
+    added.add_argument("model", nargs="?", help="llama2-7b, gpt2:125m, ..., or a Hugging Face folder or name")
+    added.add_argument(
+        "--optimizer",
+        action="append",
+        metavar="NAME",
+        help="compared with adamw; may be repeated; adam_mini+backward updates inside backward",
+    )
+    added.add_argument("--gpu", default="a100-80gb", help="a800-80gb, rtx-3090, h100-80gb, ...")
+    for flag, default, about in (
+        ("--gpus", 1, "how many"),
+        ("--seq-len", None, "tokens per sequence (default 2048, or what the model knows)"),
+        ("--batch", None, "sequences per GPU that must fit (default: find the largest)"),
+        ("--zero", 3, "what data-parallel GPUs split: 0 nothing, 1 state, 2 also gradients, 3 also weights"),
+        ("--tensor-parallel", 1, "GPUs that share each layer"),
+        ("--checkpoint-every", 1, "with --checkpointing, recompute one layer in so many"),
+        ("--accumulate", 1, "batches whose gradients are added up for a step"),
+        ("--lora", None, "train adapters of this rank, freeze the rest"),
+    ):
+        kind = whole if flag == "--zero" else above_zero
+        added.add_argument(flag, type=kind, default=default, metavar="N", help=about)
+    added.add_argument("--precision", help="fp32, bf16, mixed (default), or master (memory/cell.py); with --lora bf16")
+    added.add_argument("--attention", default="fused", help="fused or eager")
+    added.add_argument("--checkpointing", action="store_true", help="recompute each layer in backward")
+    added.add_argument("--targets", metavar="NAMES", help="layers with adapters: q_proj,v_proj (default: all-linear)")
+    added.add_argument("--base", metavar="KIND", help="frozen weights: 16 (default), nf4, nf4-dq (QLoRA), or gptq")
+    added.add_argument("--fsdp1", action="store_true", help="adapters under the older FSDP, which holds more")
+    added.add_argument("--offload", action="store_true", help="keep moments in host memory")
+    form = added.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the answer as JSON (memory/plan.schema.json)")
+    form.add_argument("--markdown", action="store_true", help="the answer in Markdown, to paste into an issue")
+    form.add_argument("--explain", action="store_true", help="what each column means")
+    added.add_argument("--all", action="store_true", help="every tier; keeps the costs of all runs for later estimates")
+    added.add_argument("--save-costs", action="store_true", help="keep the times of the records at hand for estimates")

@@ -1,0 +1,200 @@
+"""The answer of `lowmem plan MODEL` in words: the table, what it says, what it rests on; on a screen or in Markdown."""
+
+from __future__ import annotations
+
+from lowmem.memory import calibration, hardware, throughput
+from lowmem.memory.cell import Cell
+from lowmem.memory.hardware import Gpu
+from lowmem.memory.parts import PARTS
+from lowmem.memory.target_model import Target
+from lowmem.memory.throughput import Plan
+
+GIB = 2**30
+BASE = "adamw"
+HEADROOM = 0.95  # share of the memory that advice fills; fragments take some of the rest
+WIDTHS = {"gradients": 11, "activations": 13}  # of columns; others 9
+PRECISIONS = {
+    "fp32": "fp32 throughout",
+    "bf16": "bf16 weights, gradients and moments",
+    "mixed": "fp32 weights, gradients and moments, computing in bf16",
+    "master": "bf16 weights and gradients, fp32 copies and moments",
+}
+SPLIT = {
+    0: "every GPU holds everything",
+    1: "optimizer state split over the GPUs (ZeRO-1)",
+    2: "gradients and optimizer state split over the GPUs (ZeRO-2)",
+    3: "weights, gradients and optimizer state split over the GPUs (ZeRO-3, fully_shard)",
+}
+BUDGET = 1e9  # tokens
+EXPLAINED = {
+    "optimizer": "of this package; adamw_fused, adamw_foreach (torch), adamw8bit and paged_* (bitsandbytes) are others'",
+    "peak": "most that PyTorch's allocator holds at one moment of a step with one sequence per GPU",
+    "weights": "of the model on one GPU, with frozen and packed ones",
+    "gradients": "at their most, which is not when the peak is",
+    "state": "moments, and fp32 copies of the weights with --precision master",
+    "activations": "what forward keeps for backward, and what a layer needs while it runs",
+    "other": "gathered shards, and copies that an operation makes for the moment",
+    "batch": "sequences per GPU, the most that fit",
+    "GiB": "the peak at that batch",
+    "tokens/s": "all GPUs together at that batch: the range in which 80 % of steps measured by others lay",
+    "1 B tokens": "hours for a billion tokens, at the middle of that range",
+    "energy": "of that, with every GPU at its board power",
+}
+COLUMNS = tuple(EXPLAINED)
+
+
+def heading(model: Target, cell: Cell, gpu: Gpu) -> list[str]:
+    """What is planned, in words."""
+    lines = [
+        f"{model.name}: {model.parameters() / 1e9:.2f} B parameters, {model.depth} layers, {cell.seq_len} tokens per sequence"
+    ]
+    split = SPLIT[cell.zero] if cell.data_parallel > 1 else "one GPU holds everything"
+    if cell.tensor_parallel > 1:
+        split += f"; layers split over {cell.tensor_parallel} (tensor parallelism)"
+    lines.append(f"{cell.gpus} x {gpu.name}, {gpu.usable / GIB:.1f} GiB usable each; {split}")
+    extras = [recomputed(cell)] * cell.checkpointing + adapted(cell)
+    extras += [f"gradients of {cell.accumulate} batches added up"] * (cell.accumulate > 1)
+    extras += ["moments in host memory"] * cell.offload
+    how = f"{cell.attention} attention" + ("" if model.fused else " (it has no fused one)")
+    held = PRECISIONS[cell.precision] if cell.adapters is None else "fp32 adapters"
+    if cell.adapters is not None and cell.data_parallel > 1 and cell.zero >= 2:
+        held = "16-bit adapters"
+    lines.append("; ".join([held, how, *extras]))
+    return lines
+
+
+def rows(found: dict[str, Plan], cell: Cell, gpu: Gpu, known: bool) -> list[list[str]]:
+    """The cells of the table as text, optimizer by optimizer."""
+    result = []
+    for name, plan in found.items():
+        sizes = [sum(plan.single.most[role] for role in roles) / GIB for roles in PARTS.values()]
+        row = [name, f"{plan.single.peak / GIB:.1f}", *(f"{x:.1f}" for x in sizes)]
+        if plan.batch is None:
+            result.append([*row, "none", "", "", "", ""])
+            continue
+        low, middle, high = calibration.SPEED if known else (1, 1, 1)
+        rate = plan.largest_speed.tokens_per_s
+        speed = f"{low * rate:,.0f}-{high * rate:,.0f}" if known else f"{rate:,.0f}"
+        batch = f"{plan.batch}{'+' if plan.batch == throughput.MOST else ''}"
+        hours = plan.largest_speed.hours(BUDGET) / middle
+        energy = plan.largest_speed.kilowatt_hours(BUDGET, gpu, cell.gpus) / middle
+        result.append([*row, batch, f"{plan.largest.peak / GIB:.1f}", speed, f"{hours:,.1f} h", f"{energy:,.0f} kWh"])
+    return result
+
+
+def table(found: dict[str, Plan], cell: Cell, gpu: Gpu, known: bool) -> list[str]:
+    """Memory at one sequence per GPU, then the largest batch with its speed, time and energy."""
+    width = max(12, *(len(name) + 1 for name in found))
+    widths = [width, 8, *(WIDTHS.get(part, 9) for part in PARTS), 9, 8, 17, 12, 10]
+    left = f"{'':<{width}}{'at 1 sequence per GPU, GiB':^59}  largest batch that fits"
+    lines = [left]
+    for row in (COLUMNS, *rows(found, cell, gpu, known)):
+        lines.append((f"{row[0]:<{width}}" + "".join(f"{text:>{n}}" for text, n in zip(row[1:], widths[1:]))).rstrip())
+    return lines
+
+
+def plain(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str]) -> str:
+    """The answer on a screen. fits: {optimizer of which nothing fits: what would make it fit}."""
+    known = not experts(model)
+    parts = [heading(model, cell, gpu), table(found, cell, gpu, known), remarks(cell, gpu, found, fits, known)]
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def markdown(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str]) -> str:
+    """The answer to paste into an issue."""
+    known = not experts(model)
+    names = list(COLUMNS)
+    lines = [
+        f"**lowmem plan** {heading(model, cell, gpu)[0]}",
+        "",
+        *(f"- {line}" for line in heading(model, cell, gpu)[1:]),
+        "",
+    ]
+    lines += [f"| {' | '.join(names)} |", f"|---|{'---:|' * (len(names) - 1)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows(found, cell, gpu, known)]
+    return "\n".join([*lines, "", "Memory in GiB.", "", *remarks(cell, gpu, found, fits, known)])
+
+
+def explained() -> str:
+    """What each column of the table means."""
+    width = max(map(len, EXPLAINED)) + 2
+    return "\n".join(f"{name:<{width}}{meaning}" for name, meaning in EXPLAINED.items())
+
+
+def experts(model: Target) -> bool:
+    """Whether layers hold experts, whose speed was never compared with a measured one."""
+    return any(p.ndim > 2 and p.shape[0] > 1 for p in model.build(model.period, "fused").parameters())
+
+
+def remarks(cell: Cell, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str], known: bool) -> list[str]:
+    """What the table says, in sentences, and what it rests on."""
+    lines, tight = [], []
+    base = found[BASE]
+    for name, plan in found.items():
+        if name == BASE:
+            continue
+        saved = (base.single.peak - plan.single.peak) / GIB
+        text = (
+            f"{name} needs {abs(saved):.1f} GiB {'less' if saved >= 0 else 'more'} per GPU than AdamW at one sequence"
+        )
+        if plan.batch and base.batch:
+            ratio = plan.largest_speed.tokens_per_s / base.largest_speed.tokens_per_s
+            text += f"; at the largest batches it trains {ratio:.2f} x as fast"
+        elif plan.batch:
+            text += ", and fits where AdamW does not"
+        lines.append(text + ".")
+        if plan.batch and plan.largest.peak > HEADROOM * gpu.usable:
+            tight.append(name)
+    if tight:
+        lines.append(
+            f"The largest batch of {', '.join(tight)} leaves less than {100 - 100 * HEADROOM:.0f} % free; fragments of memory "
+            "take some of it, so start one sequence lower."
+        )
+    lines += [f"{name} does not fit: {way}." for name, way in fits.items()]
+    if cell.precision in ("mixed", "fp32") and not cell.offload:
+        copy = base.single.most["optimizer_state"] / 2 / GIB  # as large as one of the two moments, split as they are
+        lines.append(
+            f"AdamW is one fused kernel here; torch's default on a GPU (foreach) holds {copy:.1f} GiB more during its step."
+        )
+    lines += grounds(found, known)
+    if gpu.calibrated:
+        lines.append(f"{gpu.name}: {gpu.calibrated}.")
+    return lines
+
+
+def grounds(found: dict[str, Plan], known: bool) -> list[str]:
+    """What the numbers rest on."""
+    median, worst = calibration.ERRORS
+    speed = "span 80 % of the steps that others measured, hours and energy are at their middle"
+    if not known:
+        speed = "of models with experts are a roofline's, which nothing measured confirms"
+    lines = [
+        "Simulated, no GPU was used. Peaks come from tracing the real step; on held-out steps that others measured the median",
+        f"error was {median} %, the worst {worst} % (docs/planner_cells.md).",
+        f"Tokens/s {speed}.",
+        f"{hardware.OUTSIDE:g} GiB is set aside for CUDA; energy is at board power. --explain says what each column means.",
+    ]
+    if fitting := next((name for name, plan in found.items() if plan.batch), None):
+        peak = found[fitting].single.peak / GIB
+        low, middle, high = (peak * factor for factor in calibration.CARD)
+        lines += [
+            "The allocator keeps what was once in use: where there is room, nvidia-smi shows",
+            f"{low:.1f} to {high:.1f} GiB for the {peak:.1f} of {fitting}, often {middle:.1f}.",
+        ]
+    return lines
+
+
+def recomputed(cell: Cell) -> str:
+    """How layers are recomputed, in words."""
+    return "activation checkpointing" + (
+        f" of one layer in {cell.checkpoint_every}" if cell.checkpoint_every > 1 else ""
+    )
+
+
+def adapted(cell: Cell) -> list[str]:
+    """Adapters and packed weights, in words."""
+    if cell.adapters is None:
+        return []
+    where = cell.adapters.targets if isinstance(cell.adapters.targets, str) else ", ".join(cell.adapters.targets)
+    base = "16-bit" if cell.adapters.base == "16" else f"4-bit ({cell.adapters.base})"
+    return [f"LoRA of rank {cell.adapters.rank} on {where}, base weights frozen in {base}"]

@@ -1,0 +1,140 @@
+"""What `lowmem plan MODEL` says: adapters and other people's optimizers, its forms, and its first sign of life."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+from synthetic import ROOT
+
+from lowmem import cli
+from lowmem.memory import calibration, hardware, plan_text, target_model, throughput, training_cells
+from lowmem.memory.accountant import account
+from lowmem.memory.cell import Cell
+
+PLAN = ["plan", "llama:20m", "--gpu", "t4", "--seq-len", "64"]
+SCHEMA = json.loads((ROOT / "src/lowmem/memory/plan.schema.json").read_text(encoding="utf-8"))
+
+
+def answer(capsys, *arguments: str) -> str:
+    assert cli.main([*PLAN, *arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gpu", ["t4", "a100-80gb"])
+def test_json_is_what_its_schema_says(capsys, gpu):
+    assert (
+        cli.main(["plan", "gpt2:1.5b" if gpu == "t4" else "llama:20m", "--gpu", gpu, "--seq-len", "16", "--json"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    jsonschema.validate(found, SCHEMA)
+    assert {row["fits"] for row in found["optimizers"].values()} == ({True, False} if gpu == "t4" else {True})
+
+
+def test_the_schema_names_every_key_that_is_written(capsys):
+    found = json.loads(answer(capsys, "--optimizer", "lomo", "--json"))
+    assert found.keys() == SCHEMA["properties"].keys()
+    memory = SCHEMA["$defs"]["memory"]["properties"].keys()
+    row = found["optimizers"]["lomo"]
+    assert row.keys() == SCHEMA["$defs"]["plan"]["properties"].keys() and row["one_sequence"].keys() == memory
+    largest = SCHEMA["$defs"]["plan"]["properties"]["largest"]["anyOf"][1]["properties"].keys()
+    assert row["largest"].keys() == memory | largest
+
+
+@pytest.mark.slow
+def test_lora_over_packed_weights_needs_less_and_says_so(capsys):
+    text = answer(capsys, "--lora", "8", "--base", "nf4-dq", "--targets", "wq,wv")
+    assert "LoRA of rank 8 on wq, wv, base weights frozen in 4-bit (nf4-dq)" in text
+    lora = json.loads(answer(capsys, "--lora", "8", "--base", "nf4-dq", "--json"))["optimizers"]["adamw"]
+    full = json.loads(answer(capsys, "--precision", "bf16", "--optimizer", "adamw", "--json"))["optimizers"]["adamw"]
+    assert lora["one_sequence"]["peak_bytes"] < 0.6 * full["one_sequence"]["peak_bytes"]
+
+
+@pytest.mark.slow
+def test_optimizers_of_other_packages_are_planned_beside_ours(capsys):
+    found = json.loads(answer(capsys, "--optimizer", "adamw8bit", "--optimizer", "paged_adamw8bit", "--json"))
+    states = {name: row["one_sequence"]["most"]["optimizer_state"] for name, row in found["optimizers"].items()}
+    assert states["adamw8bit"] < 0.3 * states["adamw"] and states["paged_adamw8bit"] == 0
+
+
+def traced(**settings):
+    cell = Cell(optimizer={"name": "adamw"}, seq_len=128, **settings)
+    model = target_model.find({"name": "llama", "n_layer": 6, "n_head": 2, "n_embd": 64, "vocab_size": 256})
+    return cell, account(model, cell)
+
+
+def test_accumulation_counts_the_tokens_of_all_its_batches():
+    once, often = (
+        throughput.speed(found.work, cell, hardware.find("t4"))
+        for cell, found in (traced(accumulate=1), traced(accumulate=8))
+    )
+    assert often.tokens_per_s == pytest.approx(8 * 128 / often.seconds) and often.seconds > 7 * once.seconds
+    assert often.stages["forward"] == pytest.approx(8 * once.stages["forward"], rel=0.01)
+
+
+def test_every_second_layer_recomputed_keeps_half_of_what_recomputing_saves():
+    none, some, every = (
+        traced(**flags)[1].kept
+        for flags in ({}, {"checkpointing": True, "checkpoint_every": 2}, {"checkpointing": True})
+    )
+    assert some == pytest.approx((none + every) / 2, rel=0.02)
+
+
+def test_markdown_holds_one_table_with_the_columns_that_explain_explains(capsys):
+    lines = answer(capsys, "--optimizer", "adamw", "--markdown").splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1 and table[1].startswith("|---|")
+    columns = [cell.strip() for cell in table[0].strip("|").split("|")]
+    explained = answer(capsys, "--explain").splitlines()
+    assert len(explained) == len(columns) == len(plan_text.COLUMNS)
+    assert all(line.startswith(f"{name} ") for name, line in zip(columns, explained))
+
+
+def test_the_errors_that_are_printed_are_those_of_the_cells_held_out():
+    found = training_cells.summary(training_cells.read(ROOT))["held out"]
+    assert (round(found["median"], 1), round(found["worst"], 1)) == calibration.ERRORS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--base", "nf4"], "--base belongs to --lora RANK"),
+        (["--fsdp1"], "--fsdp1 belongs to --lora RANK"),
+        (["--lora", "8", "--base", "nf5"], "did you mean 'nf4'"),
+        (["--lora", "8", "--targets", "q_proj"], "no linear layer is called q_proj"),
+        (["--lora", "0"], "at least 1"),
+        (["--optimizer", "adamw8bits"], "did you mean 'adamw8bit'"),
+        (["--optimizer", "adamw8bit+backward"], "not simulated inside backward"),
+        (["--accumulate", "4", "--optimizer", "lomo"], "one batch per step"),
+        (["--checkpoint-every", "2"], "belongs to --checkpointing"),
+        (["--json", "--markdown"], "not allowed with"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(capsys, arguments, says):
+    assert cli.main([*PLAN, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_on_a_terminal_something_is_said_before_pytorch_is_loaded():
+    code = (
+        "import sys\n"
+        "class Seen:\n"
+        "    def __init__(self, to): self.to = to\n"
+        "    def write(self, text): self.to.write(f'{\"torch\" in sys.modules} {text}' if text.strip() else text)\n"
+        "    def flush(self): self.to.flush()\n"
+        "    def isatty(self): return self.to.isatty()\n"
+        "sys.stderr = Seen(sys.stderr)\n"
+        "from lowmem import cli\n"
+        "sys.exit(cli.main(['plan', 'no-such-model']))\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=environment, timeout=120)
+    os.close(theirs)
+    said = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert done.returncode == 2 and said.startswith("False lowmem: planning no-such-model ...")
