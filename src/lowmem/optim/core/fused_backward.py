@@ -367,17 +367,11 @@ class FusedBackward(Optimizer):
         return self.inner.state_bytes()
 
     def __getstate__(self) -> dict:
+        # fmt: off
         left_out = {
-            "_handles",
-            "_group_of",
-            "_fired",
-            "_norms",
-            "_proven",
-            "_waiting",
-            "_watch",
-            "_bundle_of",
-            "_trained",
+            "_handles", "_group_of", "_fired", "_norms", "_proven", "_waiting", "_watch", "_bundle_of", "_trained",
         }
+        # fmt: on
         return {k: v for k, v in self.__dict__.items() if k not in left_out and not k.endswith("_hooks")}
 
     def __setstate__(self, state: dict) -> None:
