@@ -11,7 +11,7 @@ import pytest
 from synthetic import ROOT
 
 from lowmem import cli
-from lowmem.memory import calibration, hardware, plan_text, target_model, throughput, training_cells
+from lowmem.memory import calibration, hardware, plan_command, plan_text, target_model, throughput, training_cells
 from lowmem.memory.accountant import account
 from lowmem.memory.cell import Cell
 
@@ -75,6 +75,13 @@ def test_accumulation_counts_the_tokens_of_all_its_batches():
     assert often.stages["forward"] == pytest.approx(8 * once.stages["forward"], rel=0.01)
 
 
+@pytest.mark.parametrize(("name", "low", "high"), [("adam_mini+int8", 1.015, 1.1), ("lion+int8+backward", 1.015, 1.02)])
+def test_a_first_moment_in_eight_bits_takes_a_byte_and_its_scales(name, low, high):
+    model = target_model.find({"name": "llama", "n_layer": 2, "n_head": 2, "n_embd": 128, "vocab_size": 256})
+    found = account(model, Cell(optimizer=plan_command.optimizer_settings(name), seq_len=16), full_depth=True)
+    assert low < found.most["optimizer_state"] / model.parameters() < high
+
+
 def test_every_second_layer_recomputed_keeps_half_of_what_recomputing_saves():
     none, some, every = (
         traced(**flags)[1].kept
@@ -108,6 +115,7 @@ def test_the_errors_that_are_printed_are_those_of_the_cells_held_out():
         (["--lora", "0"], "at least 1"),
         (["--optimizer", "adamw8bits"], "did you mean 'adamw8bit'"),
         (["--optimizer", "adamw8bit+backward"], "not simulated inside backward"),
+        (["--optimizer", "sgd+int8"], "drop +int8"),
         (["--accumulate", "4", "--optimizer", "lomo"], "one batch per step"),
         (["--checkpoint-every", "2"], "belongs to --checkpointing"),
         (["--json", "--markdown"], "not allowed with"),

@@ -24,7 +24,7 @@ def add(added: argparse.ArgumentParser) -> None:
         "--optimizer",
         action="append",
         metavar="NAME",
-        help="compared with adamw; may be repeated; adam_mini+backward updates inside backward",
+        help="compared with adamw; may be repeated; adam_mini+backward updates inside backward, +int8 keeps an 8-bit moment",
     )
     added.add_argument("--gpu", default="a100-80gb", help="a800-80gb, rtx-3090, h100-80gb, ...")
     for flag, default, about in (

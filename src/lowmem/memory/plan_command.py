@@ -24,12 +24,15 @@ from lowmem.optim import names
 GIB = 2**30
 USUAL = ("adamw", "adam_mini", "lomo")
 BACKWARD = "+backward"
+INT8 = "+int8"
 MOST_GPUS_TRIED = 64
 
 
 def optimizer_settings(name: str) -> dict:
-    """Settings for optim.make from a name on the command line: adam_mini, or adam_mini+backward to run inside backward."""
-    plain = name.removesuffix(BACKWARD)
+    """Settings for optim.make from a name on the command line: adam_mini, adam_mini+int8 with a first moment of one byte,
+    adam_mini+backward to run inside backward, adam_mini+int8+backward."""
+    whole = name.removesuffix(BACKWARD)
+    plain = whole.removesuffix(INT8)
     known = (*names(), *foreign_optimizers.NAMES)
     if plain not in known:
         raise Misuse(f"unknown optimizer {name!r}{nearest(plain, known)}")
@@ -37,7 +40,11 @@ def optimizer_settings(name: str) -> dict:
         raise Misuse(f"{plain} is not simulated inside backward; drop {BACKWARD}, or use adamw{BACKWARD}")
     if name.endswith(BACKWARD) and plain in ("lomo", "adalomo"):
         raise Misuse(f"{plain} runs inside backward already; drop {BACKWARD}")
-    return {"name": plain, **({"backward": {}} if name.endswith(BACKWARD) else {})}
+    eight_bit = whole.endswith(INT8)
+    if eight_bit and plain not in ("adam_mini", "adamw", "lion"):
+        raise Misuse(f"{name}: the first moment in 8 bits is for adam_mini, adamw and lion; drop {INT8}")
+    settings = {"state_dtype": "int8"} if eight_bit else {}
+    return {"name": plain, **settings, **({"backward": {}} if name.endswith(BACKWARD) else {})}
 
 
 def plans(name: str, cell: Cell, gpu: Gpu, optimizers: list[str]) -> dict[str, Plan]:
