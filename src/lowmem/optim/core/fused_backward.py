@@ -206,8 +206,7 @@ class FusedBackward(Optimizer):
         self._run("measure", loss, graph, keep_graph)
         read = data_parallel.numbers(self._norms)
         self._norms = []
-        norm = math.sqrt(data_parallel.total_square(self.inner, read)) / self.scale
-        self.grad_norm = norm
+        norm = self.grad_norm = math.sqrt(data_parallel.total_square(self.inner, read)) / self.scale
         if not math.isfinite(norm):
             names = (self.inner.name(p) for p, x in read if not math.isfinite(x))
             name = next(names, "a part on another rank")
