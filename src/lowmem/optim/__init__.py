@@ -21,12 +21,14 @@ _HOMES = {
     "Lamb": "lamb",
     "FusedBackward": "core.fused_backward",
     "Zero1": "core.zero1",
+    "convert": "core.conversion",
     "make": "_factory",
     "find": "_factory",
 }
 # fmt: off
 __all__ = [
-    "CAME", "SGD", "SM3", "AdaLomo", "Adafactor", "AdamMini", "AdamW", "FusedBackward", "Lamb", "Lion", "Lomo", "find", "make",
+    "CAME", "SGD", "SM3", "AdaLomo", "Adafactor", "AdamMini", "AdamW", "FusedBackward", "Lamb", "Lion", "Lomo", "convert",
+    "find", "make",
 ]
 # fmt: on
 

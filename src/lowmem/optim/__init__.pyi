@@ -7,6 +7,7 @@ from lowmem.optim.adalomo import AdaLomo as AdaLomo
 from lowmem.optim.adam_mini import AdamMini as AdamMini
 from lowmem.optim.adamw import AdamW as AdamW
 from lowmem.optim.came import CAME as CAME
+from lowmem.optim.core.conversion import convert as convert
 from lowmem.optim.core.fused_backward import FusedBackward as FusedBackward
 from lowmem.optim.lamb import Lamb as Lamb
 from lowmem.optim.lion import Lion as Lion

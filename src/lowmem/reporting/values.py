@@ -1,8 +1,11 @@
 """A number that an exhibit shows and claims read: the number with its interval, or why there is none."""
 
-from typing import TypedDict
+from __future__ import annotations
 
-from lowmem.analysis.stats import Estimate
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:  # claims and tables read entries without NumPy
+    from lowmem.analysis.stats import Estimate
 
 SIDES = ("subject", "baseline")
 
@@ -47,6 +50,8 @@ def value_or_reason(value: float | None, unit: str, reason: str | None) -> Value
 
 
 def as_estimate(found: Value) -> Estimate:
+    from lowmem.analysis.stats import Estimate
+
     return Estimate(found["value"], found["low"], found["high"], found["n"], found["method"])
 
 

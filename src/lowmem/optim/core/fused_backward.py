@@ -206,8 +206,7 @@ class FusedBackward(Optimizer):
         self._run("measure", loss, graph, keep_graph)
         read = data_parallel.numbers(self._norms)
         self._norms = []
-        norm = math.sqrt(data_parallel.total_square(self.inner, read)) / self.scale
-        self.grad_norm = norm
+        norm = self.grad_norm = math.sqrt(data_parallel.total_square(self.inner, read)) / self.scale
         if not math.isfinite(norm):
             names = (self.inner.name(p) for p, x in read if not math.isfinite(x))
             name = next(names, "a part on another rank")
@@ -367,17 +366,11 @@ class FusedBackward(Optimizer):
         return self.inner.state_bytes()
 
     def __getstate__(self) -> dict:
+        # fmt: off
         left_out = {
-            "_handles",
-            "_group_of",
-            "_fired",
-            "_norms",
-            "_proven",
-            "_waiting",
-            "_watch",
-            "_bundle_of",
-            "_trained",
+            "_handles", "_group_of", "_fired", "_norms", "_proven", "_waiting", "_watch", "_bundle_of", "_trained",
         }
+        # fmt: on
         return {k: v for k, v in self.__dict__.items() if k not in left_out and not k.endswith("_hooks")}
 
     def __setstate__(self, state: dict) -> None:
