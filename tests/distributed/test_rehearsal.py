@@ -48,7 +48,8 @@ def toys(root: Path, chosen, world: int) -> dict[tuple, dict]:
         if chosen(path):
             config = launch_paths.toy(run["config"], root / "llama", world)
             hashed = experiments.config_hash({**config, "seed": run["seed"]})
-            found[path] = {**run, "config": config, "config_hash": hashed, "resources": {"threads": 1, "gpus": 0}}
+            own = {key: value for key, value in run.items() if key != "after"}  # what it starts from is small too
+            found[path] = {**own, "config": config, "config_hash": hashed, "resources": {"threads": 1, "gpus": 0}}
     return found
 
 

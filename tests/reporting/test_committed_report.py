@@ -45,7 +45,8 @@ def test_rows_values_and_verdicts_of_the_committed_report_follow_from_the_archiv
         assert json.loads(json.dumps(shown.values)) == written["values"], id
         for claim in (one for one in claims.load(ROOT) if one["exhibit"] == id and one["id"] in committed):
             premise = written["values"].get(claim.get("gate", {}).get("value"))
-            found = claims.verdict(claim, written["values"][claim["value"]], tier, premise)[0]
+            judged = claims.evidence_tier(ROOT, header, tier)
+            found = claims.verdict(claim, written["values"][claim["value"]], judged, premise)[0]
             assert found == committed[claim["id"]]["verdict"], claim["id"]
 
 
