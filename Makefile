@@ -22,7 +22,8 @@ report: $(STAMP)
 	@$(RUN) sh -c 'if snakemake --cores $(CORES) --config tier=$(TIER); then \
 	    echo "report: reports/$(TIER)/index.html"; \
 	    if [ "$(TIER)" = laptop ]; then \
-	      echo "what a night of training decides, drawn from archived records: $$(lowmem report --archived --tier overnight)"; fi; \
+	      page=$$(lowmem report --archived --tier overnight) || exit 1; \
+	      echo "what a night of training decides, drawn from archived records: $$page"; fi; \
 	  else \
 	    snakemake --cores 1 report_so_far --config tier=$(TIER); \
 	    echo "something failed (see above); what there is: reports/$(TIER)/so_far/index.html" >&2; exit 1; \

@@ -297,12 +297,13 @@ def plan(root, arguments):
 
         print(plan_command.answer(arguments))
         return
-    from lowmem.memory import costs
     from lowmem.pipeline import estimate
     from lowmem.pipeline.experiments import tier_names
 
     for tier in tier_names(root) if arguments.all else [arguments.tier]:
         if arguments.all:
+            from lowmem.memory import costs  # traces models, which needs PyTorch
+
             costs.model_costs(root, tier, options(root, arguments))
         if arguments.all or arguments.save_costs:
             estimate.save_costs(root, tier)

@@ -12,7 +12,7 @@ HOLDS, OPEN, FAILS = ("reproduced",), ("direction_only", "same_direction", "oppo
 OPEN += ("simulated_fits", "simulated_differs", "inconclusive", "not_testable", "not_run")
 
 
-def trained(root: Path, tier: str, runs: list[dict], options: dict | None = None) -> str:
+def trained(root: Path, tier: str, runs: list[dict]) -> str:
     """What was trained, in one sentence: sizes and text of the language models, and what was fine-tuned.
 
     runs: the runs of the exhibits as their files list them, {"id", "status", ...}; those that are not done were not trained.
@@ -23,7 +23,7 @@ def trained(root: Path, tier: str, runs: list[dict], options: dict | None = None
     names = {name for header in planning.exhibits(root).values() for name in planning.shown_by(header, tier)}
     counts, seen, tuned, units = set(), set(), False, set()
     for name in sorted(names):
-        for run in experiments.runs(root, name, tier, options or {}):
+        for run in experiments.runs(root, name, tier):
             if run["id"] not in done:
                 continue
             config = run["config"]
