@@ -68,7 +68,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         exact = groups.get(f"fp32-{length}", [])
         for name, label in NAMES.items():
             own = groups.get(f"{name}-{length}", [])
-            gap, grown, size = difference(own, exact), difference(own, exact, norm), mean(own, state_bytes)
+            gap, grown = difference(own, exact), difference(own, exact, norm, "2-norm")
+            size = {**mean(own, state_bytes), "unit": "bytes per weight"}
             shown.values[f"state.{name}.{length}"] = size
             if name != "fp32":
                 shown.values |= {f"gap.{name}.{length}": gap, f"norm.{name}.{length}": grown}
@@ -84,6 +85,6 @@ def draw(values: dict):
         rows = [
             (label, values[f"gap.{name}.{length}"], plots.SERIES[0]) for name, label in NAMES.items() if name != "fp32"
         ]
-        side_by_side(panels[length], rows, "loss minus that of the fp32 moment (nat per byte)")
+        side_by_side(panels[length], rows, "minus fp32 (nat per byte)")
         panels[length].set_title(f"After {int(length[1:]):,} steps")
     return drawn
