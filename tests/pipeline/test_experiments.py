@@ -94,7 +94,7 @@ def test_a_tier_that_is_like_another_runs_what_it_does_not_change_as_that_one_do
         == "laptop"
     )
     assert experiments.set_by(root, "llama_rates", "overnight") == "overnight"
-    for name in ("graphs", "gpt2_decay"):  # the second names OpenWebText, for which the tiers have different stand-ins
+    for name in ("graphs", "lomo_clipping"):  # the second names C4, for which the tiers have different stand-ins
         both = [experiments.runs(root, name, tier) for tier in ("laptop", "overnight")]
         assert [run["config"] for run in both[0]] == [run["config"] for run in both[1]]
     own = experiments.runs(root, "gpt2_rates", "overnight")[0]["config"]["data"]

@@ -8,6 +8,7 @@ from lowmem.files import read_json, write_json
 from lowmem.pipeline import experiments, rates
 from lowmem.reporting import rate_choice
 from lowmem.reporting.exhibit import Run
+from lowmem.reporting.numbers.losses import tuned
 from lowmem.training import job
 
 FILE = "workflow/config/experiments/gpt2_sizes.yaml"
@@ -170,3 +171,29 @@ def test_a_rate_until_the_choice_counts_only_before_it(project):
     write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
     with pytest.raises(Misuse, match="tune/43k-adamw has no rate: best rate 1 at the edge"):
         experiments.runs(project, "gpt2_sizes", "laptop")
+
+
+def test_a_multiple_of_the_choice_is_asked_for_by_times(project):
+    with_pattern(project, ", times: 4")
+    groups = {f"{size}-adamw": {"lr": lr, "reason": None} for size, lr in SIZES.items()}
+    write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
+    assert rates_of_adam_mini(project) == {f"{size}-adam_mini": 4 * lr for size, lr in SIZES.items()}
+
+
+@pytest.mark.parametrize("times", ["0", "-2", "two", "true"])
+def test_a_multiple_that_is_no_positive_number_is_refused(project, times):
+    with_pattern(project, f", times: {times}")
+    with pytest.raises(Misuse, match=r"optimizer\.lr"):
+        experiments.runs(project, "gpt2_sizes", "laptop")
+
+
+def test_the_rate_chosen_beforehand_is_the_best_one_whatever_the_judging_seeds_say():
+    def judged(rate, lr, loss):
+        config, record = {"optimizer": {"lr": lr}}, {"metrics": {"final": {"val_loss": loss}}}
+        status = "done" if loss else "diverged"
+        return Run(f"t/lion-{rate}/seed0", "t", f"lion-{rate}", 0, config, status, None, record, own_rate=True)
+
+    found = tuned([judged("own", 0.1, 2.0), judged("same", 0.4, 1.9)])["lion"]
+    assert (found.lr, found.rate, [run.final("val_loss") for run in found.best]) == (0.1, "0.1", [2.0])
+    assert tuned([judged("1e.1", 0.1, 2.0), judged("4e.1", 0.4, 1.9)])["lion"].rate == "0.4 (edge)"
+    assert tuned([judged("own", 0.1, None), judged("same", 0.4, 1.9)])["lion"].lr == 0.4  # diverged: the other one

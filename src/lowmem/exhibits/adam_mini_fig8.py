@@ -136,19 +136,20 @@ def closer(baseline: dict, subject: dict) -> dict:
 
 
 def sensitivity(runs: Runs, methods: dict[str, Tuned]) -> dict[str, list[list[Run]]]:
-    """{optimizer: runs by setting}: the rates of the grid from AdamW's best one on, and the settings of gpt2_decay.
+    """{optimizer: runs by setting}: the rates that both have, from AdamW's best one on, and the settings of gpt2_decay.
 
     A smaller rate has not finished its descent when a short run ends, so that its loss says how far it got and nothing
     about how sensitive the method is.
     """
     found, best = {}, methods["adamw"].lr or 0.0
+    shared = methods["adamw"].rates.keys() & methods["adam_mini"].rates.keys()
     for optimizer in ("adamw", "adam_mini"):
         others: dict[str, list[Run]] = {}
         for run in of(runs, "gpt2_decay"):
             name, setting = run.variant.split("-")
             if name == optimizer:
                 others.setdefault(setting, []).append(run)
-        rates = [runs for lr, runs in methods[optimizer].rates.items() if lr >= best]
+        rates = [runs for lr, runs in methods[optimizer].rates.items() if lr >= best and lr in shared]
         found[optimizer] = [*rates, *others.values()]
     return found
 

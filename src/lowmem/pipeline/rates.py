@@ -6,8 +6,9 @@ final validation loss over the tuning seeds; a rate at which any run diverged is
 edge of its grid is no choice, since a better one may lie outside: the grid has to grow for all methods.
 
 What was chosen stands in data/records/<tier>/rates.json with every loss it was chosen from. An experiment's file says
-`lr: {chosen: <experiment>/<group>}` and gets the number; {0}, {1} in the group are the parts of the run's own variant, and
-`until` is a rate for plans made before the choice. Standard library only: Snakemake parses this at every call.
+`lr: {chosen: <experiment>/<group>}` and gets the number; {0}, {1} in the group are the parts of the run's own variant,
+`times` multiplies it, and `until` is a rate for plans made before the choice. Standard library only: Snakemake parses this at
+every call.
 """
 
 import functools
@@ -40,7 +41,7 @@ def resolved(root: Path, config: dict, tier: str, variant: str = "") -> dict:
     wanted = config["optimizer"]["lr"]
     try:
         experiment, group = str(wanted["chosen"]).format(*variant.split("-")).split("/")
-        known = wanted.keys() <= {"chosen", "until"}
+        known = wanted.keys() <= {"chosen", "until", "times"} and positive(wanted.get("times", 1))
     except (KeyError, IndexError, ValueError):
         known = False
     if not known:
@@ -49,7 +50,12 @@ def resolved(root: Path, config: dict, tier: str, variant: str = "") -> dict:
         lr = wanted["until"]
     else:
         lr = chosen(root, tier, experiment, group)
+    lr *= wanted.get("times", 1)
     return {**config, "optimizer": {**config["optimizer"], "lr": lr}}
+
+
+def positive(number: object) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < float("inf")
 
 
 def awaited(root: Path, config: dict, tier: str) -> str | None:

@@ -324,11 +324,13 @@ class Tuned:
     """A method with all its rates, {rate: runs by seed}, and its best one: the lowest mean final loss over seeds.
 
     A rate at which a run diverged is worse than any number. Without all its runs a grid has no best rate: `gone` says
-    why, and so it does when every rate diverged.
+    why, and so it does when every rate diverged. `chosen`: the rate that a tuning experiment chose beforehand, on seeds of
+    its own, is the best one whatever the seeds shown say, unless it diverged.
     """
 
     name: str
     rates: dict[float, list[Run]]
+    chosen: float | None = None
 
     @property
     def scores(self) -> dict[float, float]:
@@ -346,7 +348,9 @@ class Tuned:
 
     @property
     def lr(self) -> float | None:
-        return None if self.gone else min(self.scores, key=self.scores.get)
+        if self.gone:
+            return None
+        return self.chosen if self.chosen in self.scores else min(self.scores, key=self.scores.get)
 
     @property
     def best(self) -> list[Run]:
@@ -363,18 +367,25 @@ class Tuned:
         """'0.003', with a mark where it is the first or last of several: a better one may lie outside."""
         if self.lr is None:
             return ""
-        edge = len(self.rates) > 1 and self.lr in (min(self.rates), max(self.rates))
+        edge = self.lr != self.chosen and len(self.rates) > 1 and self.lr in (min(self.rates), max(self.rates))
         return f"{self.lr:g}{' (edge)' if edge else ''}"
 
 
 def tuned(runs: Iterable[Run], model: str = "") -> dict[str, Tuned]:
-    """{method: Tuned} of runs whose variants are [model-]method-rate, in the order of the experiment file."""
+    """{method: Tuned} of runs whose variants are [model-]method-rate, in the order of the experiment file.
+
+    A rate named `own` was chosen for the method by a tuning experiment.
+    """
     found: dict[str, dict[float, list[Run]]] = {}
+    chosen = {}
     for run in runs:
-        size, method = ("", *run.variant.split("-"))[-3:-1]
+        size, method, rate = ("", *run.variant.split("-"))[-3:]
         if model in ("", size):
-            found.setdefault(method, {}).setdefault(run.config["optimizer"]["lr"], []).append(run)
-    return {method: Tuned(method, dict(sorted(rates.items()))) for method, rates in found.items()}
+            lr = run.config["optimizer"]["lr"]
+            found.setdefault(method, {}).setdefault(lr, []).append(run)
+            if rate == "own" and run.own_rate:
+                chosen[method] = lr
+    return {method: Tuned(method, dict(sorted(rates.items())), chosen.get(method)) for method, rates in found.items()}
 
 
 def models(runs: Iterable[Run]) -> list[str]:
