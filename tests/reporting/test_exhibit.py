@@ -119,6 +119,19 @@ def test_failed_runs_are_not_run_with_their_reason(root):
     assert exhibit.look_up(root, run).reason == "not run: failed (no such file)"
 
 
+def test_reasons_that_differ_in_numbers_alone_are_one_with_their_range():
+    def run(seed, reason):
+        return exhibit.Run(f"e/v/seed{seed}", "e", "v", seed, {}, "diverged" if reason else "done", reason)
+
+    far = [run(k, f"diverged (loss 9 at step {step})") for k, step in enumerate((85, 232, 99))]
+    assert (
+        exhibit.unfinished([*far, run(3, None)]) == "diverged (loss 9 at step 85 to 232): v/seed0 and 2 more of 4 runs"
+    )
+    told = exhibit.unfinished([*far[:1], run(1, "out of memory at step 7"), run(2, "out of memory at step 7")])
+    assert told == "diverged (loss 9 at step 85): v/seed0; out of memory at step 7: v/seed1 and 1 more of 3 runs"
+    assert exhibit.unfinished([run(0, None)]) is None
+
+
 def test_unknown_exhibit_names_the_nearest_one(root):
     with pytest.raises(Misuse, match="did you mean 'lomo_table1'"):
         exhibit.make(root, "lomo_tabel1", "laptop")

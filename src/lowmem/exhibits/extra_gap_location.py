@@ -1,7 +1,7 @@
 """Ours: which tensors carry Adam-mini's early deficit? AdamW's second moment for one kind of tensor at a time."""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.exhibit import Runs, Shown, unfinished
 from lowmem.reporting.numbers.losses import difference, mean, text, used
 from lowmem.reporting.panels.losses import side_by_side
 
@@ -55,6 +55,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         gap, closed = difference(own, adamw), difference(adam_mini, own)
         shown.values |= {f"gap.{name}": gap, f"closed.{name}": closed}
         cells = [text(mean(own)), text(gap, signed=True), "" if name == "none" else text(closed, signed=True)]
+        if unfinished(own):  # the reason once
+            cells = [cells[0], "", ""]
         shown.rows.append([label, *cells, len(own)])
     shown.figure = draw(shown.values)
     return shown

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import importlib
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,19 +202,32 @@ def why(record: dict) -> str | None:
 
 
 def unfinished(runs: Iterable[Run]) -> str | None:
-    """Why some of these runs are not done, equal reasons counted together; None when all are done."""
+    """Why some of these runs are not done, equal reasons counted together; None when all are done.
+
+    Reasons that differ in numbers alone are one, with the range of each: (at step 85 to 232).
+    """
     runs = list(runs)
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Run]] = {}
     for run in runs:
         if run.status != "done":
-            found.setdefault(run.reason, []).append(f"{run.variant}/seed{run.seed}")
-    texts = [
-        f"{reason}: {names[0]}"
-        if len(names) == 1
-        else f"{reason}: {names[0]} and {len(names) - 1} more of {len(runs)} runs"
-        for reason, names in found.items()
-    ]
+            found.setdefault(re.sub(r"\d+", "#", run.reason), []).append(run)
+    texts = []
+    for same in found.values():
+        name = f"{same[0].variant}/seed{same[0].seed}"
+        others = f" and {len(same) - 1} more of {len(runs)} runs" if len(same) > 1 else ""
+        texts.append(f"{ranges([run.reason for run in same])}: {name}{others}")
     return "; ".join(texts) or None
+
+
+def ranges(reasons: list[str]) -> str:
+    """One sentence for reasons that differ in whole numbers alone: each number, or the smallest to the largest."""
+    numbers = iter(zip(*(map(int, re.findall(r"\d+", reason)) for reason in reasons), strict=True))
+
+    def between(_) -> str:
+        found = next(numbers)
+        return f"{min(found)}" if min(found) == max(found) else f"{min(found)} to {max(found)}"
+
+    return re.sub(r"\d+", between, reasons[0])
 
 
 def published(root: Path, header: dict) -> dict:
