@@ -21,6 +21,7 @@ EXHIBIT = {
     "published": None,
 }
 
+COLUMNS = 3  # panels side by side
 NAMES = {"llama": "Llama", "gpt2": "GPT-2"}
 
 
@@ -30,8 +31,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     grids = {size: tuned(found, size) for size in models(found)}
     shown = Shown(
         caption=scale.about(found)
-        + "Loss on the whole held-out text after 20 characters of English prose per parameter, with each of the rates, a "
-        "factor 2 apart, as many for every method; mean over "
+        + "Loss on the whole held-out text after 20 (Llama) or 40 (GPT-2) characters of English prose per parameter, with each "
+        "of the rates, a factor 2 apart, as many for every method; mean over "
         "tuning seeds (100 and up), which judge no claim. Large mark: the best rate.",
         columns=["model", "parameters", "optimizer", "rate", "loss (nat per character)", "best", "seeds"],
         rows=[],
@@ -52,7 +53,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 
 
 def draw(grids: dict):
-    drawn, panels = plots.figure([list(grids)], width=4.2 * len(grids), height=3.4)
+    sizes = [*grids, *["."] * (-len(grids) % COLUMNS)]
+    rows = [sizes[k : k + COLUMNS] for k in range(0, len(sizes), COLUMNS)]
+    drawn, panels = plots.figure(rows, width=3.9 * COLUMNS, height=3.4 * len(rows))
     for size, methods in grids.items():
         by_rate(panels[size], methods, inside=len(methods) == 2)
         run = next(iter(next(iter(methods.values())).rates.values()))[0]
