@@ -127,3 +127,15 @@ def test_holm_finds_what_stands_out_and_stops_at_the_first_that_does_not():
     assert stats.holm([0.001, 0.02, 0.5]) == [True, False, False]
     assert stats.holm([0.02]) == [True]
     assert stats.holm([0.012, 0.02, 0.0001], level=0.05) == [True, True, True]
+
+
+def test_runs_left_out_because_the_premise_fails_are_not_testable_and_others_are_not_run():
+    gate = {"premise": "p", "value": "p", "rule": {"kind": "greater", "target": 0}, "must": "not_fail"}
+    gone, refuted, open_ = {"value": None, "reason": "not run: no record"}, {"value": -0.1}, {"value": 0.1}
+    for tier in ("laptop", "overnight"):
+        assert verdict(claim(gate=gate), gone, tier, refuted)[0] == "not_testable"
+        assert "-0.1" in verdict(claim(gate=gate), gone, tier, refuted)[1]
+        for premise in (open_, gone, {"value": -0.1, "n": 1}):
+            assert verdict(claim(gate=gate), gone, tier, premise) == ("not_run", "not run: no record")
+    assert verdict(claim(gate=gate), gone, "smoke", refuted)[0] == "not_run"
+    assert verdict(claim(), gone, "overnight")[0] == "not_run"

@@ -5,6 +5,7 @@ import math
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import learnable
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.numbers.losses import absent, text, used, widened
 from lowmem.reporting.panels.superglue import dots, levels, look
@@ -18,8 +19,8 @@ EXHIBIT = {
     "kind": "figure",
     "title": "LoRA with and without LOMO, by rank",
     "experiments": ["lora_lomo"],
-    "also": {"overnight": ["superglue"]},
-    "archived": ["overnight/superglue"],
+    "also": {"overnight": ["superglue"], "paper": ["superglue"]},
+    "archived": ["overnight/superglue", "overnight/superglue_pilot"],
     "published": "lomo.fig3",
 }
 
@@ -30,14 +31,18 @@ PRINTED = {"lora": "LoRA", "lora_lomo": "LoRA+LOMO"}
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: gain (LoRA + LOMO minus LoRA in points, mean over tasks and ranks at equal seed), gain.<task>; long.gain of the
-    runs of tier overnight, at rank 2, which is that tier's gain."""
-    own, long = [run for run in runs if run.experiment == "lora_lomo"], ft.grouped(ft.long_runs(runs, tier))
+    runs of tier overnight, at rank 2 on the tasks that it trains, which is that tier's gain; adamw.above_frequent, the
+    premise of both."""
+    own, long_runs = [run for run in runs if run.experiment == "lora_lomo"], ft.long_runs(runs, tier)
+    long, tasks = ft.grouped(long_runs), learnable.trained(long_runs)
+    instead = learnable.in_place_of("boolq", tasks, ft.pilot_runs(runs))
     cells = placed(own)
     headers = {task: name for run in own for task, name in [ft.asked(run)]}
     shown = Shown(
         caption="Accuracy at the last epoch by rank of the adapters, mean over seeds with 95 % intervals, every method at the "
         "point fixed beforehand; open diamonds: published for LLaMA-13B, filled for LoRA + LOMO. At the left: LOMO alone. Last "
-        "panel: the runs of tier overnight on BoolQ at rank 2; small marks are seeds, large ones their mean.",
+        f"panel: the runs of tier overnight at rank 2{instead and f' ({instead})'}; small marks are seeds, large ones their "
+        "mean; dotted: no training, and always the most frequent answer.",
         columns=["data", "method", "rank", "accuracy (%)"],
         rows=[],
         deviations=[
@@ -67,14 +72,22 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         shown.values[f"gain.{task}"] = gain(cells, [task])
     shown.values["gain"] = gain(cells, TASKS)
     shown.values["long.gain"] = ft.gain(long, "lora_lomo", "lora")
+    judging = long if tier == "overnight" else ft.grouped(run for run in runs if run.experiment == "superglue")
+    compared = tasks if tier == "overnight" else TASKS
+    shown.values["adamw.above_frequent"] = ft.above_frequent(
+        {key: points for key, points in judging.items() if key[0] in compared}, "adamw"
+    )
     if tier == "overnight":
         shown.values["gain"] = shown.values["long.gain"]
     elif tier in ft.LIVE:
         shown.values |= {name: missing(ft.JUDGES_NOTHING) for name in shown.values if not name.startswith("long.")}
-    for name in ("lomo", *METHODS):
-        if points := long.get(("boolq", name)):
-            shown.rows.append(["BoolQ, overnight", ft.METHODS[name], *rank_and_accuracy(ft.first(points))])
-    shown.figure = draw(cells, headers, published, long)
+    for task in tasks:
+        for name in ("lomo", *METHODS):
+            if points := long.get((task, name)):
+                shown.rows.append(
+                    [f"{ft.TASKS[task]}, overnight", ft.METHODS[name], *rank_and_accuracy(ft.first(points))]
+                )
+    shown.figure = draw(cells, headers, published, long, tasks)
     return shown
 
 
@@ -118,14 +131,12 @@ def gain(cells: dict, tasks) -> dict:
     )  # all ranks answer the same questions
 
 
-def draw(cells: dict, headers: dict, published: dict, long: dict):
-    drawn, panels = plots.figure([[*TASKS, "long"]], width=12.0, height=3.6)
-    dots(
-        panels["long"],
-        {n: ft.first(long[t, n]) for t, n in long if t == "boolq" and n in ("lomo", *METHODS)},
-        levels(long),
-    )
-    panels["long"].set_title("BoolQ, rank 2 (overnight)")
+def draw(cells: dict, headers: dict, published: dict, long: dict, tasks: list[str]):
+    drawn, panels = plots.figure([[*TASKS, *(f"long {task}" for task in tasks)]], width=12.0, height=3.6)
+    for task in tasks:
+        groups = {n: ft.first(long[task, n]) for n in ("lomo", *METHODS) if (task, n) in long}
+        dots(panels[f"long {task}"], groups, levels(long, task))
+        panels[f"long {task}"].set_title(f"{ft.TASKS[task]}, rank 2 (overnight)")
     places = ranks(cells)
     for task in TASKS:
         axes = panels[task]

@@ -1,8 +1,9 @@
-"""Figure 4 of LOMO: training loss by step on BoolQ, LoRA and LOMO."""
+"""Figure 4 of LOMO: training loss by step, LoRA and LOMO, on BoolQ and on the tasks that tier overnight trains."""
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import learnable
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.numbers.losses import absent, text, used
 from lowmem.reporting.panels.superglue import by_step
@@ -14,43 +15,44 @@ EXHIBIT = {
     "label": "Figure 4",
     "order": 60,
     "kind": "figure",
-    "title": "Training loss on BoolQ, LoRA and LOMO",
+    "title": "Training loss, LoRA and LOMO (paper: on BoolQ)",
     "experiments": ["superglue"],
     "published": "lomo.fig4",
-    "archived": ["overnight/superglue"],
+    "archived": ["overnight/superglue", "overnight/superglue_pilot"],
 }
 
 GROUPS = ("lora", "lomo")
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: early_drop.<method>: share of the whole fall of the loss that lies in the first third of the steps; with long.
-    before it of the runs of tier overnight."""
+    """Values: early_drop.<method>: share of the whole fall of the loss on BoolQ that lies in the first third of the steps;
+    with long. before it, the mean over the tasks that tier overnight trains; boolq.learned_margin, the premise of BoolQ's."""
+    long_runs = ft.long_runs(runs, tier)
+    own, long, tasks = ft.grouped(runs), ft.grouped(long_runs), learnable.trained(long_runs)
+    instead = learnable.in_place_of("boolq", tasks, ft.pilot_runs(runs))
     shown = Shown(
-        caption="Training loss of each step on BoolQ, mean over seeds, thin lines the seeds; left the runs of this report, "
-        "right those of tier overnight. Only the tokens of the answer count.",
+        caption="Training loss of each step, mean over seeds, thin lines the seeds. Left: the runs of this report on BoolQ; "
+        f"right: those of tier overnight{instead and f' on {instead}'}. Only the tokens of the answer count.",
         columns=["method", "runs", "first step (nat)", "last tenth (nat)", "fall in the first third"],
         rows=[],
         deviations=["Another model and fewer steps than the paper's 630; see Table 3."],
-        runs_used=used(run for run in runs if run.variant.startswith("boolq-")),
+        runs_used=used(run for run in runs if ft.asked(run)[0] in ("boolq", *tasks)),
     )
     shown.published = mark("what the curve looks like", printed(published, "qualitative"))
-    panels = {tier: ft.grouped(runs), "overnight": ft.grouped(ft.long_runs(runs, tier))}
-    for label, found in panels.items():
+    panels = {f"{ft.TASKS[task]} (overnight)": (task, long) for task in tasks}
+    if tier != "overnight" or not tasks:
+        panels = {f"BoolQ ({tier}{', live: judges nothing' * (tier in ft.LIVE)})": ("boolq", own), **panels}
+    for title, (task, found) in panels.items():
         for name in GROUPS:
-            group = ft.first(found.get(("boolq", name), {}))
-            early = early_drop(group)
-            shown.values |= {f"{prefix}early_drop.{name}": early for prefix in prefixes(label, tier)}
-            if tier in ft.LIVE:
-                shown.values[f"early_drop.{name}"] = missing(ft.JUDGES_NOTHING)
-            shown.rows.append([ft.METHODS[name], label, *ends(group), text(early, digits=2)])
+            group = ft.first(found.get((task, name), {}))
+            shown.rows.append([ft.METHODS[name], title, *ends(group), text(early_drop([group]), digits=2)])
+    for name in GROUPS:
+        early = early_drop([ft.first(own.get(("boolq", name), {}))])
+        shown.values[f"early_drop.{name}"] = missing(ft.JUDGES_NOTHING) if tier in ft.LIVE else early
+        shown.values[f"long.early_drop.{name}"] = early_drop([ft.first(long.get((task, name), {})) for task in tasks])
+    shown.values["boolq.learned_margin"] = learnable.premise(runs, "boolq", tier)
     shown.figure = draw(panels)
     return shown
-
-
-def prefixes(label: str, tier: str) -> list[str]:
-    """What stands before a value of these runs: those of tier overnight are also its report's own."""
-    return [""] * (label == tier) + ["long."] * (label == "overnight")
 
 
 def parts(run: Run) -> tuple[float, float, float]:
@@ -62,15 +64,18 @@ def parts(run: Run) -> tuple[float, float, float]:
     return losses[0], sum(middle) / len(middle), sum(late) / len(late)
 
 
-def early_drop(group: list[Run]) -> dict:
-    """An entry; without a number where the loss did not fall."""
-    gone = absent(group, group)
+def early_drop(groups: list[list[Run]]) -> dict:
+    """Mean over tasks (a group of seeds each), then over seeds, as an entry; without a number where the loss did not fall."""
+    gone = absent(ft.flat(groups), ft.flat(groups))
     if gone:
         return gone
-    found = [parts(run) for run in group]
-    if any(start <= end for start, _, end in found):
-        return missing("no number: the loss of a seed did not fall")
-    return estimated(estimate([(start - middle) / (start - end) for start, middle, end in found]), "of the fall")
+    shares: dict[int, list[float]] = {}
+    for run in ft.flat(groups):
+        start, middle, end = parts(run)
+        if start <= end:
+            return missing("no number: the loss of a seed did not fall")
+        shares.setdefault(run.seed, []).append((start - middle) / (start - end))
+    return estimated(estimate([sum(found) / len(found) for found in shares.values()]), "of the fall")
 
 
 def ends(group: list[Run]) -> list[str]:
@@ -81,11 +86,10 @@ def ends(group: list[Run]) -> list[str]:
     return [f"{sum(found[k] for found in done) / len(done):.3f}" for k in (0, 2)]
 
 
-def draw(groups: dict):
+def draw(groups: dict[str, tuple[str, dict]]):
     drawn, panels = plots.figure([list(groups)], width=9.0, height=3.4)
-    for label, found in groups.items():
-        lines = {name: ft.first(found.get(("boolq", name), {})) for name in GROUPS}
-        by_step(panels[label], lines, ft.losses, "training loss (nat per token)")
-        live = label in ft.LIVE
-        panels[label].set_title("Overnight" if label == "overnight" else f"{label}{', live: judges nothing' * live}")
+    for title, (task, found) in groups.items():
+        lines = {name: ft.first(found.get((task, name), {})) for name in GROUPS}
+        by_step(panels[title], lines, ft.losses, "training loss (nat per token)")
+        panels[title].set_title(title)
     return drawn

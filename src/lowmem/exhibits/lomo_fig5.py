@@ -1,7 +1,8 @@
-"""Figure 5 of LOMO: validation accuracy on BoolQ, by step for LoRA and LOMO, and at the end for every method."""
+"""Figure 5 of LOMO: validation accuracy, by step for LoRA and LOMO, and at the end for every method."""
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import learnable
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.numbers.losses import text, used
 from lowmem.reporting.panels.superglue import by_step, dots, level, levels
@@ -13,61 +14,60 @@ EXHIBIT = {
     "label": "Figure 5",
     "order": 70,
     "kind": "figure",
-    "title": "Validation accuracy on BoolQ, LoRA and LOMO",
+    "title": "Validation accuracy, LoRA and LOMO (paper: on BoolQ)",
     "experiments": ["superglue"],
     "published": "lomo.fig5",
-    "archived": ["overnight/superglue"],
+    "archived": ["overnight/superglue", "overnight/superglue_pilot"],
 }
 
 GROUPS = ("lora", "lomo")
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: <method>.last (accuracy at the end, percent) of zero, lora and lomo; with long. before it of every method, from
-    the runs of tier overnight."""
-    live, long = ft.grouped([] if tier == "overnight" else runs), ft.grouped(ft.long_runs(runs, tier))
+    """Values: <method>.last (accuracy on BoolQ at the end, percent) of zero, lora and lomo; long.<task>.<method>.last of every
+    method on the tasks that tier overnight trains; boolq.learned_margin, the premise of BoolQ's."""
+    long_runs = ft.long_runs(runs, tier)
+    own, long, tasks = ft.grouped(runs), ft.grouped(long_runs), learnable.trained(long_runs)
+    instead = learnable.in_place_of("boolq", tasks, ft.pilot_runs(runs))
+    right = f"Right: at the end of the runs of tier overnight{instead and f' on {instead}'}; "
     shown = Shown(
-        caption="Accuracy on BoolQ's validation questions. Left: after each epoch, mean over seeds, thin lines the seeds; in a "
-        "small tier a few steps that judge nothing. Right: at the end of the runs of tier overnight; small marks are seeds, "
-        "large ones their mean, bars 95 % with the error of seeds and questions. Dotted: no training, and always the most "
-        "frequent answer.",
+        caption="Accuracy on validation questions. Left: BoolQ after each epoch, mean over seeds, thin lines the seeds; a "
+        f"small tier takes a few steps, which judge nothing. {right}small marks are seeds, large ones their mean, bars 95 % "
+        "with the error of seeds and questions. Dotted: no training, and always the most frequent answer.",
         columns=["method", "runs", "last epoch (%)", "best epoch, one seed (%)"],
         rows=[],
         deviations=["Another model, fewer steps and other batches than the paper's; see Table 3."],
-        runs_used=used(run for run in runs if run.variant.startswith("boolq-")),
+        runs_used=used(run for run in runs if ft.asked(run)[0] in ("boolq", *tasks)),
     )
     for name in GROUPS:
         found = printed(published, "final_expected_from_table3", optimizer=ft.METHODS[name])
         shown.published += mark(f"{ft.METHODS[name]}, end", found)
-    for prefix, label, found in (("", tier, live), ("long.", "overnight", long)):
-        for name in ft.METHODS if prefix else ("zero", *GROUPS):
-            points = found.get(("boolq", name), {})
-            if not points and prefix and name not in ("zero", *GROUPS):
-                continue
-            end = ft.last(ft.first(points))
-            shown.values[f"{prefix}{name}.last"] = end
-            best = "" if name == "zero" or prefix else text(ft.best(points), digits=1)
-            if found:
-                shown.rows.append([ft.METHODS[name], label, text(end, digits=1), best])
     for name in ("zero", *GROUPS):
-        if tier == "overnight":
-            shown.values[f"{name}.last"] = shown.values[f"long.{name}.last"]
-        elif tier in ft.LIVE:
-            shown.values[f"{name}.last"] = missing(ft.JUDGES_NOTHING)
-    shown.figure = draw(live, long, tier)
+        points = own.get(("boolq", name), {})
+        end = ft.last(ft.first(points))
+        shown.values[f"{name}.last"] = missing(ft.JUDGES_NOTHING) if tier in ft.LIVE else end
+        if points and tier != "overnight":
+            best = "" if name == "zero" else text(ft.best(points), digits=1)
+            shown.rows.append([ft.METHODS[name], tier, text(end, digits=1), best])
+    for task in tasks:
+        for name in (name for name in ft.METHODS if (task, name) in long):
+            end = ft.last(ft.first(long[task, name]))
+            shown.values[f"long.{task}.{name}.last"] = end
+            shown.rows.append([ft.METHODS[name], f"{ft.TASKS[task]} (overnight)", text(end, digits=1), ""])
+    shown.values["boolq.learned_margin"] = learnable.premise(runs, "boolq", tier)
+    shown.figure = draw(own if tier != "overnight" else {}, long, tasks, tier)
     return shown
 
 
-def draw(live: dict, long: dict, tier: str):
-    names = [name for name, found in (("live", live), ("long", long)) if found]
-    drawn, panels = plots.figure([names], width=9.6, height=4.2)
-    if live:
+def draw(live: dict, long: dict, tasks: list[str], tier: str):
+    drawn, panels = plots.figure([["live"] * bool(live or not tasks) + tasks], width=9.6, height=4.2)
+    if "live" in panels:
         axes, lines = panels["live"], {name: ft.first(live.get(("boolq", name), {})) for name in GROUPS}
         if by_step(axes, lines, ft.accuracies, "validation accuracy (%)", marker="o"):
-            level(axes, levels(live))
-        axes.set_title(f"{tier}, live: judges nothing" if tier in ft.LIVE else f"This report ({tier})")
-    if long:
-        ends = {name: ft.first(long[task, name]) for task, name in long if task == "boolq"}
-        dots(panels["long"], {name: ends[name] for name in ft.METHODS if name in ends}, levels(long))
-        panels["long"].set_title("SmolLM2-135M (overnight)")
+            level(axes, levels(live, "boolq"))
+        axes.set_title(f"BoolQ ({tier}, live: judges nothing)" if tier in ft.LIVE else f"BoolQ ({tier})")
+    for task in tasks:
+        groups = {name: ft.first(long[task, name]) for name in ft.METHODS if (task, name) in long}
+        dots(panels[task], groups, levels(long, task))
+        panels[task].set_title(f"{ft.TASKS[task]}, SmolLM2-135M (overnight)")
     return drawn

@@ -52,7 +52,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         runs_used=used(runs),
     )
     add_published(shown, published, headers, SIZES if len(by_size) > 1 else SIZES[:1])
-    known = learnable.verdicts(run for run in runs.archived if run.experiment == "superglue_pilot")
+    known = learnable.verdicts(ft.pilot_runs(runs))
     label = f"{tier}, live: judges nothing" if tier in ft.LIVE else tier
     for source, name, extra in ((long, LONG, BESIDE), *((group, label, {}) for group in by_size)):
         add_frequent(shown, source, name, headers)

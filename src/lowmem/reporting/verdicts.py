@@ -3,8 +3,8 @@
 At a tier that the claim names in `decides`: reproduced = the interval lies inside the rule; direction_only = right sign,
 other size; contradicted = on the other side. At any other tier nothing is final: same_direction or opposite_here.
 A simulation decides nothing about a measurement: simulated_fits or simulated_differs. not_testable: a premise of the
-claim (its `gate`) does not hold here. inconclusive: the interval covers both sides, or nothing may be concluded.
-not_run: no record.
+claim (its `gate`) does not hold here, whether its runs were made or left out for that. inconclusive: the interval covers
+both sides, or nothing may be concluded. not_run: no record.
 
 A claim "at every size" holds if the interval of every size is inside the rule, which needs no correction. It fails if
 one size is outside, and that is tested with Holm's correction: of many sizes one is outside its interval by chance.
@@ -37,10 +37,11 @@ def verdict(claim: dict, value: dict, tier: str, premise: dict | None = None) ->
         found, why = absent(value, decides)
     else:
         found, why = judged(claim["rule"], value, decides)
-    if found == "not_run":
-        return found, why
     if tier == "smoke":
-        return "inconclusive", "smoke tier decides nothing"
+        return (found, why) if found == "not_run" else ("inconclusive", "smoke tier decides nothing")
+    if found == "not_run":
+        gone = refuted(claim["gate"], premise or {}) if "gate" in claim else None
+        return ("not_testable", gone) if gone else (found, why)
     if recalled(claim["published"]):
         return "inconclusive", "the published value is recalled, not confirmed: it decides nothing"
     known = value.get("value") is not None
@@ -114,6 +115,17 @@ def closed(gate: dict, premise: dict) -> str | None:
     inside, _, _ = sides(gate["rule"], premise)
     if inside or (gate["must"] == "not_fail" and not outside(gate["rule"], premise)):
         return None
+    return failing(gate, premise)
+
+
+def refuted(gate: dict, premise: dict) -> str | None:
+    """Why a premise is shown not to hold, with its own number; None where it holds, or nothing is shown."""
+    if premise.get("value") is None or single(premise) or not outside(gate["rule"], premise):
+        return None
+    return failing(gate, premise)
+
+
+def failing(gate: dict, premise: dict) -> str:
     return f"premise fails ({gate['premise']}): {spelt(premise)}, needed {words(gate['rule'])}"
 
 

@@ -85,6 +85,11 @@ def long_runs(runs: Runs, tier: str) -> list[Run]:
     return [run for run in (runs if tier == "overnight" else runs.archived) if run.experiment == "superglue"]
 
 
+def pilot_runs(runs: Runs) -> list[Run]:
+    """The archived runs that say which tasks a model of this size can learn (learnable.py)."""
+    return [run for run in runs.archived if run.experiment == "superglue_pilot"]
+
+
 def first(points: Points) -> list[Run]:
     """Runs of the point that was fixed beforehand."""
     return next(iter(points.values()), [])

@@ -90,8 +90,8 @@ def level(axes, levels: dict[str, float | None]) -> None:
     axes.margins(y=0.15)
 
 
-def levels(found: dict[tuple[str, str], Points]) -> dict[str, float | None]:
-    """Accuracy on BoolQ without training and of always giving the most frequent answer."""
-    runs = [run for (task, _), points in found.items() if task == "boolq" for run in first(points)]
+def levels(found: dict[tuple[str, str], Points], task: str) -> dict[str, float | None]:
+    """Accuracy on a task without training and of always giving its most frequent answer."""
+    runs = [run for (other, _), points in found.items() if other == task for run in first(points)]
     frequent = next((run.final("most") for run in runs if run.final("most") is not None), None)
-    return {"no training": last(first(found.get(("boolq", "zero"), {})))["value"], "most frequent": frequent}
+    return {"no training": last(first(found.get((task, "zero"), {})))["value"], "most frequent": frequent}
