@@ -132,7 +132,6 @@ def stock(model):
     )
     made, weights = transformers.LlamaForCausalLM(config), model.state_dict()
     inside = {ours: theirs for ours, (theirs, _) in pretrained.LAYER.items()}
-    inside = {ours: theirs for ours, (theirs, _) in pretrained.LAYER.items()}
     names = {f"model.layers.{k}.{t}": f"blocks.{k}.{o}" for k in range(c.n_layer) for o, t in inside.items()}
     names |= {"model.embed_tokens": "tokens", "model.norm": "norm", "lm_head": "head"}
     made.load_state_dict({f"{theirs}.weight": weights[f"{ours}.weight"] for theirs, ours in names.items()})

@@ -140,6 +140,22 @@ def test_distance_of_trajectories_is_a_share_of_the_movement_of_adamw(full):
     )
 
 
+def test_the_floor_under_distances_is_that_of_adamw_from_its_twin_at_the_same_rate(full, root):
+    found = full("adam_mini_fig8").values
+    assert found["distance.floor"]["value"] / found["distance.adam_mini"]["value"] == pytest.approx(0.1 / 1.02)
+    write(root, "gpt2_baselines")
+    for run in experiments.runs(root, "gpt2_baselines", "laptop"):
+        if run["variant"] == "adamw_twin-3e.3":
+            (root / "results/laptop" / run["id"] / "record.json").unlink()
+    assert "not run" in values(root, "adam_mini_fig8")["distance.floor"]["reason"]
+
+
+def test_the_twin_is_no_method_of_a_comparison(full):
+    assert "AdamW, nudged" in {row[0] for row in full("adam_mini_fig8").rows}
+    for id in ("adam_mini_fig15", "adam_mini_fig13", "extra_optimizers"):
+        assert "AdamW, nudged" not in {row[0] for row in full(id).rows}
+
+
 def test_spread_is_over_all_rates_and_decays(full):
     found = full("adam_mini_fig8").values
     assert found["spread.adamw"]["value"] == pytest.approx(BESIDE[1e-2 / 3e-3], abs=0.001)

@@ -7,7 +7,14 @@ from lowmem.pipeline import experiments
 
 EXPERIMENTS = ("llama_scaling", "llama_large", "gpt2_baselines", "gpt2_decay", "llama_variants", "adafactor_sweeps")
 EXPERIMENTS += ("leave_x_out", "backward_update", "char_shakespeare")
-OFFSETS = {"adamw": 0.0, "adam_mini": 0.004, "adam_mini_backward": 0.004, "adafactor": 0.05, "adafactor_zhai": 0.06}
+OFFSETS = {
+    "adamw": 0.0,
+    "adamw_twin": 0.0,
+    "adam_mini": 0.004,
+    "adam_mini_backward": 0.004,
+    "adafactor": 0.05,
+    "adafactor_zhai": 0.06,
+}
 OFFSETS |= {"came": 0.04, "sm3": 0.2, "lion": 0.03, "lamb": 0.07, "adalomo": 0.08, "default_partition": 0.3}
 OFFSETS |= {"value_whole": -0.01, "embedding_whole": 0.1, "embedding_adam": 0.0, "max": 0.05, "min": 0.06, "l1": 0.07}
 OFFSETS |= {"l2": 0.08, "adafactor_flags": 2.0, "zhai_flags": 2.1}
@@ -82,6 +89,7 @@ def curve(run, offset, steps):
             line["val_loss"] = loss
             if run["config"]["train"].get("sketch"):
                 far = 1 + 5 * OFFSETS.get(method(run), 0)
-                line["sketch"] = [step * 1.0, (0 if method(run) == "adamw" else far) * step / steps]
+                far = {"adamw": 0, "adamw_twin": 0.1}.get(method(run), far)
+                line["sketch"] = [step * 1.0, far * step / steps]
         lines.append(line)
     return lines

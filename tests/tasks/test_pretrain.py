@@ -10,7 +10,7 @@ from tiny import ADAM_MINI, LOMO, curve, make_root, make_run
 from lowmem.data import token_windows
 from lowmem.errors import Misuse
 from lowmem.pipeline import record
-from lowmem.tasks import pretrain
+from lowmem.tasks import pretrain, pretrain_nudged
 from lowmem.training import job
 
 
@@ -139,3 +139,26 @@ def test_data_order_is_equal_across_optimizers(root, monkeypatch):
     for current, optimizer in (("adamw", None), ("adam_mini", ADAM_MINI), ("lomo", LOMO)):
         assert job.run_job(root, [make_run(current, optimizer=optimizer)]) == 0
     assert len(seen["adamw"]) == 20 and seen["adamw"] == seen["adam_mini"] == seen["lomo"]
+
+
+def test_a_nudged_run_has_the_batches_of_its_seed_and_first_weights_a_relative_nudge_beside(root):
+    config = make_run()["config"]
+    torch.manual_seed(3)
+    plain = pretrain.build(config, 3, root, "cpu")
+    torch.manual_seed(3)
+    nudged = pretrain_nudged.build({**config, "measure": {"nudge": 1e-4}}, 3, root, "cpu")
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    pretrain.build(config, 3, root, "cpu")
+    assert torch.equal(torch.rand(1), after)  # nothing more was drawn from the global generator
+    assert torch.equal(plain.batch(1)[0], nudged.batch(1)[0])
+    pairs = zip(plain.model.parameters(), nudged.model.parameters(), strict=True)
+    shifts = torch.cat([((b - a) / a).flatten()[a.flatten() != 0] for a, b in pairs])
+    assert shifts.std().item() == pytest.approx(1e-4, rel=0.1) and abs(shifts.mean().item()) < 1e-5
+
+
+@pytest.mark.parametrize("nudge", [None, 0, -1e-6, 0.5, "small"])
+def test_a_nudge_that_is_none_or_large_is_refused(root, nudge):
+    config = {**make_run()["config"], "measure": {"nudge": nudge}}
+    with pytest.raises(Misuse, match=r"measure.nudge is .*such as 1.0e-6"):
+        pretrain_nudged.build(config, 0, root, "cpu")

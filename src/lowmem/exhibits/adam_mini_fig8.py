@@ -28,18 +28,21 @@ EXHIBIT = {
 
 BASELINES = ("adafactor", "adafactor_zhai", "came", "sm3")  # of the camera-ready panel
 METHODS = ("adamw", "adam_mini", *BASELINES)
+TWIN = "adamw_twin"
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: lead.<baseline>, lead.least, closer.<baseline>, closer.least, spread.<optimizer>, spread.difference;
-    same_rate.lead.least (all at AdamW's best rate); premises: adamw.behind.largest, distance.adam_mini (from AdamW, in
-    AdamW's own movement)."""
-    methods = {name: one for name, one in tuned(of(runs, "gpt2_baselines")).items() if name in METHODS}
+    same_rate.lead.least (all at AdamW's best rate); distance.floor (of AdamW from itself, see floor); premises:
+    adamw.behind.largest, distance.adam_mini (from AdamW, in AdamW's own movement)."""
+    tried = tuned(of(runs, "gpt2_baselines"))
+    methods = {name: one for name, one in tried.items() if name in METHODS}
     shown = Shown(
         caption=scale.about(runs)
         + "a: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. b: distance of the "
         "weights from those of AdamW at equal seed, as a share of how far AdamW has moved from its first evaluation on; "
-        "above 1 no method is near AdamW. Thin lines everywhere: the seeds. "
+        "above 1 no method is near AdamW. Dotted: AdamW against itself from first weights a relative 1e-6 apart, below which "
+        "distances say nothing. Thin lines everywhere: the seeds. "
         "c: final loss by learning rate. d: by weight decay.",
         columns=[
             "method",
@@ -70,6 +73,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ahead = text(shown.values[f"lead.{name}"], True) if name in BASELINES else ""
         loss = text(one.gone or mean(one.best))
         shown.rows.append([display.name(name), one.rate, one.tried, loss, ahead, far])
+    gaps[TWIN] = floor(tried.get(TWIN), methods["adamw"])
+    shown.values["distance.floor"] = end(gaps[TWIN])
+    shown.rows.append([display.name(TWIN), methods["adamw"].rate, "", "", "", text(end(gaps[TWIN]), digits=2)])
     for key in ("lead", "closer"):
         found = [shown.values[f"{key}.{name}"] for name in BASELINES if f"{key}.{name}" in shown.values]
         shown.values[f"{key}.least"] = smallest(found)
@@ -108,6 +114,14 @@ def distances(method: Tuned, adamw: Tuned) -> dict:
         moved = {at: math.dist(base[at], base[shared[0]]) for at in shared[1:]}
         found[run.seed] = [(at, math.dist(ours[at], base[at]) / moved[at]) for at in shared[1:] if moved[at] > 0]
     return found
+
+
+def floor(twin: Tuned | None, adamw: Tuned) -> dict:
+    """As distances(), of AdamW from itself at its best rate: the twin's first weights are a relative 1e-6 beside AdamW's."""
+    if twin is None or adamw.gone:
+        return adamw.gone or missing("not run: not planned in this tier")
+    runs = twin.rates.get(adamw.lr, [])
+    return distances(Tuned(TWIN, {adamw.lr: runs}), adamw)
 
 
 def sketches(run: Run) -> dict[int, list[float]]:
@@ -202,11 +216,12 @@ def draw_distances(axes, gaps: dict, unit: str) -> None:
     labels = []
     for name, by_seed in gaps.items():
         if "value" not in by_seed:
+            look = plots.look(name) | ({"linestyle": (0, (1, 2))} if name == TWIN else {})
             for curve in by_seed.values():
-                axes.plot(*zip(*curve, strict=True), **faint(plots.look(name)["color"]))
+                axes.plot(*zip(*curve, strict=True), **faint(look["color"]))
             x, y = mean_of(list(by_seed.values()))
-            axes.plot(x, y, marker=".", **plots.look(name))
-            labels.append((x[-1], y[-1], display.name(name), plots.look(name)["color"]))
+            axes.plot(x, y, marker=".", **look)
+            labels.append((x[-1], y[-1], display.name(name), look["color"]))
     if not labels:
         plots.empty(axes, "not run: no record")
         return

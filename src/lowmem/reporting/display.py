@@ -2,6 +2,7 @@
 
 NAMES = {
     "adamw": "AdamW",
+    "adamw_twin": "AdamW, nudged",
     "adam_mini": "Adam-mini",
     "lomo": "LOMO",
     "sgd": "SGD",

@@ -30,7 +30,7 @@ def trained(root: Path, tier: str, runs: list[dict]) -> str:
             model, train = config.get("model") or {}, config.get("train") or {}
             tuned = tuned or model.get("pretrained") == "smollm2"
             count = parameters(model) if model.get("name") in ("gpt2", "llama") and "pretrained" not in model else None
-            if count and config.get("task") == "pretrain" and train.get("steps"):
+            if count and config.get("task", "").startswith("pretrain") and train.get("steps"):
                 counts.add(count)
                 units.add({"byte": "bytes", "char": "characters"}.get(config["data"].get("tokenizer"), "tokens"))
                 seen.add(train["steps"] * train["batch_size"] * train["seq_len"])
