@@ -254,3 +254,81 @@ def test_further_words_for_heads_and_projections_are_known(heads):
 
     assert partition(Attention())["c_attn.weight"].count == HEADS + 2 + 2 * SIZE
     assert [partition(Apart())[f"c_{n}.weight"].count for n in "qkv"] == [HEADS, HEADS, WIDTH]
+
+
+class KeysAndValues(nn.Module):
+    """to_q and to_kv, and an output in a container or a class."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.heads, self.to_q, self.to_kv, self.to_out = (
+            HEADS,
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, 2 * WIDTH),
+            out,
+        )
+
+
+@pytest.mark.parametrize(
+    "make, counts",
+    [
+        (lambda: nn.Sequential(nn.Linear(WIDTH, 12), nn.Dropout(0.1)), {"to_out.0.weight": 12}),
+        (lambda: nn.Sequential(nn.Linear(WIDTH, 12), nn.LayerNorm(12)), {"to_out.0.weight": 12, "to_out.1.weight": 1}),
+        (lambda: nn.ModuleList([nn.Linear(WIDTH, 12), nn.Dropout(0.1)]), {"to_out.0.weight": 12}),
+        (lambda: nn.Sequential(nn.Linear(WIDTH, 12), nn.GELU(), nn.Linear(12, WIDTH)),
+         {"to_out.0.weight": 12, "to_out.2.weight": WIDTH}),
+        (lambda: nn.Conv1d(WIDTH, 12, 1), {"to_out.weight": 1}),
+        (lambda: nn.Identity(), {}),
+    ],
+    ids=["dropout", "norm", "list", "two layers", "convolution", "none"],
+)  # fmt: skip
+def test_an_output_layer_inside_others_beside_queries_has_neurons(make, counts):
+    found = partition(KeysAndValues(make()))
+    assert found["to_q.weight"].count == HEADS and found["to_kv.weight"].count == HEADS + WIDTH
+    assert {name: found[name].count for name in counts} == counts
+
+
+def test_an_output_layer_of_a_strangers_class_with_a_matrix_of_its_own_is_asked_about():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixing, self.last = nn.Parameter(torch.ones(HEADS, HEADS)), nn.Linear(WIDTH, WIDTH)
+
+    with pytest.raises(Misfit, match=r"to_out\.(mixing|last\.weight)"):
+        partition(KeysAndValues(Own()))
+
+
+@pytest.mark.parametrize(
+    "name, shape, rows",
+    [("scale_shift_table", (6, WIDTH), 6), ("scale_shift_table", (1, 2, WIDTH), 2), ("modulation", (1, 6, WIDTH), 6),
+     ("cls_token", (1, 1, WIDTH), 1), ("prompts", (7, WIDTH), 7)],
+)  # fmt: skip
+def test_learned_tables_have_a_block_for_each_row(name, shape, rows):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(WIDTH, HEADS)
+            setattr(self, name, nn.Parameter(torch.randn(shape)))
+
+    assert partition(Block())[name].count == rows
+
+
+class Clip(nn.Module):
+    """The end of CLIP's towers: what the norm gives, times a bare matrix (width, out)."""
+
+    def __init__(self, name, shape):
+        super().__init__()
+        self.attn, self.ln_final = nn.MultiheadAttention(WIDTH, HEADS), nn.LayerNorm(WIDTH)
+        setattr(self, name, nn.Parameter(torch.randn(shape)))
+
+
+@pytest.mark.parametrize("name", ["text_projection", "proj", "image_projection"])
+def test_a_projection_stored_as_width_by_out_is_cut_by_its_outputs(name):
+    blocks = partition(Clip(name, (WIDTH, 10)))[name]
+    assert (blocks.axis, blocks.count) == (1, 10)
+
+
+@pytest.mark.parametrize("name, shape", [("proj", (10, WIDTH)), ("proj", (WIDTH, WIDTH)), ("mixing", (WIDTH, 10))])
+def test_a_bare_matrix_whose_sides_do_not_tell_is_asked_about(name, shape):
+    with pytest.raises(Misfit, match=rf"{name}: a bare parameter of shape"):
+        partition(Clip(name, shape))

@@ -1,22 +1,24 @@
 """Random lives of an optimizer beside torch's on a copy of the model: equal weights, or a refusal, never a silent difference.
 
-What a training script may do between steps: freeze, thaw, add a layer, replace a weight, cast, save and load, copy, pickle,
-change the rate. Ours and torch's get the same.
+What a training script may do between steps: freeze, thaw, add a layer, replace a weight, cast, save and load (also into other
+groups), copy, pickle, change the rate, leave a layer out. Ours and torch's get the same. Life n is the same on every machine.
+LOWMEM_COUNT=1 runs 2,000 of each optimizer and notes how many were refused (data/campaigns/counts.json).
 """
 
 import copy
+import os
 import pickle
+import random
 import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from campaign_counts import hold
 from torch import nn
 
 from lowmem.optim import SGD, AdamMini, AdamW, FusedBackward, Lomo
 
-WIDTH, FAST, MANY = 3, 15, 2000
+WIDTH, FAST, SOME, MANY = 3, 15, 150, 2000
 ADAM = dict(lr=0.05, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1)  # a large eps: no noise from gradients near 0
 MOMENTUM = dict(lr=0.05, momentum=0.9, weight_decay=0.1)
 
@@ -43,10 +45,12 @@ class Net(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)])
         self.scale = nn.Parameter(torch.tensor(0.7))
+        self.left_out = None
 
     def forward(self, x):
-        for layer in self.layers:
-            x = x + layer(x).tanh() * self.scale
+        for number, layer in enumerate(self.layers):
+            if number != self.left_out:
+                x = x + layer(x).tanh() * self.scale
         return (x - 0.3).square().mean()
 
 
@@ -62,7 +66,8 @@ class Life:
         self.optimizer = self.build(self.model if self.ours else list(self.model.parameters()))
 
     def step(self, seed):
-        if not any(p.requires_grad for p in self.model.parameters()):
+        used = [layer for number, layer in enumerate(self.model.layers) if number != self.model.left_out]
+        if not any(p.requires_grad for part in used for p in part.parameters()) and not self.model.scale.requires_grad:
             return
         p = self.model.scale
         x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(p.dtype)
@@ -96,6 +101,28 @@ class Life:
         self.optimizer = self.build(groups, model=self.model) if self.ours else self.build(groups)
         self.optimizer.load_state_dict(saved)
 
+    def regroup(self, seed):
+        """Save, and load into other groups: one of all weights where their rates agree, or one of each, in either order."""
+        if not held(self):
+            return  # a weight was replaced, which the next step refuses
+        saved, old = copy.deepcopy(self.optimizer.state_dict()), self.optimizer
+        rates = {p: group["lr"] for group in old.param_groups for p in group["params"]}
+        members = [(name, p) for name, p in self.model.named_parameters() if p in rates][:: (1, -1)[seed % 2]]
+        together = seed < 5 and len({rates[p] for _, p in members}) == 1
+        parts = [members] if together else [[pair] for pair in members]
+        if self.ours:
+            self.optimizer = self.build([{"params": part} for part in parts], model=self.model)
+            self.optimizer.load_state_dict(saved)
+            return
+        groups = [{"params": [p for _, p in part], "lr": rates[part[0][1]]} for part in parts]
+        self.optimizer = self.build(groups)
+        self.optimizer.state.update(
+            {p: entry for p, entry in old.state.items() if p in rates}
+        )  # torch's cannot load this
+
+    def leave_out(self, seed):
+        self.model.left_out = seed % len(self.model.layers)
+
     def copy(self, _):
         self.model, self.optimizer = copy.deepcopy((self.model, self.optimizer))
 
@@ -111,8 +138,15 @@ class Life:
         return parts[seed % len(parts)]
 
 
-OPERATIONS = ("step", "freeze", "thaw", "add", "replace", "cast", "load", "copy", "pickle", "schedule")
-LIVES = st.lists(st.tuples(st.sampled_from([*OPERATIONS, "step", "step"]), st.integers(0, 9)), min_size=2, max_size=12)
+OPERATIONS = (
+    "step", "freeze", "thaw", "add", "replace", "cast", "load", "regroup", "leave_out", "copy", "pickle", "schedule",
+)  # fmt: skip
+
+
+def life(number: int) -> list[tuple[str, int]]:
+    """Operations with a seed each."""
+    chance = random.Random(number)
+    return [(chance.choice((*OPERATIONS, "step", "step")), chance.randrange(10)) for _ in range(chance.randint(2, 12))]
 
 
 def held(life: Life) -> bool:
@@ -147,19 +181,18 @@ def live(pair, operations) -> int:
     return refused
 
 
-def run(pair, examples: int) -> None:
-    lazily = settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
-
-    @lazily
-    @given(LIVES)
-    def alike(operations):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            live(pair, operations)
-
-    alike()
+def run(pair, lives: int) -> int:
+    """So many lives; the number of refusals in them."""
+    refused = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number in range(lives):
+            try:
+                refused += live(pair, life(number))
+            except Exception as error:
+                error.add_note(f"life {number}: {life(number)}")
+                raise
+    return refused
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
@@ -169,9 +202,12 @@ def test_random_lives_equal_torchs_or_are_refused(pair):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
-def test_thousands_of_random_lives_equal_torchs_or_are_refused(pair):
-    run(pair, MANY)
+@pytest.mark.parametrize("name", PAIRS)
+def test_many_random_lives_equal_torchs_or_are_refused(name):
+    if os.environ.get("LOWMEM_COUNT") == "1":
+        hold("random lives", {name: MANY, f"{name}, refused": run(PAIRS[name], MANY)}, others=True)
+    else:
+        run(PAIRS[name], SOME)
 
 
 def test_a_replaced_weight_is_refused_and_counted():

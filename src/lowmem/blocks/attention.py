@@ -14,6 +14,7 @@ import re
 
 from torch import nn
 
+from lowmem.blocks.adapters import claim_adapters
 from lowmem.blocks.attention_probe import fused_parts
 from lowmem.blocks.attention_variants import layout
 from lowmem.blocks.heads import head_counts, head_size, is_a, no_heads, own_size
@@ -141,10 +142,19 @@ def _claim_layout(module: nn.Module, known: dict[str, Role], claim: Claim) -> No
     for name, child in module._modules.items():
         if name in known and child is not None:
             _claim_projection(child, known[name], claim)
-        elif child is not None and not is_projection(base_of(child)) and not layout(child):
+        elif child is not None and not is_projection(projection_in(child)) and not layout(child) and not _plain(child):
             why = f"{type(child).__name__} inside {type(module).__name__} is of unknown shape"
             for parameter in _unexplained(child):
                 claim(parameter, Role("unknown", why=why))
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether its weights are all in torch's linear layers, convolutions and norms: Sequential(Linear, GELU, Linear)."""
+    owners = [m for m in module.modules() if m._parameters]
+    return all(type(m).__module__.startswith("torch.nn.") and isinstance(m, _PLAIN) for m in owners)
+
+
+_PLAIN = (nn.Linear, CONVOLUTIONS, *NORMS)
 
 
 def fused_role(module: nn.Module, layer: nn.Module) -> Role:
@@ -186,7 +196,7 @@ def _head_after_head(module: nn.Module, rows: int, heads: int) -> tuple | None:
 
 
 def _claim_projection(child: nn.Module, role: Role, claim: Claim) -> None:
-    """Role for a projection's weight; adapters on it (LoRA) get the role where their rows are the projection's rows."""
+    """Role for a projection's weight, and what follows for adapters on it."""
     base = projection_in(child)
     claim(weight_of(base), dataclasses.replace(role, axis=is_transposed(base)))
     for parameter in _unexplained(base) if weight_of(base) is None else ():
@@ -194,12 +204,9 @@ def _claim_projection(child: nn.Module, role: Role, claim: Claim) -> None:
             parameter,
             Role("unknown", why=f"a part of a projection of class {type(base).__name__} that has no plain weight"),
         )
-    if base is child:
-        return
-    for inner in child.modules():
-        if inner is not base and is_linear(inner):
-            same_rows = out_features(inner) == out_features(base)  # the B matrix of LoRA: (out, rank)
-            claim(weight_of(inner), dataclasses.replace(role, axis=0) if same_rows else Role("neuron"))
+    for layer in child.modules():
+        if layer is not base and base_of(layer) is base:
+            claim_adapters(layer, base, role, claim)
 
 
 def _fewest_matrices(path: str, module: nn.Module) -> float:

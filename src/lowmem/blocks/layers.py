@@ -17,13 +17,13 @@ WRAPPERS = ("base_layer", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrap
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 POSITION_TABLES = (  # those of is_position_table that their words do not tell
     "relative_position_bias_table", "rel_pos_h", "rel_pos_w", "emb_rel_k", "emb_rel_v", "time_embeddings", "level_embed",
-    "latent_query",
+    "latent_query", "modulation",
 )  # fmt: skip
 POSITION_WORDS = {"pos", "position", "positional"}
 TABLE_WORDS = {"emb", "embed", "embedding", "embeddings", "enc", "encoding", "table"}
 LEARNED_INPUTS = re.compile(
-    r"(.*_)?(token|tokens|latents)(_\dd)?"
-)  # detection_tokens, latents_1d: a row of their own too
+    r"(.*_)?(token|tokens|latents|prompt|prompts)(_\dd)?"
+)  # detection_tokens, latents_1d, adaption_prompt: a row of their own too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,8 @@ def is_position_table(module: nn.Module, key: str, parameter: nn.Parameter) -> b
         return False
     called = words(key) + (words(type(module).__name__) if key in ("embedding", "weight") else [])
     positions = POSITION_WORDS & set(called) and TABLE_WORDS & set(called)
-    return key in POSITION_TABLES or bool(positions) or LEARNED_INPUTS.fullmatch(key) is not None
+    table = words(key)[-1:] == ["table"]  # scale_shift_table (6, C): a shift, a scale and a gate of each layer
+    return key in POSITION_TABLES or bool(positions) or table or LEARNED_INPUTS.fullmatch(key) is not None
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lowmem.blocks.adapters import claim_adapters
 from lowmem.blocks.attention import claim_attention, find_attention
 from lowmem.blocks.layers import (
     CONTAINERS,
@@ -37,6 +38,8 @@ OUTPUTS = (
 )  # fmt: skip
 # Experts of a mixture that do not say whether their weights are (experts, in, out).
 TRANSPOSED = {"Llama4TextExperts": True, "LongcatFlashExperts": False, "JetMoeParallelExperts": False}
+# Bare matrices of CLIP and its kin, (width, out), multiplied from the right.
+RIGHT = {"proj", "text_projection", "image_projection", "visual_projection"}
 
 
 def find_roles(model: nn.Module) -> tuple[dict[int, Role], bool]:
@@ -57,10 +60,8 @@ def find_roles(model: nn.Module) -> tuple[dict[int, Role], bool]:
     for module in modules:
         if is_embedding(module):
             claim(weight_of(module), Role("embedding"))
-        for parameter in getattr(module, "lora_embedding_A", {}).values():  # peft: (rank, rows of the table)
-            claim(parameter, Role("embedding", axis=1))
-        for parameter in getattr(module, "lora_embedding_B", {}).values():  # (width, rank)
-            claim(parameter, Role("neuron"))
+        if (base := base_of(module)) is not module:
+            claim_adapters(module, base, Role("neuron"), claim)
     outputs = _output_layers(model)
     for module in modules:
         _claim_layer(module, claim, module in outputs)
@@ -123,11 +124,19 @@ def _bare_role(module: nn.Module, key: str, parameter: nn.Parameter, is_transfor
         return Role("bias")
     if key == "mm_input_projection_weight":  # Gemma 3 multiplies from the right: (vision width, text width)
         return Role("neuron", axis=1)
+    if key in RIGHT and len(shape) == 2 and shape[0] != shape[1] and shape[0] in _norm_widths(module):
+        return Role("neuron", axis=1)
     vector = parameter.numel() == max(shape, default=1)  # gains, layer scales, class tokens, magnitudes of weight norm
     if vector or not is_transformer:
         return Role("other")
     what = f"a bare parameter of shape {tuple(shape)} in {type(module).__name__}, whose blocks no rule tells"
     return Role("unknown", why=what)
+
+
+def _norm_widths(module: nn.Module) -> set[int]:
+    """How wide the norms in a module are: CLIP's projections take what a norm beside them gives."""
+    norms = [m for m in module.modules() if words(type(m).__name__)[-1:] == ["norm"]]
+    return {p.numel() for norm in norms for p in norm.parameters(recurse=False) if not is_lazy(p)}
 
 
 def _output_layers(model: nn.Module) -> set[nn.Module]:

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from lowmem.blocks.layers import is_lazy
 from lowmem.optim.core.eight_bit import SCALE, is_scale
 from lowmem.optim.core.hyperparameters import check_settings, plain_name
+from lowmem.optim.core.matching import OWN, STORAGE, matched, saved_settings
 from lowmem.optim.core.recoding import check_code, recoded
 from lowmem.optim.core.rule import framed, layout, place, take
 from lowmem.optim.core.sharding import is_dtensor
 from lowmem.optim.core.state_dict import placed
 from lowmem.optim.core.storage import LOW, extra_state
 
-STORAGE = ("rounding", "state_dtype")  # how this optimizer keeps its numbers, whatever another one did
-OWN = ("params", "param_names")
 # What torch's optimizers save beside the settings they share with ours; True for one that changes the numbers.
 FOREIGN = {
     **dict.fromkeys(("foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"), False),
@@ -39,41 +38,19 @@ def fitted(optimizer, saved: dict) -> tuple[list[dict], dict]:
     """(groups, {parameter: state}) of a state dictionary as this optimizer has them. ValueError for what cannot be used."""
     if not isinstance(saved, dict) or not {"state", "param_groups"} <= saved.keys():
         raise ValueError("the state of an optimizer is a dictionary with 'state' and 'param_groups'")
-    live_groups = optimizer.param_groups
-    if len(saved["param_groups"]) != len(live_groups):
-        raise ValueError(
-            f"the state has {len(saved['param_groups'])} parameter groups, this {optimizer.known_as()} has "
-            f"{len(live_groups)}; build it with the same groups (with model=, blocks stay known)"
-        )
+    source = _source([saved["state"].get(i, {}) for group in saved["param_groups"] for i in group["params"]])
+    matches = matched(optimizer, saved, source)
     groups, state = [], {}
-    for theirs, live in zip(saved["param_groups"], live_groups):
-        pairs = _matched(optimizer, theirs, live, saved["state"])
-        group = _settings(optimizer, theirs, live, _source([saved["state"].get(i, {}) for i, _ in pairs]))
-        _check_blocks(optimizer, theirs, live)
+    merged = saved_settings(optimizer, saved["param_groups"], matches)
+    for theirs, live, members in zip(merged, optimizer.param_groups, matches):
+        group = _settings(optimizer, theirs, live, _source([saved["state"].get(i, {}) for i, _, _ in members]))
+        for of in {id(of): of for _, of, _ in members}.values():
+            _check_blocks(optimizer, of, live)
         groups.append(group)
-        for i, p in pairs:
+        for i, of, p in members:
             if entry := saved["state"].get(i):
-                state[p] = _entry(optimizer, p, group, theirs, dict(entry))
+                state[p] = _entry(optimizer, p, group, of, dict(entry))
     return groups, state
-
-
-def _matched(optimizer, theirs: dict, live: dict, state: dict) -> list[tuple]:
-    """(number in the saved state, parameter) pairs: by name where both sides have the same names, else in order."""
-    numbers, parameters = list(theirs["params"]), live["params"]
-    names = list(map(plain_name, theirs.get("param_names") or ()))
-    ours = {plain_name(name): p for name, p in zip(live.get("param_names") or (), parameters)}
-    complete = len(names) == len(numbers) and len(ours) == len(parameters)
-    if len(numbers) == len(parameters) and not (complete and set(names) == ours.keys()):
-        return list(zip(numbers, parameters))
-    sizes = f"a saved group has {len(numbers)} parameters, the optimizer's {len(parameters)}"
-    if not complete:
-        raise ValueError(f"{sizes}; without names on both sides nobody knows which are missing")
-    lost = next((name for name, i in zip(names, numbers) if name not in ours and state.get(i)), None)
-    fresh = next((name for name, p in ours.items() if name not in names and p.requires_grad), None)
-    if lost or fresh:
-        where = f"{lost} is not in this optimizer" if lost else f"{fresh} is not in the saved state"
-        raise ValueError(f"{sizes}: {where}")
-    return [(i, ours[name]) for name, i in zip(names, numbers) if name in ours]
 
 
 def _settings(optimizer, theirs: dict, live: dict, source: str) -> dict:
@@ -82,8 +59,8 @@ def _settings(optimizer, theirs: dict, live: dict, source: str) -> dict:
     wrong = next((key for key, matters in FOREIGN.items() if matters and theirs.get(key) is True), None)
     if wrong:
         raise ValueError(f"the state was saved with {wrong}=True, which {kind} does not have")
-    own = {key: live[key] for key in (*OWN, *STORAGE) if key in live}
-    left_out = {"blocks", "params", "state_code", *FOREIGN} | (RULES - live.keys())
+    own = {key: live[key] for key in STORAGE if key in live}
+    left_out = {*OWN, *FOREIGN} | (RULES - live.keys())
     kept = {key: copy.deepcopy(value) for key, value in theirs.items() if key not in left_out}
     group = {**live, **kept, **own}
     try:
