@@ -82,6 +82,18 @@ def test_a_first_moment_in_eight_bits_takes_a_byte_and_its_scales(name, low, hig
     assert low < found.most["optimizer_state"] / model.parameters() < high
 
 
+def test_state_is_for_every_optimizer_that_has_it_and_for_weights_in_bf16(capsys):
+    names = ["adam_mini", "adam_mini+backward", "lion+int8"]
+    asked = [word for name in names for word in ("--optimizer", name)]
+    found = json.loads(answer(capsys, *asked, "--state", "int8", "--json"))
+    assert list(found["optimizers"]) == ["adamw", "adam_mini+int8", "adam_mini+int8+backward", "lion+int8"]
+    weights = [row["one_sequence"]["most"]["parameters"] for row in found["optimizers"].values()]
+    assert weights == [pytest.approx(2 * target_model.find("llama:20m").parameters(), rel=0.05)] * 4
+    cell = Cell(optimizer={})
+    assert plan_command.usual(cell, "int8") == ["adamw+int8", "adam_mini+int8", "lomo"]
+    assert plan_command.usual(cell, None) == ["adamw", "adam_mini", "lomo"]
+
+
 def test_every_second_layer_recomputed_keeps_half_of_what_recomputing_saves():
     none, some, every = (
         traced(**flags)[1].kept
@@ -116,6 +128,8 @@ def test_the_errors_that_are_printed_are_those_of_the_cells_held_out():
         (["--optimizer", "adamw8bits"], "did you mean 'adamw8bit'"),
         (["--optimizer", "adamw8bit+backward"], "not simulated inside backward"),
         (["--optimizer", "sgd+int8"], "drop +int8"),
+        (["--optimizer", "lomo", "--state", "int8"], "drop +int8, or --state int8"),
+        (["--state", "int4"], "'int4'"),
         (["--accumulate", "4", "--optimizer", "lomo"], "one batch per step"),
         (["--checkpoint-every", "2"], "belongs to --checkpointing"),
         (["--json", "--markdown"], "not allowed with"),

@@ -8,6 +8,7 @@ import pytest
 from run_example import ROOT, SCRIPTS
 
 COLUMNS = ["framework", "optimizer", "step", "clip", "save, resume", "reshard", "offload"]
+LONGER = {"finetune_7b_24gb.py": 60}  # lines: a whole training, with data, checkpoints and resume
 CLASSES = {"Adam-mini": "AdamMini", "LOMO": "Lomo"}
 
 
@@ -59,7 +60,7 @@ def test_every_framework_has_a_row_for_both_optimizers():
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_examples_are_short_say_how_to_run_them_and_are_run_by_a_test(script: Path):
     text = script.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 40
+    assert len(text.splitlines()) <= LONGER.get(script.name, 40)
     assert f"examples/{script.name}" in ast.get_docstring(ast.parse(text))
     tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*/test_*.py")]
     assert any(f'losses("{script.name}"' in test for test in tests)

@@ -39,7 +39,10 @@ def add(added: argparse.ArgumentParser) -> None:
     ):
         kind = whole if flag == "--zero" else above_zero
         added.add_argument(flag, type=kind, default=default, metavar="N", help=about)
-    added.add_argument("--precision", help="fp32, bf16, mixed (default), or master (memory/cell.py); with --lora bf16")
+    added.add_argument(
+        "--precision", help="fp32, bf16 (default with --lora or --state), mixed (default), or master (cell.py)"
+    )
+    added.add_argument("--state", choices=["int8"], help="first moments of one byte, where an optimizer has them")
     added.add_argument("--attention", default="fused", help="fused or eager")
     added.add_argument("--checkpointing", action="store_true", help="recompute each layer in backward")
     added.add_argument("--targets", metavar="NAMES", help="layers with adapters: q_proj,v_proj (default: all-linear)")

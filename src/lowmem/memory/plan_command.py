@@ -25,6 +25,7 @@ GIB = 2**30
 USUAL = ("adamw", "adam_mini", "lomo")
 BACKWARD = "+backward"
 INT8 = "+int8"
+HAVE_INT8 = ("adam_mini", "adamw", "lion")
 MOST_GPUS_TRIED = 64
 
 
@@ -41,8 +42,10 @@ def optimizer_settings(name: str) -> dict:
     if name.endswith(BACKWARD) and plain in ("lomo", "adalomo"):
         raise Misuse(f"{plain} runs inside backward already; drop {BACKWARD}")
     eight_bit = whole.endswith(INT8)
-    if eight_bit and plain not in ("adam_mini", "adamw", "lion"):
-        raise Misuse(f"{name}: the first moment in 8 bits is for adam_mini, adamw and lion; drop {INT8}")
+    if eight_bit and plain not in HAVE_INT8:
+        raise Misuse(
+            f"{name}: the first moment in 8 bits is for adam_mini, adamw and lion; drop {INT8}, or --state int8"
+        )
     settings = {"state_dtype": "int8"} if eight_bit else {}
     return {"name": plain, **settings, **({"backward": {}} if name.endswith(BACKWARD) else {})}
 
@@ -72,7 +75,7 @@ def answer(arguments) -> str:
     cell = Cell(
         optimizer={},
         seq_len=arguments.seq_len or 1,
-        precision=arguments.precision or ("bf16" if arguments.lora else "mixed"),
+        precision=arguments.precision or ("bf16" if arguments.lora or arguments.state else "mixed"),
         attention=arguments.attention,
         checkpointing=arguments.checkpointing,
         gpus=arguments.gpus,
@@ -86,7 +89,7 @@ def answer(arguments) -> str:
     )
     if arguments.explain:
         return plan_text.explained()
-    asked = arguments.optimizer or usual(cell)
+    asked = with_state(arguments.optimizer, arguments.state) if arguments.optimizer else usual(cell, arguments.state)
     for name in asked:  # before anything is built
         optimizer_settings(name)
     check_settings(cell)
@@ -117,12 +120,21 @@ def adapters_of(arguments) -> Adapters | None:
     return Adapters(rank=arguments.lora, targets=targets, base=arguments.base or "16")
 
 
-def usual(cell: Cell) -> list[str]:
+def usual(cell: Cell, state: str | None) -> list[str]:
     """Optimizers compared where none is named: without LOMO where an update inside backward is refused (accountant.py)."""
     if cell.adapters is not None:
-        return [plan_text.BASE]
+        return with_state([plan_text.BASE], state)
     refused = cell.precision == "master" or cell.accumulate > 1 or (cell.zero == 1 and cell.data_parallel > 1)
-    return [name for name in USUAL if not (refused and name == "lomo")]
+    found = [name for name in USUAL if not (refused and name == "lomo")]
+    return [*with_state([name for name in found if name in HAVE_INT8], state), *(set(found) - set(HAVE_INT8))]
+
+
+def with_state(names: list[str], state: str | None) -> list[str]:
+    """The names as --state has them: adam_mini+backward as adam_mini+int8+backward."""
+    if state is None:
+        return names
+    plain = [(name.removesuffix(BACKWARD).removesuffix(INT8), name.endswith(BACKWARD)) for name in names]
+    return [f"{name}{INT8}{BACKWARD if inside else ''}" for name, inside in plain]
 
 
 def check_batch(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], name: str, batch: int) -> None:
