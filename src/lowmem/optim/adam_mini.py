@@ -17,12 +17,12 @@ import torch
 
 from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.core import cpu_kernel, flat_blocks, gpu_step
+from lowmem.optim.core.flat_blocks import LARGEST
 from lowmem.optim.core.hyperparameters import Common, one_of
 from lowmem.optim.core.rule import Stage, Work, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 REDUCTIONS = ("mean", "max", "min", "l1", "l2")
-LARGEST = {torch.float32: 1.8e19, torch.float64: 1.3e154}  # of a norm; its square is still finite
 
 
 def block_statistic(w: Work, totals: list) -> list[torch.Tensor]:

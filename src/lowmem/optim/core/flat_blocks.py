@@ -19,7 +19,7 @@ from lowmem.optim.core.rule import Layout, Work, works
 WITHOUT = ("cpu",)  # devices where starting an operation costs little, and going through memory once more does not
 FEWEST = 4  # tensors; below, the stages start no more operations
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-LARGEST = 1.8e19  # adam_mini.LARGEST
+LARGEST = {torch.float32: 1.8e19, torch.float64: 1.3e154}  # of a norm: v, a square, must not become infinite for good
 OWN_SCALARS = 1 << 16  # a tensor with more scalars than this is better off without a copy of them
 
 
@@ -111,7 +111,7 @@ def _step(optimizer, entries: list, device: torch.device) -> None:
     for work, part in zip(pieces, statistic.split(counts, 1)):
         torch.linalg.vector_norm(work.g, dim=(0, 2), keepdim=True, out=part)
     by = _sizes(optimizer, tuple(entry[5] for entry in entries), pieces, counts, device)
-    statistic.clamp_(max=LARGEST).square_()
+    statistic.clamp_(max=LARGEST[torch.float32]).square_()
     statistic.div_(by) if device.type == "cpu" else statistic.mul_(by)
     v = torch.cat(seconds, 1).mul_(h["beta2"]).add_(statistic.mul_(h["gain2"]))
     torch._foreach_copy_(seconds, v.split(counts, 1))

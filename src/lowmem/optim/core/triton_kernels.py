@@ -18,8 +18,11 @@ a table of addresses; EVEN: addresses and lengths are such that 16 bytes may be 
 bf16 must be written out, since Triton's interpreter truncates.
 """
 
+import torch
 import triton
 import triton.language as tl
+
+from lowmem.optim.core import flat_blocks
 
 P, M, V, G, G_OFFSET = (tl.constexpr(i) for i in range(5))  # columns of the segment table
 OUTER, STRIDE, BLOCKS, RUN, GROUP, SIZE = (tl.constexpr(i) for i in range(5, 11))
@@ -27,7 +30,7 @@ PARTIAL, RATE, NUMBER, CHUNK, CHUNK_STRIDE, OFFSET, NAME = (tl.constexpr(i) for 
 COLUMNS = tl.constexpr(18)
 KEEP, STEP, BETA2, GAIN1, GAIN2, EPS, ROOT, FACTOR = (tl.constexpr(i) for i in range(8))  # of a group's numbers
 NUMBERS = tl.constexpr(8)
-LARGEST = tl.constexpr(3.24e38)  # sum of squares in a block: v must not become infinite for good
+LARGEST = tl.constexpr(flat_blocks.LARGEST[torch.float32] ** 2)  # of a sum of squares in a block
 
 
 @triton.jit
