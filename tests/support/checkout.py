@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 IGNORED = shutil.ignore_patterns("__pycache__", "raw", "prepared", "cache", "*.egg-info")
+KEPT: dict[str, str] = {}  # variables that a shell may have set, for every command
 SMOKE_TRAIN = "train: {steps: 20, eval_every: 5, eval_batches: 2}"  # of gpt2_sizes, for edit()
 
 
@@ -25,6 +26,7 @@ def command(place: Path, *arguments: str, check: bool = True) -> subprocess.Comp
     """Run `python -m ...` in a project with its own src first; its output is text."""
     environment = {**os.environ, "PYTHONPATH": "src", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("LOWMEM_ROOT", None)
+    environment |= KEPT
     done = subprocess.run(
         [sys.executable, "-m", *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=280
     )

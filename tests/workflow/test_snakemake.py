@@ -78,6 +78,18 @@ def test_a_mistake_in_an_experiment_is_one_line_and_no_traceback(project):
     assert done.returncode and "optimizer.lr" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("snakefile", ["Snakefile", "workflow/Snakefile"])
+def test_a_pipeline_computes_where_it_stands_whatever_the_shell_names(project, tmp_path, monkeypatch, snakefile):
+    other = tmp_path / "other"
+    shutil.copytree(project / "workflow", other / "workflow")
+    before = sorted(path for path in other.rglob("*"))
+    monkeypatch.setattr("checkout.KEPT", {"LOWMEM_ROOT": str(other)})
+    target = "results/smoke/quadratic/done.json"
+    snakemake(project, "--snakefile", snakefile, target, "--config", "tier=smoke")
+    assert (project / target).is_file()
+    assert sorted(path for path in other.rglob("*")) == before
+
+
 def test_an_option_reaches_fetch_prepare_and_train(project):
     text = snakemake(project, "--dry-run", "-p", "adam_mini_fig10", "--config", "openwebtext=hub").stdout
     jobs = scheduled(text)

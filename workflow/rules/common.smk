@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lowmem import files
 from lowmem.data import fetch, superglue_sources
-from lowmem.errors import Misuse
+from lowmem.errors import Failed, Misuse
 from lowmem.pipeline import archive, estimate, intact, planning
 from lowmem.reporting import claims
 
@@ -18,7 +18,7 @@ try:
     SOURCES = fetch.listed(ROOT)
     DATASETS = planning.datasets(JOBS)
     CLAIMS = claims.load(ROOT)
-except Misuse as error:
+except (Misuse, Failed) as error:
     sys.exit(f"lowmem: {error}")
 
 # What Snakemake compares by its date.
@@ -42,7 +42,7 @@ def user_folder(wildcards):
     if source != "folder":
         return None
     if dataset == "hh_rlhf" and config.get("hh_rlhf_dir"):
-        return Path(config["hh_rlhf_dir"]).expanduser()
+        return files.safe_names.at_home(config["hh_rlhf_dir"])
     return superglue_sources.folder_of(config["superglue_dir"], dataset) if config.get("superglue_dir") else None
 
 

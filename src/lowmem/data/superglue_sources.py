@@ -6,6 +6,7 @@ bigbench=true adds what the package of BIG-bench holds (tier key `opt_in`) where
 from pathlib import Path
 
 from lowmem.errors import Misuse, nearest
+from lowmem.files import safe_names
 from lowmem.progress import say
 
 OFFICIAL = {
@@ -61,7 +62,7 @@ def named(everything: str | None, folder: str | None) -> dict[str, str]:
 
 def missing(folder: str, task: str) -> str | None:
     """What a task lacks in the folder; None when both its files are there."""
-    files = [Path(folder).expanduser() / OFFICIAL[task] / f"{split}.jsonl" for split in ("train", "val")]
+    files = [safe_names.at_home(folder) / OFFICIAL[task] / f"{split}.jsonl" for split in ("train", "val")]
     return next((f"{path} is not there" for path in files if not path.is_file()), None)
 
 
@@ -69,4 +70,4 @@ def folder_of(folder: str, dataset: str) -> Path | None:
     """Where a dataset's files lie in the folder; None for a dataset that is no task of SuperGLUE."""
     task = dataset.removeprefix("superglue_")
     known = dataset != task and task in OFFICIAL
-    return Path(folder).expanduser() / OFFICIAL[task] if known else None
+    return safe_names.at_home(folder) / OFFICIAL[task] if known else None

@@ -34,6 +34,14 @@ def inside(top: Path, *parts: str) -> Path:
     return path
 
 
+def at_home(name) -> Path:
+    """A folder that a person names, with ~ and ~user for theirs; Misuse where there is no such person here."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise Misuse(f"{name}: there is no such home folder here; write the whole path") from error
+
+
 def opened(path: Path, flags: int):
     """An opener for open() that follows no link in the place of the file itself."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)

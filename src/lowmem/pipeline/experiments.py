@@ -28,8 +28,10 @@ from lowmem.pipeline import model_settings, rates
 
 def find_root() -> Path:
     """The checkout that holds workflow/config: $LOWMEM_ROOT, else the current folder or a parent, else this file's."""
-    if "LOWMEM_ROOT" in os.environ:
-        return Path(os.environ["LOWMEM_ROOT"])
+    if named := os.environ.get("LOWMEM_ROOT"):
+        if not Path(named).is_dir():
+            raise Misuse(f"LOWMEM_ROOT is {named}, which is no folder; set it to a checkout, or unset it")
+        return Path(named)
     here = Path.cwd()
     for folder in (here, *here.parents, *Path(__file__).resolve().parents):
         if (folder / "workflow" / "config" / "tiers").is_dir():
@@ -142,7 +144,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
             if (hashed := config_hash(config)) in planned:
                 continue  # two readings of a claim agree on the rate: one set of runs serves both
             planned.add(hashed)
-        check(root, config, "run", path, place=f" (tier {tier}, variant {variant})")
+        check_run(root, config, path, place=f" (tier {tier}, variant {variant})")
         check_files_exist(config, path)
         resources = {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **config.pop("resources", {})}
         for seed in seeds:
@@ -203,6 +205,12 @@ def use_tier_data(config: dict, tier: dict, options: dict) -> dict:
         if chosen.get("dataset") in options:  # the stand-in from elsewhere, as in `--config sotu=url`
             chosen["source"] = options[chosen["dataset"]]
     return {**config, "data": {**data, **chosen}}
+
+
+def check_run(root: Path, config: dict, path: Path, place: str = "") -> None:
+    """Validate the configuration of a run: what all have, and what its task needs; the first problem is a one-line Misuse."""
+    check(root, config, "run", path, place)
+    check(root, {config["task"]: config}, "tasks", path, place)
 
 
 STAGES = (("model", "pretrained"), ("measure", "reward"))  # where a run may name another one that is trained before it

@@ -39,7 +39,7 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
     wanted = (switches.get(name) for name in ("superglue", "superglue_dir", "bigbench"))
     options = {**superglue_sources.options(*wanted), **named}
     if switches.get("hh_rlhf_dir"):
-        if not Path(switches["hh_rlhf_dir"]).expanduser().is_dir():
+        if not safe_names.at_home(switches["hh_rlhf_dir"]).is_dir():
             raise Misuse(
                 f"hh_rlhf_dir={switches['hh_rlhf_dir']} is no folder; it holds train.jsonl.gz, test.jsonl.gz or both"
             )
@@ -351,7 +351,7 @@ def read_run(root: Path, path: Path) -> dict:
     seed = given.get("seed", 0)
     config = {key: value for key, value in given["config"].items() if key != "resources"}
     for stage in experiments.stages(config):
-        experiments.check(root, stage, "run", path)
+        experiments.check_run(root, stage, path)
         experiments.check_files_exist(stage, path)
     prepared(root, config, listed(root))
     names = {"experiment": path.stem, "variant": "only", "tier": "own"}

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from lowmem.data import fetch
+from lowmem.files import safe_names
 from lowmem.pipeline import estimate, experiments, planning
 
 CLIENTS = {"npm": "npm", "apt": "apt-get", "pip": None}  # pip comes with Python
@@ -129,7 +130,7 @@ def of_weights(root: Path, name: str) -> str | None:
     """Why pretrained weights (a dataset of sources.yaml, a folder, or a hub repository) could not be had, or None."""
     if name in fetch.listed(root):
         return of_dataset(root, name, "package")
-    folder = Path(name).expanduser()
+    folder = safe_names.at_home(name)
     if any((place / "config.json").is_file() for place in (folder, root / folder)):
         return None
     if name.startswith((".", "/", "~")):
@@ -231,7 +232,7 @@ def stored(model: dict) -> int:
 
 def hub_home() -> Path:
     """Where the hub's clients keep what they download."""
-    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    return safe_names.at_home(os.environ.get("HF_HOME", "~/.cache/huggingface"))
 
 
 def hub_cache(name: str) -> Path:
