@@ -1,7 +1,7 @@
 """Fetching over https: verified, resumable, whole or absent."""
 
 import pytest
-from fake_sources import DATA, left, make_root, pin, url_source
+from fake_sources import DATA, SHA, left, make_root, pin, url_source
 
 from lowmem.data import fetch
 from lowmem.data.sources import url
@@ -40,14 +40,17 @@ def test_a_part_of_another_file_is_thrown_away(tmp_path, server):
 
 def test_an_unpinned_file_is_not_continued_after_it_changed(tmp_path, server, capsys):
     server.cut = 100_000
-    root = make_root(tmp_path, url_source(server, sha256=None, bytes=None, revision="main"))
+    root = make_root(tmp_path, url_source(server, sha256=None, bytes=None, revision="main"), content_sha256=SHA)
     with pytest.raises(Failed):
         fetch.fetch(root, "set", "url")
     server.cut, server.etag = None, '"v2"'
     server.files["/set.bin"] = DATA[::-1]
     raw = fetch.fetch(root, "set", "url")
     assert (raw / "set.bin").read_bytes() == DATA[::-1]
-    assert f"no sha256 is pinned for set.bin; it has {pin(DATA[::-1])['sha256']}" in capsys.readouterr().err
+    assert (
+        f"the content of set.bin is pinned, and not its sha256, which is {pin(DATA[::-1])['sha256']}"
+        in capsys.readouterr().err
+    )
     before = len(server.ranges)
     fetch.fetch(root, "set", "url")
     assert len(server.ranges) == before

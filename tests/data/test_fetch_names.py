@@ -25,8 +25,10 @@ def test_unknown_names_are_refused_with_the_nearest_known_one(tmp_path):
 def test_a_source_of_two_kinds_or_without_pin_is_refused(tmp_path):
     with pytest.raises(Misuse, match="exactly one of"):
         fetch.fetch(make_root(tmp_path, npm_source(pip="set==1")), "set")
-    with pytest.raises(Misuse, match="neither a sha256 nor a revision"):
+    with pytest.raises(Misuse, match="has no sha256, nor is its content pinned"):
         fetch.fetch(make_root(tmp_path, npm_source(sha256=None)), "set")
+    with pytest.raises(Misuse, match="has no sha256, nor is its content pinned"):
+        fetch.fetch(make_root(tmp_path, npm_source(sha256=None, revision="1")), "set")
 
 
 def test_a_users_folder_is_copied_under_its_own_name(tmp_path):
@@ -63,6 +65,7 @@ def test_every_dataset_states_its_licence_and_pins_every_file(tmp_path):
                 assert len(file["sha256"]) == 64 and file["bytes"] > 0
             if source["kind"] == "url":
                 assert source["spec"].startswith("https://") and source["files"]
+                assert entry.get("content_sha256") or all(len(pin["sha256"]) == 64 for pin in source["files"].values())
             if source["kind"] == "hub":
                 assert source["revision"] and source["splits"]
         kinds = [source["kind"] for source in fetch.dataset_entry(ROOT, name)["sources"]]

@@ -24,9 +24,9 @@ def pin(data=DATA):
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def make_root(tmp_path, *sources, name="set"):
+def make_root(tmp_path, *sources, name="set", **more):
     (tmp_path / "data").mkdir(exist_ok=True)
-    entry = {"about": "test", "licence": "none", "sources": list(sources)}
+    entry = {"about": "test", "licence": "none", "sources": list(sources), **more}
     (tmp_path / "data" / "sources.yaml").write_text(yaml.safe_dump({name: entry}))
     return tmp_path
 

@@ -73,7 +73,8 @@ def dataset_entry(root: Path, dataset: str) -> dict:
     if dataset not in known:
         raise Misuse(f"unknown dataset {dataset!r}{nearest(dataset, known)}")
     entry = known[dataset]
-    return {**entry, "sources": [shaped(source, f"{path}: {dataset}") for source in entry.get("sources", [])]}
+    content = bool(entry.get("content_sha256"))
+    return {**entry, "sources": [shaped(source, f"{path}: {dataset}", content) for source in entry.get("sources", [])]}
 
 
 def parts(root: Path, dataset: str) -> list[str]:
@@ -86,8 +87,11 @@ def script(root: Path, dataset: str) -> str:
     return f"data/{dataset_entry(root, dataset).get('prepare', dataset)}/prepare.py"
 
 
-def shaped(source: dict, place: str) -> dict:
-    """A source with `kind`, `spec` and `files` filled in; Misuse when it is not exactly one kind of source."""
+def shaped(source: dict, place: str, content: bool = False) -> dict:
+    """A source with `kind`, `spec` and `files` filled in; Misuse when it is not exactly one kind of source, or not pinned.
+
+    content: whether the hash of what is read out of the files is pinned, which stands for those that a server packs anew.
+    """
     kinds = [kind for kind in KINDS if kind in source]
     if len(kinds) != 1:
         raise Misuse(f"{place}: a source needs exactly one of {', '.join(KINDS)}; this one has {len(kinds)}")
@@ -95,8 +99,8 @@ def shaped(source: dict, place: str) -> dict:
     if "file" in source:
         files = {source["file"]: {"sha256": source.get("sha256"), "bytes": source.get("bytes")}}
     for name, pin in files.items():
-        if not pin["sha256"] and "revision" not in source:
-            raise Misuse(f"{place}: {name} has neither a sha256 nor a revision")
+        if not pin["sha256"] and not (content and "revision" in source):
+            raise Misuse(f"{place}: {name} has no sha256, nor is its content pinned (content_sha256, and a revision)")
     left_out = ("file", "sha256", "bytes")
     options = {key: value for key, value in source.items() if key not in left_out}
     return {**options, "kind": kinds[0], "spec": source[kinds[0]], "files": files}
@@ -216,7 +220,7 @@ def fetch_from(source: dict, target: Path, show) -> dict:
             got, want = files[name]["sha256"], pin["sha256"]
             raise Failed(f"{name} has sha256 {got[:16]}..., expected {want[:16]}...; the file was removed")
         if source["kind"] == "url" and not pin["sha256"]:
-            progress.say(f"note: no sha256 is pinned for {name}; it has {files[name]['sha256']}")
+            progress.say(f"note: the content of {name} is pinned, and not its sha256, which is {files[name]['sha256']}")
     show.end(sum(file["bytes"] for file in files.values()))
     return files
 
