@@ -12,11 +12,9 @@ others stay pairs, the split 4:6 of the official Adam-mini script. Without a hel
 held out. Both cuts go by a hash of the question's text, so that no question is on two sides.
 """
 
-import gzip
 import hashlib
 import io
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import BinaryIO
 
 from lowmem.data import archives
 from lowmem.errors import Failed
+from lowmem.files import parsed_json
 
 IN_ARCHIVE = ("alpaca_en_demo.json", "dpo_en_demo.json")  # of all that a package carries
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -74,13 +73,12 @@ def read(raw: Path) -> Iterator[tuple[str | None, str, dict]]:
         if archives.is_archive(path):
             for name, stream in archives.members(path):
                 if Path(name).name in IN_ARCHIVE and stream is not None:
-                    yield from parsed(Path(name).name, stream.read())
+                    with archives.damage_told(path):
+                        data = archives.whole(stream, name)
+                    yield from parsed(Path(name).name, data)
         elif path.name.endswith(ENDINGS) and path.name != "fetched.json":
             data = path.read_bytes()
-            try:
-                yield from parsed(path.name, gzip.decompress(data) if path.name.endswith(".gz") else data)
-            except (OSError, EOFError, zlib.error) as error:
-                raise Failed(f"{path} is damaged ({error}); get it again") from error
+            yield from parsed(path.name, archives.unpacked(data, path.name) if path.name.endswith(".gz") else data)
 
 
 def parsed(name: str, data: bytes) -> Iterator[tuple[str | None, str, dict]]:
@@ -89,9 +87,9 @@ def parsed(name: str, data: bytes) -> Iterator[tuple[str | None, str, dict]]:
     try:
         text = data.decode("utf-8")
         rows = (
-            json.loads(text)
+            parsed_json(text)
             if name.endswith(".json")
-            else [json.loads(line) for line in text.split("\n") if line.strip()]
+            else [parsed_json(line) for line in text.split("\n") if line.strip()]
         )
     except (ValueError, RecursionError) as error:
         raise Failed(f"{name} is no JSON ({error}); mend it, or leave it out") from error

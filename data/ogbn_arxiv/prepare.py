@@ -1,6 +1,5 @@
 """ogbn-arxiv, citations between computer-science papers, with its split by year; from the authors' zip of csv files."""
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -24,5 +23,5 @@ PARTS = (("train", "train"), ("val", "valid"), ("test", "test"))
 def table(raw: Path, pattern: str, dtype: type) -> np.ndarray:
     """A csv file without a header as a two-dimensional array."""
     [packed] = archives.read(raw, pattern).values()
-    lines = gzip.decompress(packed).decode("ascii").splitlines()
+    lines = archives.unpacked(packed, pattern).decode("ascii").splitlines()
     return np.array([line.split(",") for line in lines], dtype=dtype)

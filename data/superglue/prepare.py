@@ -13,6 +13,7 @@ from typing import BinaryIO
 from lowmem.data import archives
 from lowmem.data.sources import hub
 from lowmem.errors import Failed
+from lowmem.files import parsed_json
 
 LABELS = {"entailment": 0, "not_entailment": 1, False: 0, True: 1}
 
@@ -37,7 +38,7 @@ def rows(raw: Path, split: str) -> Iterator[dict]:
     # a line ends with \n alone: JSON may hold the other signs that str.splitlines takes for ends
     for number, line in enumerate(filter(None, found.popitem()[1].split(b"\n")), 1):
         try:
-            yield from flat(json.loads(line.decode("utf-8")))
+            yield from flat(parsed_json(line))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             told = f"{type(error).__name__} {error}"
             raise Failed(

@@ -7,6 +7,7 @@ followed; asking for a member that is a link is an error.
 
 import contextlib
 import fnmatch
+import gzip
 import io
 import lzma
 import tarfile
@@ -20,7 +21,7 @@ from lowmem.errors import Failed
 
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError)
 BROKEN += (RuntimeError, NotImplementedError, OverflowError)  # an encrypted zip, a method that nobody knows, odd sizes
-LARGEST = 4 << 30  # bytes of one file that is read whole
+LARGEST = 2 << 30  # bytes that are read whole: of one file, or of those that a pattern matches
 
 
 def is_archive(path: Path) -> bool:
@@ -153,22 +154,31 @@ def opened(raw: Path, pattern: str) -> Iterator[BinaryIO]:
 
 def read(raw: Path, pattern: str) -> dict[str, bytes]:
     """All files of a raw folder that match, plain or inside its archives: {name: bytes}, sorted by name."""
+    found, left = {}, LARGEST
     with damage_told(raw):
-        found = {name: whole(stream, name) for name, stream in matching(raw, pattern)}
+        for name, stream in matching(raw, pattern):
+            found[name] = whole(stream, name, left)
+            left -= len(found[name])
     if not found:
         raise Failed(f"nothing in {raw} matches {pattern!r}; delete that folder and fetch again")
     return dict(sorted(found.items()))
 
 
-def whole(stream: BinaryIO, name: str) -> bytes:
-    """All bytes of a file; Failed for more than LARGEST, which a small archive can hold packed."""
+def whole(stream: BinaryIO, name: str, most: int = LARGEST) -> bytes:
+    """All bytes of a file; Failed for more than `most`, which a small archive can hold packed."""
     blocks, size = [], 0
     while block := stream.read(1 << 20):
         size += len(block)
-        if size > LARGEST:
-            raise Failed(f"{name} has more than {LARGEST >> 30} GB unpacked; do not use it")
+        if size > most:
+            raise Failed(f"{name} brings it to more than {LARGEST >> 30} GB unpacked; do not use it")
         blocks.append(block)
     return b"".join(blocks)
+
+
+def unpacked(packed: bytes, name: str) -> bytes:
+    """What a gzip holds; Failed where it is damaged, or holds more than `whole` reads."""
+    with damage_told(Path(name)):
+        return whole(gzip.GzipFile(fileobj=io.BytesIO(packed)), name)
 
 
 def matching(raw: Path, pattern: str) -> Iterator[tuple[str, BinaryIO]]:

@@ -5,6 +5,7 @@ Prepared are {train,test}_images (N, S, S[, C]) uint8 and {train,test}_labels (N
 
 import base64
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from lowmem.errors import Failed
 
+LONGEST = 500  # times its shorter side, which may be scaled up: longer ones would take gigabytes
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 
 
@@ -20,7 +22,12 @@ def decoded(content: bytes, name: str):
     from PIL import Image
 
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of pictures that are too large to be meant
+            picture = Image.open(io.BytesIO(content))
+        if max(picture.size) > LONGEST * min(picture.size):
+            raise ValueError(f"{picture.width} x {picture.height} is a line, no picture")
+        return picture.convert("RGB")
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
         what = " ".join(str(error).split())
         raise Failed(f"{name} is no picture that can be read ({what}); replace or remove it") from error

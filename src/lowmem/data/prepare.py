@@ -17,6 +17,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+import traceback
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,8 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
             label = f"prepare {target.name}"
             with replacing(target) as work:
                 about = {"dataset": dataset, "source": source, "tokenizer": tokenizer}
-                about |= write(script, raw, root, tokenizer, work, progress.line(label))
+                with form_told(script, dataset, source):
+                    about |= write(script, raw, root, tokenizer, work, progress.line(label))
                 compare_content(root, dataset, source, about["content_sha256"])
                 hashes = {path.name: sha256(path) for path in sorted(work.iterdir())}
                 for path in work.iterdir():
@@ -77,6 +79,26 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
             raise Failed(f"the disk is full while writing {target}; free some space and call again") from error
         raise Failed(f"cannot write {target}: {error.strerror or error}; check permissions") from error
     return target
+
+
+@contextlib.contextmanager
+def form_told(script, dataset: str, source: str) -> Iterator[None]:
+    """Turn whatever a script stumbles over in files of another form than it reads into one line that names the place."""
+    try:
+        yield
+    except (Failed, Misuse, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of this machine's disk
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == script.__file__), None)
+        read = f"data/{Path(script.__file__).parent.name}/prepare.py" + (f", line {line}," if line else "")
+        advice = "mend the folder and fetch it again" if source == "folder" else "fetch it again"
+        raise Failed(
+            f"the raw files of {dataset} are not in the form that {read} reads "
+            f"({type(error).__name__}: {files.short(error)[:200]}); {advice}"
+        ) from error
 
 
 def ready(root: Path, data: dict) -> Path:

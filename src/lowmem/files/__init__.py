@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -74,9 +75,18 @@ def read_json(path: Path, by_hand: bool = False):
     """
     pairs = {"object_pairs_hook": once} if by_hand else {}
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=no_number, **pairs)
+        return parsed_json(Path(path).read_text(encoding="utf-8"), **pairs)
     except (OSError, ValueError, RecursionError) as error:
         raise Failed(f"cannot read {path}: {short(error)}") from error
+
+
+def parsed_json(text: str | bytes, **pairs):
+    """The value of a JSON text; ValueError for NaN, infinity and halves of letters, which nothing after it could take."""
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    value = json.loads(text, parse_constant=no_number, **pairs)
+    if re.search(r"\\u[dD][89a-fA-F]", text):  # the escapes of a pair are read as one letter
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
 
 
 def once(pairs: list[tuple]) -> dict:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowmem.errors import Failed
-from lowmem.files import no_number
+from lowmem.files import parsed_json
 from lowmem.pipeline.record import load, read_arrays
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def lines(path: Path, *keys: str) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=no_number)
+            row = parsed_json(line)
             if not isinstance(row, dict):
                 raise ValueError(f"it is a {type(row).__name__}")
             missing = [key for key in keys if key not in row]

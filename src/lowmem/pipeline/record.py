@@ -8,6 +8,8 @@ import datetime
 import io
 import json
 import math
+import zipfile
+import zlib
 from pathlib import Path
 
 from lowmem import kept_files, provenance
@@ -18,6 +20,7 @@ from lowmem.provenance import neutral
 SCHEMA = 1
 ARRAYS, CURVE, WEIGHTS = "arrays.npz", "curve.jsonl", "weights.safetensors"
 BESIDE = {"curve": CURVE, "arrays": ARRAYS}  # files beside a record whose hashes it holds
+LARGEST = 4 << 30  # bytes of the arrays of a record
 FINAL = ("done", "diverged", "oom")  # a failed run is tried again
 LOSS_COLUMNS = ("train_loss", "val_loss")
 
@@ -142,8 +145,13 @@ def read_arrays(path: Path, record: dict) -> dict:
         return {}
     import numpy as np
 
-    with np.load(path / ARRAYS, allow_pickle=False) as loaded:
-        return dict(loaded)
+    try:
+        with np.load(path / ARRAYS, allow_pickle=False) as loaded:
+            if sum(member.file_size for member in loaded.zip.infolist()) > LARGEST:
+                raise kept_files.Damaged(path / ARRAYS, f"holds more than {LARGEST >> 30} GB of arrays; do not use it")
+            return dict(loaded)
+    except (OSError, ValueError, EOFError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise kept_files.Damaged(path / ARRAYS, f"holds no arrays ({type(error).__name__}); run it again") from error
 
 
 def finite(value):

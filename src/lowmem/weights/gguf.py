@@ -15,6 +15,8 @@ from lowmem.errors import Failed
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 BLOCK = 32
+MOST_AXES, DEEPEST = 4, 8  # of a tensor, as llama.cpp has them; of lists in lists
+LEAST_FIELD, LEAST_TENSOR = 13, 24  # bytes that each takes in the header
 TYPES = {  # number in the file: (name, numpy dtype of one element or block, numbers in it)
     0: ("F32", np.dtype("<f4"), 1),
     1: ("F16", np.dtype("<f2"), 1),
@@ -43,6 +45,8 @@ class Gguf:
         version, tensors, fields = self._unpack("IQQ")
         if version not in (2, 3):
             raise ValueError(f"version {version}, known are 2 and 3")
+        if fields * LEAST_FIELD + tensors * LEAST_TENSOR > len(self.data):
+            raise ValueError(f"it speaks of {fields} fields and {tensors} tensors, more than it has room for")
         self.fields = {}
         for _ in range(fields):
             key = self._string()
@@ -50,15 +54,22 @@ class Gguf:
         table = {}
         for _ in range(tensors):
             name = self._string()
-            shape = self._unpack("Q" * self._unpack("I")[0])
+            [axes] = self._unpack("I")
+            if axes > MOST_AXES:
+                raise ValueError(f"the tensor {name[:40]} has {axes} axes")
+            shape = self._unpack("Q" * axes)
             kind, offset = self._unpack("IQ")
+            if 0 in shape or (kind in TYPES and math.prod(shape) % TYPES[kind][2]):
+                raise ValueError(f"the tensor {name[:40]} has the odd shape {shape}")
             table[name] = (shape[::-1], kind, offset)  # the file names the innermost axis first
         alignment = self.fields.get("general.alignment", 32)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f"its alignment is {str(alignment)[:20]!r}")
         start = -(-self._place // alignment) * alignment
         self._table = {name: (shape, kind, start + offset) for name, (shape, kind, offset) in table.items()}
         for name, (shape, kind, at) in self._table.items():
             if kind in TYPES and at + size_of(shape, kind) > len(self.data):
-                raise ValueError(f"it ends before the tensor {name}")
+                raise ValueError(f"it ends before the tensor {name[:40]}")
 
     @property
     def names(self) -> list[str]:
@@ -97,15 +108,17 @@ class Gguf:
     def _string(self) -> str:
         return self._take(self._unpack("Q")[0]).decode("utf-8", "replace")
 
-    def _value(self, kind: int):
+    def _value(self, kind: int, depth: int = 0):
         if kind == STRING:
             return self._string()
         if kind != ARRAY:
             return self._unpack(SCALARS[kind])[0]
+        if depth > DEEPEST:
+            raise ValueError("it holds lists in lists without end")
         inner, count = self._unpack("IQ")
         if inner in SCALARS:
             return list(self._unpack(f"{count}{SCALARS[inner]}"))
-        return [self._value(inner) for _ in range(count)]
+        return [self._value(inner, depth + 1) for _ in range(count)]
 
 
 def size_of(shape: tuple[int, ...], kind: int) -> int:

@@ -6,7 +6,6 @@ safetensors and tokenizer.json, or the name of such a repository on the Hugging 
 """
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from torch import Tensor
 from lowmem import distributed
 from lowmem.data import fetch, prepare
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json
+from lowmem.files import read_json, safe_names
 from lowmem.models import llama
-from lowmem.weights import gguf, lazy_weights
+from lowmem.weights import gguf, lazy_weights, shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYER = {  # ours: (Hugging Face, GGUF)
@@ -116,7 +115,7 @@ def checkpoint(root: Path, source: str, device: str) -> tuple[llama.Llama, Words
         if not found:
             raise Failed(f"no GGUF file in {folder}; run: lowmem prepare {source}")
         return from_gguf(found[0])
-    folder = Path(source).expanduser()
+    folder = safe_names.at_home(source)
     if not folder.is_absolute():
         folder = folder if folder.is_dir() else Path(root) / folder
     return from_folder(folder if folder.is_dir() else download(source), device)
@@ -158,7 +157,7 @@ def opened(path: Path, changed: int) -> tuple[dict, dict[str, Tensor], dict]:
         raise Failed(f"{path} holds a model of kind {about.get('general.architecture')!r}; only llama is read")
     key = {name.removeprefix("llama."): value for name, value in about.items() if name.startswith("llama.")}
     try:
-        config = {
+        said = {
             "n_layer": key["block_count"],
             "n_head": key["attention.head_count"],
             "n_kv_head": key.get("attention.head_count_kv", key["attention.head_count"]),
@@ -167,11 +166,13 @@ def opened(path: Path, changed: int) -> tuple[dict, dict[str, Tensor], dict]:
             "vocab_size": len(about["tokenizer.ggml.tokens"]),
             "block_size": key["context_length"],
             "rope_base": key.get("rope.freq_base", 10000.0),
-            "norm_eps": round(key["attention.layer_norm_rms_epsilon"], 12),  # stored in fp32
+            "norm_eps": key["attention.layer_norm_rms_epsilon"],
             "tied": "output.weight" not in file.names,
         }
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise Failed(f"{path} does not say {error}; it is damaged or no Llama") from error
+    config = shape.checked(said, path)
+    config["norm_eps"] = round(config["norm_eps"], 12)  # stored in fp32
     weights = {
         f"{ours}.weight": torch.from_numpy(file.tensor(f"{theirs}.weight")) for ours, (_, theirs) in OUTSIDE.items()
     }
@@ -181,6 +182,8 @@ def opened(path: Path, changed: int) -> tuple[dict, dict[str, Tensor], dict]:
     for layer in range(config["n_layer"]):
         for ours, (_, theirs) in LAYER.items():
             weight = torch.from_numpy(file.tensor(f"blk.{layer}.{theirs}.weight"))
+            if ours in heads and (weight.dim() != 2 or weight.shape[0] % (2 * heads[ours])):
+                raise Failed(f"{path}: the rows of {theirs} are not those of {heads[ours]} heads; it is damaged")
             weights[f"blocks.{layer}.{ours}.weight"] = halves(weight, heads[ours]) if ours in heads else weight
     return config, weights, about
 
@@ -210,15 +213,15 @@ def gguf_words(about: dict, path: Path) -> Words:
         merges = [tuple(merge.split(" ")) for merge in about["tokenizer.ggml.merges"]]
         vocabulary = {token: number for number, token in enumerate(tokens)}
         made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
+        control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
     except Exception as error:  # the library raises Exception itself
         raise Failed(f"{path} has a damaged tokenizer ({error}); delete it and prepare it again") from error
     digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
     pieces = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, pieces])
     made.decoder = tokenizers.decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
     made.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in control])
-    return as_words(made, about["tokenizer.ggml.eos_token_id"])
+    return as_words(made, shape.token(about.get("tokenizer.ggml.eos_token_id"), len(tokens), path))
 
 
 def as_words(tokenizer, end: int) -> Words:
@@ -260,7 +263,8 @@ def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Words]:
         if not path.is_file():
             raise Failed(f"{path} is missing; a model's folder holds config.json, tokenizer.json and *.safetensors")
     about, files = read_json(folder / "config.json"), lazy_weights.tensors(folder)
-    model = blank(described(about, folder), device)
+    config = shape.checked(described(about, folder), folder / "config.json")
+    model = blank(config, device)
     named = {ours: theirs_of(ours) for ours, _ in model.named_parameters()}  # a tied head is no parameter of its own
     absent = sorted(theirs for theirs in named.values() if theirs not in files)
     if absent:
@@ -272,10 +276,10 @@ def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Words]:
         told = " ".join(str(error).split())[:160]
         raise Failed(f"{folder / 'tokenizer.json'} is a damaged file ({told}); get it again") from error
     ends = about.get("eos_token_id")
-    end = ends[0] if isinstance(ends, list) else ends
+    end = ends[0] if isinstance(ends, list) and ends else ends
     if end is None:
         raise Failed(f"{folder}/config.json: no eos_token_id; add the id of the token that ends a text")
-    return model, as_words(words, end)
+    return model, as_words(words, shape.token(end, config["vocab_size"], folder / "config.json"))
 
 
 def theirs_of(ours: str) -> str:
@@ -289,7 +293,11 @@ def theirs_of(ours: str) -> str:
 
 def described(about: dict, folder: Path) -> dict:
     """Settings of llama.build from a config.json; Misuse for models that models/llama.py does not compute."""
+    if not isinstance(about, dict):
+        raise Failed(f"{folder}/config.json describes no model; get it again")
     rope = about.get("rope_parameters") or about.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise Failed(f"{folder}/config.json: its rope settings are {shape.shown(rope)}; get it again")
     odd = {
         "model_type": about.get("model_type") != "llama",
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
@@ -299,7 +307,7 @@ def described(about: dict, folder: Path) -> dict:
     }
     for key, strange in odd.items():
         if strange:
-            value = json.dumps(about.get(key, rope))
+            value = shape.shown(about.get(key, rope))
             raise Misuse(f"{folder}/config.json: {key} is {value}; models/llama.py computes plain Llama models only")
     try:
         return {

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from lowmem.data import image_files
 from lowmem.errors import Failed
-from lowmem.files import read_json, sha256, write_json
+from lowmem.files import parsed_json, read_json, sha256, write_json
 
 SHARD = 50_000  # documents
+LONGEST = 1 << 28  # letters of a row
 
 
 def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> list[str]:
@@ -135,6 +136,8 @@ def documents(raw: Path, split: str) -> Iterator:
     if not shards:
         raise Failed(f"no {split}-*.jsonl.gz in {raw}; delete that folder and fetch again")
     for shard in shards:
-        with gzip.open(shard, "rt", encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+        with gzip.open(shard, "rt", encoding="utf-8", newline="\n") as file:
+            while line := file.readline(LONGEST):
+                if len(line) == LONGEST:
+                    raise Failed(f"{shard}: a row of more than {LONGEST >> 20} MB; do not use it")
+                yield parsed_json(line)
