@@ -14,6 +14,7 @@ import sharded_models
 import torch
 import torch.distributed as dist
 import zoo
+from campaign_counts import hold
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -251,18 +252,20 @@ def whole(folder, step: int) -> tuple:
 
 def test_no_bit_of_any_file_of_a_checkpoint_can_flip_without_starting_over(tmp_path):
     _, _, path = whole(tmp_path, 3)
-    chance = random.Random(0)
+    chance, flips = random.Random(0), 0
     for file in sorted(path.iterdir()):
-        content = file.read_bytes()
-        for _ in range(40):
+        content, left = file.read_bytes(), 40
+        while left:
             at = chance.randrange(8 * len(content))
-            flipped = content[: at // 8] + bytes([content[at // 8] ^ (1 << at % 8)]) + content[at // 8 + 1 :]
             if file.name == "layout.json" and content[at // 8 : at // 8 + 1].isspace():
                 continue  # another kind of space says the same
-            file.write_bytes(flipped)
+            file.write_bytes(content[: at // 8] + bytes([content[at // 8] ^ (1 << at % 8)]) + content[at // 8 + 1 :])
             assert sharded_checkpoint.peek(tmp_path) is None, (file.name, at)
+            left, flips = left - 1, flips + 1
         file.write_bytes(content)
     assert sharded_checkpoint.peek(tmp_path) == {"step": 3}
+    what = "one flipped bit in a checkpoint of several processes, 40 in each of its files"
+    hold("checkpoint bits, sharded", what, {"bits": flips}, "none is read")
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path, capsys):
@@ -282,25 +285,32 @@ class Canary:
         return (os.mkdir, (self.path,))
 
 
-@pytest.mark.parametrize("where", ["all of it", "an entry", "the layout of a tensor"])
-def test_a_poisoned_table_of_contents_runs_nothing_even_with_a_right_hash(tmp_path, where):
+def test_a_poisoned_table_of_contents_runs_nothing_even_with_a_right_hash(tmp_path):
     model, optimizer, path = whole(tmp_path / "run", 3)
-    canary = tmp_path / "ran"
-    contents = pickle.loads((path / ".metadata").read_bytes())
-    name = next(iter(contents.state_dict_metadata))
-    if where == "all of it":
-        contents = Canary(str(canary))
-    elif where == "an entry":
-        contents.state_dict_metadata[name] = Canary(str(canary))
-    else:
-        contents.state_dict_metadata[name].properties.layout = Canary(str(canary))
-    (path / ".metadata").write_bytes(pickle.dumps(contents))
-    layout = json.loads((path / "layout.json").read_text())
-    layout["files"][".metadata"] = sha256(path / ".metadata")
-    kept_files.write_json(path / "layout.json", layout)
-    with pytest.raises(Failed, match="step3 cannot be used"):
-        sharded_checkpoint.load(tmp_path / "run", model, optimizer)
-    assert not canary.exists()
+    good, canary, places = (path / ".metadata").read_bytes(), tmp_path / "ran", 0
+
+    def poisoned(change) -> None:
+        nonlocal places
+        contents = pickle.loads(good)
+        (path / ".metadata").write_bytes(pickle.dumps(change(contents) or contents))
+        layout = json.loads((path / "layout.json").read_text())
+        layout["files"][".metadata"] = sha256(path / ".metadata")
+        kept_files.write_json(path / "layout.json", layout)
+        with pytest.raises(Failed, match="step3 cannot be used"):
+            sharded_checkpoint.load(tmp_path / "run", model, optimizer)
+        assert not canary.exists()
+        places += 1
+
+    code, name = Canary(str(canary)), next(iter(pickle.loads(good).state_dict_metadata))
+    poisoned(lambda contents: code)
+    poisoned(lambda contents: [contents, code])
+    poisoned(lambda contents: contents.state_dict_metadata.update({name: code}))
+    poisoned(lambda contents: contents.state_dict_metadata.update({"other": code}))
+    poisoned(lambda contents: setattr(contents.state_dict_metadata[name].properties, "layout", code))
+    poisoned(lambda contents: contents.storage_data.update({name: code}))
+    poisoned(lambda contents: setattr(contents, "planner_data", code))
+    what = "a checkpoint's table of contents with code in it, under a right hash"
+    hold("checkpoint with code", what, {"places": places}, "nothing runs; one line")
 
 
 def test_values_that_are_no_tensors_run_nothing(tmp_path):

@@ -6,6 +6,10 @@ import numpy as np
 
 
 def write(path, fields: dict, tensors: dict) -> None:
+    path.write_bytes(content(fields, tensors))
+
+
+def content(fields: dict, tensors: dict) -> bytes:
     """fields: {key: str | int | float | list}. tensors: {name: (array, type)} with type F32, F16, Q8_0, Q4_0 or Q4_1."""
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
     for key, value in fields.items():
@@ -19,7 +23,7 @@ def write(path, fields: dict, tensors: dict) -> None:
         table += struct.pack("<IQ", number, len(data))
         data += raw
     start = header + table
-    path.write_bytes(start + b"\0" * (-len(start) % 32) + data)
+    return start + b"\0" * (-len(start) % 32) + data
 
 
 def text(value: str) -> bytes:
