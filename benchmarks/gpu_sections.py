@@ -20,7 +20,7 @@ from lowmem.blocks import Partition, partition
 from lowmem.memory import hardware, measured_peak, target_model, throughput
 from lowmem.memory.accountant import Cell
 from lowmem.models import llama
-from lowmem.optim.core import flat_blocks, gpu_step, gpu_tables
+from lowmem.optim.core import gpu_step, gpu_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(n_layer=2, n_head=2, n_embd=32, n_hidden=48, vocab_size=64, block_size=32)
@@ -174,7 +174,7 @@ class Without:
     """Inside, ways of a step are switched off by name: "Triton" its kernels, "stages" also what runs without them."""
 
     def __init__(self, case: str):
-        self.kernels, self.flat = gpu_step.kernels, flat_blocks.adam_mini
+        self.kernels, self.ways = gpu_step.kernels, optim.AdamMini.ways_elsewhere
         self.stages = "stages" in case
         self.off = self.stages or "without Triton" in case
 
@@ -182,10 +182,10 @@ class Without:
         if self.off:
             gpu_step.kernels = lambda device: None
         if self.stages:
-            flat_blocks.adam_mini = lambda optimizer, ready: ready
+            optim.AdamMini.ways_elsewhere = ()
 
     def __exit__(self, *error):
-        gpu_step.kernels, flat_blocks.adam_mini = self.kernels, self.flat
+        gpu_step.kernels, optim.AdamMini.ways_elsewhere = self.kernels, self.ways
 
 
 # -- sections ------------------------------------------------------------------------------------------------------------

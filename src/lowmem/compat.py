@@ -107,9 +107,9 @@ class Adam_mini(AdamMini):
     def place(self) -> None:
         """Find the blocks of all parameters from the name sets as they stand; the first step does this by itself."""
         names = {p: group.get("name") or self.name(p) for group in self.param_groups for p in group["params"]}
-        self._blocks.update({p: self._official(name, tuple(p.shape)) for p, name in names.items()})
+        self.members.blocks.update({p: self._official(name, tuple(p.shape)) for p, name in names.items()})
         if self.verbose and not self._placed:
-            scalars, elements = sum(self._blocks[p].count for p in names), sum(p.numel() for p in names)
+            scalars, elements = sum(self.members.blocks[p].count for p in names), sum(p.numel() for p in names)
             kinds = [self.kind(name) for name in names.values()]
             counts = ", ".join(f"{kinds.count(kind)} by {kind}" for kind in ("head", "row", "coordinate", "tensor"))
             print(f"Adam-mini: {len(names)} tensors ({counts}): {scalars:,} second moments for {elements:,} parameters")

@@ -39,16 +39,17 @@ def loss_of(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
 def counted(fused: FusedBackward) -> tuple[dict, list]:
     """How often each hook fires, and how many gradients are alive whenever one does (its own included)."""
     calls, alive = {}, []
-    for p in fused._group_of:
-        fused._handles.pop(p).remove()
+    params = fused.params
+    for p in params.group_of:
+        params.handles.pop(p).remove()
 
         def hook(p):
             calls[p] = calls.get(p, 0) + 1
-            waiting = sum(len(w) for w in fused._waiting.values())
-            alive.append(sum(q.grad is not None for q in fused._group_of) + waiting)
-            fused._hook(p)
+            waiting = sum(len(w) for w in fused.current.waiting.values())
+            alive.append(sum(q.grad is not None for q in params.group_of) + waiting)
+            fused._arrived(p)
 
-        fused._handles[p] = p.register_post_accumulate_grad_hook(hook)
+        params.handles[p] = p.register_post_accumulate_grad_hook(hook)
     return calls, alive
 
 

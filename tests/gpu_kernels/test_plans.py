@@ -108,8 +108,8 @@ def test_plans_do_not_pile_up(monkeypatch):
 def left(optimizer, parameters) -> int:
     """How many tensors a step leaves to the stages, which run."""
     seen = []
-    fast = optimizer.fast
-    optimizer.fast = lambda ready: seen.extend(fast(ready)) or seen
+    execute = optimizer.execute
+    optimizer.execute = lambda updates: seen.extend(execute(updates)) or seen
     gradients(parameters, 0)
     optimizer.step()
     return len(seen)
@@ -176,7 +176,7 @@ def test_without_kernels_the_stages_run_and_the_log_says_why(reason, monkeypatch
 def test_while_compiling_the_kernels_stay_out():
     model = zoo.net()
     optimizer = AdamMini(model, lr=1e-2, compile=True)
-    assert started(lambda: optimizer.fast([(None,) * 6])) == []
+    assert started(lambda: optimizer.execute([(None,) * 6])) == []
 
 
 def launches_of(build, **settings):

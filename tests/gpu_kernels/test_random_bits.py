@@ -12,7 +12,7 @@ from lowmem.blocks import Partition, along, coordinates
 from lowmem.optim import SGD, AdamMini, AdamW, Lomo
 from lowmem.optim.core import gpu_step
 from lowmem.optim.core.gpu_tables import numbering
-from lowmem.optim.core.rule import layout
+from lowmem.optim.core.layout import layout
 from lowmem.optim.core.sharding import Box, Shard, flat_boxes, flat_part
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -76,7 +76,7 @@ def whole_and_parts(boxes, rule, shape, dtype=torch.bfloat16, **settings):
         optimizer, q, g = build()
         shard = Shard(shape, part)
         held = nn.Parameter(flat_part(q.detach(), shard))
-        optimizer.hold({q: (held, shard)})
+        optimizer.replace_params({q: (held, shard)})
         held.grad = flat_part(g, shard)
         torch.manual_seed(11)
         by_kernels(optimizer).step()

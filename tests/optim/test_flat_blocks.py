@@ -16,14 +16,14 @@ from lowmem.optim.core import cpu_kernel, flat_blocks
 def on_cpu(monkeypatch):
     """As on a device that has no kernel of its own, however few tensors there are."""
     monkeypatch.setattr(cpu_kernel, "library", lambda: None)
-    monkeypatch.setattr(flat_blocks, "WITHOUT", ())
+    monkeypatch.setattr(AdamMini, "ways_on_cpu", (flat_blocks.adam_mini,))
     monkeypatch.setattr(flat_blocks, "FEWEST", 1)
 
 
 def by_stages(make):
     """What make() gives when nothing but the stages runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flat_blocks, "adam_mini", lambda optimizer, ready: ready)
+        patch.setattr(AdamMini, "ways_on_cpu", ())
         return make()
 
 
@@ -33,7 +33,7 @@ def nothing_left(optimizer):
     def refuse(*arguments):
         raise AssertionError("a tensor went through the stages")
 
-    optimizer._apply = refuse
+    optimizer.by_stages = refuse
     return optimizer
 
 
@@ -90,9 +90,10 @@ def test_16_bit_tensors_are_copied_in_lists_no_larger_than_the_largest_tensor(mo
 def test_large_tensors_give_the_bits_of_the_stages_and_many_scalars_stay_with_them():
     optimizer, parameters = optimizer_over(LARGE, 0)
     left = []
-    optimizer.fast = lambda ready: left.extend(AdamMini.fast(optimizer, ready)) or left
+    execute = optimizer.execute
+    optimizer.execute = lambda updates: left.extend(execute(updates)) or left
     together = run(optimizer, parameters, steps=1)
-    assert [entry[5].blocks.name for entry in left] == ["bias"]
+    assert [update.layout.blocks.name for update in left] == ["bias"]
     alone = by_stages(lambda: run(*optimizer_over(LARGE, 0), steps=1))
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 

@@ -9,7 +9,7 @@ from fused_nets import batch, loss_of, net, refused, same, train_fused, train_pl
 from torch import nn
 
 from lowmem.optim import SGD, Lomo
-from lowmem.optim.core import fused_backward
+from lowmem.optim.core import loss_scale
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,15 @@ def test_dynamic_scale_halves_and_skips_until_gradients_fit():
         if not lomo.skipped:
             break
         skipped += 1
-        assert same(before, weights(model)) and lomo.scale == 2.0 ** (127 - skipped) and lomo.clean_steps == 0
+        assert (
+            same(before, weights(model)) and lomo.scale == 2.0 ** (127 - skipped) and lomo.loss_scale.clean_steps == 0
+        )
     assert skipped >= 1 and not lomo.skipped and not same(before, weights(model))
-    assert lomo.clean_steps == 1 and all(p.isfinite().all() for p in model.parameters())
+    assert lomo.loss_scale.clean_steps == 1 and all(p.isfinite().all() for p in model.parameters())
 
 
 def test_dynamic_scale_grows_after_the_window_and_not_before(monkeypatch):
-    monkeypatch.setattr(fused_backward, "SCALE_WINDOW", 3)
+    monkeypatch.setattr(loss_scale, "WINDOW", 3)
     model = net()
     lomo = Lomo(model, lr=0.01, loss_scale="dynamic")
     scales = []
@@ -80,7 +82,7 @@ def test_half_precision_weights_overflow_skip_and_then_train():
     for _ in range(30):
         lomo.backward(model(x).float().square().mean() * 16)
         lomo.step()
-    assert lomo.scale < 2.0**16 and lomo.clean_steps > 0
+    assert lomo.scale < 2.0**16 and lomo.loss_scale.clean_steps > 0
     assert float(model(x).detach().float().square().mean()) < first and model.weight.isfinite().all()
 
 
@@ -96,7 +98,7 @@ def test_scale_and_clean_steps_are_saved_and_restored():
     stream.seek(0)
     other = Lomo(net(), lr=0.1, loss_scale="dynamic")
     other.load_state_dict(torch.load(stream, weights_only=True))
-    assert (other.scale, other.clean_steps) == (lomo.scale, lomo.clean_steps) != (2.0**16, 0)
+    assert (other.scale, other.loss_scale.clean_steps) == (lomo.scale, lomo.loss_scale.clean_steps) != (2.0**16, 0)
 
 
 def test_infinite_gradients_do_what_clip_grad_norm_does_when_nobody_asked():

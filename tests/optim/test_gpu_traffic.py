@@ -11,8 +11,7 @@ from launches import Launches, on_meta, step
 
 from lowmem import optim
 from lowmem.models import llama
-from lowmem.optim import FusedBackward, adamw, sgd
-from lowmem.optim.core import flat_blocks
+from lowmem.optim import AdamMini, FusedBackward, adamw, sgd
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
@@ -103,7 +102,7 @@ def test_a_7b_model_starts_two_launches_per_tensor_and_those_on_lists():
 
 
 def test_tensor_by_tensor_16_bit_weights_took_six_times_the_launches_and_the_same_bytes(monkeypatch):
-    monkeypatch.setattr(flat_blocks, "adam_mini", lambda optimizer, ready: ready)
+    monkeypatch.setattr(AdamMini, "ways_elsewhere", ())
     assert counted(llama_134m(), BF16, MINI) == (2220, 66.1, 0, 0)
 
 

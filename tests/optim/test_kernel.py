@@ -15,6 +15,7 @@ from lowmem.blocks import Partition, along
 from lowmem.optim import AdamMini, AdamW, Lion, adamw
 from lowmem.optim.adamw import in_one_kernel
 from lowmem.optim.core import cpu_kernel, kernel_build
+from lowmem.optim.core.rule import Update
 
 needs_compiler = pytest.mark.skipif(cpu_kernel.library() is None, reason="no C compiler here")
 
@@ -134,7 +135,6 @@ def test_lion_moves_nothing_where_the_direction_is_zero_or_nan(monkeypatch):
 
 def test_the_kernel_for_gpus_equals_the_pytorch_path_and_leaves_what_rounds_otherwise(monkeypatch):
     """torch's fused AdamW also exists for CPUs, where it can be tried without a GPU."""
-    without_kernel(monkeypatch)
     monkeypatch.setattr(adamw, "ON", ("cpu",))
 
     def train(fast):
@@ -148,9 +148,8 @@ def test_the_kernel_for_gpus_equals_the_pytorch_path_and_leaves_what_rounds_othe
             {"params": parameters[5:], "state_dtype": torch.float32},
         ]
         optimizer, left = AdamW(groups, **SETTINGS), []
-        if fast:
-            optimizer.fast = lambda ready: left.append(in_one_kernel(ready)) or left[-1]
-        return run(optimizer, parameters), [len(entries) for entries in left]
+        optimizer.ways_on_cpu = (lambda *given: left.append(in_one_kernel(*given)) or left[-1],) if fast else ()
+        return run(optimizer, parameters), [len(updates) for updates in left]
 
     (plain, _), (fused, left) = train(fast=False), train(fast=True)
     assert left and set(left) == {2}, "stochastic rounding and moments of another type went the general way"
@@ -168,12 +167,12 @@ def test_it_takes_contiguous_fp32_only_and_leaves_the_rest():
         nn.Parameter(torch.ones(4, 6, dtype=torch.float64)),
     ]
     optimizer, left = AdamW(parameters, lr=0.1, weight_decay=0.0), []
-    fast = optimizer.fast
-    optimizer.fast = lambda ready: left.extend(fast(ready)) or left
+    execute = optimizer.execute
+    optimizer.execute = lambda updates: left.extend(execute(updates)) or left
     for p in parameters:
         p.grad = torch.full_like(p, 0.5)
     optimizer.step()
-    assert [entry[1] is p for entry, p in zip(left, parameters[1:], strict=True)] == [True] * 3
+    assert [update.param is p for update, p in zip(left, parameters[1:], strict=True)] == [True] * 3
     assert all(torch.allclose(p.double(), torch.tensor(0.9, dtype=torch.float64), atol=4e-3) for p in parameters)
 
 
@@ -267,10 +266,10 @@ def test_memory_that_was_given_back_is_not_touched(what, left):
     optimizer.step()
     tensor = {"weights": p.data, "gradient": p.grad, **optimizer.state[p]}[what]
     h = {**optimizer.scalars(SETTINGS, 2), "factor": 1.0}
-    ready = [(optimizer.param_groups[0], p, p.grad, optimizer.state[p], h, optimizer.layout(p))]
-    assert optimizer.fast(ready) == []
+    updates = [Update(optimizer.param_groups[0], p, p.grad, optimizer.state[p], h, optimizer.layout(p))]
+    assert optimizer.execute(updates) == []
     tensor.untyped_storage().resize_(left)
-    assert optimizer.fast(ready) == ready
+    assert optimizer.execute(updates) == updates
 
 
 @needs_compiler

@@ -188,9 +188,9 @@ def test_one_gradient_is_alive_at_a_time():
 
 
 def test_the_dynamic_loss_scale_falls_on_overflow_and_grows_after_clean_steps(monkeypatch):
-    from lowmem.optim.core import fused_backward
+    from lowmem.optim.core import loss_scale
 
-    monkeypatch.setattr(fused_backward, "SCALE_WINDOW", 3)
+    monkeypatch.setattr(loss_scale, "WINDOW", 3)
     model = zoo.net()
     optimizer = Lomo(model, lr=1e-3, loss_scale="dynamic")
     before, start = zoo.snapshot(model), optimizer.scale

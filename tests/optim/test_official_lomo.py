@@ -129,9 +129,9 @@ def test_two_gradients_are_alive_there_and_one_here():
 
 
 def test_the_loss_scale_never_grows_there_and_grows_here(monkeypatch):
-    from lowmem.optim.core import fused_backward
+    from lowmem.optim.core import loss_scale
 
-    monkeypatch.setattr(fused_backward, "SCALE_WINDOW", 2)
+    monkeypatch.setattr(loss_scale, "WINDOW", 2)
     model = zoo.net(torch.float16)
     other = copy.deepcopy(model)
     theirs = OfficialLomo(other, lr=1e-3, clip_grad_norm=1.0, loss_scale_args=dict(init_scale=8.0, scale_window=2))

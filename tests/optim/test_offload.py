@@ -44,7 +44,7 @@ def test_offloaded_moments_are_pinned_when_made_and_when_loaded_and_used_in_plac
         return copy
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    monkeypatch.setattr(RuleOptimizer, "offloads", lambda self, p, key: key not in self.small(self.blocks(p)))
+    monkeypatch.setattr(RuleOptimizer, "offloads", lambda self, p, key: key not in self.replicated(self.blocks(p)))
     plain, offloaded = zoo.net(), zoo.net()
     one, two = AdamMini(plain, lr=1e-2), AdamMini(offloaded, lr=1e-2)
     for model, optimizer in ((plain, one), (offloaded, two)):
@@ -52,7 +52,7 @@ def test_offloaded_moments_are_pinned_when_made_and_when_loaded_and_used_in_plac
     assert zoo.same(zoo.snapshot(plain), zoo.snapshot(offloaded))
     for p, state in two.state.items():  # what was pinned is what is used and updated
         for key, value in state.items():
-            expected = key != "step" and key not in two.small(two.blocks(p))
+            expected = key != "step" and key not in two.replicated(two.blocks(p))
             assert (id(value) in pinned) == expected, (two.name(p), key)
     assert zoo.same(zoo.state_tensors(one), zoo.state_tensors(two))
     pinned.clear()

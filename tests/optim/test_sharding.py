@@ -13,7 +13,8 @@ from simulated import Bag, Ranks, axis_split, flat_split, grid_split, part_of
 from lowmem import partition
 from lowmem.blocks import ParamBlocks, along, coordinates, one_block
 from lowmem.optim import Adafactor, AdamMini
-from lowmem.optim.core.rule import layout, place, take
+from lowmem.optim.core.layout import layout
+from lowmem.optim.core.rule import narrowed, view_of
 from lowmem.optim.core.sharding import flat_boxes, shard_of
 
 STEPS, TOLERANCE = 20, 1e-6
@@ -93,11 +94,11 @@ def check_layout(blocks: ParamBlocks, boxes) -> None:
     lay = layout("blocks", blocks, boxes)
     seen = torch.zeros(len(mine))
     for piece in lay.pieces:
-        place(seen, piece).add_(1)
+        view_of(seen, piece).add_(1)
         if blocks.kind == "coordinate":
             continue
-        x = place(mine, piece)  # (outer, count, run)
-        names = take(torch.arange(blocks.count).view(1, -1, 1), piece.ranges)
+        x = view_of(mine, piece)  # (outer, count, run)
+        names = narrowed(torch.arange(blocks.count).view(1, -1, 1), piece.ranges)
         assert (x == names).all()  # a piece's columns are blocks, and its place in the frame is right
         assert piece.partial == (x.shape[0] * x.shape[2] != piece.size)
         assert (sizes[names.reshape(-1)] == piece.size).all()
@@ -110,7 +111,7 @@ def check_layout(blocks: ParamBlocks, boxes) -> None:
         for axis in range(len(blocks.shape)):
             index = torch.arange(blocks.shape[axis]).view([-1 if i == axis else 1 for i in range(len(blocks.shape))])
             full = index.expand(blocks.shape).contiguous()
-            assert (place(part_of(full, boxes), piece) == take(index, piece.ranges)).all()
+            assert (view_of(part_of(full, boxes), piece) == narrowed(index, piece.ranges)).all()
 
 
 @given(cut())
@@ -134,9 +135,9 @@ def test_a_whole_tensor_is_never_partial_and_pieces_are_views():
             lay = layout(form, blocks)
             assert not lay.partial
             x = torch.zeros(SHAPES[name])
-            assert all(place(x, piece).data_ptr() >= x.data_ptr() for piece in lay.pieces)
+            assert all(view_of(x, piece).data_ptr() >= x.data_ptr() for piece in lay.pieces)
             for piece in lay.pieces:
-                place(x, piece).add_(1)
+                view_of(x, piece).add_(1)
             assert (x == 1).all()
 
 

@@ -132,6 +132,16 @@ def test_a_definition_that_moves_to_another_file_keeps_old_records_whole(package
     assert (provenance.drifted(tmp_path, old) == []) == whole
 
 
+def test_a_definition_that_leaves_a_module_that_had_moved_keeps_the_records_of_both_times_whole(package, tmp_path):
+    first = package(RULE)
+    moved = {name.replace("kept.py", "pipeline/archive.py"): text for name, text in RULE.items()}
+    second = package(moved, {"lowmem.kept": "lowmem.pipeline.archive"})
+    split = {name.replace("kept.py", "pipeline/archive.py"): text for name, text in SPLIT.items()}
+    package(split, {"lowmem.kept": "lowmem.pipeline.archive", "lowmem.kept.shown": "lowmem.rows.shown"})
+    assert first != second
+    assert provenance.drifted(tmp_path, first) == provenance.drifted(tmp_path, second) == []
+
+
 def test_a_changed_definition_that_moved_is_drift(package, tmp_path):
     old = package(RULE)
     changed = {name: text.replace("if row]", "if not row]") for name, text in SPLIT.items()}

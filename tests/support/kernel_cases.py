@@ -36,14 +36,14 @@ def refuse(*arguments):
 
 def by_stages(optimizer):
     """The optimizer without any fast way."""
-    optimizer.__dict__.pop("_apply", None)
-    optimizer.fast = lambda ready: ready
+    optimizer.__dict__.pop("by_stages", None)
+    optimizer.ways_on_cpu = optimizer.ways_elsewhere = ()
     return optimizer
 
 
 def by_kernels(optimizer):
     """The optimizer, in which the stages must not run."""
-    optimizer._apply = refuse
+    optimizer.by_stages = refuse
     return optimizer
 
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lowmem.blocks import Partition, partition
+from lowmem.optim.core.backward_pass import Pass
 
 NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "lift_fresh", "detach", "resize_")
 ONLY_WRITTEN = (
@@ -127,15 +128,11 @@ def step(optimizer, parameters: list[nn.Parameter], counter: Launches) -> None:
 
 
 def inside_backward(optimizer, parameters: list[nn.Parameter], gradients: list[Tensor]) -> None:
-    """What FusedBackward._run does around autograd: every hook measures, if there is a norm to clip, then updates."""
-    optimizer._active_scale, optimizer._coefficient = optimizer.scale, 1.0
-    for mode in ("measure", "update") if optimizer.max_grad_norm else ("update",):
-        optimizer._fired.clear()
-        optimizer._mode, optimizer.inner.shared = mode, {}
+    """What backward_pass.run does around autograd: every hook measures, if there is a norm to clip, then updates."""
+    passes = [Pass("measure", optimizer.scale), Pass("update", optimizer.scale, 0.5)]
+    for current in passes if optimizer.max_grad_norm else [Pass("update", optimizer.scale)]:
+        optimizer.current, optimizer.inner.shared = current, {}
         for p, g in zip(parameters, gradients):
             p.grad = g
-            optimizer._hook(p)
-        if mode == "measure":
-            optimizer._norms.clear()
-            optimizer._coefficient = 0.5
-    optimizer._mode = optimizer.inner.shared = None
+            optimizer._arrived(p)
+    optimizer.current = optimizer.inner.shared = None

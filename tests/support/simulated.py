@@ -50,15 +50,17 @@ class Ranks:
             model = Bag(tensors)
             optimizer = build(model)
             parts = {n: nn.Parameter(part_of(t, held[n])) for n, t in tensors.items()}
-            optimizer.hold({p: (parts[n], Shard(self.shapes[n], held[n])) for n, p in model.named_parameters()})
+            optimizer.replace_params(
+                {p: (parts[n], Shard(self.shapes[n], held[n])) for n, p in model.named_parameters()}
+            )
             self.parts.append(parts)
             self.optimizers.append(optimizer)
         for name in tensors:
             partial = any(o.layout(parts[name]).partial for o, parts in zip(self.optimizers, self.parts))
             for optimizer, parts in zip(self.optimizers, self.parts):
                 ndim = len(optimizer.layout(parts[name]).frame)
-                optimizer._cut[parts[name]] = partial and any(stage.sums(ndim) for stage in optimizer.stages)
-                optimizer._agreed = True
+                optimizer.shards.cut[parts[name]] = partial and any(stage.axes(ndim) for stage in optimizer.stages)
+                optimizer.shards.checked = True
 
     @torch.no_grad()
     def step(self, gradients: dict[str, Tensor]) -> None:
@@ -67,7 +69,7 @@ class Ranks:
         for optimizer, parts, held in zip(self.optimizers, self.parts, self.boxes):
             group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
             work = [(group_of[p], p, part_of(gradients[n], held[n])) for n, p in parts.items()]
-            running.append(rounds(optimizer.stages, optimizer.begin(work)))
+            running.append(rounds(optimizer.stages, optimizer.update_local(work)))
         while True:
             pending = [next(r, None) for r in running]
             if pending[0] is None:

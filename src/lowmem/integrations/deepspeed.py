@@ -74,7 +74,7 @@ class ForDeepSpeed(torch.optim.Optimizer):
                 held.append((part, offset))
         for group in self.inner.param_groups:  # what does not train is in no flat tensor
             group["params"] = [p for p in group["params"] if p in parts]
-        self.inner.hold(parts)
+        self.inner.replace_params(parts)
 
     @torch.no_grad()
     def step(self, closure=None) -> None:

@@ -29,12 +29,11 @@ from lowmem.memory.official_optimizers import Official
 from lowmem.memory.operation_counts import Work, extrapolated
 from lowmem.memory.target_model import Target
 from lowmem.memory.tracker import ROLES, Tracker
+from lowmem.optim import Lion
 from lowmem.optim._factory import make
 from lowmem.optim.core import cpu_kernel, data_parallel
 from lowmem.optim.core.fused_backward import FusedBackward
-
-# Rules with a C kernel for fp32 tensors on a CPU, and how often it passes over one: reads p, g, m, v; writes p, m, v.
-IN_C = {"lowmem.optim.adamw": 7, "lowmem.optim.adam_mini": 7, "lowmem.optim.lion": 5}
+from lowmem.optim.core.rule import Update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,23 +283,23 @@ def stand_in(tracker: Tracker, optimizer, cell: Cell) -> None:
     moments come over to be updated."""
     if cell.official or isinstance(optimizer, foreign_optimizers.Foreign):
         return  # simulated operation by operation
-    rule = optimizer.fast.__func__.__module__
 
-    def in_one_kernel(ready: list) -> list:
-        for _, p, *_ in ready:
-            if p.dtype == torch.float32:
-                tracker.work.touched(tracker.stage, p, IN_C[rule])
-        return [entry for entry in ready if entry[1].dtype != torch.float32]
+    def in_c(optimizer, updates: list[Update]) -> list[Update]:
+        exact = [update for update in updates if update.param.dtype == torch.float32]
+        for update in exact:
+            tracker.work.touched(tracker.stage, update.param, 5 if isinstance(optimizer, Lion) else 7)
+        return [update for update in updates if update.param.dtype != torch.float32]
 
-    if cell.device == "cpu" and rule in IN_C and cpu_kernel.library() is not None:
-        optimizer.fast = in_one_kernel
-    if cell.device == "gpu" and not cell.offload and (fast := fake_kernels.step_on_gpu(tracker, optimizer)):
-        optimizer.fast = fast
+    def with_offloaded_moments(optimizer, updates: list[Update]) -> list[Update]:
+        for update in updates:
+            stay = (*optimizer.replicated(update.layout.blocks), "step")
+            brought = {key: x if key in stay else x.clone() for key, x in update.state.items()}
+            optimizer.by_stages(update._replace(state=brought))
+        return []
+
+    if cell.device == "cpu" and cpu_kernel.in_c in optimizer.ways_on_cpu and cpu_kernel.library() is not None:
+        optimizer.ways_on_cpu = (in_c,)
+    if cell.device == "gpu" and not cell.offload and isinstance(optimizer, fake_kernels.WITH_KERNELS):
+        optimizer.ways_on_cpu = (functools.partial(fake_kernels.on_gpu, tracker),)
     if cell.offload:
-        apply = optimizer._apply
-
-        def with_copies(p, g, state, h, lay, rounding):
-            small = (*optimizer.small(lay.blocks), "step")
-            apply(p, g, {k: x if k in small else x.clone() for k, x in state.items()}, h, lay, rounding)
-
-        optimizer._apply = with_copies
+        optimizer.ways_on_cpu = (*optimizer.ways_on_cpu, with_offloaded_moments)

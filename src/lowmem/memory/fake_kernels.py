@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from unittest import mock
 
 import torch
@@ -31,6 +31,9 @@ from lowmem.models import _attention
 from lowmem.optim import SGD, AdamMini, AdamW
 from lowmem.optim.core.gpu_step import FLOATS
 from lowmem.optim.core.gpu_tables import LONGEST
+from lowmem.optim.core.rule import Update
+
+WITH_KERNELS = (AdamMini, AdamW, SGD)  # optimizers that have kernels of their own on a GPU
 
 ATTENTION = ("fused", "eager")
 
@@ -113,29 +116,23 @@ class _Kernels(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def step_on_gpu(tracker: Tracker, optimizer) -> Callable | None:
-    """What an optimizer's fast() does on a GPU, counted in place of done; None for a rule without kernels there.
+def on_gpu(tracker: Tracker, optimizer, updates: list[Update]) -> list[Update]:
+    """In place of the GPU's way to make updates (of an optimizer WITH_KERNELS): counts what that does; returns the others.
 
     Each kernel is one launch for all tensors of a step; PyTorch's own, which start anew after 21 M elements, too.
     """
-    if not isinstance(optimizer, AdamMini | AdamW | SGD):
-        return None
-
-    def fast(ready: list) -> list:
-        rest, moved = [], Counter()
-        for entry in ready:
-            _, p, g, state, h, lay = entry
-            m, v = state.get("exp_avg"), state.get("exp_avg_sq")
-            dtypes = {x.dtype for x in (p, g, m, v) if x is not None}
-            if not dtypes <= set(FLOATS) or h.get("momentum", 0) or h.get("reduce", "mean") != "mean":
-                rest.append(entry)
-            else:
-                moved.update(_moved(isinstance(optimizer, AdamMini), p, g, m, v, lay))
-        for size in moved.values():
-            tracker.work[tracker.stage, "stream", size] += 1
-        return rest
-
-    return fast
+    rest, moved = [], Counter()
+    for update in updates:
+        _, p, g, state, h, lay = update
+        m, v = state.get("exp_avg"), state.get("exp_avg_sq")
+        dtypes = {x.dtype for x in (p, g, m, v) if x is not None}
+        if not dtypes <= set(FLOATS) or h.get("momentum", 0) or h.get("reduce", "mean") != "mean":
+            rest.append(update)
+        else:
+            moved.update(_moved(isinstance(optimizer, AdamMini), p, g, m, v, lay))
+    for size in moved.values():
+        tracker.work[tracker.stage, "stream", size] += 1
+    return rest
 
 
 def _moved(by_blocks: bool, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, lay) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lowmem.errors import Misuse
-from lowmem.optim.core import rule_optimizer
+from lowmem.optim.core import sharding
 
 # Linear layers by the name they have in their layer: split along outputs, or along inputs (Megatron, arXiv 1909.08053).
 BY_OUTPUT = ("wq", "wk", "wv", "gate", "up", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -35,7 +35,7 @@ def pretend(cell) -> Iterator:
         raise Misuse("a plan for several GPUs cannot be made inside a distributed run; run lowmem plan by itself")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=cell.gpus)
     sizes = (cell.data_parallel, cell.tensor_parallel)
-    own_share = mock.patch.object(rule_optimizer, "agree", lambda asked: [cut for _, _, cut in asked])
+    own_share = mock.patch.object(sharding, "agree", lambda asked: [cut for _, _, cut in asked])
     try:
         mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("data", "tensor"))
         with own_share, real_meshes():  # nobody is there to ask whether shards fit together

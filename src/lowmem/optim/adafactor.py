@@ -13,49 +13,50 @@ import torch
 
 from lowmem.optim.core import factored
 from lowmem.optim.core.hyperparameters import Common, one_of
-from lowmem.optim.core.rule import Stage, Work, axpy
+from lowmem.optim.core.rule import Stage, TensorView, axpy, per_column, per_row, per_tensor
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
-def squares(w: Work, totals: list) -> list[torch.Tensor] | None:
+def squares(w: TensorView, totals: dict) -> list[torch.Tensor] | None:
     """Row and column sums of g^2 + eps1 (Algorithm 4); a tensor that is not factored updates its moment here."""
-    square = w.g.square().add_(w.h["eps1"])
+    square = w.grad.square().add_(w.hyper["eps1"])
     if factored.is_factored(w.frame):
         return factored.sums(square)
-    w.s["exp_avg_sq"].lerp_(square, w.h["gain2"])
+    w.state["exp_avg_sq"].lerp_(square, w.hyper["one_minus_beta2"])
     return None
 
 
-def moments(w: Work, totals: list) -> list[torch.Tensor] | None:
-    return factored.moments(w, "exp_avg_sq", totals[-1], w.h["gain2"]) if totals[-1] else None
+def second_moment(w: TensorView, sums: list | None) -> list[torch.Tensor] | None:
+    """Running means of rows and columns; factors whose product is v^-1/2."""
+    return factored.moments(w, "exp_avg_sq", sums, w.hyper["one_minus_beta2"]) if sums else None
 
 
-def scaled(w: Work, totals: list) -> torch.Tensor:
+def scaled(w: TensorView, totals: dict) -> torch.Tensor:
     """g / sqrt(v)."""
-    if not totals[0]:
-        return w.s["exp_avg_sq"].rsqrt().mul_(w.g)
-    row, column = totals[0]
-    return (w.g * row).mul_(column)
+    if not totals["second_moment"]:
+        return w.state["exp_avg_sq"].rsqrt().mul_(w.grad)
+    row, column = totals["second_moment"]
+    return (w.grad * row).mul_(column)
 
 
-def norms(w: Work, totals: list) -> list[torch.Tensor]:
+def norms(w: TensorView, totals: dict) -> list[torch.Tensor]:
     """Sum u^2 and sum w^2 for update clipping and parameter scaling (Algorithms 5 and 6)."""
-    return [torch.linalg.vector_norm(scaled(w, totals)).square(), torch.linalg.vector_norm(w.p).square()]
+    return [torch.linalg.vector_norm(scaled(w, totals)).square(), torch.linalg.vector_norm(w.param).square()]
 
 
-def update(w: Work, totals: list) -> None:
+def update(w: TensorView, totals: dict) -> None:
     """w -= alpha * u / max(1, RMS(u) / d), alpha = rate * max(eps2, RMS(w)) where parameter scaling is on."""
-    h, numel = w.h, math.prod(w.frame)
-    u_rms, w_rms = ((total / numel).sqrt() for total in totals[1])
+    h, numel = w.hyper, math.prod(w.frame)
+    u_rms, w_rms = ((total / numel).sqrt() for total in totals["norms"])
     rate = w_rms.clamp(min=h["eps2"]) * h["rate"] if h["scale_parameter"] else torch.full_like(w_rms, h["rate"])
     step = scaled(w, totals).mul_(rate / (u_rms / h["clip_threshold"]).clamp(min=1.0))
     if h["beta1"]:
-        w.s["exp_avg"].lerp_(step, 1 - h["beta1"])
-        step = w.s["exp_avg"]
+        w.state["exp_avg"].lerp_(step, 1 - h["beta1"])
+        step = w.state["exp_avg"]
     if h["weight_decay"] != 0:
         decay = h["decay_rate"] if h["decay_rate"] is not None else rate
-        w.p.mul_(1 - decay * h["weight_decay"])
-    axpy(w.p, step, -1.0)
+        w.param.mul_(1 - decay * h["weight_decay"])
+    axpy(w.param, step, -1.0)
 
 
 class Adafactor(RuleOptimizer):
@@ -71,7 +72,11 @@ class Adafactor(RuleOptimizer):
     form = "shaped"
     eps_count = 2
     optional_state = (("exp_avg", "beta1"),)
-    stages = (Stage(squares, moments, factored.axes), Stage(norms, sums=lambda ndim: ((), ())), Stage(update))
+    stages = (
+        Stage(squares, second_moment, (per_row, per_column)),
+        Stage(norms, sums=(per_tensor, per_tensor)),
+        Stage(update),
+    )
 
     def __init__(
         self,
@@ -122,7 +127,7 @@ class Adafactor(RuleOptimizer):
         return state
 
     @staticmethod
-    def small(blocks):
+    def replicated(blocks):
         return factored.names(blocks.shape, "exp_avg_sq")
 
     @staticmethod
@@ -136,7 +141,7 @@ class Adafactor(RuleOptimizer):
         return {
             "rate": rate,
             "beta1": group["beta1"],
-            "gain2": max(step ** group["decay_rate"], 1 - group["beta2_cap"]),
+            "one_minus_beta2": max(step ** group["decay_rate"], 1 - group["beta2_cap"]),
             "eps1": group["eps"][0],
             "eps2": group["eps"][1],
             "clip_threshold": group["clip_threshold"],

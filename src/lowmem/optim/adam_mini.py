@@ -1,5 +1,16 @@
 """Adam-mini (Zhang et al., arXiv 2406.16793, Algorithm 1): Adam with one second-moment scalar per Hessian block.
 
+In step t, for every parameter w with gradient g, and every block b of its coordinates:
+
+    w    <-  w - lr * weight_decay * w                                      update
+    m    <-  beta1 * m + (1 - beta1) * g                                    update
+    v_b  <-  beta2 * v_b + (1 - beta2) * mean of g^2 over the block         block_statistic, block_rate
+    w_b  <-  w_b - lr * m_b / (1 - beta1^t) / (sqrt(v_b / (1 - beta2^t)) + eps)         update
+
+The functions below say this once more in PyTorch, for all blocks of a tensor at a time: w.param is a piece (outer, blocks,
+run), v one number per block. That is the rule that runs wherever no faster way takes a tensor, and to which all faster ways
+are compared (rule_optimizer.py lists them). A copy in loops over floats: tests/support/twins.py.
+
 Official code: the package adam-mini 1.1.1. Different on purpose:
 - Blocks come from modules (lowmem.partition), not from substrings of parameter names; position tables are cut by
   position, where the official GPT-2 script makes one block of the table.
@@ -7,53 +18,51 @@ Official code: the package adam-mini 1.1.1. Different on purpose:
 - The sum of a block's squared gradients (in C, which sums in double: the mean) stops at 3.2e38, as an infinite v would
   freeze the block for good.
 - Block scalars are always fp32; the first moment takes the parameter's dtype, or state_dtype.
-- The second moment is updated in one pass over the block, by a C loop on CPU where a C compiler exists (cpu_kernel.py)
-  and by Triton on a GPU (gpu_step.py); elsewhere the stages of many tensors run together (flat_blocks.py).
 """
 
 from typing import Unpack
 
 import torch
 
-from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.core import cpu_kernel, flat_blocks, gpu_step
 from lowmem.optim.core.flat_blocks import LARGEST
 from lowmem.optim.core.hyperparameters import Common, one_of
-from lowmem.optim.core.rule import Stage, Work, shrink
+from lowmem.optim.core.rule import Stage, TensorView, adam_scalars, per_block, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 REDUCTIONS = ("mean", "max", "min", "l1", "l2")
 
 
-def block_statistic(w: Work, totals: list) -> list[torch.Tensor]:
+def block_statistic(w: TensorView, _totals: dict) -> list[torch.Tensor]:
     """One number per block, (1, count, 1), that sums (or max, min) over its parts: of squared gradients."""
-    reduce, axes, largest = w.h["reduce"], (0, 2), LARGEST[w.g.dtype]
+    reduce, axes, largest = w.hyper["reduce"], (0, 2), LARGEST[w.grad.dtype]
     if reduce in ("max", "min"):
-        size = w.g.abs()
+        size = w.grad.abs()
         size = size.amax(axes, keepdim=True) if reduce == "max" else size.amin(axes, keepdim=True)
         return [size.clamp_(max=largest).square_()]
-    norm = torch.linalg.vector_norm(w.g.square() if reduce == "l2" else w.g, dim=axes, keepdim=True)
+    norm = torch.linalg.vector_norm(w.grad.square() if reduce == "l2" else w.grad, dim=axes, keepdim=True)
     statistic = norm.clamp_(max=largest).square_()
     return [statistic.div_(w.size) if reduce == "mean" else statistic]
 
 
-def block_rate(w: Work, totals: list) -> list[torch.Tensor]:
+def block_rate(w: TensorView, sums: list[torch.Tensor]) -> list[torch.Tensor]:
     """v per block from the complete statistic; lr / (sqrt(v) + eps) with both bias corrections."""
-    h, v = w.h, w.s["exp_avg_sq"]
-    statistic = totals[-1][0]
+    h, v = w.hyper, w.state["exp_avg_sq"]
+    (statistic,) = sums
     if h["reduce"] in ("l1", "l2"):  # sums over parts may be infinite where the parts are not
         statistic = statistic.clamp(max=LARGEST[statistic.dtype] ** 2)
         statistic = statistic.sqrt_() if h["reduce"] == "l2" else statistic
-    v.mul_(h["beta2"]).add_(statistic * h["gain2"])
-    return [h["step_size"] / (v.sqrt() * h["bias2_rsqrt"] + h["eps"])]
+    v.mul_(h["beta2"]).add_(statistic * h["one_minus_beta2"])
+    return [h["step_size"] / (v.sqrt() * h["inv_sqrt_bias_correction2"] + h["eps"])]
 
 
-def update(w: Work, totals: list) -> None:
+def update(w: TensorView, totals: dict) -> None:
     """m per coordinate, then Adam's step with the block's rate (Algorithm 1; eps outside the root)."""
-    h, m = w.h, w.s["exp_avg"]
-    shrink(w.p, h["keep"])
-    m.lerp_(w.g, h["gain1"])
-    w.p.addcmul_(m, totals[0][0], value=-1)
+    h, m = w.hyper, w.state["exp_avg"]
+    (rate,) = totals["block_rate"]
+    shrink(w.param, h["decay_factor"])
+    m.lerp_(w.grad, h["one_minus_beta1"])
+    w.param.addcmul_(m, rate, value=-1)
 
 
 class AdamMini(RuleOptimizer):
@@ -67,7 +76,9 @@ class AdamMini(RuleOptimizer):
     form = "blocks"
     in_codes = True
     uses_blocks = True
-    stages = (Stage(block_statistic, block_rate, lambda ndim: ((1,),), pure=True), Stage(update))
+    stages = (Stage(block_statistic, block_rate, (per_block,), pure=True), Stage(update))
+    ways_on_cpu = (cpu_kernel.in_c,)
+    ways_elsewhere = (gpu_step.adam, flat_blocks.adam_mini)
 
     def __init__(
         self,
@@ -111,7 +122,7 @@ class AdamMini(RuleOptimizer):
         return {"exp_avg": torch.zeros_like(p, dtype=dtype), "exp_avg_sq": second}
 
     @staticmethod
-    def small(blocks):
+    def replicated(blocks):
         return () if blocks.kind == "coordinate" else ("exp_avg_sq",)
 
     @staticmethod
@@ -121,6 +132,3 @@ class AdamMini(RuleOptimizer):
     @staticmethod
     def scalars(group, step):
         return {**adam_scalars(group, step), "largest": LARGEST[torch.float32] ** 2, "reduce": group["reduce"]}
-
-    def fast(self, ready):
-        return flat_blocks.adam_mini(self, gpu_step.adam(self, cpu_kernel.in_c(self, ready)))

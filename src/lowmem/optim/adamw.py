@@ -5,49 +5,54 @@ arithmetic in another order of rounding (1e-6 relative). On a GPU tensors whose 
 torch's fused kernel, others and stochastic rounding through Triton's (gpu_step.py).
 """
 
-import math
 from typing import Unpack
 
 import torch
 
 from lowmem.optim.core import cpu_kernel, gpu_step
 from lowmem.optim.core.hyperparameters import Common
-from lowmem.optim.core.rule import Stage, Work, add_square, axpy, shrink
+from lowmem.optim.core.rule import Stage, TensorView, Update, adam_scalars, add_square, axpy, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def update(w: Work, totals: list) -> None:
+def update(w: TensorView, totals: dict) -> None:
     """m, v, then w -= lr * (m / bias1) / (sqrt(v / bias2) + eps), with decoupled decay before."""
-    h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
-    shrink(w.p, h["keep"])
-    m.lerp_(w.g, h["gain1"])
+    h, m, v = w.hyper, w.state["exp_avg"], w.state["exp_avg_sq"]
+    shrink(w.param, h["decay_factor"])
+    m.lerp_(w.grad, h["one_minus_beta1"])
     v.mul_(h["beta2"])
-    add_square(v, w.g, h["gain2"])
-    step = v.sqrt().mul_(h["bias2_rsqrt"]).add_(h["eps"]).reciprocal_().mul_(m)
-    axpy(w.p, step, -h["step_size"])
+    add_square(v, w.grad, h["one_minus_beta2"])
+    step = v.sqrt().mul_(h["inv_sqrt_bias_correction2"]).add_(h["eps"]).reciprocal_().mul_(m)
+    axpy(w.param, step, -h["step_size"])
 
 
-def adam_scalars(group: dict, step) -> dict:
-    """Numbers of one Adam step: keep = 1 - lr * wd, step_size = lr / (1 - beta1^t), bias2_rsqrt = (1 - beta2^t)^-1/2.
+ON = ("cuda",)  # devices where many tensors go through one kernel
 
-    gain = 1 - beta is taken here, in double: of an fp32 beta it would be off by 1e-5.
+
+def in_one_kernel(_optimizer, updates: list[Update]) -> list[Update]:
+    """Step the tensors that lie on such a device and are of one dtype with torch's fused AdamW; returns the others.
+
+    It reads p, g, m, v and writes p, m, v once, where update() above takes 25 passes. It computes in fp32 and rounds to
+    nearest, as the stages do.
     """
-    beta1, beta2 = group["betas"]
-    return {
-        "lr": group["lr"],
-        "weight_decay": group["weight_decay"],
-        "beta1": beta1,
-        "beta2": beta2,
-        "gain1": 1 - beta1,
-        "gain2": 1 - beta2,
-        "eps": group["eps"],
-        "largest": math.inf,  # of a squared gradient: as in torch.optim.AdamW
-        "keep": 1 - group["lr"] * group["weight_decay"],
-        "step_size": group["lr"] / (1 - beta1**step),
-        "bias2_rsqrt": (1 - beta2**step) ** -0.5,
-    }
+    rest, together = [], {}
+    for one in updates:
+        group, p, g, state, h, _ = one
+        tensors = (p, g, state["exp_avg"], state["exp_avg_sq"])
+        plain = p.dtype == torch.float32 or (p.dtype in HALVES and group["rounding"] == "nearest")
+        alike = all(t.dtype == p.dtype and t.device == p.device for t in tensors)
+        if plain and alike and p.device.type in ON and h["factor"] == 1.0:
+            together.setdefault((id(h), p.device, p.dtype), (h, state["step"], []))[2].append(tensors)
+        else:
+            rest.append(one)
+    for (_, where, _), (h, step, tensors) in together.items():
+        p, g, m, v = map(list, zip(*tensors))
+        settings = {key: h[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay")}
+        count = torch.full((), float(step), device=where)  # one for all: the kernel only reads it
+        torch._fused_adamw_(p, g, m, v, [], [count] * len(p), amsgrad=False, maximize=False, **settings)
+    return rest
 
 
 class AdamW(RuleOptimizer):
@@ -56,6 +61,8 @@ class AdamW(RuleOptimizer):
     form = "flat"
     in_codes = True
     stages = (Stage(update),)
+    ways_on_cpu = (cpu_kernel.in_c,)
+    ways_elsewhere = (in_one_kernel, gpu_step.adam)
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
@@ -66,36 +73,3 @@ class AdamW(RuleOptimizer):
         return {"exp_avg": torch.zeros_like(p, dtype=dtype), "exp_avg_sq": torch.zeros_like(p, dtype=second)}
 
     scalars = staticmethod(adam_scalars)
-
-    def fast(self, ready):
-        rest = cpu_kernel.in_c(self, ready)
-        if torch.compiler.is_compiling() or self._compile:
-            return rest
-        return gpu_step.adam(self, in_one_kernel(rest))
-
-
-ON = ("cuda",)  # devices where many tensors go through one kernel
-
-
-def in_one_kernel(ready: list) -> list:
-    """Step the tensors of `ready` that lie on such a device and are of one dtype with torch's fused AdamW; returns the others.
-
-    It reads p, g, m, v and writes p, m, v once, where update() above takes 25 passes. It computes in fp32 and rounds to
-    nearest, as the stages do.
-    """
-    rest, together = [], {}
-    for entry in ready:
-        group, p, g, state, h, _ = entry
-        tensors = (p, g, state["exp_avg"], state["exp_avg_sq"])
-        plain = p.dtype == torch.float32 or (p.dtype in HALVES and group["rounding"] == "nearest")
-        alike = all(t.dtype == p.dtype and t.device == p.device for t in tensors)
-        if plain and alike and p.device.type in ON and h["factor"] == 1.0:
-            together.setdefault((id(h), p.device, p.dtype), (h, state["step"], []))[2].append(tensors)
-        else:
-            rest.append(entry)
-    for (_, where, _), (h, step, tensors) in together.items():
-        p, g, m, v = map(list, zip(*tensors))
-        settings = {key: h[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay")}
-        count = torch.full((), float(step), device=where)  # one for all: the kernel only reads it
-        torch._fused_adamw_(p, g, m, v, [], [count] * len(p), amsgrad=False, maximize=False, **settings)
-    return rest

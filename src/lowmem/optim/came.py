@@ -8,40 +8,41 @@ from typing import Unpack
 
 import torch
 
-from lowmem.optim.adafactor import moments, scaled, squares
+from lowmem.optim.adafactor import scaled, second_moment, squares
 from lowmem.optim.core import factored
 from lowmem.optim.core.hyperparameters import Common
-from lowmem.optim.core.rule import Stage, Work, axpy, shrink
+from lowmem.optim.core.rule import Stage, TensorView, axpy, per_column, per_row, per_tensor, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
-def update_norm(w: Work, totals: list) -> list[torch.Tensor]:
+def update_norm(w: TensorView, totals: dict) -> list[torch.Tensor]:
     """The sum of u^2 for update clipping."""
     return [torch.linalg.vector_norm(scaled(w, totals)).square()]
 
 
-def instability(w: Work, totals: list) -> list[torch.Tensor] | None:
+def instability(w: TensorView, totals: dict) -> list[torch.Tensor] | None:
     """Momentum of the clipped update; row and column sums of (u - m)^2 + eps2 (Algorithm 2, lines 9 to 11)."""
-    clip = ((totals[1][0] / math.prod(w.frame)).sqrt() / w.h["clip_threshold"]).clamp(min=1.0)
+    clip = ((totals["update_norm"][0] / math.prod(w.frame)).sqrt() / w.hyper["clip_threshold"]).clamp(min=1.0)
     u = scaled(w, totals).div_(clip)
-    w.s["exp_avg"].lerp_(u, w.h["gain1"])
+    w.state["exp_avg"].lerp_(u, w.hyper["one_minus_beta1"])
     if not factored.is_factored(w.frame):
         return None
-    return factored.sums(u.sub_(w.s["exp_avg"]).square_().add_(w.h["eps2"]))
+    return factored.sums(u.sub_(w.state["exp_avg"]).square_().add_(w.hyper["eps2"]))
 
 
-def confidence(w: Work, totals: list) -> list[torch.Tensor] | None:
-    return factored.moments(w, "exp_avg_res", totals[-1], w.h["gain3"]) if totals[-1] else None
+def confidence(w: TensorView, sums: list | None) -> list[torch.Tensor] | None:
+    """Running means of the instability; factors whose product is its inverse root."""
+    return factored.moments(w, "exp_avg_res", sums, w.hyper["one_minus_beta3"]) if sums else None
 
 
-def update(w: Work, totals: list) -> None:
+def update(w: TensorView, totals: dict) -> None:
     """w -= lr * m / sqrt(confidence)."""
-    h, step = w.h, w.s["exp_avg"]
-    if totals[2]:
-        row, column = totals[2]
+    h, step = w.hyper, w.state["exp_avg"]
+    if totals["confidence"]:
+        row, column = totals["confidence"]
         step = (step * row).mul_(column)
-    shrink(w.p, h["keep"])
-    axpy(w.p, step, -h["lr"])
+    shrink(w.param, h["decay_factor"])
+    axpy(w.param, step, -h["lr"])
 
 
 class CAME(RuleOptimizer):
@@ -50,9 +51,9 @@ class CAME(RuleOptimizer):
     form = "shaped"
     beta_count, eps_count = 3, 2
     stages = (
-        Stage(squares, moments, factored.axes),
-        Stage(update_norm, sums=lambda ndim: ((),)),
-        Stage(instability, confidence, factored.axes),
+        Stage(squares, second_moment, (per_row, per_column)),
+        Stage(update_norm, sums=(per_tensor,)),
+        Stage(instability, confidence, (per_row, per_column)),
         Stage(update),
     )
 
@@ -78,7 +79,7 @@ class CAME(RuleOptimizer):
         return state
 
     @staticmethod
-    def small(blocks):
+    def replicated(blocks):
         return factored.names(blocks.shape, "exp_avg_sq", "exp_avg_res")
 
     @staticmethod
@@ -86,11 +87,11 @@ class CAME(RuleOptimizer):
         beta1, beta2, beta3 = group["betas"]
         return {
             "lr": group["lr"],
-            "gain1": 1 - beta1,  # in double: see adamw.adam_scalars
-            "gain2": 1 - beta2,
-            "gain3": 1 - beta3,
+            "one_minus_beta1": 1 - beta1,  # in double: see rule.adam_scalars
+            "one_minus_beta2": 1 - beta2,
+            "one_minus_beta3": 1 - beta3,
             "eps1": group["eps"][0],
             "eps2": group["eps"][1],
             "clip_threshold": group["clip_threshold"],
-            "keep": 1 - group["lr"] * group["weight_decay"],
+            "decay_factor": 1 - group["lr"] * group["weight_decay"],
         }

@@ -8,39 +8,38 @@ from typing import Unpack
 
 import torch
 
-from lowmem.optim.adamw import adam_scalars
 from lowmem.optim.core.hyperparameters import Common
-from lowmem.optim.core.rule import Stage, Work, add_square
+from lowmem.optim.core.rule import Stage, TensorView, adam_scalars, add_square, per_tensor
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
-def norms(w: Work, totals: list) -> list[torch.Tensor]:
+def norms(w: TensorView, totals: dict) -> list[torch.Tensor]:
     """Moments and direction m / (sqrt(v) + eps) + wd * w, kept; (sum w^2, sum direction^2) for the trust ratio."""
-    h, m, v = w.h, w.s["exp_avg"], w.s["exp_avg_sq"]
-    m.lerp_(w.g, h["gain1"])
+    h, m, v = w.hyper, w.state["exp_avg"], w.state["exp_avg_sq"]
+    m.lerp_(w.grad, h["one_minus_beta1"])
     v.mul_(h["beta2"])
-    add_square(v, w.g, h["gain2"])
-    direction = v.sqrt().mul_(h["bias2_rsqrt"]).add_(h["eps"])
-    direction = torch.div(m, direction, out=direction).mul_(h["bias1_inverse"])
+    add_square(v, w.grad, h["one_minus_beta2"])
+    direction = v.sqrt().mul_(h["inv_sqrt_bias_correction2"]).add_(h["eps"])
+    direction = torch.div(m, direction, out=direction).mul_(h["inv_bias_correction1"])
     if h["weight_decay"] != 0:
-        direction.add_(w.p * h["weight_decay"])
-    w.kept["direction"] = direction
-    return [torch.linalg.vector_norm(w.p).square(), torch.linalg.vector_norm(direction).square()]
+        direction.add_(w.param * h["weight_decay"])
+    w.scratch["direction"] = direction
+    return [torch.linalg.vector_norm(w.param).square(), torch.linalg.vector_norm(direction).square()]
 
 
-def update(w: Work, totals: list) -> None:
+def update(w: TensorView, totals: dict) -> None:
     """w -= lr * |w| / |direction| * direction."""
-    weight, length = (total.sqrt() for total in totals[0])
+    weight, length = (total.sqrt() for total in totals["norms"])
     both = (weight > 0) & (length > 0)
     ratio = torch.where(both, weight / length.clamp(min=torch.finfo(length.dtype).tiny), torch.ones_like(weight))
-    w.p.addcmul_(w.kept.pop("direction"), ratio * -w.h["lr"])
+    w.param.addcmul_(w.scratch.pop("direction"), ratio * -w.hyper["lr"])
 
 
 class Lamb(RuleOptimizer):
     """LAMB. State: first and second moment."""
 
     form = "flat"
-    stages = (Stage(norms, sums=lambda ndim: ((), ())), Stage(update))
+    stages = (Stage(norms, sums=(per_tensor, per_tensor)), Stage(update))
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
@@ -56,5 +55,5 @@ class Lamb(RuleOptimizer):
             **h,
             "lr": group["lr"],
             "weight_decay": group["weight_decay"],
-            "bias1_inverse": 1 / (1 - h["beta1"] ** step),
+            "inv_bias_correction1": 1 / (1 - h["beta1"] ** step),
         }

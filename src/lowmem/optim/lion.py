@@ -11,17 +11,17 @@ import torch
 
 from lowmem.optim.core import cpu_kernel
 from lowmem.optim.core.hyperparameters import Common
-from lowmem.optim.core.rule import Stage, Work, axpy, shrink
+from lowmem.optim.core.rule import Stage, TensorView, axpy, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
-def update(w: Work, totals: list) -> None:
+def update(w: TensorView, totals: dict) -> None:
     """w -= lr * sign(beta1 m + (1 - beta1) g); m <- beta2 m + (1 - beta2) g."""
-    h, m = w.h, w.s["exp_avg"]
-    shrink(w.p, h["keep"])
-    direction = torch.lerp(w.g, m, h["beta1"]).sign_()
-    axpy(w.p, direction, -h["step_size"])
-    m.lerp_(w.g, h["gain2"])
+    h, m = w.hyper, w.state["exp_avg"]
+    shrink(w.param, h["decay_factor"])
+    direction = torch.lerp(w.grad, m, h["beta1"]).sign_()
+    axpy(w.param, direction, -h["step_size"])
+    m.lerp_(w.grad, h["one_minus_beta2"])
 
 
 class Lion(RuleOptimizer):
@@ -30,6 +30,7 @@ class Lion(RuleOptimizer):
     form = "flat"
     in_codes = True
     stages = (Stage(update),)
+    ways_on_cpu = (cpu_kernel.in_c,)
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay), **common)
@@ -44,10 +45,7 @@ class Lion(RuleOptimizer):
         return {
             "step_size": group["lr"],
             "beta1": beta1,
-            "gain1": 1 - beta1,
-            "gain2": 1 - beta2,  # in double: see adamw.adam_scalars
-            "keep": 1 - group["lr"] * group["weight_decay"],
+            "one_minus_beta1": 1 - beta1,
+            "one_minus_beta2": 1 - beta2,  # in double: see rule.adam_scalars
+            "decay_factor": 1 - group["lr"] * group["weight_decay"],
         }
-
-    def fast(self, ready):
-        return cpu_kernel.in_c(self, ready)

@@ -11,29 +11,51 @@ import torch
 
 from lowmem.optim.core import gpu_step
 from lowmem.optim.core.hyperparameters import Common
-from lowmem.optim.core.rule import Stage, Work, axpy
+from lowmem.optim.core.rule import Stage, TensorView, Update, axpy
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
-def update(w: Work, totals: list) -> None:
+def update(w: TensorView, totals: dict) -> None:
     """w -= lr * d, d = g (+ weight decay) through momentum."""
-    h, d = w.h, w.g
+    h, d = w.hyper, w.grad
     if h["weight_decay"] != 0:
         if h["decoupled"]:
-            w.p.mul_(1 - h["lr"] * h["weight_decay"])
+            w.param.mul_(1 - h["lr"] * h["weight_decay"])
         else:
-            d = d.add(w.p, alpha=h["weight_decay"])
+            d = d.add(w.param, alpha=h["weight_decay"])
     if h["momentum"] != 0:
-        buffer = w.s["momentum_buffer"]
+        buffer = w.state["momentum_buffer"]
         if h["first"]:
             buffer.copy_(d)
         else:
             buffer.mul_(h["momentum"]).add_(d, alpha=1 - h["dampening"])
         d = d.add(buffer, alpha=h["momentum"]) if h["nesterov"] else buffer
-    axpy(w.p, d, -h["lr"])
+    axpy(w.param, d, -h["lr"])
 
 
 IN_FP32 = ("cuda",)  # devices whose `add_` computes 16-bit tensors in fp32
+
+
+def many_at_once(_optimizer, updates: list[Update]) -> list[Update]:
+    """Plain steps w -= lr * g of many whole tensors in one call, with the bits of one `add_` per tensor; returns the others.
+
+    A GPU's `add_` computes 16-bit numbers in fp32 and rounds once, as the stages do; a CPU's rounds lr as well.
+    """
+    rest, by_rate = [], {}
+    for one in updates:
+        group, p, g, _, h, _ = one
+        exact = p.dtype == g.dtype and (
+            p.dtype in (torch.float32, torch.float64) or (p.device.type in IN_FP32 and group["rounding"] == "nearest")
+        )
+        if h["momentum"] == 0 and h["weight_decay"] == 0 and exact:
+            parameters, gradients = by_rate.setdefault((h["lr"] * h["factor"], p.dtype, p.device), ([], []))
+            parameters.append(p)
+            gradients.append(g)
+        else:
+            rest.append(one)
+    for (rate, _, _), (parameters, gradients) in by_rate.items():
+        torch._foreach_add_(parameters, gradients, alpha=-rate)
+    return rest
 
 
 class SGD(RuleOptimizer):
@@ -45,6 +67,8 @@ class SGD(RuleOptimizer):
     form = "flat"
     optional_state = (("momentum_buffer", "momentum"),)
     stages = (Stage(update),)
+    ways_on_cpu = (many_at_once,)
+    ways_elsewhere = (many_at_once, gpu_step.descent)
 
     def __init__(
         self,
@@ -83,27 +107,3 @@ class SGD(RuleOptimizer):
     def scalars(group, step):
         keys = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "decoupled")
         return {**{key: group[key] for key in keys}, "first": step == 1}
-
-    def fast(self, ready):
-        """Plain steps w -= lr * g of many whole tensors in one call, with the bits of one `add_` per tensor.
-
-        A GPU's `add_` computes 16-bit numbers in fp32 and rounds once, as the stages do; a CPU's rounds lr as well.
-        """
-        if torch.compiler.is_compiling() or self._compile:
-            return ready
-        rest, by_rate = [], {}
-        for entry in ready:
-            group, p, g, _, h, _ = entry
-            exact = p.dtype == g.dtype and (
-                p.dtype in (torch.float32, torch.float64)
-                or (p.device.type in IN_FP32 and group["rounding"] == "nearest")
-            )
-            if h["momentum"] == 0 and h["weight_decay"] == 0 and exact:
-                parameters, gradients = by_rate.setdefault((h["lr"] * h["factor"], p.dtype, p.device), ([], []))
-                parameters.append(p)
-                gradients.append(g)
-            else:
-                rest.append(entry)
-        for (rate, _, _), (parameters, gradients) in by_rate.items():
-            torch._foreach_add_(parameters, gradients, alpha=-rate)
-        return gpu_step.descent(self, rest)

@@ -10,44 +10,44 @@ from typing import Unpack
 import torch
 
 from lowmem.optim.core.hyperparameters import Common
-from lowmem.optim.core.rule import Stage, Work, add_square, axpy, shrink
+from lowmem.optim.core.rule import Stage, TensorView, add_square, axpy, per_slice, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
-def candidates(w: Work, totals: list) -> list[torch.Tensor]:
+def candidates(w: TensorView, totals: dict) -> list[torch.Tensor]:
     """v = min over axes of accumulators (+ g^2) + eps, kept for the update; its largest value in every slice of every axis.
 
     beta and eps go into the accumulators before they are spread over the tensor, which saves two passes over it.
     """
-    beta, eps = w.h["beta"], w.h["eps"]
-    accumulators = [w.s[f"accumulator_{axis}"] for axis in range(len(w.frame))]
+    beta, eps = w.hyper["beta"], w.hyper["eps"]
+    accumulators = [w.state[f"accumulator_{axis}"] for axis in range(len(w.frame))]
     spread = [(a * beta if beta > 0 else a) + eps for a in accumulators]
     v = spread[0] if len(spread) == 1 else torch.minimum(*spread[:2])
     for other in spread[2:]:
         v = torch.minimum(v, other)
-    add_square(v, w.g, 1 - beta)
-    w.kept["v"] = v
+    add_square(v, w.grad, 1 - beta)
+    w.scratch["v"] = v
     if len(spread) == 1:
         return [v.clone()]
     axes = range(v.ndim)
     return [v.amax([a for a in axes if a != axis], keepdim=True) for axis in axes]
 
 
-def accumulate(w: Work, totals: list) -> None:
+def accumulate(w: TensorView, sums: list) -> None:
     """Accumulators become the largest v of their slice, without eps; with beta they also forget."""
-    for axis, largest in enumerate(totals[-1]):
-        accumulator, largest = w.s[f"accumulator_{axis}"], largest - w.h["eps"]
-        accumulator.copy_(torch.maximum(accumulator, largest) if w.h["beta"] > 0 else largest)
+    for axis, largest in enumerate(sums):
+        accumulator, largest = w.state[f"accumulator_{axis}"], largest - w.hyper["eps"]
+        accumulator.copy_(torch.maximum(accumulator, largest) if w.hyper["beta"] > 0 else largest)
 
 
-def update(w: Work, totals: list) -> None:
+def update(w: TensorView, totals: dict) -> None:
     """w -= lr * g / sqrt(v + eps) through momentum."""
-    h = w.h
-    step = w.kept.pop("v").rsqrt_().mul_(w.g)
+    h = w.hyper
+    step = w.scratch.pop("v").rsqrt_().mul_(w.grad)
     if h["momentum"] > 0:
-        step = w.s["momentum_buffer"].lerp_(step, 1 - h["momentum"])
-    shrink(w.p, h["keep"])
-    axpy(w.p, step, -h["lr"])
+        step = w.state["momentum_buffer"].lerp_(step, 1 - h["momentum"])
+    shrink(w.param, h["decay_factor"])
+    axpy(w.param, step, -h["lr"])
 
 
 class SM3(RuleOptimizer):
@@ -55,7 +55,7 @@ class SM3(RuleOptimizer):
 
     form = "shaped"
     optional_state = (("momentum_buffer", "momentum"),)
-    stages = (Stage(candidates, accumulate, lambda ndim: tuple((axis,) for axis in range(ndim))), Stage(update))
+    stages = (Stage(candidates, accumulate, (per_slice,)), Stage(update))
 
     def __init__(self, params, lr=0.1, momentum=0.9, beta=0.0, eps=1e-30, weight_decay=0.0, **common: Unpack[Common]):
         super().__init__(
@@ -76,7 +76,7 @@ class SM3(RuleOptimizer):
         return state
 
     @staticmethod
-    def small(blocks):
+    def replicated(blocks):
         return tuple(f"accumulator_{axis}" for axis in range(max(len(blocks.shape), 1)))
 
     @staticmethod
@@ -86,4 +86,4 @@ class SM3(RuleOptimizer):
     @staticmethod
     def scalars(group, step):
         keys = ("lr", "momentum", "beta", "eps")
-        return {**{key: group[key] for key in keys}, "keep": 1 - group["lr"] * group["weight_decay"]}
+        return {**{key: group[key] for key in keys}, "decay_factor": 1 - group["lr"] * group["weight_decay"]}

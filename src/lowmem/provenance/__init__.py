@@ -232,7 +232,11 @@ def code_hash(path: Path) -> str:
 
 
 def moved_hash(old: str) -> str | None:
-    """The hash of what the module `old` defined, collected from where it is today; None when it is nowhere."""
+    """The hash of what the module `old` defined, collected from where it is today; None when it is nowhere.
+
+    A module that has moved may have lost definitions since, so what counts is the name that it had at first.
+    """
+    old = origin(old)
     homes = [new for name, new in moved().items() if old in (name, name.rpartition(".")[0])]
     if not homes:
         return None

@@ -14,8 +14,8 @@
 #include <stdint.h>
 
 typedef struct {
-    float keep, step_size, beta1, beta2, eps, bias2_rsqrt;
-    float gain1, gain2;  /* 1 - beta, rounded once: in fp32 1 - 0.999f is off by 1e-5 */
+    float decay_factor, step_size, beta1, beta2, eps, inv_sqrt_bias_correction2;
+    float one_minus_beta1, one_minus_beta2;  /* 1 - beta, rounded once: in fp32 1 - 0.999f is off by 1e-5 */
     float largest;  /* mean square of a block: v must not become infinite for good; infinity: as it comes */
 } Scalars;
 
@@ -78,8 +78,8 @@ INLINE void move(const Segment *s, int64_t at, int64_t n, float b1, float keep, 
 static float rate_of(const Segment *s, int64_t b, double sum) {
     double mean = sum / ((double)s->outer * s->run);
     if (mean > s->h->largest) mean = s->h->largest;  /* NaN stays */
-    s->v[b] = s->h->beta2 * s->v[b] + s->h->gain2 * (float)mean;
-    return s->h->step_size / (sqrtf(s->v[b]) * s->h->bias2_rsqrt + s->h->eps);
+    s->v[b] = s->h->beta2 * s->v[b] + s->h->one_minus_beta2 * (float)mean;
+    return s->h->step_size / (sqrtf(s->v[b]) * s->h->inv_sqrt_bias_correction2 + s->h->eps);
 }
 
 /* Contiguous blocks first ... first + count - 1, and beside each, two at once, the block `count` further on. While one is
@@ -87,7 +87,7 @@ static float rate_of(const Segment *s, int64_t b, double sum) {
 INLINE void sweep(const int variant, const Segment *s, int64_t first, int64_t count) {
     const int ways = variant == TWO_AT_ONCE ? 2 : 1;
     const int64_t n = s->run;
-    const float b1 = s->h->gain1, keep = s->h->keep;
+    const float b1 = s->h->one_minus_beta1, keep = s->h->decay_factor;
     double sum[2];
     for (int w = 0; w < ways; w++) {
         double lanes[LANES] = {0};
@@ -121,8 +121,9 @@ INLINE void sweep(const int variant, const Segment *s, int64_t first, int64_t co
 /* elements first ... first + count - 1 with a second moment each, and beside them those `count` further on */
 INLINE void adamw(const int variant, const Segment *s, int64_t first, int64_t count) {
     const int ways = variant == TWO_AT_ONCE ? 2 : 1;
-    const float b1 = s->h->gain1, beta2 = s->h->beta2, b2 = s->h->gain2;  /* copies: s may alias what is written */
-    const float keep = s->h->keep, size = s->h->step_size, root = s->h->bias2_rsqrt, eps = s->h->eps;
+    /* copies: s may alias what is written */
+    const float b1 = s->h->one_minus_beta1, beta2 = s->h->beta2, b2 = s->h->one_minus_beta2;
+    const float keep = s->h->decay_factor, size = s->h->step_size, root = s->h->inv_sqrt_bias_correction2, eps = s->h->eps;
     const float most = b2 * s->h->largest;
     for (int64_t i = 0; i < count; i += STRIP)
         for (int w = 0; w < ways; w++) {
@@ -142,7 +143,8 @@ INLINE void adamw(const int variant, const Segment *s, int64_t first, int64_t co
 
 INLINE void lion(const int variant, const Segment *s, int64_t first, int64_t count) {
     const int ways = variant == TWO_AT_ONCE ? 2 : 1;
-    const float beta1 = s->h->beta1, b1 = s->h->gain1, b2 = s->h->gain2, keep = s->h->keep, size = s->h->step_size;
+    const float beta1 = s->h->beta1, b1 = s->h->one_minus_beta1, b2 = s->h->one_minus_beta2;
+    const float keep = s->h->decay_factor, size = s->h->step_size;
     for (int64_t i = 0; i < count; i += STRIP)
         for (int w = 0; w < ways; w++) {
             int64_t at = first + w * count + i, n = i + STRIP <= count ? STRIP : count - i;
@@ -175,7 +177,7 @@ INLINE void contiguous(const int variant, const Segment *s, int64_t begin, int64
 
 /* one element per row (transposed linear weights): rows stay outermost */
 static void columns(const Segment *s, int64_t begin, int64_t end) {
-    const float b1 = s->h->gain1, keep = s->h->keep;
+    const float b1 = s->h->one_minus_beta1, keep = s->h->decay_factor;
     for (int64_t b = begin; b < end; b += COLUMNS) {
         int64_t n = b + COLUMNS < end ? COLUMNS : end - b;
         double sums[COLUMNS] = {0};
@@ -199,7 +201,7 @@ static void columns(const Segment *s, int64_t begin, int64_t end) {
 
 /* a run of elements per row */
 static void strided(const Segment *s, int64_t begin, int64_t end) {
-    const float b1 = s->h->gain1, keep = s->h->keep;
+    const float b1 = s->h->one_minus_beta1, keep = s->h->decay_factor;
     for (int64_t b = begin; b < end; b++) {
         double lanes[LANES] = {0};
         for (int64_t o = 0; o < s->outer; o++) add_squares(lanes, s->g + o * s->stride + b * s->run, s->run);

@@ -77,10 +77,10 @@ def read_graph(fused, loss: Tensor) -> Graph:
         raise RuntimeError("the loss has no graph: it depends on no parameter, or the graph was freed")
     graph = survey(loss)
     for p in graph.sparse:
-        raise RuntimeError(f"{fused.inner.name(p) if p in fused._group_of else 'an embedding'}: {NO_SPARSE}")
+        raise RuntimeError(f"{fused.inner.name(p) if p in fused.params.group_of else 'an embedding'}: {NO_SPARSE}")
     for p in others(fused, graph):
         if owner(p) is not None:
-            name = fused.inner._names.get(p, f"a parameter of shape {tuple(p.shape)}")
+            name = fused.inner.members.names.get(p, f"a parameter of shape {tuple(p.shape)}")
             raise RuntimeError(
                 f"{name}: belongs to another optimizer that works inside backward; one loss can feed only one of them, so "
                 "use one with parameter groups, give the other parameters an optimizer with step(), or freeze them with "
@@ -93,7 +93,7 @@ def others(fused, graph: Graph) -> list[Tensor]:
     """Leaves that are not the optimizer's: those seen in the graph, and the model's, which a checkpoint may hide."""
     model = fused.inner.model() if graph.segments else None
     hidden = model.parameters() if model is not None else ()
-    return list(dict.fromkeys(p for p in (*graph.leaves, *hidden) if p not in fused._group_of))
+    return list(dict.fromkeys(p for p in (*graph.leaves, *hidden) if p not in fused.params.group_of))
 
 
 def _describe(x, depth: int = 0):

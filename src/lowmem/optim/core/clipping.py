@@ -39,18 +39,20 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def prepared(fused, p: nn.Parameter, g: Tensor) -> tuple[Tensor, float]:
-    """Unscale, clamp, clip: in the official order, in fp32 for 16-bit gradients, in place where nobody else looks.
+def prepared(fused, current, p: nn.Parameter, g: Tensor) -> tuple[Tensor, float]:
+    """Unscale, clamp, clip, in the official order; in fp32 for 16-bit gradients, in place where nobody else looks.
+
+    current: the pass (backward_pass.Pass), which knows scale and coefficient.
 
     A factor that nothing follows goes to the rule, where it costs a GPU no pass over the gradient.
     """
-    factor = fused._coefficient
+    factor = current.coefficient
     plain = fused.clip_value is None and fused.grouped_norm is None
-    if plain and (fused._active_scale == 1.0 or g.device.type != "cpu"):
-        return g, factor / fused._active_scale
+    if plain and (current.scale == 1.0 or g.device.type != "cpu"):
+        return g, factor / current.scale
     g = g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
-    if fused._active_scale != 1.0:
-        g.div_(fused._active_scale)
+    if current.scale != 1.0:
+        g.div_(current.scale)
     if fused.clip_value is not None:
         g.clamp_(-fused.clip_value, fused.clip_value)
     if fused.grouped_norm is not None:

@@ -14,6 +14,7 @@ import os
 import torch
 
 from lowmem.optim.core.kernel_build import NAMES, VARIANTS, Kernel, Scalars, Segment, load
+from lowmem.optim.core.rule import Update
 
 THREADS_PAY_FROM = 1 << 18  # elements; below, waking a second thread costs more than it saves
 
@@ -24,24 +25,22 @@ def library() -> Kernel | None:
     return load()
 
 
-def in_c(optimizer, ready: list) -> list:
-    """Step every eligible tensor of `ready`, [(group, p, g, state, scalars, layout)], in C; returns the others."""
-    if torch.compiler.is_compiling() or optimizer._compile or (ready and ready[0][4]["factor"] != 1.0):
-        return ready
+def in_c(optimizer, updates: list[Update]) -> list[Update]:
+    """Make every update that the kernel can make; returns the others."""
     kernel = library()
-    if kernel is None:
-        return ready
+    if kernel is None or (updates and updates[0].hyper["factor"] != 1.0):
+        return updates
     cache = optimizer._segments
-    if len(cache) > 2 * len(optimizer._layouts) + 16:  # of moments that were replaced
+    if len(cache) > 2 * len(optimizer.shards.layouts) + 16:  # of moments that were replaced
         cache.clear()
     addresses, rest, alive, elements, numbers = [], [], [], 0, {}
-    for entry in ready:
-        _, p, g, state, h, lay = entry
+    for update in updates:
+        _, p, g, state, h, lay = update
         segments = []
         if h.get("reduce", "mean") == "mean" and _plain(g, lay.held):
             segments = _segments(cache, p, state["exp_avg"], state.get("exp_avg_sq"), lay)
         if not segments:
-            rest.append(entry)
+            rest.append(update)
             continue
         if id(h) not in numbers:
             numbers[id(h)] = Scalars(*[h.get(name, 0.0) for name in NAMES])

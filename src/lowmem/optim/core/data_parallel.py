@@ -50,21 +50,20 @@ def check_averaging(optimizer, process_group) -> None:
     )
 
 
-def check_same_leaves(fused, leaves) -> None:
+def check_same_leaves(inner, parameters: list[nn.Parameter], leaves, process_group) -> None:
     """Before backward, data-parallel: raises on every process when a parameter gets a gradient on some of them only.
 
     Averaging would then mix gradients of different parameters up, or wait for ever. One small reduction.
     """
-    if not fused.process_group:
+    if not process_group:
         return
-    seen = set(leaves)
-    parameters = list(fused._group_of)
-    used = presence([p in seen for p in parameters], parameters[0].device, fused.process_group)
+    seen, world = set(leaves), dist.get_world_size(process_group)
+    used = presence([p in seen for p in parameters], parameters[0].device, process_group)
     for p, count in zip(parameters, used):
-        if 0 < count < dist.get_world_size(fused.process_group):
+        if 0 < count < world:
             raise RuntimeError(
-                f"{fused.inner.name(p)}: gets a gradient on {count} of {dist.get_world_size(fused.process_group)} processes "
-                "only; use it on all of them, if only as + 0 * parameter.sum() in the loss"
+                f"{inner.name(p)}: gets a gradient on {count} of {world} processes only; use it on all of them, if only as "
+                "+ 0 * parameter.sum() in the loss"
             )
 
 
@@ -75,34 +74,31 @@ def presence(here: list[bool], device, group) -> list[int]:
     return total.tolist()
 
 
-def check_fired(fused) -> None:
+def check_fired(inner, params, fired: set[nn.Parameter]) -> None:
     """After backward: no gradient may have come past its hook, or back after it; under fully_shard some must come."""
-    if fused._bundle_of and not fused._fired:
+    if params.bundle_of and not fired:
         raise RuntimeError(
             "fully_shard kept all gradients to itself; under set_requires_gradient_sync(False) they accumulate, which an "
             "update inside backward cannot do: leave it on"
         )
-    for p in fused._group_of:
-        fired = p in fused._fired
-        if p.grad is None or not (fired or p in fused._handles):
+    for p in params.group_of:
+        if p.grad is None or not (p in fired or p in params.handles):
             continue
         p.grad = None
-        name = fused.inner.name(p)
         raise RuntimeError(
-            f"{name}: its gradient was put back after it had been used; {NO_DDP}"
-            if fired
-            else f"{name}: its gradient did not pass through the hook; only fully_shard (FSDP2) runs hooks on shards"
+            f"{inner.name(p)}: its gradient was put back after it had been used; {NO_DDP}"
+            if p in fired
+            else f"{inner.name(p)}: its gradient did not pass through the hook; only fully_shard (FSDP2) runs hooks on shards"
         )
 
 
-def reshard(fused) -> None:
-    """After the update: where fully_shard was told to keep gathered weights, those are the old ones, so drop them."""
-    if fused._bundle_of:
-        from torch.distributed.fsdp import FSDPModule
+def reshard(model: nn.Module) -> None:
+    """After an update under fully_shard: where it was told to keep gathered weights, those are the old ones; drop them."""
+    from torch.distributed.fsdp import FSDPModule
 
-        for module in fused.inner.model().modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def average(gradient: Tensor, group) -> Tensor:
@@ -137,23 +133,6 @@ def total_square(optimizer, norms: list[tuple[nn.Parameter, float]]) -> float:
     ]
     reduce_all(pending)
     return whole + sum(float(x) for _, _, x in pending)
-
-
-def bundles(model: nn.Module | None, parameters) -> dict[nn.Parameter, int]:
-    """Which parameters arrive together, {parameter: number of its bundle}: those of one fully_shard group.
-
-    Parameters of no such group are left out: each is used alone, as it arrives.
-    """
-    if model is None or not is_distributed():
-        return {}
-    from torch.distributed.fsdp import FSDPModule
-
-    found, known = {}, set(parameters)
-    for number, module in enumerate(m for m in model.modules() if isinstance(m, FSDPModule)):
-        for p in module.parameters():  # an inner group comes later and takes its own
-            if p in known:
-                found[p] = number
-    return found
 
 
 def watch_ddp(optimizer):

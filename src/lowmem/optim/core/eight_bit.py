@@ -25,15 +25,10 @@ BLOCK = 256
 LEVELS = 127
 SMALLEST = 1e-30  # scales below count as this one when codes are chosen, so that 1 / s is finite
 CODE = f"root, blocks of {BLOCK}"
-SCALE = "_scale"  # state "exp_avg" has its scales in "exp_avg_scale"
 
 
 def scale_count(numel: int) -> int:
     return -(-numel // BLOCK)
-
-
-def is_scale(key: str) -> bool:
-    return key.endswith(SCALE)
 
 
 def decoded(q: Tensor, scale: Tensor, ids: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:

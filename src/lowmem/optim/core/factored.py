@@ -6,7 +6,7 @@ Tensors of two or more axes keep one mean per row and one per column of their la
 import torch
 from torch import Tensor
 
-from lowmem.optim.core.rule import Work
+from lowmem.optim.core.rule import TensorView
 
 LARGEST = 1e30  # of a mean of squares: one gradient of 1e20 must not make a moment infinite for good
 
@@ -38,16 +38,11 @@ def sums(x: Tensor) -> list[Tensor]:
     return [x.sum(-1, keepdim=True), x.sum(-2, keepdim=True)]
 
 
-def axes(ndim: int) -> tuple[tuple[int, ...], ...]:
-    """Axes along which row and column sums have full length."""
-    return (tuple(range(ndim - 1)), (*range(ndim - 2), ndim - 1)) if ndim >= 2 else ()
-
-
-def moments(w: Work, name: str, totals: list[Tensor], gain) -> list[Tensor]:
+def moments(w: TensorView, name: str, sums: list[Tensor], gain) -> list[Tensor]:
     """Running means from complete sums; factors (..., R, 1), (..., 1, C) whose product is v^-1/2, v = row x col / mean(row)."""
-    row, column = w.s[f"{name}_row"], w.s[f"{name}_col"]
-    row.lerp_((totals[0] / w.frame[-1]).clamp_(max=LARGEST), gain)
-    column.lerp_((totals[1] / w.frame[-2]).clamp_(max=LARGEST), gain)
+    row, column = w.state[f"{name}_row"], w.state[f"{name}_col"]
+    row.lerp_((sums[0] / w.frame[-1]).clamp_(max=LARGEST), gain)
+    column.lerp_((sums[1] / w.frame[-2]).clamp_(max=LARGEST), gain)
     share = (row / row.mean(-2, keepdim=True)).clamp_(
         min=torch.finfo(row.dtype).tiny
     )  # 0 beside rows 1e38 times as large

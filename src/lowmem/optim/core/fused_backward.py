@@ -12,25 +12,20 @@ checkpoint would update in the middle of backward are refused; state lives in st
 from __future__ import annotations
 
 import contextlib
-import math
-import operator
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from lowmem.blocks.layers import is_lazy
-from lowmem.optim.core import data_parallel
-from lowmem.optim.core.autograd_graph import Graph, evaluate, others, random_states, read_graph, restore
-from lowmem.optim.core.checks import NO_SPARSE, is_rehearsal
-from lowmem.optim.core.clipping import check_clipping, norm_of, prepared
-from lowmem.optim.core.hooks import PLAIN_BACKWARD, Hook, check_empty, owner, wrapped_in
+from lowmem.optim.core import backward_pass, data_parallel
+from lowmem.optim.core.autograd_graph import Graph, evaluate, random_states, read_graph, restore
+from lowmem.optim.core.backward_pass import Pass
+from lowmem.optim.core.checks import is_rehearsal, refuse_capture
+from lowmem.optim.core.clipping import check_clipping
+from lowmem.optim.core.hooks import PLAIN_BACKWARD, HookedParams, check_empty, owner, wrapped_in
+from lowmem.optim.core.loss_scale import LossScale
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
-from lowmem.optim.core.sharded_update import local_gradient
 from lowmem.optim.core.torch_optimizer import Optimizer
-from lowmem.optim.core.transfers import refuse_capture
-
-SCALE_START, SCALE_GROWTH, SCALE_WINDOW, SCALE_MIN = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
 
 
 class FusedBackward(Optimizer):
@@ -75,14 +70,10 @@ class FusedBackward(Optimizer):
         data_parallel.check_setting(inner, process_group)
         self.inner, self.process_group = inner, process_group
         self.max_grad_norm, self.grouped_norm, self.clip_value = max_grad_norm, grouped_norm, clip_value
-        self.dynamic = loss_scale == "dynamic"
-        self.scale = SCALE_START if self.dynamic else float(loss_scale or 1.0)
-        self.clean_steps = 0
+        self.loss_scale = LossScale(loss_scale)
         self.skipped = False  # whether the last backward overflowed and updated nothing
         self.grad_norm: float | None = None  # global gradient norm of the last first pass
-        self._mode: str | None = None  # None, "paused", or inside backward "measure" or "update"
-        self._stepped, self._closed = True, False
-        self._coefficient = 1.0
+        self._stepped, self._closed, self._paused = True, False, False
         for p in (p for group in inner.param_groups for p in group["params"]):
             if (other := owner(p)) is not None:  # the newest takes over; the other says so when it is used
                 other.close()
@@ -91,16 +82,26 @@ class FusedBackward(Optimizer):
 
     def _start(self) -> None:
         """What is not saved: hooks, and what is known of this process's graphs."""
-        self._handles: dict[nn.Parameter, torch.utils.hooks.RemovableHandle] = {}
-        self._fired: set[nn.Parameter] = set()
-        self._norms: list[tuple[nn.Parameter, Tensor]] = []
+        self.current: Pass | None = None  # while a backward runs
         self._proven: set[tuple] = set()  # graphs with reentrant checkpoints in which every weight fired once
-        self._trained: list[nn.Parameter] = []
-        self._bundle_of: dict[nn.Parameter, int] = {}
-        self._waiting: dict[int, list] = {}  # parts whose fully_shard group is not complete yet
+        self.params = HookedParams(self)
         self._watch = data_parallel.watch_ddp(self.inner)
-        self._share()
-        self._arm()
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Hooks on what trains by now: groups may be other ones than before, or other weights frozen."""
+        self.params.read(self.param_groups, self.inner.model())
+        if not self._closed:
+            self.params.hook()
+
+    @property
+    def scale(self) -> float:
+        """The loss's factor; it may be set."""
+        return self.loss_scale.value
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self.loss_scale.value = value
 
     @property
     def state(self):
@@ -109,7 +110,7 @@ class FusedBackward(Optimizer):
 
     @state.setter
     def state(self, value) -> None:
-        if "_handles" in self.__dict__:  # torch's constructor makes an empty one
+        if "params" in self.__dict__:  # torch's constructor makes an empty one
             self.inner.state = value
 
     @property
@@ -119,29 +120,9 @@ class FusedBackward(Optimizer):
 
     @param_groups.setter
     def param_groups(self, value: list[dict]) -> None:
-        if "_handles" in self.__dict__:
+        if "params" in self.__dict__:
             self.inner.param_groups = value
-            self._share()
-
-    def _arm(self) -> None:
-        """A hook on every parameter that trains; called again before each backward, since groups and freezing may change."""
-        if self._closed:
-            return
-        for p in self._handles.keys() - self._group_of.keys():
-            self._handles.pop(p).remove()
-        for p in self._trained:
-            if p not in self._handles:
-                self._handles[p] = p.register_post_accumulate_grad_hook(Hook(self, "_hook"))
-
-    def _share(self) -> None:
-        """What is known of the inner optimizer's groups; they may be other ones by now, or other weights train."""
-        self._group_of = {p: group for group in self.param_groups for p in group["params"]}
-        trained = [p for p in self._group_of if p.requires_grad and not is_lazy(p)]
-        if len(trained) == len(self._trained) and all(map(operator.is_, trained, self._trained)):
-            return
-        self._trained, self._bundle_of = trained, data_parallel.bundles(self.inner.model(), trained)
-        numbers = list(self._bundle_of.values())
-        self._bundle_size = {number: numbers.count(number) for number in set(numbers)}
+            self.params.read(value, self.inner.model())
 
     # -- backward --------------------------------------------------------------------------------------------------------
 
@@ -155,36 +136,37 @@ class FusedBackward(Optimizer):
                 "backward was called twice without step(): gradients are used up as they appear, so they cannot be "
                 "accumulated; use a larger batch, or call opt.step() after each opt.backward(loss), also before a `continue`"
             )
-        if self._closed or self._mode is not None:
+        if self._closed or self._paused or self.current is not None:
             closed = "after opt.close(), or after another optimizer took over its parameters; build a new one"
             where = closed if self._closed else "inside opt.paused(); leave it first"
             raise RuntimeError(f"opt.backward was called {where}")
         closure = loss if callable(loss) else None
-        self._share()
-        left = next((p for p in self._group_of if p.grad is not None), None)
+        self.params.read(self.param_groups, self.inner.model())
+        left = next((p for p in self.params.group_of if p.grad is not None), None)
         if left is not None:
             raise RuntimeError(f"{self.inner.name(left)}: holds a gradient from before; call opt.zero_grad() first")
-        self.inner.look(self._trained)
+        self.inner.look(self.params.trained)
         data_parallel.check_averaging(self.inner, self.process_group)
-        self.inner.agree()
-        self._arm()
-        random = random_states(self._group_of) if closure is not None else None
+        self.inner.check_shards()
+        self._refresh()
+        random = random_states(self.params.group_of) if closure is not None else None
         if closure is not None:
             loss = evaluate(closure)
-            self._share()  # a lazy layer has its weights by now
-            self._arm()
+            self._refresh()  # a lazy layer has its weights by now
         graph = read_graph(self, loss)
-        data_parallel.check_same_leaves(self, graph.leaves)
-        self.skipped, self._coefficient = False, 1.0
+        data_parallel.check_same_leaves(self.inner, list(self.params.group_of), graph.leaves, self.process_group)
+        self.skipped = False
         unproven = bool(graph.segments) and graph.signature not in self._proven
-        if self.max_grad_norm is not None or self.dynamic or self.inner._nonfinite != "ignore" or unproven:
-            if closure is None and self._bundle_of:
+        coefficient: float | None = 1.0
+        if self.max_grad_norm is not None or self.loss_scale.dynamic or self.inner.nonfinite != "ignore" or unproven:
+            if closure is None and self.params.bundle_of:
                 raise RuntimeError(
                     "under fully_shard the graph cannot run twice, as this setting needs (max_grad_norm, dynamic loss "
                     "scale, nonfinite, reentrant checkpoints); pass a closure: opt.backward(lambda: loss_of(batch))"
                 )
-            self.skipped = not self._measure(loss, graph, keep_graph=closure is None)
-            if self.skipped:
+            coefficient = self._measure(loss, graph, keep_graph=closure is None)
+            self.skipped = coefficient is None
+            if coefficient is None:
                 self._stepped = False
                 return loss.detach()
             if graph.segments:
@@ -195,132 +177,56 @@ class FusedBackward(Optimizer):
                 again = read_graph(self, loss)
                 if again.segments and again.signature not in self._proven:
                     raise RuntimeError("the closure built another graph the second time; it must do the same each time")
-        self._run("update", loss, graph, keep_graph=False)
-        data_parallel.reshard(self)
+        backward_pass.run(self, Pass("update", self.scale, coefficient), loss, graph, keep_graph=False)
+        self.loss_scale.updated()
+        if self.params.bundle_of:
+            data_parallel.reshard(self.inner.model())
         self._stepped = False
         return loss.detach()
 
-    def _measure(self, loss: Tensor, graph: Graph, keep_graph: bool) -> bool:
-        """First pass: gradient norm into the clip coefficient. False when the step must be skipped (overflow)."""
-        self._norms = []
-        self._run("measure", loss, graph, keep_graph)
-        read = data_parallel.numbers(self._norms)
-        self._norms = []
-        norm = self.grad_norm = math.sqrt(data_parallel.total_square(self.inner, read)) / self.scale
-        if not math.isfinite(norm):
-            names = (self.inner.name(p) for p, x in read if not math.isfinite(x))
-            name = next(names, "a part on another rank")
-            if self.dynamic:
-                if self.scale <= SCALE_MIN:
-                    raise FloatingPointError(
-                        f"{name}: gradient overflows at the smallest loss scale; nothing was updated"
-                    )
-                self.scale, self.clean_steps = max(self.scale / SCALE_GROWTH, SCALE_MIN), 0
-                return False
-            if self.inner._nonfinite == "raise":
-                raise FloatingPointError(f"{name}: gradient holds inf or nan; nothing was updated")
-            if self.inner._nonfinite == "skip":
-                return False
-        self.clean_steps += self.dynamic
-        if self.max_grad_norm is not None:
-            coefficient = self.max_grad_norm / (norm + 1e-6)
-            self._coefficient = 1.0 if coefficient > 1.0 else coefficient  # nan stays nan, as in clip_grad_norm_
-        return True
-
-    def _run(self, mode: str, loss: Tensor, graph: Graph, keep_graph: bool) -> None:
-        """One backward in which hooks measure or update; every parameter may fire once."""
-        self._fired.clear()
-        self._active_scale = scale = self.scale
-        aside = []
-        if mode == "measure" or scale != 1.0:  # gradients of others: none from measuring, and unscaled
-            aside = [(p, p.grad) for p in others(self, graph) if p.requires_grad]
-        for p, _ in aside:
-            p.grad = None
-        self._mode = mode
-        self.inner.shared = {}
-        try:
-            (loss * scale if scale != 1.0 else loss).backward(retain_graph=keep_graph)
-            self._flush(*self._waiting)
-            data_parallel.check_fired(self)
-        except RuntimeError as error:
-            if keep_graph and "donated buffer" in str(error):
-                raise RuntimeError(
-                    "the graph of a compiled model cannot run twice; pass a closure: opt.backward(lambda: loss_of(batch))"
-                ) from error
-            raise
-        finally:
-            self._mode = self.inner.shared = None
-            self._waiting.clear()
-            self.inner.finish()
-            for p in self._fired:
-                p.grad = None
-            for p, before in aside:
-                fresh = p.grad.div_(scale) if mode == "update" and p.grad is not None else None
-                p.grad = before if fresh is None else fresh if before is None else before.add_(fresh)
-        if mode == "update" and self.dynamic and self.clean_steps % SCALE_WINDOW == 0:
-            self.scale = scale * SCALE_GROWTH  # from the next step on
+    def _measure(self, loss: Tensor, graph: Graph, keep_graph: bool) -> float | None:
+        """First pass: the gradient norm, and from it the clip coefficient. None when the step must be skipped (overflow)."""
+        current = Pass("measure", self.scale)
+        backward_pass.run(self, current, loss, graph, keep_graph)
+        self.grad_norm, infinite = backward_pass.total_norm(self.inner, current)
+        if infinite is not None:
+            if self.loss_scale.dynamic:
+                self.loss_scale.overflow(infinite)
+                return None
+            if self.inner.nonfinite == "raise":
+                raise FloatingPointError(f"{infinite}: gradient holds inf or nan; nothing was updated")
+            if self.inner.nonfinite == "skip":
+                return None
+        self.loss_scale.clean()
+        if self.max_grad_norm is None:
+            return 1.0
+        coefficient = self.max_grad_norm / (self.grad_norm + 1e-6)
+        return 1.0 if coefficient > 1.0 else coefficient  # nan stays nan, as in clip_grad_norm_
 
     @torch.no_grad()
-    def _hook(self, p: nn.Parameter) -> None:
-        """A gradient is complete: measure it or use it, then drop it."""
-        name = self.inner.name(p)
-        if self._mode is None:
+    def _arrived(self, p: nn.Parameter) -> None:
+        """The hook: a gradient is complete."""
+        if self.current is not None:
+            backward_pass.take(self, self.current, p)
+        elif not self._paused:
             p.grad = None
-            raise RuntimeError(f"{name}: {PLAIN_BACKWARD.format(type(self).__name__)}")
-        if self._mode == "paused":
-            return
-        if p in self._fired:
-            raise RuntimeError(
-                f"{name}: its gradient arrived twice in one backward, because a reentrant checkpoint shares this weight; "
-                "use torch.utils.checkpoint with use_reentrant=False"
-                + ("" if self._mode == "measure" else "; weights of this step are already changed, reload a checkpoint")
-            )
-        self._fired.add(p)
-        gradient, p.grad = p.grad, None
-        if gradient.layout != torch.strided:
-            raise RuntimeError(f"{name}: {NO_SPARSE}")
-        if (shard := self.inner.shard(p)) is not None:
-            gradient = local_gradient(name, p, gradient)
-            if gradient.device.type == "cpu" and shard.device == "cuda":  # offloaded: the copy may still be on its way
-                torch.cuda.current_stream().synchronize()
-        elif self.process_group:
-            gradient = data_parallel.average(gradient, self.process_group)
-        if self._mode == "measure":
-            self._norms.append((p, norm_of(gradient)))
-            return
-        gradient, factor = prepared(self, p, gradient)
-        work = (self._group_of[p], p, gradient)
-        if (number := self._bundle_of.get(p)) is None:
-            self.inner.update([work], factor)
-            return
-        waiting = self._waiting.setdefault(number, [])  # fully_shard made all of a group's gradients at once
-        waiting.append((work, factor))
-        if len(waiting) == self._bundle_size[number]:
-            self._flush(number)
-
-    @torch.no_grad()
-    def _flush(self, *numbers: int) -> None:
-        """Update the parts that have arrived of some fully_shard groups, with one reduction per stage and group."""
-        for number in numbers:
-            if work := self._waiting.pop(number, None):
-                self.inner.update([triple for triple, _ in work], work[0][1])
+            raise RuntimeError(f"{self.inner.name(p)}: {PLAIN_BACKWARD.format(type(self).__name__)}")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Inside, loss.backward() fills .grad as usual, for probing gradients; leave no .grad behind."""
-        before, self._mode = self._mode, "paused"
+        before, self._paused = self._paused, True
         try:
             yield
         finally:
-            self._mode = before
+            self._paused = before
 
     def close(self) -> None:
         """Remove the hooks for good; the model trains plainly again."""
-        for handle in self._handles.values():
-            handle.remove()
+        self.params.unhook()
         if self._watch is not None:
             self._watch.remove()
-        self._handles, self._closed = {}, True
+        self._closed = True
 
     # -- as a torch optimizer ----------------------------------------------------------------------------------------------
 
@@ -346,31 +252,28 @@ class FusedBackward(Optimizer):
 
     def add_param_group(self, group: dict) -> None:
         """As in torch; the new parameters get hooks too."""
-        if "_handles" not in self.__dict__:  # called by torch's constructor with the inner optimizer's own groups
+        if "params" not in self.__dict__:  # called by torch's constructor with the inner optimizer's own groups
             return
         self.inner.add_param_group(group)
-        self._share()
-        self._arm()
+        self._refresh()
 
     def save(self) -> dict:
         """The inner optimizer's, plus loss scale and clean steps."""
-        return {**self.inner.state_dict(), "fused": {"scale": self.scale, "clean_steps": self.clean_steps}}
+        fused = {"scale": self.loss_scale.value, "clean_steps": self.loss_scale.clean_steps}
+        return {**self.inner.state_dict(), "fused": fused}
 
     def load(self, state_dict: dict) -> None:
         fused = state_dict.get("fused", {})
         self.inner.load_state_dict({key: value for key, value in state_dict.items() if key != "fused"})
-        self._share()
-        self.scale, self.clean_steps = fused.get("scale", self.scale), fused.get("clean_steps", self.clean_steps)
+        self.params.read(self.param_groups, self.inner.model())
+        self.loss_scale.value = fused.get("scale", self.loss_scale.value)
+        self.loss_scale.clean_steps = fused.get("clean_steps", self.loss_scale.clean_steps)
 
     def state_bytes(self) -> int:
         return self.inner.state_bytes()
 
     def __getstate__(self) -> dict:
-        # fmt: off
-        left_out = {
-            "_handles", "_group_of", "_fired", "_norms", "_proven", "_waiting", "_watch", "_bundle_of", "_trained",
-        }
-        # fmt: on
+        left_out = {"params", "current", "_proven", "_watch"}
         return {k: v for k, v in self.__dict__.items() if k not in left_out and not k.endswith("_hooks")}
 
     def __setstate__(self, state: dict) -> None:

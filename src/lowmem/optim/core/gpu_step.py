@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.optim.core.gpu_tables import Plan, Tensors, numbering, plan
+from lowmem.optim.core.rule import Update
 from lowmem.optim.core.storage import LOW
 from lowmem.optim.core.transfers import upload
 
 log = logging.getLogger("lowmem")
-ADAM = ("keep", "step_size", "beta2", "gain1", "gain2", "eps", "bias2_rsqrt", "factor")  # columns of the groups' table
+ADAM = (  # columns of the groups' table
+    "decay_factor", "step_size", "beta2", "one_minus_beta1", "one_minus_beta2", "eps", "inv_sqrt_bias_correction2", "factor",
+)  # fmt: skip
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALVES)
 PLAIN = (Tensor, nn.Parameter)  # no DTensor, FakeTensor or other kind of its own
@@ -57,38 +60,36 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def adam(optimizer, ready: list) -> list:
-    """Step every eligible tensor of `ready`, [(group, p, g, state, scalars, layout)]; returns the others."""
-    return _step(optimizer, ready, _fits_adam, lambda h: [h[name] for name in ADAM])
+def adam(optimizer, updates: list[Update]) -> list[Update]:
+    """Make every update that the kernels can make; returns the others."""
+    return _step(optimizer, updates, _fits_adam, lambda h: [h[name] for name in ADAM])
 
 
-def descent(optimizer, ready: list) -> list:
+def descent(optimizer, updates: list[Update]) -> list[Update]:
     """The same for p -= lr * g with decoupled decay and without momentum."""
 
     def numbers(h: dict) -> list[float]:
         return [1 - h["lr"] * h["weight_decay"], h["lr"], 0.0, 0.0, 0.0, 0.0, 0.0, h["factor"]]
 
-    return _step(optimizer, ready, _fits_descent, numbers)
+    return _step(optimizer, updates, _fits_descent, numbers)
 
 
-def _step(optimizer, ready: list, fits, numbers) -> list:
-    if not ready or torch.compiler.is_compiling() or optimizer._compile:
-        return ready
+def _step(optimizer, updates: list[Update], fits, numbers) -> list[Update]:
     rest, sets, places = [], {}, ("cuda", "cpu") if interpreted() else ("cuda",)
-    for entry in ready:
-        group, p, g, state, _, lay = entry
-        if p.device.type not in places or LOW in state or not fits(*entry):
-            rest.append(entry)
+    for update in updates:
+        group, p, g, state, _, lay = update
+        if p.device.type not in places or LOW in state or not fits(*update):
+            rest.append(update)
             continue
         moments = state.get("exp_avg"), state.get("exp_avg_sq")
         dtypes = (p.dtype, g.dtype, *(t if t is None else t.dtype for t in moments))
         stochastic = group["rounding"] == "stochastic" and any(d in HALVES for d in (dtypes[0], *dtypes[2:]))
         if _numbered(lay, stochastic) and kernels(p.device):
-            sets.setdefault((p.device, dtypes, stochastic), []).append(entry)
+            sets.setdefault((p.device, dtypes, stochastic), []).append(update)
         else:
-            rest.append(entry)
-    for (device, dtypes, stochastic), entries in sets.items():
-        _run(optimizer, entries, device, dtypes, stochastic, numbers)
+            rest.append(update)
+    for (device, dtypes, stochastic), alike in sets.items():
+        _run(optimizer, alike, device, dtypes, stochastic, numbers)
     return rest
 
 
@@ -126,22 +127,22 @@ def _numbered(lay, stochastic: bool) -> bool:
     return found is not None and (found[1] == found[2] or lay.held < MOST_NESTED)
 
 
-def _run(optimizer, entries: list, device: torch.device, dtypes: tuple, stochastic: bool, numbers) -> None:
+def _run(optimizer, updates: list[Update], device: torch.device, dtypes: tuple, stochastic: bool, numbers) -> None:
     """All launches for one set of tensors."""
-    one = entries[0][2] if len(entries) == 1 else None
+    one = updates[0].grad if len(updates) == 1 else None
     groups: dict[int, tuple[int, dict]] = {}
-    for entry in entries:
-        groups.setdefault(id(entry[4]), (len(groups), entry[4]))
-    chosen = _plan(optimizer, entries, device, dtypes, stochastic, groups)
+    for update in updates:
+        groups.setdefault(id(update.hyper), (len(groups), update.hyper))
+    chosen = _plan(optimizer, updates, device, dtypes, stochastic, groups)
     rows = [numbers(h) for _, h in groups.values()]
     if one is None:
-        addresses = torch.tensor([entry[2].data_ptr() for entry in entries])
+        addresses = torch.tensor([update.grad.data_ptr() for update in updates])
         numbered = torch.tensor(rows, dtype=torch.float32).view(torch.int64).view(-1)
         table = upload(torch.cat([numbered, addresses]), device)  # in this order both lie at multiples of 16 bytes
         gradients, scalars = table[len(numbered) :], table[: len(numbered)].view(torch.float32)
     else:
-        gradients, scalars = one, _kept(optimizer, entries[0][4], rows, device)
-    seed = _seed(optimizer, entries[0][3]) if stochastic else 0
+        gradients, scalars = one, _kept(optimizer, updates[0].hyper, rows, device)
+    seed = _seed(optimizer, updates[0].state) if stochastic else 0
     pt, gt, mt, vt = map(_type, dtypes)
     given = dict(
         segments=chosen.segments, gradients=gradients, groups=scalars, partial=chosen.partial, rates=chosen.rates
@@ -151,7 +152,7 @@ def _run(optimizer, entries: list, device: torch.device, dtypes: tuple, stochast
     with _on(device):
         for launch in chosen.launches:
             _launch(launch, {**given, **launch.constants}, device)
-    torch.autograd.graph.increment_version([entry[1] for entry in entries])  # as any operation in place
+    torch.autograd.graph.increment_version([update.param for update in updates])  # as any operation in place
     optimizer.step_kernel = "Triton"
 
 
@@ -165,20 +166,20 @@ def _launch(launch, given: dict, device: torch.device) -> None:
     kernel[(len(launch.tiles),)](**arguments, num_warps=warps)
 
 
-def _plan(optimizer, entries: list, device, dtypes, stochastic: bool, groups: dict) -> Plan:
+def _plan(optimizer, updates: list[Update], device, dtypes, stochastic: bool, groups: dict) -> Plan:
     """Tables for these tensors: those of an earlier step, if every address, layout and place in them is the same."""
     tensors, where = [], []
-    for index, (_, p, g, state, h, lay) in enumerate(entries):
+    for index, (_, p, g, state, h, lay) in enumerate(updates):
         m, v, aligned = state.get("exp_avg"), state.get("exp_avg_sq"), g.data_ptr() % 16 == 0
         tensors.append(Tensors(index, groups[id(h)][0], p, m, v, lay, aligned))
         at = (0 if t is None else t.data_ptr() for t in (p, m, v))
         where.append((*at, lay, groups[id(h)][0], aligned))
-    key = (device, dtypes, stochastic, len(entries), where[0][0])
+    key = (device, dtypes, stochastic, len(updates), where[0][0])
     found = optimizer.plans.get(key)
     if found is None or found[0] != where:
         if len(optimizer.plans) >= MOST_PLANS:
             optimizer.plans.clear()
-        most = INSIDE_BACKWARD if len(entries) == 1 else None
+        most = INSIDE_BACKWARD if len(updates) == 1 else None
         found = optimizer.plans[key] = (where, plan(tensors, device, most))
     return found[1]
 

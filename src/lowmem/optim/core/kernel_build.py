@@ -30,7 +30,10 @@ FLAGS = "-O3 -shared -fPIC -std=c11 -fno-math-errno -fno-trapping-math -ffp-cont
 TARGETS = ("-march=native -mprefer-vector-width=512", "-march=native", "-mcpu=native", "")
 VARIANTS = ("plain", "two at once", "page heads", "every line")  # as numbered in C
 ELEMENTS = 1 << 22  # of each array in the timing: 64 MB, more than a core's caches
-NAMES = ("keep", "step_size", "beta1", "beta2", "eps", "bias2_rsqrt", "gain1", "gain2", "largest")
+NAMES = (
+    "decay_factor", "step_size", "beta1", "beta2", "eps", "inv_sqrt_bias_correction2", "one_minus_beta1", "one_minus_beta2",
+    "largest",
+)  # fmt: skip
 log = logging.getLogger("lowmem")
 
 

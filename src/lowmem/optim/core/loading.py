@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.blocks.layers import is_lazy
-from lowmem.optim.core.eight_bit import SCALE, is_scale
 from lowmem.optim.core.hyperparameters import check_settings, plain_name
+from lowmem.optim.core.layout import layout
 from lowmem.optim.core.matching import OWN, STORAGE, matched, saved_settings
 from lowmem.optim.core.recoding import check_code, recoded
-from lowmem.optim.core.rule import framed, layout, place, take
+from lowmem.optim.core.rule import in_frame, narrowed, view_of
 from lowmem.optim.core.sharding import is_dtensor
 from lowmem.optim.core.state_dict import placed
-from lowmem.optim.core.storage import LOW, extra_state
+from lowmem.optim.core.storage import LOW, SCALE, extra_state, is_scale
 
 # What torch's optimizers save beside the settings they share with ours; True for one that changes the numbers.
 FOREIGN = {
@@ -110,14 +110,19 @@ def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -
             raise ValueError(f"{name}: the state has no step count, which {kind} needs")
         step = 1.0
     entry = {"step": torch.tensor(float(step), dtype=torch.float32, device="cpu")}
-    small = optimizer.small(blocks)
+    replicated = optimizer.replicated(blocks)
     for key, value in found.items():
         fresh = want.get(key, value)
         if not isinstance(value, Tensor):
             raise ValueError(f"{name}: saved {key} is {type(value).__name__}, expected a tensor")
-        whole = tuple(fresh.shape) if key in small or optimizer.shard(p) is None else blocks.shape
+        whole = tuple(fresh.shape) if key in replicated or optimizer.shard(p) is None else blocks.shape
         shape = tuple(value.shape)
-        if optimizer.uses_blocks and key in small and shape == blocks.shape != whole and _takes_means(group, blocks):
+        if (
+            optimizer.uses_blocks
+            and key in replicated
+            and shape == blocks.shape != whole
+            and _takes_means(group, blocks)
+        ):
             value, shape = block_means(value.full_tensor() if is_dtensor(value) else value, blocks), whole
         if shape not in (whole, tuple(fresh.shape)):
             source = "" if found.keys() != {"exp_avg", "exp_avg_sq"} else f" (of {_source([found])})"
@@ -146,8 +151,8 @@ def block_means(v: Tensor, blocks) -> Tensor:
     exact = v.detach().to(torch.promote_types(v.dtype, torch.float32)).contiguous()
     total = torch.zeros(blocks.count, dtype=exact.dtype, device=exact.device)
     for piece in layout("blocks", blocks).pieces:
-        means = place(exact, piece).sum((0, 2), keepdim=True) / piece.size
-        take(framed(total, "blocks"), piece.ranges).add_(means)
+        means = view_of(exact, piece).sum((0, 2), keepdim=True) / piece.size
+        narrowed(in_frame(total, "blocks"), piece.ranges).add_(means)
     return total
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowmem.optim.core.eight_bit import CODE, SCALE, block_ids, decoded, encode, largest, scale_count, scales
+from lowmem.optim.core.eight_bit import CODE, block_ids, decoded, encode, largest, scale_count, scales
 from lowmem.optim.core.sharding import is_dtensor
 from lowmem.optim.core.state_dict import placed
+from lowmem.optim.core.storage import SCALE
 
 
 def check_code(name: str, kind: str, group: dict) -> None:

@@ -22,13 +22,6 @@ def round_into(target: Tensor, source: Tensor, rounding: str = "nearest", wait: 
     target.copy_(source, non_blocking=not wait)
 
 
-def as_exact(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """x as a contiguous tensor of this dtype on this device: itself where it is one (asking is cheaper than `to`)."""
-    if x.dtype == dtype and x.device == device and x.is_contiguous():
-        return x
-    return x.to(device, dtype, non_blocking=device.type == "cuda").contiguous()
-
-
 def stochastic_bf16(x: Tensor) -> Tensor:
     """bf16 neighbours of fp32 x with probabilities that make the mean x: add noise below the kept bits, cut them off."""
     bits = x.float().view(torch.int32)

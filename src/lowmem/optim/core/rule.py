@@ -1,4 +1,8 @@
-"""How a rule sees one tensor, and how its stages run: on whole tensors, or on the pieces that several processes hold.
+"""What a rule sees of one tensor, and how its stages run on a tensor that is complete on this process.
+
+A rule is a few stages: functions of a TensorView, which never loop over tensors, and never communicate. Where a stage
+needs sums over a whole tensor (a block's mean square, a norm), it returns those over what it sees, and the next stage finds
+the complete ones in `totals`, by the stage's name. How sums are completed over processes: sharded_update.py.
 
 Every form has a frame, the axes its stages work on; tensors in it are views of what is stored.
 
@@ -7,212 +11,134 @@ Every form has a frame, the axes its stages work on; tensors in it are views of 
     form "blocks"  frame (1, count, 1)       pieces (outer, count, run): block b is x[:, b, :]
 
 State that is smaller than the parameter (block scalars, row and column means) has length 1 or full length along each
-axis of the frame; so have sums. A piece knows which range of the frame it covers, so it finds its part by narrowing.
+axis of the frame; so have sums. A piece (layout.py) knows which range of the frame it covers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowmem.blocks import ParamBlocks
-from lowmem.optim.core.sharding import Box, whole
+from lowmem.optim.core.layout import Layout, Piece
 from lowmem.optim.core.transfers import upload
 
 
-@dataclasses.dataclass
-class Work:
-    """What a stage sees of one piece: p, g and state s in the rule's form (views, fp32 or fp64), scalars h.
+class Update(NamedTuple):
+    """One parameter in one step, as the driver hands it to a way of execution.
 
-    frame: full size of the frame, whatever part of it this piece is. size: elements of each whole block (or tensor).
-    kept: tensors that a stage leaves for the next one.
+    group: its settings. param, grad, state: what this process stores. hyper: the step's numbers, from the rule's scalars(),
+    with "factor", by which the gradient is still to be multiplied. layout: its pieces.
     """
 
-    p: Tensor | None
-    g: Tensor | None
-    s: dict[str, Tensor]
-    h: dict
+    group: dict
+    param: nn.Parameter | Tensor
+    grad: Tensor
+    state: dict[str, Tensor]
+    hyper: dict
+    layout: Layout
+
+
+@dataclasses.dataclass
+class TensorView:
+    """What a stage sees of one piece: param, grad and state in the rule's form (views, fp32 or fp64), and hyper, the
+    step's numbers.
+
+    frame: full size of the frame, whatever part of it this piece is. size: elements of each whole block (or tensor).
+    scratch: tensors that a stage leaves for the next one.
+    """
+
+    param: Tensor | None
+    grad: Tensor | None
+    state: dict[str, Tensor]
+    hyper: dict
     frame: tuple[int, ...] = ()
     size: int = 0
-    kept: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    scratch: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+# -- stages --------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a rule: run(w, totals) on each piece; then sums are complete, and settle(w, totals) runs once.
+    """One stage of a rule: run(w, totals) on each piece; then its sums are complete, and settle(w, sums) runs once.
 
-    run returns a list of sums (None for none); totals holds one list per earlier stage. settle sees them as totals[-1]
-    with the small state only (w.p and w.g may be missing); what it returns takes their place. sums(ndim): for each sum,
-    the axes of the frame along which it has full length. pure: run changes no tensor.
+    run returns a list of sums (None for none). settle gets the complete ones, with the small state only (w.param and w.grad
+    may be missing); what it returns takes their place. Later stages find the result as totals[name], where name is that of
+    the function `settle`, or of `run` where there is none. sums: what each sum has full length along (per_block, ...).
+    pure: run changes no tensor.
     """
 
     run: Callable
     settle: Callable | None = None
-    sums: Callable[[int], tuple[tuple[int, ...], ...]] = lambda ndim: ()
+    sums: tuple[Callable[[int], list[tuple[int, ...]]], ...] = ()
     pure: bool = False
+    name: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", self.name or (self.settle or self.run).__name__)
+
+    def axes(self, ndim: int) -> list[tuple[int, ...]]:
+        """For each sum, the axes of a frame of so many axes along which it has full length."""
+        return [axes for kind in self.sums for axes in kind(ndim)]
 
 
-def run_stages(stages: tuple[Stage, ...], work: Work) -> None:
+def per_tensor(ndim: int) -> list[tuple[int, ...]]:
+    """One number for the whole tensor."""
+    return [()]
+
+
+def per_block(ndim: int) -> list[tuple[int, ...]]:
+    """One number per block, in the form "blocks"."""
+    return [(1,)]
+
+
+def per_row(ndim: int) -> list[tuple[int, ...]]:
+    """One number per row of the last two axes; nothing for tensors of fewer axes."""
+    return [tuple(range(ndim - 1))] if ndim >= 2 else []
+
+
+def per_column(ndim: int) -> list[tuple[int, ...]]:
+    """One number per column of the last two axes; nothing for tensors of fewer axes."""
+    return [(*range(ndim - 2), ndim - 1)] if ndim >= 2 else []
+
+
+def per_slice(ndim: int) -> list[tuple[int, ...]]:
+    """For every axis, one number per slice along it."""
+    return [(axis,) for axis in range(ndim)]
+
+
+def run_stages(stages: tuple[Stage, ...], view: TensorView) -> None:
     """Stages in order on one tensor that is complete here: what a stage returns is already the total."""
-    totals: list = []
+    totals: dict = {}
     for stage in stages:
-        totals.append(stage.run(work, totals))
-        if stage.settle is not None:
-            totals[-1] = stage.settle(work, totals)
+        found = stage.run(view, totals)
+        totals[stage.name] = found if stage.settle is None else stage.settle(view, found)
 
 
-# -- pieces --------------------------------------------------------------------------------------------------------------
+# -- views ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """How to see part of a stored tensor as a stage wants it: elements at[0]..at[1] of storage (None: all) as `view`
-    (None: as it is), then columns cut[0]..cut[1] of that as (rows, *cut[2]). ranges: (start, length) per frame axis.
-    size: elements of each whole block. partial: whether other pieces hold the rest of its blocks (or of the tensor)."""
-
-    at: tuple[int, int] | None
-    view: tuple[int, ...] | None
-    cut: tuple[int, int, tuple[int, int]] | None
-    ranges: tuple[tuple[int, int], ...]
-    size: int
-    partial: bool
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Layout:
-    """All pieces of what this process stores of a parameter, `held` elements, and the frame they lie in; its boxes."""
-
-    pieces: tuple[Piece, ...]
-    frame: tuple[int, ...]
-    held: int
-    blocks: ParamBlocks
-    boxes: tuple[Box, ...] = ()
-
-    @property
-    def partial(self) -> bool:
-        """Whether another process may hold the rest of a block (or of the tensor)."""
-        return any(piece.partial for piece in self.pieces)
-
-    @functools.cached_property
-    def strips(self) -> tuple[tuple[int, ...], ...]:
-        """(offset in storage, first block, outer, stride, blocks, run) of each piece, for the C kernel."""
-        found = []
-        for piece in self.pieces:
-            if piece.cut is None:  # one block of everything, or every element its own
-                blocks, run = (1, self.held) if piece.view == (1, 1, -1) else (self.held, 1)
-                found.append((0, 0, 1, self.held, blocks, run))
-                continue
-            start, _, (blocks, run) = piece.cut
-            first, last = piece.at or (0, self.held)
-            outer = piece.view[0]
-            found.append((first + start, piece.ranges[1][0], outer, (last - first) // outer, blocks, run))
-        return tuple(found)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def layout(form: str, blocks: ParamBlocks, boxes: tuple[Box, ...] | None = None) -> Layout:
-    """Pieces of a parameter in a rule's form; boxes: what is stored of it (None: all)."""
-    shape, numel = blocks.shape, blocks.numel
-    stored_whole = boxes is None
-    boxes = whole(shape) if boxes is None else boxes
-    boxes = tuple(box for box in boxes if box.numel)
-    held = sum(box.numel for box in boxes)
-    if not held:
-        return Layout((), {"blocks": (1, blocks.count, 1), "flat": (numel,), "shaped": shape or (1,)}[form], 0, blocks)
-    if form == "flat":
-        return Layout((Piece(None, (-1,), None, ((0, 1),), numel, held != numel),), (numel,), held, blocks, boxes)
-    if form == "shaped":
-        pieces = []
-        for box in boxes:
-            at = None if len(boxes) == 1 else (box.offset, box.offset + box.numel)
-            view = None if shape and stored_whole else box.lengths or (1,)
-            ranges = tuple(zip(box.start, box.lengths)) or ((0, 1),)
-            pieces.append(Piece(at, view, None, ranges, numel, box.numel != numel))
-        return Layout(tuple(pieces), shape or (1,), held, blocks, boxes)
-    if blocks.kind == "coordinate":  # every coordinate is complete wherever it is
-        return Layout((Piece(None, (1, -1, 1), None, ((0, 1),) * 3, 1, False),), (1, numel, 1), held, blocks, boxes)
-    if blocks.kind == "tensor":
-        return Layout(
-            (Piece(None, (1, 1, -1), None, ((0, 1),) * 3, numel, held != numel),), (1, 1, 1), held, blocks, boxes
-        )
-    if blocks.stack:
-        pieces = [piece for box in boxes for piece in _stacked_pieces(blocks, box)]
-    else:
-        pieces = [piece for box in boxes for piece in _block_pieces(blocks, box, len(boxes) == 1)]
-    return Layout(tuple(pieces), (1, blocks.count, 1), held, blocks, boxes)
-
-
-def _stacked_pieces(blocks: ParamBlocks, box: Box) -> list[Piece]:
-    """Pieces of one box of a stack: those of each entry, whose blocks follow those of the entries before."""
-    entry, inside, found = blocks.entry, math.prod(box.lengths[1:]), []
-    for index in range(box.lengths[0]):
-        first = (box.start[0] + index) * entry.count
-        part = Box(box.start[1:], box.lengths[1:], box.offset + index * inside)
-        for piece in _block_pieces(entry, part, False):
-            (before, (start, length), after) = piece.ranges
-            found.append(dataclasses.replace(piece, ranges=(before, (first + start, length), after)))
-    return found
-
-
-def _block_pieces(blocks: ParamBlocks, box: Box, alone: bool) -> list[Piece]:
-    """Pieces of one box: per segment, the end of a block, whole blocks, and the start of a block."""
-    shape, merge = blocks.shape, blocks.merge
-    along = math.prod(shape[:merge]) if blocks.axis == 0 else shape[blocks.axis + merge - 1]
+def views(
+    form: str, lay: Layout, p: Tensor, g: Tensor, state: dict, replicated: tuple[str, ...], hyper: dict
+) -> list[TensorView]:
+    """Stored tensors as a rule's stages see them, one view per piece; replicated: names of state kept whole in the frame."""
     found = []
-    for at, outer, start, length, inner in _strips(blocks, box):
-        stored = None if alone and outer * length * inner == box.numel else (at, at + outer * length * inner)
-        first = 0
-        for low, high, size in blocks.segments:
-            for a, b in _at_boundaries(max(low, start), min(high, start + length), low, size):
-                block, count = (a - low) // size, max((b - a) // size, 1)
-                cut = ((a - start) * inner, (b - start) * inner, (count, (b - a) // count * inner))
-                ranges = ((0, 1), (first + block, count), (0, 1))
-                full = size * (blocks.numel // along)
-                partial = outer * (b - a) * inner != full * count
-                found.append(Piece(stored, (outer, -1), cut, ranges, full, partial))
-            first += (high - low) // size
+    for piece in lay.pieces:
+        s = {
+            key: narrowed(in_frame(value, form), piece.ranges) if key in replicated else view_of(value, piece)
+            for key, value in state.items()
+        }
+        found.append(TensorView(view_of(p, piece), view_of(g, piece), s, hyper, lay.frame, piece.size))
     return found
 
 
-def _strips(blocks: ParamBlocks, box: Box) -> list[tuple[int, int, int, int, int]]:
-    """(offset, outer, start, length, inner): a box as parts that are contiguous along the axis that blocks cut."""
-    merge, axis = blocks.merge, blocks.axis
-    if merge == 1 or axis > 0:
-        axis += merge - 1
-        before, after = math.prod(box.lengths[:axis]), math.prod(box.lengths[axis + 1 :])
-        return [(box.offset, before, box.start[axis], box.lengths[axis], after)]
-    inner, offset, found = math.prod(box.lengths[merge:]), box.offset, []
-    for start, length in _runs(box.start[:merge], box.lengths[:merge], blocks.shape[:merge]):
-        found.append((offset, 1, start, length, inner))
-        offset += length * inner
-    return found
-
-
-def _runs(start, lengths, shape) -> list[tuple[int, int]]:
-    """(first index, length) of the contiguous runs of a rectangle in a flattened tensor."""
-    row = math.prod(shape[1:])
-    if tuple(lengths[1:]) == tuple(shape[1:]):
-        return [(start[0] * row, lengths[0] * row)]
-    inside = _runs(start[1:], lengths[1:], shape[1:])
-    return [(index * row + a, n) for index in range(start[0], start[0] + lengths[0]) for a, n in inside]
-
-
-def _at_boundaries(a: int, b: int, low: int, size: int) -> list[tuple[int, int]]:
-    """a..b cut so that each part is inside one block, or whole blocks (blocks of `size` start at `low`)."""
-    if a >= b:
-        return []
-    up, down = low + -(-(a - low) // size) * size, low + (b - low) // size * size
-    if up > down:
-        return [(a, b)]
-    return [(x, y) for x, y in ((a, up), (up, down), (down, b)) if x < y]
-
-
-def place(x: Tensor, piece: Piece) -> Tensor:
+def view_of(x: Tensor, piece: Piece) -> Tensor:
     """A stored tensor (contiguous) as the piece sees it: a view."""
     if piece.at is not None:
         x = x.view(-1)[piece.at[0] : piece.at[1]]
@@ -226,7 +152,7 @@ def place(x: Tensor, piece: Piece) -> Tensor:
     return x
 
 
-def take(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+def narrowed(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """The part of a small tensor in the frame that a piece covers; axes of length 1 belong to everybody."""
     for axis, (start, length) in enumerate(ranges):
         if x.ndim and x.shape[axis] not in (1, length):
@@ -234,21 +160,9 @@ def take(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     return x
 
 
-def framed(x: Tensor, form: str) -> Tensor:
+def in_frame(x: Tensor, form: str) -> Tensor:
     """Small state as the frame has it: block scalars (count,) as (1, count, 1)."""
     return x.view(1, -1, 1) if form == "blocks" else x
-
-
-def works(form: str, lay: Layout, p: Tensor, g: Tensor, state: dict, small: tuple[str, ...], h: dict) -> list[Work]:
-    """The stored tensors as Work, one per piece; small: names of state that is kept whole in the frame."""
-    found = []
-    for piece in lay.pieces:
-        s = {
-            key: take(framed(value, form), piece.ranges) if key in small else place(value, piece)
-            for key, value in state.items()
-        }
-        found.append(Work(place(p, piece), place(g, piece), s, h, lay.frame, piece.size))
-    return found
 
 
 # -- compiled ------------------------------------------------------------------------------------------------------------
@@ -260,11 +174,28 @@ def compiled_stages(stages: tuple[Stage, ...]) -> Callable:
     """One compiled function per rule, with dynamic shapes: it recompiles per shape class, not per parameter."""
     if stages not in _compiled:
 
-        def run(p: Tensor, g: Tensor, s: dict, h: dict, frame: tuple[int, ...], size: int) -> None:
-            run_stages(stages, Work(p, g, s, h, frame, size))
+        def run(p: Tensor, g: Tensor, state: dict, hyper: dict, frame: tuple[int, ...], size: int) -> None:
+            run_stages(stages, TensorView(p, g, state, hyper, frame, size))
 
         _compiled[stages] = torch.compile(run, dynamic=True)
     return _compiled[stages]
+
+
+def as_tensors(hyper: dict, device: torch.device) -> dict:
+    """hyper with its floats as fp32 tensors on the device: one upload per step, kept in hyper itself under the device.
+
+    Each lies at a multiple of 16 bytes, since compiled code copies an input that does not.
+    """
+    if device not in hyper:
+        numbers = {key: value for key, value in hyper.items() if isinstance(value, float)}
+        table = torch.zeros(len(numbers), 4)
+        table[:, 0] = torch.tensor(list(numbers.values()))
+        others = {key: value for key, value in hyper.items() if isinstance(key, str)}
+        hyper[device] = {**others, **dict(zip(numbers, upload(table, device)[:, 0].unbind()))}
+    return hyper[device]
+
+
+# -- what rules share ----------------------------------------------------------------------------------------------------
 
 
 def axpy(x: Tensor, y: Tensor, a) -> None:
@@ -272,10 +203,10 @@ def axpy(x: Tensor, y: Tensor, a) -> None:
     x.add_(y * a) if isinstance(a, Tensor) else x.add_(y, alpha=a)
 
 
-def shrink(x: Tensor, keep) -> None:
-    """x *= keep in place, for a number (1 costs nothing) or a 0-dim tensor: decoupled weight decay."""
-    if isinstance(keep, Tensor) or keep != 1:
-        x.mul_(keep)
+def shrink(x: Tensor, factor) -> None:
+    """x *= factor in place, for a number (1 costs nothing) or a 0-dim tensor: decoupled weight decay."""
+    if isinstance(factor, Tensor) or factor != 1:
+        x.mul_(factor)
 
 
 def add_square(v: Tensor, g: Tensor, a) -> None:
@@ -283,15 +214,23 @@ def add_square(v: Tensor, g: Tensor, a) -> None:
     v.addcmul_(g, g * a) if isinstance(a, Tensor) else v.addcmul_(g, g, value=a)
 
 
-def as_tensors(h: dict, device: torch.device) -> dict:
-    """h with its floats as fp32 tensors on the device: one upload per step, kept in h itself under the device.
+def adam_scalars(group: dict, step) -> dict:
+    """Numbers of one Adam step: decay_factor = 1 - lr * wd, step_size = lr / (1 - beta1^t), inv_sqrt_bias_correction2 =
+    (1 - beta2^t)^-1/2.
 
-    Each lies at a multiple of 16 bytes, since compiled code copies an input that does not.
+    1 - beta is taken here, in double: of an fp32 beta it would be off by 1e-5.
     """
-    if device not in h:
-        numbers = {key: value for key, value in h.items() if isinstance(value, float)}
-        table = torch.zeros(len(numbers), 4)
-        table[:, 0] = torch.tensor(list(numbers.values()))
-        others = {key: value for key, value in h.items() if isinstance(key, str)}
-        h[device] = {**others, **dict(zip(numbers, upload(table, device)[:, 0].unbind()))}
-    return h[device]
+    beta1, beta2 = group["betas"]
+    return {
+        "lr": group["lr"],
+        "weight_decay": group["weight_decay"],
+        "beta1": beta1,
+        "beta2": beta2,
+        "one_minus_beta1": 1 - beta1,
+        "one_minus_beta2": 1 - beta2,
+        "eps": group["eps"],
+        "largest": math.inf,  # of a squared gradient: as in torch.optim.AdamW
+        "decay_factor": 1 - group["lr"] * group["weight_decay"],
+        "step_size": group["lr"] / (1 - beta1**step),
+        "inv_sqrt_bias_correction2": (1 - beta2**step) ** -0.5,
+    }

@@ -2,15 +2,30 @@
 
 A rule says what happens to one tensor. It is a subclass with
 
-    form      how its stages see tensors: "flat" (numel,), "shaped" (as they are), or "blocks" (outer, count, run),
-              where block b of a segment is x[:, b, :]
-    init      tensors of state for one parameter
-    scalars   numbers that are the same for all elements in one step: lr, bias corrections
-    stages    what happens to one piece of a tensor, and which sums over all pieces it needs (rule.py)
-    small     names of state that every process keeps whole, since it is smaller than the parameter
+    form        how its stages see tensors: "flat" (numel,), "shaped" (as they are), or "blocks" (outer, count, run),
+                where block b of a segment is x[:, b, :]
+    init        tensors of state for one parameter
+    scalars     numbers that are the same for all elements in one step: lr, bias corrections
+    stages      what happens to one piece of a tensor, and which sums over all pieces it needs (rule.py)
+    replicated  names of state that every process keeps whole, since it is smaller than the parameter
+    ways_on_cpu, ways_elsewhere
+                faster ways over many tensors at once, tried before the stages
 
-The driver owns everything else: groups, steps, dtypes, checks, and what is held where (sharding.py, sharded_update.py).
-Nothing is updated before every check of the step has passed.
+What happens in step(), in this order; nothing is changed before every check has passed:
+
+     1  check         gradients are dense, and the model is the one that the optimizer was built from      checks.py
+     2  _states       state of parameters that train for the first time                         the rule's init, storage.py
+     3  update_local  step counts go up; the step's numbers, once per group                          the rule's scalars
+     4  execute       each tensor by the first way that takes it: on a CPU in C                         cpu_kernel.py
+     5                on a GPU in Triton; elsewhere many tensors at once                    gpu_step.py, flat_blocks.py
+     6  by_stages     what is left, tensor by tensor: fp32 copies of what is stored otherwise                 storage.py
+     7                the rule's stages on views of them, eager or compiled                    rule.py, the rule's stages
+     8                results rounded and put back                                                            storage.py
+     9  update        parameters that are cut between processes: stages with sums between them       sharded_update.py
+    10  finish        wait for offloaded state                                                              transfers.py
+
+Members (members.py) know names and blocks of parameters, Shards (sharding.py) what is held where; save and load stand in
+state_dict.py and loading.py.
 """
 
 from __future__ import annotations
@@ -23,22 +38,38 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks
-from lowmem.optim.core import param_blocks
-from lowmem.optim.core.checks import NO_SPARSE, check_any_gradient, check_finite, check_model, check_state
+from lowmem.optim.core.checks import (
+    NO_SPARSE,
+    check_any_gradient,
+    check_finite,
+    check_members,
+    check_model,
+    refuse_capture,
+)
 from lowmem.optim.core.copies import Link
-from lowmem.optim.core.eight_bit import is_scale
-from lowmem.optim.core.hyperparameters import as_dtype, as_numbers, check_settings, one_of, refuse_unknown
+from lowmem.optim.core.hyperparameters import as_dtype, check_settings, one_of, refuse_unknown
+from lowmem.optim.core.layout import Layout, layout
 from lowmem.optim.core.loading import fitted
+from lowmem.optim.core.members import Members
 from lowmem.optim.core.no_decay import as_patterns, check_patterns, is_picked
-from lowmem.optim.core.rounding import as_exact
-from lowmem.optim.core.rule import Layout, Stage, as_tensors, compiled_stages, layout, run_stages, works
-from lowmem.optim.core.sharded_update import Job, local_gradient, rounds, scaled
-from lowmem.optim.core.sharding import Shard, agree, is_dtensor, local, reduce_all, shard_of
+from lowmem.optim.core.rule import Stage, Update, as_tensors, compiled_stages, run_stages, views
+from lowmem.optim.core.sharded_update import ShardedUpdate, local_gradient, rounds
+from lowmem.optim.core.sharding import Shard, Shards, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.core.state_dict import complete, pack
-from lowmem.optim.core.storage import Copies, check_storage, extra_state, is_coded
+from lowmem.optim.core.storage import (
+    Copies,
+    as_exact,
+    check_state,
+    check_storage,
+    extra_state,
+    is_coded,
+    is_scale,
+    scaled,
+)
 from lowmem.optim.core.torch_optimizer import Optimizer
-from lowmem.optim.core.transfers import refuse_capture, wait_for
-from lowmem.optim.core.watch import check_members
+from lowmem.optim.core.transfers import wait_for
+
+Way = Callable[["RuleOptimizer", list[Update]], list[Update]]  # makes the updates that it can; returns the others
 
 
 class RuleOptimizer(Optimizer):
@@ -63,6 +94,8 @@ class RuleOptimizer(Optimizer):
     beta_count, eps_count = 2, 1
     optional_state: tuple[tuple[str, str], ...] = ()  # (name of state, setting above 0 that needs it)
     stages: tuple[Stage, ...] = ()
+    ways_on_cpu: tuple[Way, ...] = ()
+    ways_elsewhere: tuple[Way, ...] = ()
     shared: dict | None = None  # scalars of one backward, kept over its updates by FusedBackward
 
     def __init__(
@@ -86,54 +119,51 @@ class RuleOptimizer(Optimizer):
         defaults = {**defaults, "rounding": rounding, "state_dtype": as_dtype(state_dtype)}
         check_settings(defaults, self.beta_count, self.eps_count)
         check_storage(self, defaults)
-        self._blocks: dict[nn.Parameter, ParamBlocks] = {}
-        self._names: dict[nn.Parameter, str] = {}
-        self._unplaced: list[nn.Parameter] = []  # those that have not trained yet, see param_blocks.py
-        self._movable: set[nn.Parameter] = set()
-        self._nonfinite, self._compile, self._no_decay = nonfinite, compile, as_patterns(no_decay)
+        self.nonfinite, self._compile, self._offload = nonfinite, compile, offload
+        self._no_decay = as_patterns(no_decay)
         self._segments: dict = {}  # the C kernel's view of each parameter, see cpu_kernel.py
         self.plans: dict = {}  # tables of the ways over many tensors at once, see flat_blocks.py and gpu_step.py
-        self._offload, self._left_out = offload, set()
-        self._start_shards()
-        param_blocks.follow(self, None)
-        groups, everything = param_blocks.read(self, params, model, partition_settings or {})
+        self.shards = Shards()
+        self.members = Members(type(self).__name__, self.uses_blocks, self.shards)
+        groups, everything = self.members.read(params, model, partition_settings or {})
         super().__init__(groups, defaults)
         members = [p for group in self.param_groups for p in group["params"]]
-        self._movable = {p for p in members if everything and not p.requires_grad}
+        if everything:
+            self.members.movable = {p for p in members if not p.requires_grad}
         if (known := self.model()) is not None:
-            self._left_out = set(known.parameters()) - set(members)  # on purpose: watch.py says nothing of these
-        check_patterns(self._no_decay, list(self._names.values()))
+            self.members.left_out = set(known.parameters()) - set(members)
+        check_patterns(self._no_decay, list(self.members.names.values()))
         if not any(p.requires_grad for p in members):
             warnings.warn(f"{type(self).__name__} got no trainable parameter", stacklevel=3)
 
-    # -- groups ------------------------------------------------------------------------------------------------------
+    # -- parameters ----------------------------------------------------------------------------------------------------
 
     def add_param_group(self, group: dict) -> None:
         """As in torch; also checks settings, and splits off what no_decay names into a second group."""
         group = dict(group)
-        named = param_blocks.named(self, group)
+        named = self.members.named(group)
         if "state_dtype" in group:
             group["state_dtype"] = as_dtype(group["state_dtype"])
         check_settings({**self.defaults, **group}, self.beta_count, self.eps_count)
         check_storage(self, {**self.defaults, **group})
-        keep, rest = named, []
+        decayed, exempt = named, []
         if self._no_decay is not None and "weight_decay" in self.defaults and group.get("weight_decay") != 0:
-            rest = [(name, p) for name, p in named if is_picked(self._no_decay, name, p)]
-            excluded = {id(p) for _, p in rest}
-            keep = [(name, p) for name, p in named if id(p) not in excluded]
-        param_blocks.release(self, [p for _, p in named])
-        for chosen, extra in ((keep, {}), (rest, {"weight_decay": 0.0})):
-            if chosen or (not rest and chosen is keep):
-                super().add_param_group(param_blocks.as_torch(self, {**group, **extra}, chosen))
-                param_blocks.enter(self, chosen)
+            exempt = [(name, p) for name, p in named if is_picked(self._no_decay, name, p)]
+            excluded = {id(p) for _, p in exempt}
+            decayed = [(name, p) for name, p in named if id(p) not in excluded]
+        self.members.release(self, [p for _, p in named])
+        for chosen, extra in ((decayed, {}), (exempt, {"weight_decay": 0.0})):
+            if chosen or (chosen is decayed and not exempt):
+                super().add_param_group(self.members.as_torch(self.param_groups, {**group, **extra}, chosen))
+                self.members.enter(chosen)
 
     def model(self) -> nn.Module | None:
         """The model the optimizer was built from, if there was one and it is still alive."""
-        return None if self._model is None else self._model()
+        return self.members.model
 
     def name(self, p: nn.Parameter) -> str:
         """The parameter's name for messages: as registered in the model, else its place in the groups."""
-        return self._names.get(p) or self.blocks(p).name
+        return self.members.names.get(p) or self.blocks(p).name
 
     def known_as(self) -> str:
         """The name that users know: Lomo for the rule inside it."""
@@ -141,34 +171,27 @@ class RuleOptimizer(Optimizer):
 
     def blocks(self, p: nn.Parameter) -> ParamBlocks:
         """The blocks of one of this optimizer's parameters."""
-        if p not in self._blocks and any(p is other for other in self._unplaced):
-            param_blocks.place(self, [p])
-        return self._blocks[p]
+        return self.members.blocks_of(p)
 
-    # -- shards ------------------------------------------------------------------------------------------------------
-
-    def _start_shards(self) -> None:
-        self._shards: dict[nn.Parameter, Shard] = {}  # of parameters that are not whole here
-        self._cut: dict[nn.Parameter, bool] = {}  # whether updating one needs sums over processes
-        self._layouts: dict[nn.Parameter, Layout] = {}
-        self._agreed = True
+    # -- shards --------------------------------------------------------------------------------------------------------
 
     def shard(self, p: nn.Parameter) -> Shard | None:
         """What this process holds of a parameter; None: all of it."""
-        return self._shards.get(p)
+        return self.shards.of.get(p)
 
     def is_cut(self, p: nn.Parameter) -> bool:
-        """Whether the update of a parameter needs sums over processes. All processes must have called agree()."""
-        return self._cut.get(p, False)
+        """Whether the update of a parameter needs sums over processes. All processes must have called check_shards()."""
+        return self.shards.cut.get(p, False)
 
     def layout(self, p: nn.Parameter) -> Layout:
         """The pieces of what this process holds of a parameter."""
-        if p not in self._layouts:
-            shard = self._shards.get(p)
-            self._layouts[p] = layout(self.form, self.blocks(p), None if shard is None else shard.boxes)
-        return self._layouts[p]
+        layouts = self.shards.layouts
+        if p not in layouts:
+            shard = self.shard(p)
+            layouts[p] = layout(self.form, self.blocks(p), None if shard is None else shard.boxes)
+        return layouts[p]
 
-    def hold(self, parts: dict[nn.Parameter, tuple[nn.Parameter, Shard]]) -> None:
+    def replace_params(self, parts: dict[nn.Parameter, tuple[nn.Parameter, Shard]]) -> None:
         """Before the first step: train a part in place of each whole parameter, {parameter: (stored part, shard)}.
 
         Parts are plain tensors that hold the shard's boxes one after the other; gradients are theirs (see zero1.py).
@@ -177,22 +200,17 @@ class RuleOptimizer(Optimizer):
             raise RuntimeError("parts must be set before the first step")
         for group in self.param_groups:
             group["params"] = [parts[p][0] for p in group["params"]]
-        self._names = {parts[p][0]: name for p, name in self._names.items() if p in parts}
-        self._blocks = {parts[p][0]: blocks for p, blocks in self._blocks.items() if p in parts}
-        self._start_shards()
-        self._shards, self._agreed = {part: shard for part, shard in parts.values()}, False
-        self._unplaced = []
-        param_blocks.follow(self, None)
+        self.members.replace({p: part for p, (part, _) in parts.items()})
+        self.shards.reset({part: shard for part, shard in parts.values()})
 
-    def agree(self) -> None:
+    def check_shards(self) -> None:
         """Once before the first step, on every process: check that shards fit together, and find what is cut."""
-        if self._agreed:
+        if self.shards.checked:
             return
-        parameters = [p for group in self.param_groups for p in group["params"] if p in self._shards]
-        asked = [(self.name(p), self._shards[p], self.layout(p).partial) for p in parameters]
-        summing = [any(stage.sums(len(self.layout(p).frame)) for stage in self.stages) for p in parameters]
-        self._cut = {p: cut and sums for p, cut, sums in zip(parameters, agree(asked), summing)}
-        self._agreed = True
+        parameters = [p for group in self.param_groups for p in group["params"] if p in self.shards.of]
+        layouts = [self.layout(p) for p in parameters]
+        sums = [any(stage.axes(len(lay.frame)) for stage in self.stages) for lay in layouts]
+        self.shards.check([(p, self.name(p), lay.partial, s) for p, lay, s in zip(parameters, layouts, sums)])
 
     def offloads(self, p: nn.Parameter, key: str) -> bool:
         """Whether one of a parameter's state tensors lives in pinned CPU memory."""
@@ -200,9 +218,9 @@ class RuleOptimizer(Optimizer):
 
     def keeps_whole(self, p: nn.Parameter, key: str) -> bool:
         """Whether every process keeps all of one of a parameter's state tensors: what is smaller than the parameter."""
-        return key == "step" or is_scale(key) or key in self.small(self._blocks[p])
+        return key == "step" or is_scale(key) or key in self.replicated(self.blocks(p))
 
-    # -- one step ----------------------------------------------------------------------------------------------------
+    # -- one step ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -226,21 +244,21 @@ class RuleOptimizer(Optimizer):
         self.look([p for _, p, _ in work])
         if not work:
             check_any_gradient(self)
-        return self._nonfinite == "ignore" or check_finite(self, work, self._shards)
+        return self.nonfinite == "ignore" or check_finite(self, work)
 
     def look(self, parameters: Iterable[nn.Parameter]) -> None:
         """Before a step: blocks of what trains by now; raises where parameters or model are not what they were."""
-        if self._unplaced:
-            param_blocks.place(self)
-            param_blocks.place(self, [p for p in self._unplaced if p.grad is not None])
+        if self.members.without_blocks:
+            self.members.find_blocks()
+            self.members.find_blocks([p for p in self.members.without_blocks if p.grad is not None])
         check_model(self, parameters)
         check_members(self)
 
     def update(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float = 1.0) -> None:
         """Run the rule on (group, parameter, gradient) triples, gradients times factor; FusedBackward calls this too."""
-        jobs = self.begin(work, factor)
-        if jobs:
-            for pending in rounds(self.stages, jobs):
+        cut = self.update_local(work, factor)
+        if cut:
+            for pending in rounds(self.stages, cut):
                 reduce_all(pending)
 
     def finish(self) -> None:
@@ -248,11 +266,67 @@ class RuleOptimizer(Optimizer):
         if self._offload:
             wait_for(p.device for group in self.param_groups for p in group["params"])
 
-    def begin(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float = 1.0) -> list[Job]:
+    def update_local(self, work: list[tuple[dict, nn.Parameter, Tensor]], factor: float = 1.0) -> list[ShardedUpdate]:
         """Update all that is complete on this process; returns what needs sums over processes (see sharded_update.py)."""
         refuse_capture()
-        if not self._agreed:
-            self.agree()
+        self.check_shards()
+        states, layouts = self._states(work)
+        hypers: dict = {} if self.shared is None else self.shared
+        here, cut = [], []
+        if states:
+            torch._foreach_add_([state["step"] for state in states], 1.0)
+        for (group, p, g), state, lay in zip(work, states, layouts):
+            step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
+            key = (id(group), step, factor)
+            if key not in hypers:
+                hypers[key] = {**self.scalars(as_numbers(group), step), "factor": factor}
+            hyper = hypers[key]
+            if (shard := self.shards.of.get(p)) is not None:
+                g, state = local_gradient(self.name(p), p, g), {name: local(value) for name, value in state.items()}
+                if self.shards.cut[p] or is_coded(group):  # scales of 8-bit codes belong to whole parameters
+                    update = Update(group, local(p.detach()), scaled(g, factor), state, hyper, lay)
+                    cut.append(ShardedUpdate(self, update, shard, self.shards.cut[p]))
+                    continue
+                p = local(p.detach())
+            if lay.held:
+                here.append(Update(group, p, g, state, hyper, lay))
+        for update in self.execute(here):
+            self.by_stages(update)
+        return cut
+
+    def execute(self, updates: list[Update]) -> list[Update]:
+        """Make updates by the faster ways that there are for their devices; returns what is left for the stages."""
+        if torch.compiler.is_compiling() or self._compile:
+            return updates
+        on_cpu = [update for update in updates if update.param.device.type == "cpu"]
+        elsewhere = (
+            [update for update in updates if update.param.device.type != "cpu"] if len(on_cpu) < len(updates) else []
+        )
+        for way in self.ways_on_cpu:
+            on_cpu = way(self, on_cpu) if on_cpu else []
+        for way in self.ways_elsewhere:
+            elsewhere = way(self, elsewhere) if elsewhere else []
+        return on_cpu + elsewhere
+
+    def by_stages(self, update: Update) -> None:
+        """All stages on one tensor: 16-bit or strided tensors go through a contiguous fp32 copy, others in place."""
+        _, p, g, state, hyper, lay = update
+        plain, replicated = {key: value for key, value in state.items() if key != "step"}, self.replicated(lay.blocks)
+        check_state(lay, self.form, plain, replicated)
+        copies = Copies(p, plain, lay)
+        gradient = as_exact(scaled(g, hyper["factor"]), g.device, copies.exact)
+        for view in views(self.form, lay, copies.p, gradient, copies.state, replicated, hyper):
+            if self._compile and not torch.compiler.is_compiling():
+                numbers = as_tensors(view.hyper, p.device)
+                compiled_stages(self.stages)(view.param, view.grad, view.state, numbers, view.frame, view.size)
+            else:
+                run_stages(self.stages, view)
+        copies.write(update.group["rounding"], copies.largest())
+
+    # -- state of a parameter ------------------------------------------------------------------------------------------
+
+    def _states(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> tuple[list[dict], list[Layout]]:
+        """State and layout of each parameter, made where they are not there yet."""
         states, layouts = self._known(work)
         if not all(states) or None in layouts:
             fresh = [(group, p) for (group, p, _), s, lay in zip(work, states, layouts) if not s or lay is None]
@@ -266,39 +340,11 @@ class RuleOptimizer(Optimizer):
             self._initialise(late)
             for _, p in late:
                 self.late(self.state[p])
-        scalars: dict = {} if self.shared is None else self.shared
-        ready, jobs = [], []
-        if states:
-            torch._foreach_add_([state["step"] for state in states], 1.0)
-        for (group, p, g), state, lay in zip(work, states, layouts):
-            step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
-            key = (id(group), step, factor)
-            if key not in scalars:
-                scalars[key] = {**self.scalars(as_numbers(group), step), "factor": factor}
-            h = scalars[key]
-            if self._shards and p in self._shards:
-                g, state = local_gradient(self.name(p), p, g), {name: local(value) for name, value in state.items()}
-                if self._cut[p] or is_coded(group):  # scales of 8-bit codes belong to whole parameters
-                    moments = {name: value for name, value in state.items() if name != "step"}
-                    stored = (local(p.detach()), scaled(g, factor), moments, self.small(self._blocks[p]), h)
-                    how = (self._cut[p], self.form, self.reduction(group), group["rounding"])
-                    jobs.append(Job(self._shards[p], lay, how, stored))
-                    continue
-                p = local(p.detach())
-            if lay.held:
-                ready.append((group, p, g, state, h, lay))
-        for group, p, g, state, h, lay in self.fast(ready):
-            self._apply(p, scaled(g, h["factor"]), state, h, lay, group["rounding"])
-        return jobs
-
-    def fast(self, ready: list) -> list:
-        """Hook for a faster way over many tensors at once; returns what it left for the general way. Gradients count times
-        h["factor"], which the general way multiplies in."""
-        return ready
+        return states, layouts
 
     def _known(self, work: list) -> tuple[list[dict], list[Layout | None]]:
         """State and layout of each parameter, empty and None where they are still to be made."""
-        return [self.state[p] for _, p, _ in work], [self._layouts.get(p) for _, p, _ in work]
+        return [self.state[p] for _, p, _ in work], [self.shards.layouts.get(p) for _, p, _ in work]
 
     def _initialise(self, fresh: list[tuple[dict, nn.Parameter]]) -> None:
         for group, p in fresh:
@@ -323,19 +369,6 @@ class RuleOptimizer(Optimizer):
         groups = [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
         self._initialise(groups)
 
-    def _apply(self, p: Tensor, g: Tensor, state: dict, h: dict, lay: Layout, rounding: str) -> None:
-        """All stages on one tensor: 16-bit or strided tensors go through a contiguous fp32 copy, others in place."""
-        plain, small = {key: value for key, value in state.items() if key != "step"}, self.small(lay.blocks)
-        check_state(lay, self.form, plain, small)
-        copies = Copies(p, plain, lay)
-        gradient = as_exact(g, g.device, copies.exact)
-        for w in works(self.form, lay, copies.p, gradient, copies.state, small, h):
-            if self._compile and not torch.compiler.is_compiling():
-                compiled_stages(self.stages)(w.p, w.g, w.s, as_tensors(w.h, p.device), w.frame, w.size)
-            else:
-                run_stages(self.stages, w)
-        copies.write(rounding, copies.largest())
-
     # -- what a rule brings --------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -343,7 +376,7 @@ class RuleOptimizer(Optimizer):
         return {}
 
     @staticmethod
-    def small(blocks: ParamBlocks) -> tuple[str, ...]:
+    def replicated(blocks: ParamBlocks) -> tuple[str, ...]:
         return ()
 
     @staticmethod
@@ -358,11 +391,11 @@ class RuleOptimizer(Optimizer):
     def scalars(group: dict, step: float) -> dict:
         return {"lr": group["lr"], "weight_decay": group["weight_decay"]}
 
-    # -- state ---------------------------------------------------------------------------------------------------------
+    # -- saving --------------------------------------------------------------------------------------------------------
 
     def save(self) -> dict:
         """As in torch, plus each group's block signatures. With sharded parameters every process must call it."""
-        if self._shards and self._agreed:
+        if self.shards.of and self.shards.checked:
             complete(self)
         return pack(self, super().save())
 
@@ -377,22 +410,28 @@ class RuleOptimizer(Optimizer):
         self.state = collections.defaultdict(dict, state)
 
     def __getstate__(self) -> dict:
-        keys = ("_blocks", "_names", "_nonfinite", "_compile", "_offload", "_unplaced", "_movable", "_left_out")
-        extra = {key: self.__dict__[key] for key in (*keys, "_partition_settings")}
-        links = {"_model": Link(self.model()), "_no_decay": Link(self._no_decay)}
-        return {**super().__getstate__(), **extra, **links}
+        extra = {key: self.__dict__[key] for key in ("members", "nonfinite", "_compile", "_offload")}
+        return {**super().__getstate__(), **extra, "_no_decay": Link(self._no_decay)}
 
     def __setstate__(self, state: dict) -> None:
-        model, no_decay = state.pop("_model").target, state.pop("_no_decay").target
+        no_decay = state.pop("_no_decay").target
         super().__setstate__(state)
         self._segments, self.plans, self._no_decay = {}, {}, no_decay
-        param_blocks.follow(self, model)
-        self._kept = model  # a copy made alone is all that keeps its model
-        self._start_shards()
-        for p in (p for group in self.param_groups for p in group["params"] if is_dtensor(p) and p in self._blocks):
-            self._shards[p], self._agreed = shard_of(p), False
+        self.shards = self.members.shards
+        for p in (
+            p for group in self.param_groups for p in group["params"] if is_dtensor(p) and p in self.members.blocks
+        ):
+            self.shards.add(p, shard_of(p))
 
     def state_bytes(self) -> int:
         """Bytes of all state tensors, step counters left out."""
         tensors = [v for s in self.state.values() for k, v in s.items() if isinstance(v, Tensor) and k != "step"]
         return sum(v.numel() * v.element_size() for v in tensors)
+
+
+def as_numbers(group: dict) -> dict:
+    """The settings of a group, tensor-valued ones (lr) as numbers; the group as it is while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return group
+    scalar = {k: v.item() for k, v in group.items() if isinstance(v, torch.Tensor) and v.numel() == 1}
+    return {k: scalar.get(k, v) for k, v in group.items() if k != "params"}

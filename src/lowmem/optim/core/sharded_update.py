@@ -10,28 +10,30 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lowmem.optim.core.rule import Layout, Stage, Work, framed, run_stages, take, works
+from lowmem.optim.core.rule import Stage, TensorView, Update, in_frame, narrowed, run_stages, views
 from lowmem.optim.core.sharding import REDUCTIONS, SHARD_FIRST, Shard, is_dtensor, local
 from lowmem.optim.core.storage import Copies
 
 
-class Job:
-    """One cut parameter during one step: stored tensors, their pieces, and the small state in its frame.
+class ShardedUpdate:
+    """One parameter's update where other processes hold the rest of it: its views, their sums, and the complete totals.
 
-    how: (whether its stages need sums over processes, form, reduction, rounding).
-    stored: (p, g, state, small, h): what this process stores (plain tensors), and names of state kept whole everywhere.
+    update: what this process stores of it. cut: whether its stages need sums over processes.
     """
 
-    def __init__(self, shard: Shard, lay: Layout, how: tuple, stored: tuple):
-        self.shard, self.lay = shard, lay
-        self.cut, self.form, self.reduction, self.rounding = how
-        self.p, self.g, self.state, self.small, self.h = stored
+    def __init__(self, optimizer, update: Update, shard: Shard, cut: bool):
+        self.form, self.lay, self.hyper = optimizer.form, update.layout, update.hyper
+        self.shard, self.cut, self.rounding = shard, cut, update.group["rounding"]
+        self.reduction = optimizer.reduction(update.group)
+        self.replicated = optimizer.replicated(update.layout.blocks)
+        self.p, self.g = update.param, update.grad
+        self.state = {key: value for key, value in update.state.items() if key != "step"}
         self.exact = torch.promote_types(self.p.dtype, torch.float32)
-        self.totals: list[list[Tensor]] = []
-        self.part_totals: list[list] = [[] for _ in lay.pieces]
-        self.works: list[Work] = []
+        self.totals: list[dict] = [{} for _ in self.lay.pieces]  # of each piece
+        self.views: list[TensorView] = []
+        self.whole: TensorView | None = None  # small state alone, as `settle` sees it
         self.copies: Copies | None = None
-        self.most: dict[str, Tensor] = {}
+        self.largest_sizes: dict[str, Tensor] = {}
         self.sums: list[Tensor] = []
 
     def open(self) -> None:
@@ -40,30 +42,30 @@ class Job:
             return
         self.copies = Copies(self.p, self.state, self.lay)
         gradient, state = self.g.to(self.p.device, self.exact).contiguous(), self.copies.state
-        self.works = works(self.form, self.lay, self.copies.p, gradient, state, self.small, self.h)
-        small = {key: framed(state[key], self.form) for key in self.small}
-        size = self.works[0].size if self.works else 0
-        self.whole = Work(None, None, small, self.h, self.lay.frame, size)
+        self.views = views(self.form, self.lay, self.copies.p, gradient, state, self.replicated, self.hyper)
+        small = {key: in_frame(state[key], self.form) for key in self.replicated}
+        size = self.views[0].size if self.views else 0
+        self.whole = TensorView(None, None, small, self.hyper, self.lay.frame, size)
 
     def close(self, write: bool) -> None:
         """Forget the copies; with write, round them back into storage first. What was never copied stays."""
         if write:
-            self.copies.write(self.rounding, self.most)
+            self.copies.write(self.rounding, self.largest_sizes)
         elif not self.copies.made and self.g.dtype == self.exact:
             return  # nothing was copied, so nothing is gained
-        self.copies, self.works = None, []
+        self.copies, self.views = None, []
 
     def run(self, stages: tuple[Stage, ...]) -> None:
         """All stages, where every block is complete on one process."""
         self.open()
-        for work in self.works:
-            run_stages(stages, work)
+        for view in self.views:
+            run_stages(stages, view)
 
     def largest(self) -> list[Tensor]:
         """After the last stage: what scales of moments in codes need from every process."""
         self.open()
-        self.most = self.copies.largest()
-        return list(self.most.values())
+        self.largest_sizes = self.copies.largest()
+        return list(self.largest_sizes.values())
 
     def measure(self, stage: Stage) -> list[Tensor]:
         """Run a stage on every piece; its sums over this process's pieces, each with the frame's lengths or 1."""
@@ -71,16 +73,16 @@ class Job:
         frame = self.lay.frame
         full = [
             torch.full(
-                [length if axis in kept else 1 for axis, length in enumerate(frame)],
+                [length if axis in axes else 1 for axis, length in enumerate(frame)],
                 REDUCTIONS[self.reduction],
                 dtype=self.exact,
                 device=self.p.device,
             )
-            for kept in stage.sums(len(frame))
+            for axes in stage.axes(len(frame))
         ]
-        for work, piece, totals in zip(self.works, self.lay.pieces, self.part_totals):
-            for whole, part in zip(full, stage.run(work, totals) or ()):
-                mine = take(whole, piece.ranges)
+        for view, piece, totals in zip(self.views, self.lay.pieces, self.totals):
+            for whole, part in zip(full, stage.run(view, totals) or ()):
+                mine = narrowed(whole, piece.ranges)
                 if self.reduction == "sum":
                     mine.add_(part)
                 else:
@@ -93,38 +95,29 @@ class Job:
     def settle(self, stage: Stage) -> None:
         """With complete sums: update the small state once, and hand every piece its part of the totals."""
         self.open()
-        self.totals.append(self.sums)
-        if stage.settle is not None:
-            self.totals[-1] = stage.settle(self.whole, self.totals)
-        for piece, totals in zip(self.lay.pieces, self.part_totals):
-            totals.append([take(x, piece.ranges) for x in self.totals[-1] or ()])
+        found = self.sums if stage.settle is None else stage.settle(self.whole, self.sums)
+        for piece, totals in zip(self.lay.pieces, self.totals):
+            totals[stage.name] = [narrowed(x, piece.ranges) for x in found or ()]
 
 
-def rounds(stages: tuple[Stage, ...], jobs: list[Job]) -> Iterator[list[tuple[Shard, str, Tensor]]]:
-    """All stages on all jobs. Yields, where sums need it, (shard, reduction, tensor) triples, which the caller completes
+def rounds(stages: tuple[Stage, ...], updates: list[ShardedUpdate]) -> Iterator[list[tuple[Shard, str, Tensor]]]:
+    """All stages of all updates. Yields, where sums need it, (shard, reduction, tensor) triples, which the caller completes
     over processes in place before it goes on."""
-    cut = [job for job in jobs if job.cut]
+    cut = [update for update in updates if update.cut]
     for stage in stages:
-        pending = [(job.shard, job.reduction, x) for job in cut for x in job.measure(stage)]
+        pending = [(update.shard, update.reduction, x) for update in cut for x in update.measure(stage)]
         if pending:
             yield pending
-        for job in cut:
-            job.settle(stage)
-    for job in jobs:
-        if not job.cut:
-            job.run(stages)
-    pending = [(job.shard, "max", x) for job in jobs for x in job.largest()]
+        for update in cut:
+            update.settle(stage)
+    for update in updates:
+        if not update.cut:
+            update.run(stages)
+    pending = [(update.shard, "max", x) for update in updates for x in update.largest()]
     if pending:
         yield pending
-    for job in jobs:
-        job.close(write=True)
-
-
-def scaled(g: Tensor, factor: float) -> Tensor:
-    """A gradient times a number: 16-bit ones as an fp32 copy, others in place."""
-    if factor == 1.0:
-        return g
-    return (g.float() if g.dtype in (torch.float16, torch.bfloat16) else g).mul_(factor)
+    for update in updates:
+        update.close(write=True)
 
 
 def local_gradient(name: str, p: Tensor, g: Tensor) -> Tensor:

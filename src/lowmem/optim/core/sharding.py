@@ -191,3 +191,31 @@ def agree(parameters: list[tuple[str, Shard, bool]]) -> list[bool]:
                 )
             cut[i] = any(part[3] for part in column)
     return cut
+
+
+class Shards:
+    """Which of an optimizer's parameters are not whole on this process, and which updates need sums over processes.
+
+    of: {parameter: shard}. cut: whether a shard's update needs sums, known once all processes have checked. layouts: the
+    pieces of what is held here, also of whole parameters. A copy is empty: process groups have no copies.
+    """
+
+    def __init__(self, of: dict[Tensor, Shard] | None = None):
+        self.reset(of or {})
+
+    def reset(self, of: dict[Tensor, Shard]) -> None:
+        """Hold these, and forget the others."""
+        self.of, self.cut, self.layouts, self.checked = of, {}, {}, not of
+
+    def add(self, p: Tensor, shard: Shard) -> None:
+        """Hold one more; all processes must check again."""
+        self.of[p], self.checked = shard, False
+
+    def check(self, parameters: list[tuple[Tensor, str, bool, bool]]) -> None:
+        """On every process: agree about (parameter, name, whether a block of it is cut here, whether its rule sums)."""
+        anywhere = agree([(name, self.of[p], here) for p, name, here, _ in parameters])
+        self.cut = {p: cut and sums for (p, _, _, sums), cut in zip(parameters, anywhere)}
+        self.checked = True
+
+    def __reduce__(self):
+        return Shards, ()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lowmem.optim.core.eight_bit import CODE
-from lowmem.optim.core.rule import framed, take
+from lowmem.optim.core.rule import in_frame, narrowed
 from lowmem.optim.core.sharding import flat_part, is_dtensor, reduce_all
 from lowmem.optim.core.storage import is_coded
 
@@ -15,7 +15,7 @@ def pack(optimizer, saved: dict) -> dict:
     """torch's dictionary, plus (name, signature of its blocks) of each parameter, so that another partition is refused."""
     for group, live in zip(saved["param_groups"], optimizer.param_groups):
         if optimizer.uses_blocks:
-            known = [p for p in live["params"] if p in optimizer._blocks]
+            known = [p for p in live["params"] if p in optimizer.members.blocks]
             group["blocks"] = [(optimizer.name(p), optimizer.blocks(p).signature) for p in known]
         if is_coded(live):
             group["state_code"] = CODE
@@ -58,11 +58,11 @@ def complete(optimizer) -> None:
             shard, state = optimizer.shard(p), optimizer.state.get(p)
             if shard is None or not shard.groups or not state or optimizer.is_cut(p):
                 continue
-            for key in optimizer.small(optimizer.blocks(p)):
-                mine = framed(state[key], optimizer.form)
+            for key in optimizer.replicated(optimizer.blocks(p)):
+                mine = in_frame(state[key], optimizer.form)
                 total = torch.zeros_like(mine)
                 for piece in optimizer.layout(p).pieces:
-                    take(total, piece.ranges).copy_(take(mine, piece.ranges))
+                    narrowed(total, piece.ranges).copy_(narrowed(mine, piece.ranges))
                 pending.append((shard, "sum", total))
                 targets.append(mine)
     if pending:

@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from lowmem.blocks import ParamBlocks
-from lowmem.optim.core.eight_bit import SCALE, block_ids, decoded, encode, is_scale, largest, scale_count, scales
-from lowmem.optim.core.rounding import as_exact, low_bits, round_into, with_low_bits
-from lowmem.optim.core.rule import Layout
+from lowmem.optim.core.eight_bit import block_ids, decoded, encode, largest, scale_count, scales
+from lowmem.optim.core.layout import Layout
+from lowmem.optim.core.rounding import low_bits, round_into, with_low_bits
 
+SCALE = "_scale"  # state "exp_avg" has its scales in "exp_avg_scale"
 LOW = "weight_low"  # state: bits of a bf16 weight that follow the 16 of the weight itself
+
+
+def is_scale(key: str) -> bool:
+    return key.endswith(SCALE)
 
 
 def is_coded(group: dict) -> bool:
@@ -43,15 +48,47 @@ def extra_state(p: Tensor, state: dict[str, Tensor], blocks: ParamBlocks, group:
     return found
 
 
+def check_state(lay, form: str, state: dict[str, Tensor], replicated: tuple[str, ...]) -> None:
+    """RuntimeError for a state tensor that somebody has replaced by one of another size."""
+    for key, value in state.items():
+        scales = scale_count(lay.blocks.numel) if is_scale(key) else None
+        if scales is not None:
+            fits = value.numel() == scales
+        elif key in replicated:
+            fits = value.numel() == lay.blocks.count if form == "blocks" else value.ndim == len(lay.frame)
+        else:
+            fits = value.numel() == lay.held
+        if not fits:
+            want = scales or (lay.blocks.count if form == "blocks" and key in replicated else lay.held)
+            raise RuntimeError(
+                f"{lay.blocks.name}: {key} has {value.numel()} elements, not {want}; to reset state, assign an empty "
+                "dictionary to opt.state[parameter]"
+            )
+
+
+def as_exact(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """x as a contiguous tensor of this dtype on this device: itself where it is one (asking is cheaper than `to`)."""
+    if x.dtype == dtype and x.device == device and x.is_contiguous():
+        return x
+    return x.to(device, dtype, non_blocking=device.type == "cuda").contiguous()
+
+
+def scaled(g: Tensor, factor: float) -> Tensor:
+    """A gradient times a number: 16-bit ones as an fp32 copy, others in place."""
+    if factor == 1.0:
+        return g
+    return (g.float() if g.dtype in (torch.float16, torch.bfloat16) else g).mul_(factor)
+
+
 class Copies:
     """Contiguous fp32 (or fp64) copies of a stored parameter `p` and its `state`, whose numbers `write` puts back."""
 
     def __init__(self, p: Tensor, state: dict[str, Tensor], lay: Layout):
         self.exact = torch.promote_types(p.dtype, torch.float32)
-        self.stored, self.kept, self.numel = p, state, lay.blocks.numel
+        self.stored, self.kept, self.blocks = p, state, lay.blocks
         self.coded = [key for key, value in state.items() if key + SCALE in state]
         self.ids = None
-        if self.coded and lay.held != self.numel:
+        if self.coded and lay.held != lay.blocks.numel:
             self.ids = block_ids(lay.blocks.shape, lay.boxes, p.device)
         self.p = with_low_bits(p, state[LOW].to(p.device)) if LOW in state else as_exact(p, p.device, self.exact)
         self.state = {key: self._opened(key) for key in state if not is_scale(key) and key != LOW}
@@ -69,7 +106,7 @@ class Copies:
 
     def largest(self) -> dict[str, Tensor]:
         """For each moment in codes: the largest size in each block, as far as this process holds it."""
-        return {key: largest(self.state[key], self.ids, self.numel) for key in self.coded}
+        return {key: largest(self.state[key], self.ids, self.blocks.numel) for key in self.coded}
 
     def write(self, rounding: str, most: dict[str, Tensor]) -> None:
         """Everything back into storage. most: largest(), complete over processes."""

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowmem.optim.core import data_parallel
+from lowmem.optim.core.checks import check_members
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.core.sharding import Shard, flat_boxes
 from lowmem.optim.core.torch_optimizer import Optimizer
-from lowmem.optim.core.watch import check_members
 
 
 class Zero1(Optimizer):
@@ -35,8 +35,7 @@ class Zero1(Optimizer):
         self.process_group = process_group if process_group is not None else dist.group.WORLD
         self.average, self.inner = average, inner
         self._frozen = [p for group in inner.param_groups for p in group["params"] if not p.requires_grad]
-        self._names, self._model, self._left_out = dict(inner._names), inner._model, set(self._frozen)
-        self._watch = inner._watch
+        self.members = inner.members.of_whole_params(self._frozen)
         for group in inner.param_groups:  # a frozen weight is nobody's share
             kept = [i for i, p in enumerate(group["params"]) if p.requires_grad]
             for key in {"params", "param_names"} & group.keys():
@@ -55,7 +54,7 @@ class Zero1(Optimizer):
             at += p.numel()
         self._parts = mine
         outside = [{**group, "params": list(group["params"])} for group in inner.param_groups]  # of whole parameters
-        inner.hold(mine)
+        inner.replace_params(mine)
         super().__init__(outside, inner.defaults)
 
     @property
@@ -70,13 +69,13 @@ class Zero1(Optimizer):
 
     def model(self) -> nn.Module | None:
         """See RuleOptimizer.model."""
-        return None if self._model is None else self._model()
+        return self.members.model
 
     def _flat(self, p: nn.Parameter) -> Tensor:
         """A whole parameter as the one row that is shared out; a view."""
         if not p.is_contiguous():
             raise ValueError(
-                f"{self._names.get(p, 'a parameter')}: is not contiguous; call .contiguous() on its data first"
+                f"{self.members.names.get(p, 'a parameter')}: is not contiguous; call .contiguous() on its data first"
             )
         return p.detach().view(-1)
 
@@ -85,7 +84,7 @@ class Zero1(Optimizer):
         thawed = next((p for p in self._frozen if p.requires_grad), None)
         if thawed is not None:
             raise RuntimeError(
-                f"{self._names.get(thawed, 'a parameter')}: was frozen when Zero1 shared the parameters out; build the "
+                f"{self.members.names.get(thawed, 'a parameter')}: was frozen when Zero1 shared the parameters out; build the "
                 "optimizer anew after thawing"
             )
         check_members(self)

@@ -1,0 +1,32 @@
+"""The factor on a loss in fp16, whose gradients would be too small otherwise: a constant, or one that follows overflows."""
+
+from __future__ import annotations
+
+START, GROWTH, WINDOW, SMALLEST = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
+
+
+class LossScale:
+    """setting: None (no scale), a number, or "dynamic": halved by an overflow, doubled after WINDOW clean steps.
+
+    value: the factor. clean_steps: how many steps of a dynamic scale have not overflown.
+    """
+
+    def __init__(self, setting: float | str | None):
+        self.dynamic = setting == "dynamic"
+        self.value = START if self.dynamic else float(setting or 1.0)
+        self.clean_steps = 0
+
+    def overflow(self, name: str) -> None:
+        """Halve a dynamic scale. FloatingPointError, naming the parameter, where it cannot fall further."""
+        if self.value <= SMALLEST:
+            raise FloatingPointError(f"{name}: gradient overflows at the smallest loss scale; nothing was updated")
+        self.value, self.clean_steps = max(self.value / GROWTH, SMALLEST), 0
+
+    def clean(self) -> None:
+        """Note a step without overflow."""
+        self.clean_steps += self.dynamic
+
+    def updated(self) -> None:
+        """After the update of a clean step: a dynamic scale may grow, from the next step on."""
+        if self.dynamic and self.clean_steps % WINDOW == 0:
+            self.value *= GROWTH
