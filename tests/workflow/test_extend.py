@@ -19,7 +19,7 @@ from lowmem.optim.core.rule import Stage
 
 
 def update(w, totals):
-    w.p.sub_(w.g.sign(), alpha=w.h["lr"])
+    w.param.sub_(w.grad.sign(), alpha=w.hyper["lr"])
 
 
 class SignDescent(RuleOptimizer):

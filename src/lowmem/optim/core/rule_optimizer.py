@@ -14,7 +14,7 @@ A rule says what happens to one tensor. It is a subclass with
 What happens in step(), in this order; nothing is changed before every check has passed:
 
      1  check         gradients are dense, and the model is the one that the optimizer was built from      checks.py
-     2  _states       state of parameters that train for the first time                         the rule's init, storage.py
+     2  _states       state of parameters that train for the first time               initial_state.py, the rule's init
      3  update_local  step counts go up; the step's numbers, once per group                          the rule's scalars
      4  execute       each tensor by the first way that takes it: on a CPU in C                         cpu_kernel.py
      5                on a GPU in Triton; elsewhere many tensors at once                    gpu_step.py, flat_blocks.py
@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.blocks import ParamBlocks
+from lowmem.optim.core import initial_state
 from lowmem.optim.core.checks import (
     NO_SPARSE,
     check_any_gradient,
@@ -61,7 +62,6 @@ from lowmem.optim.core.storage import (
     as_exact,
     check_state,
     check_storage,
-    extra_state,
     is_coded,
     is_scale,
     scaled,
@@ -272,7 +272,7 @@ class RuleOptimizer(Optimizer):
         self.check_shards()
         states, layouts = self._states(work)
         hypers: dict = {} if self.shared is None else self.shared
-        here, cut = [], []
+        shards, here, cut = self.shards.of, [], []
         if states:
             torch._foreach_add_([state["step"] for state in states], 1.0)
         for (group, p, g), state, lay in zip(work, states, layouts):
@@ -281,11 +281,11 @@ class RuleOptimizer(Optimizer):
             if key not in hypers:
                 hypers[key] = {**self.scalars(as_numbers(group), step), "factor": factor}
             hyper = hypers[key]
-            if (shard := self.shards.of.get(p)) is not None:
+            if shards and p in shards:
                 g, state = local_gradient(self.name(p), p, g), {name: local(value) for name, value in state.items()}
                 if self.shards.cut[p] or is_coded(group):  # scales of 8-bit codes belong to whole parameters
                     update = Update(group, local(p.detach()), scaled(g, factor), state, hyper, lay)
-                    cut.append(ShardedUpdate(self, update, shard, self.shards.cut[p]))
+                    cut.append(ShardedUpdate(self, update, shards[p], self.shards.cut[p]))
                     continue
                 p = local(p.detach())
             if lay.held:
@@ -298,10 +298,8 @@ class RuleOptimizer(Optimizer):
         """Make updates by the faster ways that there are for their devices; returns what is left for the stages."""
         if torch.compiler.is_compiling() or self._compile:
             return updates
-        on_cpu = [update for update in updates if update.param.device.type == "cpu"]
-        elsewhere = (
-            [update for update in updates if update.param.device.type != "cpu"] if len(on_cpu) < len(updates) else []
-        )
+        on_cpu = [update for update in updates if update.param.is_cpu]
+        elsewhere = [update for update in updates if not update.param.is_cpu] if len(on_cpu) < len(updates) else []
         for way in self.ways_on_cpu:
             on_cpu = way(self, on_cpu) if on_cpu else []
         for way in self.ways_elsewhere:
@@ -323,51 +321,29 @@ class RuleOptimizer(Optimizer):
                 run_stages(self.stages, view)
         copies.write(update.group["rounding"], copies.largest())
 
-    # -- state of a parameter ------------------------------------------------------------------------------------------
-
     def _states(self, work: list[tuple[dict, nn.Parameter, Tensor]]) -> tuple[list[dict], list[Layout]]:
         """State and layout of each parameter, made where they are not there yet."""
         states, layouts = self._known(work)
         if not all(states) or None in layouts:
             fresh = [(group, p) for (group, p, _), s, lay in zip(work, states, layouts) if not s or lay is None]
+            make = initial_state.make
             if torch.compiler.is_compiling():
-                torch.compiler.disable(self._initialise)(fresh)  # not as a decorator: that imports the compiler at once
-            else:
-                self._initialise(fresh)
+                make = torch.compiler.disable(make)  # not as a decorator: that imports the compiler at once
+            make(self, fresh)
             states, layouts = self._known(work)
-        if self.optional_state:
-            late = [(group, p) for (group, p, _), state in zip(work, states) if self._lacks(group, state)]
-            self._initialise(late)
-            for _, p in late:
-                self.late(self.state[p])
+        if any(group[setting] for group in self.param_groups for _, setting in self.optional_state):
+            initial_state.add_late(self, [(group, p) for group, p, _ in work])
         return states, layouts
 
     def _known(self, work: list) -> tuple[list[dict], list[Layout | None]]:
         """State and layout of each parameter, empty and None where they are still to be made."""
         return [self.state[p] for _, p, _ in work], [self.shards.layouts.get(p) for _, p, _ in work]
 
-    def _initialise(self, fresh: list[tuple[dict, nn.Parameter]]) -> None:
-        for group, p in fresh:
-            self.layout(p)
-            state = self.state[p]
-            for key, value in self.fresh(p, group).items():
-                if key not in state:
-                    state[key] = value.cpu().pin_memory() if self.offloads(p, key) else value
-            state.setdefault("step", torch.zeros((), dtype=torch.float32, device="cpu"))
-
-    def fresh(self, p: Tensor, group: dict) -> dict[str, Tensor]:
-        """The state of a parameter before its first step, on its device."""
-        found = self.init(p, group, self.blocks(p), group["state_dtype"] or p.dtype)
-        return found | extra_state(p, found, self.blocks(p), group)
-
-    def _lacks(self, group: dict, state: dict) -> bool:
-        """Whether a setting that was raised after the first step needs state that is not there yet."""
-        return any(key not in state and group[setting] for key, setting in self.optional_state)
-
     def prepare(self) -> None:
         """Make the state of every trainable parameter now, as it is before the first step; for loading into it."""
-        groups = [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
-        self._initialise(groups)
+        initial_state.make(
+            self, [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
+        )
 
     # -- what a rule brings --------------------------------------------------------------------------------------------
 
