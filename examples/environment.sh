@@ -3,6 +3,7 @@
 # again:   sh examples/environment.sh frameworks   makes .venv/frameworks   (DeepSpeed, Accelerate, PEFT)
 #          sh examples/environment.sh torchtitan   makes .venv/torchtitan   (it needs older `datasets`)
 #          sh examples/environment.sh cluster      makes .venv/cluster      (the SLURM plugin)
+#          sh examples/environment.sh metadata     makes .venv/metadata     (validators of CITATION.cff and of licences)
 set -eu
 cd "$(dirname "$0")/.."
 name=$1

@@ -15,7 +15,11 @@ import pytest
 import torch
 
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
-for folder, package in (("frameworks", "deepspeed"), ("titan", "torchtitan")):  # examples/environment.sh
+for folder, package in (
+    ("frameworks", "deepspeed"),
+    ("titan", "torchtitan"),
+    ("metadata", "cffconvert"),
+):  # examples/environment.sh
     if importlib.util.find_spec(package) is None:
         collect_ignore.append(folder)
 if "LOWMEM_EXTRA_DATA" not in os.environ:  # a folder with original files of public data sets

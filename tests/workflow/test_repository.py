@@ -155,6 +155,7 @@ def test_ci_runs_every_phase_and_stops_at_the_first_failure(root):
         "snakefmt --check",
         "snakemake --lint",
         "tier=smoke",
+        "tests/metadata",
     ):
         assert word in text
 
