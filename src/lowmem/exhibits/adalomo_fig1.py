@@ -53,6 +53,6 @@ def draw(methods: dict):
     drawn, panels = plots.figure([["curves", "rates"]], width=9.4, height=3.6)
     loss_curves(panels["curves"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
     panels["curves"].set_title("Best rate of each")
-    by_rate(panels["rates"], methods, inside=True)
+    by_rate(panels["rates"], methods, names="corner")
     panels["rates"].set_title("Every rate tried")
     return drawn

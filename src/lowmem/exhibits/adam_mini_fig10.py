@@ -14,6 +14,7 @@ from lowmem.reporting.numbers.losses import MARGIN, Pair, largest, log_loss, own
 from lowmem.reporting.panels.losses import (
     faint,
     gap_curve,
+    letter_tables,
     limit_to_values,
     limits,
     of_mean,
@@ -175,6 +176,7 @@ def draw_loss(axes, sizes: list[Pair]) -> None:
         axes.text(0.70, 0.95 - 0.08 * k, display.name(optimizer), **style)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.12 * (high - low))
+    letter_tables(axes, sizes[0].runs["adamw"], max(label[1] for label in labels))
     plots.end_labels(axes, labels)
 
 

@@ -36,7 +36,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     size = pairs(runs)[-1]
     shown = Shown(
         caption=scale.about([run for group in size.runs.values() for run in group])
-        + f"The longest of the Llama runs ({size.name}): validation loss, and the gap Adam-mini minus AdamW at "
+        + "The longest of the Llama runs: validation loss, and the gap Adam-mini minus AdamW at "
         "equal seed over the share of the run that is done; mean over seeds, thin lines the seeds, shaded the 95 % interval. "
         "Open diamonds: the "
         "published gaps of Llama2-1B at the same share. Rows: gap of the training losses, on equal batches. Dotted: the "
@@ -83,13 +83,18 @@ def publish(shown: Shown, published: dict) -> list[tuple[float, float]]:
 def draw(size: Pair, marks: list[tuple[float, float]]):
     drawn, panels = plots.figure([["loss", "gap"]], height=3.6, width_ratios=[1, 1.15])
     loss_curves(panels["loss"], size.runs, start=0.1)
-    panels["loss"].set_title(f"Validation loss, {size.name}")
+    panels["loss"].set_title(f"Validation loss, {named(size)}")
     draw_gap(panels["gap"], size, marks)
     return drawn
 
 
+def named(size: Pair) -> str:
+    """'31.4k parameters'."""
+    return f"{scale.short(size.parameters)} parameters" if size.parameters else size.name
+
+
 def draw_gap(axes, size: Pair, marks: list[tuple[float, float]]) -> None:
-    label = gap_curve(axes, size, plots.look("adam_mini")["color"], size.name)
+    label = gap_curve(axes, size, plots.look("adam_mini")["color"], "ours")
     shown = [gap for _, gap in marks]
     if label and len(size.seeds) > 1:
         found = [estimate(list(size.gaps(tokens).values())) for tokens in size.tokens]

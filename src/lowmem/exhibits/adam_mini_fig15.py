@@ -60,7 +60,6 @@ def draw(methods: dict, values: dict):
     panels["curves"].set_title("Best rate of each")
     by_rate(panels["rates"], methods)
     panels["rates"].set_title("Every rate tried")
-    panels["rates"].set_ylabel("final validation loss (nat)")
     own = lead(
         methods["adamw"], methods["adam_mini"]
     )  # the row that says whether the others' leads are about Adam-mini

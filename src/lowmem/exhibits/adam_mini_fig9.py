@@ -11,7 +11,7 @@ from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Pair, over, own_rate, pairs, text, used
-from lowmem.reporting.panels.losses import corner, decades, faint, tokens_label
+from lowmem.reporting.panels.losses import decades, faint, letter_tables, tokens_label
 from lowmem.reporting.values import estimated, missing
 
 EXHIBIT = {
@@ -125,9 +125,9 @@ def draw(shown: Shown, sizes: list[Pair], fits: dict, paper: dict) -> None:
 
 
 def draw_operations(axes, sizes: list[Pair]) -> None:
-    heights = []
+    heights, labels = [], []
     for size in sizes:
-        ends = []
+        ends, labels = [], []  # the methods' names stand at the largest size
         for optimizer in NAMES:
             curve = [size.mean(optimizer, tokens).value for tokens in size.tokens]
             plots.line(
@@ -135,9 +135,11 @@ def draw_operations(axes, sizes: list[Pair]) -> None:
             )
             heights += curve[len(curve) // 6 :]
             ends.append(curve[-1])
+            at = 6.0 * size.parameters * size.tokens[-1]
+            labels.append((at, curve[-1], NAMES[optimizer], plots.look(optimizer)["color"]))
         place = (6.0 * size.parameters * size.tokens[-1], min(ends))  # below the end of its curve no other one passes
         style = {"xytext": (-5, -9), "textcoords": "offset points", "ha": "right", "fontsize": 8}
-        axes.annotate(size.name, place, **style)
+        axes.annotate(scale.short(size.parameters), place, **style)
     axes.set_xscale("log")
     decades(axes, heights)
     axes.set_ylim(min(heights) * 0.97, max(heights))
@@ -145,7 +147,8 @@ def draw_operations(axes, sizes: list[Pair]) -> None:
     axes.set_title("Loss by operations")
     starts = [6.0 * size.parameters * size.tokens[len(size.tokens) // 6] for size in sizes]
     axes.set_xlim(min(starts) / 1.5)
-    corner(axes, list(NAMES))
+    letter_tables(axes, sizes[0].runs["adamw"], max(label[1] for label in labels))
+    plots.end_labels(axes, labels)
 
 
 def draw_sizes(axes, sizes: list[Pair], fits: dict) -> None:

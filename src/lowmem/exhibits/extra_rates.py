@@ -57,8 +57,9 @@ def draw(grids: dict):
     rows = [sizes[k : k + COLUMNS] for k in range(0, len(sizes), COLUMNS)]
     drawn, panels = plots.figure(rows, width=3.9 * COLUMNS, height=3.4 * len(rows))
     for size, methods in grids.items():
-        by_rate(panels[size], methods, inside=len(methods) == 2)
+        by_rate(panels[size], methods, names="ends" if len(methods) == 2 else "beneath")
         run = next(iter(next(iter(methods.values())).rates.values()))[0]
-        panels[size].set_title(f"{NAMES[run.config['model']['name']]}, {size}")
+        model = run.config["model"]
+        panels[size].set_title(f"{NAMES[model['name']]}, {scale.short(parameters(model))} parameters")
         panels[size].set_ylabel("final loss (nat per character)")
     return drawn

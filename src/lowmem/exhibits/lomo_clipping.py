@@ -122,7 +122,7 @@ def draw(methods: dict[str, Tuned]):
             if name != "norm":
                 gap(right, at, group, methods["norm"].rates.get(rate, []), name)
         axes.plot([], [], "o", color=COLOURS[name], label=NAMES[name])
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="lower left", fontsize=8)
     every = [run for method in methods.values() for group in method.rates.values() for run in group]
     axes.set(ylabel=scale.loss(every, "final validation loss"))
     axes.set_title("Loss; marks are seeds, a cross diverged")

@@ -30,9 +30,11 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     long_runs = ft.long_runs(runs, tier)
     own, long, tasks = ft.grouped(runs), ft.grouped(long_runs), learnable.trained(long_runs)
     instead = learnable.in_place_of("boolq", tasks, ft.pilot_runs(runs))
+    left = "" if tier == "overnight" and tasks else "Left: the runs of this report on BoolQ; right: "
+    overnight = f"{'those' if left else 'Runs'} of tier overnight{instead and f' on {instead}'}"
     shown = Shown(
-        caption="Training loss of each step, mean over seeds, thin lines the seeds. Left: the runs of this report on BoolQ; "
-        f"right: those of tier overnight{instead and f' on {instead}'}. Only the tokens of the answer count.",
+        caption=f"Training loss of each step, mean over seeds, thin lines the seeds. {left}{overnight}. "
+        "Only the tokens of the answer count.",
         columns=["method", "runs", "first step (nat)", "last tenth (nat)", "fall in the first third"],
         rows=[],
         deviations=["Another model and fewer steps than the paper's 630; see Table 3."],

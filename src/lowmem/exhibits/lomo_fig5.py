@@ -29,11 +29,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     long_runs = ft.long_runs(runs, tier)
     own, long, tasks = ft.grouped(runs), ft.grouped(long_runs), learnable.trained(long_runs)
     instead = learnable.in_place_of("boolq", tasks, ft.pilot_runs(runs))
-    right = f"Right: at the end of the runs of tier overnight{instead and f' on {instead}'}; "
+    left = "Left: BoolQ after each epoch, mean over seeds, thin lines the seeds; a small tier takes a few steps, which judge "
+    left = "" if tier == "overnight" and tasks else f"{left}nothing. Right: "
+    right = f"{'at' if left else 'At'} the end of the runs of tier overnight{instead and f' on {instead}'}; "
     shown = Shown(
-        caption="Accuracy on validation questions. Left: BoolQ after each epoch, mean over seeds, thin lines the seeds; a "
-        f"small tier takes a few steps, which judge nothing. {right}small marks are seeds, large ones their mean, bars 95 % "
-        "with the error of seeds and questions. Dotted: no training, and always the most frequent answer.",
+        caption=f"Accuracy on validation questions. {left}{right}small marks are seeds, large ones their mean, bars 95 % with "
+        "the error of seeds and questions. Dotted: no training, and always the most frequent answer.",
         columns=["method", "runs", "last epoch (%)", "best epoch, one seed (%)"],
         rows=[],
         deviations=["Another model, fewer steps and other batches than the paper's; see Table 3."],

@@ -7,9 +7,10 @@ from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Pair, Tuned, losses
 
-TEXTS = {  # nat per byte of tables counted on all of the training text (benchmarks/ngram_entropies.py)
+TEXTS = {  # nat per symbol of tables counted on all of the training text (benchmarks/ngram_entropies.py)
     ("sotu", "byte"): {"bigram table": 2.516, "trigram table": 2.095},
     ("shakespeare", "byte"): {"bigram table": 2.556, "trigram table": 1.976},
+    ("prose", "char"): {"bigram table": 2.549, "trigram table": 2.086},
 }
 
 
@@ -64,6 +65,13 @@ def limits(axes, heights: list[float], cut: bool = True) -> float:
     return high
 
 
+def near(curves: list[list[float]]) -> list[list[float]]:
+    """The curves that do not end far above the others: one that failed must not squeeze the rest into a strip."""
+    ends = sorted(curve[-1] for curve in curves)
+    far = ends[0] + 5 * (ends[len(ends) // 2] - ends[0]) + 0.05 if ends else 0.0
+    return [curve for curve in curves if curve[-1] <= far]
+
+
 def above(label: tuple, top: float) -> tuple:
     """A label whose line ends above the picture stands at its upper edge, with the value and an arrow."""
     x, y, text, colour = label
@@ -75,7 +83,7 @@ def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=lo
 
     start: share of the run from which on the axis is fitted to the curves. A diverged run ends in a cross and its step.
     """
-    labels, heights, last = [], [], 0.0
+    labels, curves, last = [], [], 0.0
     for name, runs in groups.items():
         look = plots.look(name)
         done = {run.id: curve(run) for run in runs if run.status == "done"}
@@ -85,7 +93,7 @@ def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=lo
         if x:
             axes.plot(x, y, **look, **of_mean(name, runs))
             labels.append((x[-1], y[-1], display.name(name), look["color"]))
-            heights += [value for at, value in zip(x, y, strict=True) if at >= start * x[-1]]
+            curves.append([value for at, value in zip(x, y, strict=True) if at >= start * x[-1]])
             last = max(last, x[-1])
         for run in runs:
             if run.status == "diverged" and curve(run):
@@ -95,8 +103,8 @@ def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=lo
     if not labels:
         plots.empty(axes, "not run: no record")
         return
-    if heights:
-        top = limits(axes, heights)
+    if curves:
+        top = limits(axes, [height for one in near(curves) for height in one])
         axes.set_xlim(0, last)
         labels = [above(label, top) for label in labels]
     axes.xaxis.set_major_formatter(tokens_label)
@@ -131,12 +139,12 @@ def corner(axes, names: list[str], side: str = "right") -> None:
         )
 
 
-def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = False) -> None:
+def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, names: str = "beneath") -> None:
     """Final loss by learning rate, one line for each method, its best rate marked; a diverged rate is a cross on top.
 
-    cut: leave far outliers above the picture. inside: names in the corner instead of at the lines.
+    cut: leave far outliers above the picture. names: "beneath" the lowest points, in the "corner", or at the "ends".
     """
-    labels, heights = [], [score for method in methods.values() for score in method.scores.values()]
+    labels, ends, heights = [], [], [score for method in methods.values() for score in method.scores.values()]
     if not heights:
         plots.empty(axes, "not run: no record")
         return
@@ -154,6 +162,7 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = Fa
                 }
                 axes.plot(method.lr, method.scores[method.lr], **{**look, "marker": "o", "markersize": 6}, **best)
             labels.append((*min(scores, key=lambda score: score[1]), display.name(name), look["color"]))
+            ends.append(above((*scores[-1], display.name(name), look["color"]), top))
         for lr, runs in method.rates.items():
             if any(run.status == "diverged" for run in runs):
                 axes.plot(lr, top, marker="x", color=look["color"], markersize=7, clip_on=False)
@@ -162,8 +171,10 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = Fa
     axes.minorticks_off()
     everyone = [run for method in methods.values() for runs in method.rates.values() for run in runs]
     axes.set(xlabel="learning rate", ylabel=scale.loss(everyone, "final validation loss"))
-    if inside:
+    if names == "corner":
         corner(axes, list(methods), "left")  # small rates diverge least, so that the lines leave this corner free
+    elif names == "ends":
+        plots.end_labels(axes, ends)
     else:
         beneath(axes, labels)
 
@@ -171,7 +182,7 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, inside: bool = Fa
 def beneath(axes, labels: list[tuple]) -> None:
     """Names under the points (x, y, name, colour) where their lines are lowest, which lines leave free."""
     low, high = axes.get_ylim()
-    line, places = 0.055 * (high - low), {}
+    line, places = 0.08 * (high - low), {}
     for x, _, text, colour in sorted(labels, key=lambda label: -label[1]):
         lowest = min(label[1] for label in labels if label[0] == x)
         top = min(lowest - 0.03 * (high - low), places.get(x, high) - line)
@@ -183,7 +194,7 @@ def beneath(axes, labels: list[tuple]) -> None:
 
 
 def letter_tables(axes, runs: list[Run], highest: float) -> None:
-    """Dotted lines at the loss of a table of two and of three bytes of the same text, where the panel reaches so far.
+    """Dotted lines at the loss of a table of two and of three symbols of the same text, where the panel reaches so far.
 
     highest: where the uppermost curve ends."""
     data = [run.config.get("data") or {} for run in runs]
@@ -191,7 +202,7 @@ def letter_tables(axes, runs: list[Run], highest: float) -> None:
     low, high = axes.get_ylim()
     for name, loss in TEXTS.get(text.pop() if len(text) == 1 else None, {}).items():
         if low < loss < high:
-            right = loss > highest  # where the curves have passed it, the right end is free, else the left one
+            right = loss > highest + 0.04 * (high - low)  # where the curves are below it, else the left end is free
             axes.axhline(loss, color=plots.INK, linewidth=0.8, linestyle=(0, (1, 3)))
             place = {
                 "xycoords": ("axes fraction", "data"),
