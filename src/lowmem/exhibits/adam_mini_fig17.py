@@ -5,6 +5,7 @@ Transformers, so Adam-mini takes its usual blocks: heads, output neurons, tokens
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.reporting.panels.quarters import curves, sample_strip
 
@@ -31,7 +32,8 @@ PANELS = {"Swin-Transformer": "accuracy", "DiT-XL-2 (675M)": "training loss", "D
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: <model>.behind for swin, vit, dit, dcae."""
     shown = Shown(
-        caption=f"Data: {data_of(runs)}. Mean over seeds, thin lines the seeds. Samples: the same starting noise and classes "
+        caption=scale.counted(runs, "training pictures")
+        + f"Data: {data_of(runs)}. Mean over seeds, thin lines the seeds. Samples: the same starting noise and classes "
         f"for both optimizers{'' if tier == 'paper' else ': both run alike here, neither well'}. {BEHIND}",
         columns=COLUMNS,
         rows=[],

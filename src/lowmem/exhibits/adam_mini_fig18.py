@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.reporting.panels.quarters import curves, sample_strip
 from lowmem.reporting.values import estimated, missing
@@ -29,7 +30,8 @@ EXHIBIT = {
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: resnet18.behind, ddpm.behind, full.accuracy (AdamW, full ResNet-18 on Fashion-MNIST)."""
     shown = Shown(
-        caption=f"Data: {data_of(runs)}. Mean over seeds, thin lines the seeds. Samples: the same starting noise for all "
+        caption=scale.counted(runs, "training pictures")
+        + f"Data: {data_of(runs)}. Mean over seeds, thin lines the seeds. Samples: the same starting noise for all "
         f"optimizers. {BEHIND}",
         columns=COLUMNS,
         rows=[],

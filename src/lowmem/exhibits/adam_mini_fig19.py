@@ -5,6 +5,7 @@ The third optimizer is ours: one block for each output neuron of a layer; the ve
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
 from lowmem.reporting.panels.losses import side_by_side
 from lowmem.reporting.panels.quarters import curves
@@ -28,7 +29,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     found = {run.final("isolated_nodes") for run in runs if run.status == "done"}
     lonely = ", ".join(map(str, sorted(found))) or "not known"
     shown = Shown(
-        caption=f"Data: {data_of(runs)}; nodes without an edge: {lonely} (they keep their "
+        caption=scale.counted(runs, "epochs")
+        + f"Data: {data_of(runs)}; nodes without an edge: {lonely} (they keep their "
         "own features). Validation accuracy by epoch, mean over seeds, thin lines the seeds; right: test accuracy at "
         f"the end, how far Adam-mini is behind. {BEHIND}",
         columns=COLUMNS,

@@ -5,6 +5,7 @@ model also runs with one block for each filter or output neuron.
 """
 
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import largest
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 
@@ -31,7 +32,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: <model>.behind, <model>.neuron_behind (by neuron against per tensor), behind.points (worst of the accuracies),
     neuron.points (worst of the accuracies: is one block per neuron behind one per tensor?)."""
     shown = Shown(
-        caption=f"Data: {data_of(runs)}. Metric at 25, 50, 75 and 100 % of training, mean over seeds. Adam-mini: one block per "
+        caption=scale.counted((run for run in runs if run.config["task"] != "nodes"), "training pictures")
+        + scale.counted((run for run in runs if run.config["task"] == "nodes"), "epochs")
+        + f"Data: {data_of(runs)}. Metric at 25, 50, 75 and 100 % of training, mean over seeds. Adam-mini: one block per "
         "tensor, the paper's rule for models without attention; by neuron: one block per filter or output neuron. "
         f"{BEHIND} Rows marked paper are recalled, not confirmed.",
         columns=COLUMNS,

@@ -6,6 +6,7 @@ only which optimizer is ahead can be compared.
 
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, mean, ratio, text
 from lowmem.reporting.numbers.quarters import data_of, of
 from lowmem.reporting.values import missing
@@ -31,7 +32,8 @@ COLUMNS += ["class score, own classifier", "FID", "Inception score", "seeds"]
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: <model>.distance and <model>.score, Adam-mini over AdamW at equal seed, for dit, dcae, ddpm."""
     shown = Shown(
-        caption=f"Data: {data_of(runs)}. Distance (lower is better) between samples and test pictures in features of a small "
+        caption=scale.counted(runs, "training pictures")
+        + f"Data: {data_of(runs)}. Distance (lower is better) between samples and test pictures in features of a small "
         "classifier of ours; beside it that of as many training pictures, which no model should beat. Score (higher is "
         "better): how sure the classifier is of single samples and how varied they are. Neither is FID or Inception score, "
         "which only the paper's rows have.",

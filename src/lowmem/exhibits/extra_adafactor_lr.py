@@ -6,6 +6,7 @@ must agree to the last bit, beside a grid of rates that are used.
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import Tuned, final_loss, lead, mean, models, smallest, text, tuned, used
 from lowmem.reporting.panels.losses import by_rate
 from lowmem.reporting.values import exact, missing
@@ -28,7 +29,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: inert.largest_difference (over rates, seeds and versions), cost.<version>, cost.least."""
     methods = tuned(runs, models(runs)[0])
     shown = Shown(
-        caption="Final validation loss of both versions of Adafactor by learning rate: with the rate in use, and with the "
+        caption=scale.about(runs)
+        + "Final validation loss of both versions of Adafactor by learning rate: with the rate in use, and with the "
         "published flags, under which all rates give the same run.",
         columns=["version", "rate", "final loss, rate used (nat)", "final loss, published flags (nat)"],
         rows=[],

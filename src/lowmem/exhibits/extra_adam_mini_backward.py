@@ -2,6 +2,7 @@
 
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, difference, final_loss, mean, text, used
 from lowmem.reporting.values import exact, missing
 
@@ -26,7 +27,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: loss.largest_difference (over seeds, exact), gradient.share (bytes, of plain Adam-mini)."""
     variants = {name: runs.variants().get(name, []) for name in METHODS}
     shown = Shown(
-        caption="The same model, data order and settings, nobody clips. Final validation loss: mean over seeds with 95 % "
+        caption=scale.about(runs)
+        + "The same model, data order and settings, nobody clips. Final validation loss: mean over seeds with 95 % "
         "interval. Bytes are counts of what is alive between backward and step; the state includes step counters.",
         columns=COLUMNS,
         rows=[],

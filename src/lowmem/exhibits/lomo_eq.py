@@ -3,6 +3,7 @@
 from lowmem.analysis.stats import estimate, least, worst
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, extreme, ratio, text, used
 from lowmem.reporting.values import estimated, missing
 
@@ -25,8 +26,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: slope.least and slope.most (of log residual by log rate), relative.trained (of the joint step, at the largest
     rate, widest trained model), width.<state> (relative residual of the widest model over that of the narrowest)."""
     groups = runs.variants()
+    counts = [run.final("parameters") for run in runs if run.status == "done"]
+    size = f"of {scale.between(counts)} parameters" if counts else "small enough for this tier"
     shown = Shown(
-        caption="Distance between two SGD steps in turn and one step along both gradients, for a small Llama, mean over seeds. "
+        caption=f"A Llama {size}: distance between two SGD steps in turn and one step along both gradients, mean over seeds. "
         "Left: against the rate, with the slope of a second-order term (dotted). Right: as a share of the "
         "joint step at LOMO's published rate, by width.",
         columns=["width", "weights", "parameters", "loss (nat)", "slope", "share of the step at 0.03"],

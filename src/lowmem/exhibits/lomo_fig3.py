@@ -5,7 +5,7 @@ import math
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.reporting.numbers import learnable
+from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.numbers.losses import absent, text, used, widened
 from lowmem.reporting.panels.superglue import dots, levels, look
@@ -39,7 +39,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     cells = placed(own)
     headers = {task: name for run in own for task, name in [ft.asked(run)]}
     shown = Shown(
-        caption="Accuracy at the last epoch by rank of the adapters, mean over seeds with 95 % intervals, every method at the "
+        caption=scale.fine_tuned([*own, *long_runs])
+        + "Accuracy at the last epoch by rank of the adapters, mean over seeds with 95 % intervals, every method at the "
         "point fixed beforehand; open diamonds: published for LLaMA-13B, filled for LoRA + LOMO. At the left: LOMO alone. Last "
         f"panel: the runs of tier overnight at rank 2{instead and f' ({instead})'}; small marks are seeds, large ones their "
         "mean; dotted: no training, and always the most frequent answer.",

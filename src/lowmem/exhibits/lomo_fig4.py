@@ -3,7 +3,7 @@
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.reporting.numbers import learnable
+from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.numbers.losses import absent, text, used
 from lowmem.reporting.panels.superglue import by_step
@@ -33,7 +33,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     left = "" if tier == "overnight" and tasks else "Left: the runs of this report on BoolQ; right: "
     overnight = f"{'those' if left else 'Runs'} of tier overnight{instead and f' on {instead}'}"
     shown = Shown(
-        caption=f"Training loss of each step, mean over seeds, thin lines the seeds. {left}{overnight}. "
+        caption=scale.fine_tuned([*runs, *long_runs])
+        + f"Training loss of each step, mean over seeds, thin lines the seeds. {left}{overnight}. "
         "Only the tokens of the answer count.",
         columns=["method", "runs", "first step (nat)", "last tenth (nat)", "fall in the first third"],
         rows=[],

@@ -2,7 +2,7 @@
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
-from lowmem.reporting.numbers import learnable
+from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.numbers.losses import text, used
 from lowmem.reporting.panels.superglue import by_step, dots, level, levels
@@ -33,7 +33,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     left = "" if tier == "overnight" and tasks else f"{left}nothing. Right: "
     right = f"{'at' if left else 'At'} the end of the runs of tier overnight{instead and f' on {instead}'}; "
     shown = Shown(
-        caption=f"Accuracy on validation questions. {left}{right}small marks are seeds, large ones their mean, bars 95 % with "
+        caption=scale.fine_tuned([*runs, *long_runs])
+        + f"Accuracy on validation questions. {left}{right}small marks are seeds, large ones their mean, bars 95 % with "
         "the error of seeds and questions. Dotted: no training, and always the most frequent answer.",
         columns=["method", "runs", "last epoch (%)", "best epoch, one seed (%)"],
         rows=[],

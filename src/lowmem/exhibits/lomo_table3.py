@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from lowmem.data import superglue_sources
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
-from lowmem.reporting.numbers import learnable
+from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.numbers.losses import text, used
 from lowmem.reporting.values import missing
@@ -42,7 +42,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     by_size = sizes(live)
     headers = names([run for run in long if run.status == "done"], live, long)
     shown = Shown(
-        caption="Accuracy in percent, on the same questions for all. Last epoch: mean over seeds at the point fixed before, "
+        caption=scale.fine_tuned([*live, *long])
+        + "Accuracy in percent, on the same questions for all. Last epoch: mean over seeds at the point fixed before, "
         "with its 95 % interval, which has the error of the seeds and of the questions; where one run stands alone, the "
         "interval of a share among its questions (Wilson). Best: best point of the grid and best epoch at one seed, on the "
         "split that is reported, as the paper prints it. Loss among answers: of the right answer against the others, nat per "

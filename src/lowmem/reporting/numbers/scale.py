@@ -34,6 +34,26 @@ def about(runs: Iterable[Run]) -> str:
     return f"Models of {between(counts)} parameters, {between(seen)} training {per(runs)}s each. "
 
 
+def counted(runs: Iterable[Run], what: str) -> str:
+    """'Models of 28.5k to 136k parameters, 7.68k training pictures each. ' of models whose fp32 weights their records count.
+
+    what: what one of a batch is, "training pictures"; nothing where no run is done.
+    """
+    done = [run for run in runs if run.status == "done" and run.config["train"].get("steps")]
+    counts = [run.record["memory"]["parameters"] // 4 for run in done if (run.record["memory"] or {}).get("parameters")]
+    seen = [run.config["train"]["steps"] * (run.config["train"].get("batch_size") or 1) for run in done]
+    return f"Models of {between(counts)} parameters, {between(seen)} {what} each. " if counts else ""
+
+
+def fine_tuned(runs: Iterable[Run]) -> str:
+    """'SmolLM2-135M, fine-tuned on 80 to 1k questions. ' of pretrained models; nothing where none is trained."""
+    trained = [run for run in runs if run.config["train"]["steps"]]
+    names = {run.config["model"].get("pretrained") or "A model with fresh weights" for run in trained}
+    seen = [run.config["train"]["steps"] * run.config["train"]["batch_size"] for run in trained]
+    told = " and ".join(sorted({"smollm2": "SmolLM2-135M"}.get(name, name) for name in names))
+    return f"{told}, fine-tuned on {between(seen)} questions. " if trained else ""
+
+
 def between(numbers: list[int]) -> str:
     low, high = short(min(numbers)), short(max(numbers))
     return low if low == high else f"{low} to {high}"
