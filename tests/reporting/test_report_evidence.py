@@ -46,6 +46,19 @@ def test_three_sentences_say_what_holds_what_is_open_and_what_does_not():
     assert left == "Open: 2 (1 opposite here, 1 not testable here)."
     assert fails == "Does not hold: “Claim 0”; “Claim 1”; “Claim 2” and 2 more."
     assert "none that this tier may decide" in report_evidence.standing(rows[:1], {}, lambda one: "")[2]
+    assert report_evidence.standing(rows, {}, lambda one: "", ", at 3")[2].startswith("Does not hold, at 3: “Claim 0”")
+
+
+def test_what_does_not_hold_names_the_sizes_trained_for_that_paper():
+    runs = [
+        {"id": run["id"], "status": "done"}
+        for name in ("llama_scaling", "superglue")
+        for run in experiments.runs(ROOT, name, "laptop")
+    ]
+    assert report_evidence.at_sizes(ROOT, "laptop", runs, "adam_mini") == ", at 9.7 thousand to 42 thousand parameters"
+    assert report_evidence.at_sizes(ROOT, "laptop", runs, "lomo") == ", at 135 million parameters"
+    asked = [run for run in runs if "-zero" in run["id"]]
+    assert asked and report_evidence.at_sizes(ROOT, "laptop", asked, "lomo") == ""  # only asked, not trained
 
 
 def test_every_verdict_has_a_place_among_what_holds_is_open_or_fails():

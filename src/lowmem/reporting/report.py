@@ -171,7 +171,12 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
     runs = list({run["id"]: run for one in shown for run in one["runs"]}.values())
     topic_of = lambda row: report_summary.topic(headers, row)  # noqa: E731
     standing = {
-        key: report_evidence.standing([row for row in rows if row["paper"] == key], report_summary.TOPICS, topic_of)
+        key: report_evidence.standing(
+            [row for row in rows if row["paper"] == key],
+            report_summary.TOPICS,
+            topic_of,
+            report_evidence.at_sizes(root, tier, runs, key),
+        )
         for key in PAPERS
     }
     by_exhibit: dict[str, list[dict]] = {}

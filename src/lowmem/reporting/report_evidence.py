@@ -17,23 +17,7 @@ def trained(root: Path, tier: str, runs: list[dict]) -> str:
 
     runs: the runs of the exhibits as their files list them, {"id", "status", ...}; those that are not done were not trained.
     """
-    from lowmem.reporting.numbers.losses import parameters
-
-    done = {run["id"] for run in runs if run["status"] == "done"}
-    names = {name for header in planning.exhibits(root).values() for name in planning.shown_by(header, tier)}
-    counts, seen, tuned, units = set(), set(), False, set()
-    for name in sorted(names):
-        for run in experiments.runs(root, name, tier):
-            if run["id"] not in done:
-                continue
-            config = run["config"]
-            model, train = config.get("model") or {}, config.get("train") or {}
-            tuned = tuned or model.get("pretrained") == "smollm2"
-            count = parameters(model) if model.get("name") in ("gpt2", "llama") and "pretrained" not in model else None
-            if count and config.get("task", "").startswith("pretrain") and train.get("steps"):
-                counts.add(count)
-                units.add({"byte": "bytes", "char": "characters"}.get(config["data"].get("tokenizer"), "tokens"))
-                seen.add(train["steps"] * train["batch_size"] * train["seq_len"])
+    counts, seen, units, tuned = language_models(root, tier, runs, list(planning.exhibits(root).values()))
     if not counts:
         return f"No language model was trained (tier {tier})."
     text = (
@@ -44,6 +28,37 @@ def trained(root: Path, tier: str, runs: list[dict]) -> str:
     return (
         text + (", and SmolLM2 (135 million) fine-tuned" if tuned else "") + ("." if tier == "paper" else f"{theirs}.")
     )
+
+
+def at_sizes(root: Path, tier: str, runs: list[dict], paper: str) -> str:
+    """', at 14 thousand to 829 thousand and at 135 million parameters': what was trained for the exhibits of one paper."""
+    headers = [header for header in planning.exhibits(root).values() if header["paper"] == paper]
+    counts, _, _, tuned = language_models(root, tier, runs, headers)
+    sizes = ([span(counts)] if counts else []) + ["135 million"] * tuned
+    return f", at {' and at '.join(sizes)} parameters" if sizes else ""
+
+
+def language_models(root: Path, tier: str, runs: list[dict], headers: list[dict]) -> tuple[set, set, set, bool]:
+    """(parameters, training tokens, what a token is) of the language models trained for exhibits, each a set, and whether
+    SmolLM2 was fine-tuned."""
+    from lowmem.reporting.numbers.losses import parameters
+
+    done = {run["id"] for run in runs if run["status"] == "done"}
+    names = {name for header in headers for name in planning.shown_by(header, tier)}
+    counts, seen, units, tuned = set(), set(), set(), False
+    for name in sorted(names):
+        for run in experiments.runs(root, name, tier):
+            if run["id"] not in done:
+                continue
+            config = run["config"]
+            model, train = config.get("model") or {}, config.get("train") or {}
+            tuned = tuned or (model.get("pretrained") == "smollm2" and bool(train.get("steps")))
+            count = parameters(model) if model.get("name") in ("gpt2", "llama") and "pretrained" not in model else None
+            if count and config.get("task", "").startswith("pretrain") and train.get("steps"):
+                counts.add(count)
+                units.add({"byte": "bytes", "char": "characters"}.get(config["data"].get("tokenizer"), "tokens"))
+                seen.add(train["steps"] * train["batch_size"] * train["seq_len"])
+    return counts, seen, units, tuned
 
 
 def span(counts: set[int]) -> str:
@@ -59,8 +74,8 @@ def spell(count: float) -> str:
     return f"{count:g}"
 
 
-def standing(rows: list[dict], topics: dict[str, str], topic_of) -> list[str]:
-    """Three sentences on one paper: what holds, what is open, what does not hold."""
+def standing(rows: list[dict], topics: dict[str, str], topic_of, sizes: str = "") -> list[str]:
+    """Three sentences on one paper: what holds, what is open, what does not hold and at which size (see at_sizes)."""
     groups = [[row for row in rows if row["verdict"] in words] for words in (HOLDS, OPEN, FAILS)]
     holds, left, fails = groups
     parts = [f"{sum(topic_of(row) == key for row in holds)} on {name.lower()}" for key, name in topics.items()]
@@ -74,7 +89,7 @@ def standing(rows: list[dict], topics: dict[str, str], topic_of) -> list[str]:
     return [
         first,
         second,
-        f"Does not hold: {named}{more}." if fails else "Does not hold: none that this tier may decide.",
+        f"Does not hold{sizes}: {named}{more}." if fails else "Does not hold: none that this tier may decide.",
     ]
 
 
