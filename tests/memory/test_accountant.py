@@ -11,7 +11,7 @@ import torch
 from synthetic import ROOT
 
 from lowmem.errors import Misuse
-from lowmem.memory import hardware, measured_peak, target_model, throughput
+from lowmem.memory import accountant, hardware, measured_peak, target_model, throughput
 from lowmem.memory.accountant import Cell, account, trace
 from lowmem.memory.operation_counts import Work, extrapolated
 from lowmem.memory.tracker import Tracker
@@ -136,6 +136,29 @@ def test_the_first_trace_of_a_process_equals_the_next():
         timeout=200,
     )
     assert done.stdout.strip() == "True", done.stderr[-2000:]
+
+
+def test_a_trace_leaves_the_garbage_collector_as_it_was(monkeypatch):
+    seen = []
+    monkeypatch.setattr(accountant, "stepper", lambda *_: lambda: seen.append(gc.isenabled()))
+    for before in (True, False):
+        (gc.enable if before else gc.disable)()
+        try:
+            trace(target_model.find(LLAMA), THERE, 2)
+            assert gc.isenabled() == before
+        finally:
+            gc.enable()
+    assert seen == [False, False]
+
+
+def test_the_search_for_the_largest_batch_traces_two_or_three_of_them(monkeypatch):
+    asked = []
+    monkeypatch.setattr(throughput, "account", lambda _, cell: asked.append(cell.batch) or account(_, cell))
+    cell, gpu = of(THERE, "sgd", checkpointing=True), dataclasses.replace(hardware.find("t4"), memory=1.1)
+    best = throughput.plan(target_model.find(LLAMA), cell, gpu).batch
+    peaks = [account(target_model.find(LLAMA), of(cell, "sgd", batch=n)).peak for n in (best, best + 1)]
+    assert peaks[0] <= gpu.usable < peaks[1]
+    assert len(set(asked)) <= 3
 
 
 def test_parts_add_up_to_the_peak_and_name_every_byte():

@@ -92,7 +92,8 @@ def plan(target: Target, cell: Cell, gpu: Gpu) -> Plan:
             accounts[batch] = account(target, cells[batch])
         return accounts[batch].peak
 
-    best = largest_batch(peak, gpu.usable, accounts[1].kept)
+    grows = accounts[1].parts["activations"] + accounts[1].parts["temporaries"]  # nearly all of it with the batch
+    best = largest_batch(peak, gpu.usable, grows)
     found = {n: speed(accounts[n].work, cells[n], gpu) for n in {1, best} - {None}}
     return Plan(accounts[1], found[1], best, accounts.get(best), found.get(best))
 

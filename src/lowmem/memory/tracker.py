@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +22,7 @@ from lowmem.memory.operation_counts import Work
 
 ROLES = ("parameters", "gradients", "optimizer_state", "activations", "communication", "temporaries", "host")
 COMMUNICATION = ("c10d", "_c10d_functional", "fsdp")  # namespaces of operations that move shards
+DEVICE = torch.ops.prim.device.default
 NUMBER = torch.ops.aten._local_scalar_dense.default  # what .item() and .tolist() call
 
 
@@ -45,11 +47,15 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if operation is DEVICE and isinstance(
+            args[0], FakeTensor
+        ):  # most of what comes here, and asked by PyTorch itself
+            return args[0].fake_device
         if self.paused:
             return operation(*args, **kwargs)
         if any(_is_dtensor(t) for t in types):
             return NotImplemented  # it breaks itself into operations on local tensors, which come back here
-        if operation is NUMBER and _is_fake(args[0]):
+        if operation is NUMBER and isinstance(args[0], FakeTensor):
             return 1.0
         result = operation(*args, **kwargs)
         if operation is torch.ops._c10d_functional.wait_tensor.default:
@@ -61,6 +67,10 @@ class Tracker(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self.see(leaf, role)
         return result
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nobody compiles here
 
     @property
     def stage(self) -> str:
@@ -155,9 +165,3 @@ def _is_dtensor(kind: type) -> bool:
     """Whether a type is a DTensor's, without importing that machinery: where nobody has, there is none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and issubclass(kind, module.DTensor)
-
-
-def _is_fake(tensor: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(tensor, FakeTensor)
