@@ -116,3 +116,7 @@ def test_every_measured_training_step_of_others_is_shown_with_its_error_or_a_rea
     assert len(known) == shown.values["known.cells"]["value"] and all(row[6].endswith(" %") for row in known)
     assert all(row[5] for row in shown.rows)
     assert shown.values["held_out.median_percent"]["value"] < 3 and shown.values["held_out.worst_percent"]["value"] < 10
+    judged = [claim for claim in claims.load(ROOT) if claim["exhibit"] == "extra_planner_cells"]
+    rows = [claims.row(claim, shown.values[claim["value"]], "laptop") for claim in judged]
+    assert len(rows) == 3 and {row["verdict"] for row in rows} == {"reproduced"}
+    assert {claim["entered"] for claim in judged} == {"after_data"}

@@ -2,6 +2,7 @@
 
 from lowmem.memory import calibration, training_cells
 from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.values import exact
 
 EXHIBIT = {
     "id": "extra_planner_cells",
@@ -41,15 +42,15 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for name, found in training_cells.summary(published).items():
         key = name.replace(" ", "_")
-        shown.values[f"{key}.cells"] = {"value": found["cells"]}
-        shown.values[f"{key}.median_percent"] = {"value": found["median"], "n": found["cells"], "unit": "%"}
-        shown.values[f"{key}.worst_percent"] = {"value": found["worst"], "n": found["cells"], "unit": "%"}
+        shown.values[f"{key}.cells"] = exact(found["cells"])
+        shown.values[f"{key}.median_percent"] = exact(found["median"], "%")
+        shown.values[f"{key}.worst_percent"] = exact(found["worst"], "%")
     for key, factor, ends in (
         ("speed", training_cells.speed_factor, calibration.SPEED),
         ("card", training_cells.card_factor, calibration.CARD),
     ):
         inside, count = training_cells.hits(published, factor, ends[0], ends[2])
-        shown.values[f"{key}.hits_percent"] = {"value": 100 * inside / count, "n": count, "unit": "%"}
+        shown.values[f"{key}.hits_percent"] = exact(100 * inside / count, "%")
     return shown
 
 
