@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lowmem.errors import Misuse
-from lowmem.memory import adapters, fake_ranks, target_model
+from lowmem.memory import adapters, fake_ranks, foreign_optimizers, target_model
 from lowmem.memory.accountant import account, trace
 from lowmem.memory.adapters import Adapters
 from lowmem.memory.cell import Cell
@@ -68,7 +68,15 @@ def test_a_packed_layer_computes_on_its_unpacked_weight_and_passes_gradients():
 
 @pytest.mark.parametrize(
     ("name", "bytes_per_weight"),
-    [("adamw_fused", 4.0), ("adamw_foreach", 4.0), ("adamw8bit", 2.03), ("paged_adamw8bit", 0)],
+    [
+        ("adamw_fused", 4.0),
+        ("adamw_foreach", 4.0),
+        ("adamw8bit", 2.03),
+        ("paged_adamw8bit", 0),
+        ("ao_adamw8bit", 2.03 + 0.084),  # a table of 2 KiB for each of 23 tensors, of 0.56 M weights
+        ("ao_adamw4bit", 1.0625 + 0.005),
+        ("ao_adamw_fp8", 2.03),
+    ],
 )
 def test_state_of_other_packages_is_counted_per_weight(name, bytes_per_weight):
     model = target_model.find({**LLAMA, "n_embd": 128, "n_hidden": 256})
@@ -126,3 +134,22 @@ def test_few_experts_are_cut_along_another_length_than_their_number():
 def test_what_does_not_fit_together_is_one_line(changes, says):
     with pytest.raises(Misuse, match=says):
         of(PLAIN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("ao_adamw8bit", (64, 64), 2 * (4096 + 4 * 16 + 4 * 256)),
+        ("ao_adamw4bit", (64, 64), 2 * (2048 + 4 * 32 + 4 * 16)),
+        ("ao_adamw_fp8", (64, 64), 2 * (4096 + 4 * 16)),
+        ("ao_adamw4bit", (33, 128), 2 * (33 * 64 + 4 * 33 + 4 * 16)),  # blocks of 128 divide it, of 256 not
+        ("ao_adamw8bit", (33, 128), 2 * 2 * 33 * 128),  # as it is, in 16 bits
+        ("ao_adamw_fp8", (4095,), 2 * 2 * 4095),
+        ("adamw8bit", (64, 64), 2 * (4096 + 4 * 16)),
+        ("adamw8bit", (4095,), 2 * 4 * 4095),
+    ],
+)
+def test_bytes_of_a_tensors_moments_are_those_of_the_packages_source(name, shape, expected):
+    optimizer = foreign_optimizers.Foreign(nn.Module(), name, tracker=None)
+    state = optimizer.moments(torch.empty(shape, dtype=torch.bfloat16))
+    assert sum(x.numel() * x.element_size() for x in state.values()) == expected

@@ -130,6 +130,8 @@ def test_the_errors_that_are_printed_are_those_of_the_cells_held_out():
         (["--optimizer", "sgd+int8"], "drop +int8"),
         (["--optimizer", "lomo", "--state", "int8"], "drop +int8, or --state int8"),
         (["--state", "int4"], "'int4'"),
+        (["--optimizer", "ao_adamw_offload"], "steps it on the CPU, whose speed is not modelled"),
+        (["--optimizer", "ao_adamw8bit+backward"], "not simulated inside backward"),
         (["--accumulate", "4", "--optimizer", "lomo"], "one batch per step"),
         (["--checkpoint-every", "2"], "belongs to --checkpointing"),
         (["--json", "--markdown"], "not allowed with"),

@@ -35,6 +35,10 @@ def optimizer_settings(name: str) -> dict:
     whole = name.removesuffix(BACKWARD)
     plain = whole.removesuffix(INT8)
     known = (*names(), *foreign_optimizers.NAMES)
+    if plain == "ao_adamw_offload":
+        raise Misuse(
+            "ao_adamw_offload: torchao steps it on the CPU, whose speed is not modelled; see --offload of our own"
+        )
     if plain not in known:
         raise Misuse(f"unknown optimizer {name!r}{nearest(plain, known)}")
     if name.endswith(BACKWARD) and plain in foreign_optimizers.NAMES:

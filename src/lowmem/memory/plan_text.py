@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lowmem.memory import calibration, hardware, throughput
 from lowmem.memory.cell import Cell
+from lowmem.memory.foreign_optimizers import AO
 from lowmem.memory.hardware import Gpu
 from lowmem.memory.parts import PARTS
 from lowmem.memory.target_model import Target
@@ -27,7 +28,7 @@ SPLIT = {
 }
 BUDGET = 1e9  # tokens
 EXPLAINED = {
-    "optimizer": "of this package; adamw_fused, adamw_foreach (torch), adamw8bit and paged_* (bitsandbytes) are others'",
+    "optimizer": "of this package; adamw_fused, _foreach (torch), adamw8bit, paged_* (bitsandbytes), ao_* (torchao): others'",
     "peak": "most that PyTorch's allocator holds at one moment of a step with one sequence per GPU",
     "weights": "of the model on one GPU, with frozen and packed ones",
     "gradients": "at their most, which is not when the peak is",
@@ -155,6 +156,10 @@ def remarks(cell: Cell, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str], 
         copy = base.single.most["optimizer_state"] / 2 / GIB  # as large as one of the two moments, split as they are
         lines.append(
             f"AdamW is one fused kernel here; torch's default on a GPU (foreach) holds {copy:.1f} GiB more during its step."
+        )
+    if compiled := ", ".join(name for name in found if name in AO):
+        lines.append(
+            f"{compiled}: torchao compiles this step, and what the compiled code holds for the moment is not counted."
         )
     lines += grounds(found, known)
     if gpu.calibrated:
