@@ -1,4 +1,5 @@
 import numbers
+import re
 
 import pytest
 from synthetic import ROOT
@@ -17,6 +18,12 @@ def test_every_value_has_source_and_confidence():
         assert value["source"], (id, value)
         assert value["confidence"] in ("high", "med", "low"), (id, value)
         assert value["origin"] in ("paper", "derived", "independent", "ours"), (id, value)
+
+
+def test_what_rests_on_machine_written_reviews_or_on_memory_is_never_of_high_confidence():
+    told = [value for _, value in VALUES] + [claim["published"] for claim in claims.load(ROOT)]
+    weak = [value for value in told if re.search(r"ai-review|\bmemory\b", value["source"])]
+    assert weak and not [value for value in weak if value["confidence"] == "high"]
 
 
 def test_no_value_is_empty_and_unknown_ones_are_listed_instead():
