@@ -77,7 +77,7 @@ def add(shown: Shown, found: dict[str, Tuned]) -> None:
 
 def draw(axes, rates, found: dict[str, Tuned]) -> None:
     """Left (axes): training loss at AdamW's best rate, seeds thin. Right (rates): final loss by rate."""
-    by_rate(rates, found, inside=True)
+    by_rate(rates, found, names="corner")
     rates.set_title("(i) by learning rate")
     heights = []
     for name, runs in at_adamw_rate(found).items():
