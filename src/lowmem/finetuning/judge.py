@@ -88,8 +88,12 @@ def show(folder: Path) -> None:
     kept = read_arrays(Path(folder), record).get("answers")
     if kept is None:
         raise Failed(f"{folder} holds no answers; set measure.questions and run it again")
-    for line in kept.tobytes().decode("utf-8").splitlines():
-        print(json.dumps({**json.loads(line), "model_id": record["id"], "answer_id": record["id"]}))
+    try:
+        rows = [dict(parsed_json(line)) for line in kept.tobytes().decode("utf-8").splitlines()]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Failed(f"{folder} holds no answers that can be read ({str(error)[:200]}); run it again") from error
+    for row in rows:
+        print(json.dumps({**row, "model_id": record["id"], "answer_id": record["id"]}))
 
 
 def judged(folder: Path | None) -> float | None:

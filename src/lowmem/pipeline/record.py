@@ -149,8 +149,11 @@ def read_arrays(path: Path, record: dict) -> dict:
         with np.load(path / ARRAYS, allow_pickle=False) as loaded:
             if sum(member.file_size for member in loaded.zip.infolist()) > LARGEST:
                 raise kept_files.Damaged(path / ARRAYS, f"holds more than {LARGEST >> 30} GB of arrays; do not use it")
-            return dict(loaded)
-    except (OSError, ValueError, EOFError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = dict(loaded)
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("a member is no array")
+        return arrays
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise kept_files.Damaged(path / ARRAYS, f"holds no arrays ({type(error).__name__}); run it again") from error
 
 
