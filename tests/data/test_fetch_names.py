@@ -53,6 +53,8 @@ def test_a_missing_folder_is_misuse(tmp_path):
         fetch.fetch(root, "set", "folder")
     with pytest.raises(Misuse, match="is no folder"):
         fetch.fetch(root, "set", "folder", tmp_path / "nowhere")
+    with pytest.raises(Misuse, match="needs --source folder"):
+        fetch.fetch(root, "set", "package", tmp_path)
 
 
 def test_every_dataset_states_its_licence_and_pins_every_file(tmp_path):

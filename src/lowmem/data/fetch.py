@@ -110,6 +110,8 @@ def choose(entry: dict, dataset: str, source: str, folder: Path | None) -> list[
     """The sources to try, in order."""
     if source not in SOURCES:
         raise Misuse(f"unknown source {source!r}{nearest(source, SOURCES)}")
+    if folder is not None and source != "folder":
+        raise Misuse(f"--folder {folder} needs --source folder; {source} brings files of its own")
     if source == "folder":
         return [{"folder": str(folder) if folder else None, "kind": "folder", "spec": str(folder), "files": {}}]
     order = {kind: 0 if kind != "url" else 1 for kind in SOURCES[source]}

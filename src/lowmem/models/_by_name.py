@@ -19,6 +19,8 @@ def build(name: str):
     with torch.device("meta"):
         if file in own:
             module = importlib.import_module(f"lowmem.models.{file}")
+            if not hasattr(module, "build"):
+                raise Misuse(f"{file} is no model of its own; it is put on one, as model.adapter of an experiment says")
             if size and size not in getattr(module, "SIZES", {}):
                 raise Misuse(f"{file} has no size {size!r}{nearest(size, getattr(module, 'SIZES', {}))}")
             return module.build(**({"size": size} if size else {}))
