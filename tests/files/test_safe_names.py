@@ -46,6 +46,13 @@ def test_names_of_the_repository_are_plain(name):
     assert safe_names.part(name, "tier") == name
 
 
+@pytest.mark.parametrize("name", ["~nobody-here/x", "x" * 3000, "a\0b", "/".join(["abc"] * 2000)])
+def test_a_folder_that_can_be_none_is_refused_in_one_line(name):
+    with pytest.raises(Misuse, match=r"home folder|no folder's name") as caught:
+        safe_names.at_home(name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("key", ["experiment", "variant", "tier"])
 @pytest.mark.parametrize("name", ["../../../outside/x", "/tmp/outside", "..", "a/../../../b", 5, "x" * 5000, "a\0b"])
 def test_a_run_file_writes_nothing_outside_results(tmp_path, monkeypatch, capsys, key, name):

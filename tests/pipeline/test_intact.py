@@ -96,6 +96,32 @@ def test_a_damaged_table_is_removed_to_be_made_again_and_not_read_before(tmp_pat
     assert report.load(out, header, None)["values"] == {"a": {"value": 1}}
 
 
+def sealed(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("good")
+    kept_files.seal_together(path.with_suffix(""), [path])
+    return path
+
+
+@pytest.mark.parametrize("damaged", ["a record", "a table"])
+def test_what_was_made_of_a_damaged_file_goes_with_it_and_nothing_else(job, damaged, monkeypatch):
+    root, one = job
+    headers = {
+        name: {"id": name, "kind": "table", "experiments": [experiment]}
+        for name, experiment in (("shown", "trial"), ("other", "another"))
+    }
+    monkeypatch.setattr(planning, "exhibits", lambda _: headers)
+    reports = root / "reports/smoke"
+    shown, other = (sealed(reports / f"tables/{name}.md") for name in headers)
+    claims, index = sealed(reports / "claims.json"), sealed(reports / "index.html")
+    spoil(record.folder(root, one["runs"][0]) / "record.json" if damaged == "a record" else shown, "cut", b"")
+    [line] = intact.mended(root, {"trial": {**one, "experiment": "trial"}}, "smoke")
+    assert "again" in line and other.is_file()
+    assert not shown.exists() and not claims.exists() and not index.exists()
+    assert (root / one["done"]).is_file() == (damaged == "a table")
+    assert intact.mended(root, {"trial": {**one, "experiment": "trial"}}, "smoke") == []
+
+
 def test_files_of_a_clone_that_have_no_seal_are_left_alone(tmp_path):
     out = tmp_path / "reports/smoke"
     header = drawn(out)

@@ -35,7 +35,13 @@ def inside(top: Path, *parts: str) -> Path:
 
 
 def at_home(name) -> Path:
-    """A folder that a person names, with ~ and ~user for theirs; Misuse where there is no such person here."""
+    """A folder that a person names, with ~ and ~user for theirs; Misuse where there is no such person, or no such name."""
+    if (
+        "\0" in str(name)
+        or max(map(len, str(name).encode("utf-8", "surrogatepass").split(b"/"))) > 255
+        or len(str(name)) > 4000
+    ):
+        raise Misuse(f"{str(name)[:80]!r}... is no folder's name; write a shorter one without odd signs")
     try:
         return Path(name).expanduser()
     except RuntimeError as error:

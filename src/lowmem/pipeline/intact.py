@@ -11,26 +11,40 @@ from pathlib import Path
 from lowmem import kept_files
 from lowmem.errors import Failed
 from lowmem.kept_files import Damaged
-from lowmem.pipeline import record
+from lowmem.pipeline import planning, record
 
 
 def mended(root: Path, jobs: dict[str, dict], tier: str) -> list[str]:
-    """Remove the damaged ones; a line for each, which names what is wrong."""
-    lines = []
+    """Remove the damaged ones, and what was made of them; a line for each that names what is wrong.
+
+    Snakemake makes a file again only where something that is missing needs it.
+    """
+    lines, stale = [], set()
     for job in jobs.values():
         done = root / job["done"]
         if done.is_file() and (problem := job_problem(root, job, done)):
             lines.append(f"{problem}; {job['done']} is asked for again")
             done.unlink(missing_ok=True)
+            stale.add(job.get("experiment"))
     for seal in seals(root / "reports" / tier):
         place = seal.with_name(seal.name.removesuffix(kept_files.SEAL))
         try:
             kept_files.check_together(place)
         except Damaged as error:
             lines.append(f"{error}; it is made again")
-            for path in [place.with_name(name) for name in names_in(place)] + [seal]:
-                path.unlink(missing_ok=True)
+            removed(place)
+    for header in planning.exhibits(root).values() if stale else ():
+        if stale & set(planning.shown_by(header, tier)):
+            removed((root / planning.exhibit_files(tier, header)[0]).with_suffix(""))
+    for name in ("claims", "index") if lines else ():
+        removed(root / "reports" / tier / name)
     return lines
+
+
+def removed(place: Path) -> None:
+    """Remove the files of a seal, and the seal."""
+    for path in [place.with_name(name) for name in names_in(place)] + [kept_files.seal_of(place)]:
+        path.unlink(missing_ok=True)
 
 
 def seals(reports: Path) -> list[Path]:
