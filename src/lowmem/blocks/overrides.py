@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+from collections.abc import Iterable
 
 from lowmem.blocks.param_blocks import Misfit, ParamBlocks, along, coordinates, joined, one_block
 
 
-def matched(overrides: dict[str, object], names: dict[str, str]) -> dict[str, object]:
-    """Overrides spread over the parameters they match; a pattern that matches nothing is an error.
+def matched(overrides: dict[str, object], names: dict[str, str], frozen: Iterable[str] = ()) -> dict[str, object]:
+    """Overrides spread over the parameters they match; a pattern that matches nothing, not even what is frozen, is an error.
 
     names: {any name of a parameter: its first name}, since a tied parameter has several.
     """
@@ -20,10 +21,9 @@ def matched(overrides: dict[str, object], names: dict[str, str]) -> dict[str, ob
             exact[names[pattern]] = how
             continue
         matches = [first for name, first in names.items() if fnmatch.fnmatchcase(name, pattern)]
-        if not matches:
-            raise Misfit(
-                f"override {pattern!r} matches no trainable parameter; names look like {next(iter(names), '')!r}"
-            )
+        if not matches and not any(fnmatch.fnmatchcase(name, pattern) for name in frozen):
+            like = next(iter((*names, *frozen)), "")
+            raise Misfit(f"override {pattern!r} matches no parameter; names look like {like!r}")
         found.update(dict.fromkeys(matches, how))
     return {**found, **exact}
 

@@ -60,7 +60,9 @@ class Partition:
     def override(self, overrides: dict[str, object]) -> Partition:
         """A new partition with some parameters placed by hand; see partition(overrides=...)."""
         entries = dict(self._entries)
-        for name, how in matched(overrides, {name: name for name in entries}).items():
+        every = () if self.model is None else (name for name, _ in self.model.named_parameters())
+        frozen = [name for name in every if name not in entries]
+        for name, how in matched(overrides, {name: name for name in entries}, frozen).items():
             entries[name] = (from_override(name, entries[name][1].shape, how), entries[name][1])
         return Partition(entries, {**self.settings, "overrides": dict(overrides)}, self.model)
 
@@ -131,7 +133,8 @@ def partition(
     named = {name: p for name, p in named.items() if not is_lazy(p)}
     first = {id(p): name for name, p in named.items()}
     aliases = {name: first.get(id(p)) for name, p in model.named_parameters(remove_duplicate=False)}
-    by_hand = matched(overrides or {}, {name: alias for name, alias in aliases.items() if alias})
+    frozen = [name for name, alias in aliases.items() if not alias]
+    by_hand = matched(overrides or {}, {name: alias for name, alias in aliases.items() if alias}, frozen)
     roles, is_transformer = find_roles(model)
     switches["filter"] = "row" if neurons else "tensor"
     if scheme != "tensor":
