@@ -8,14 +8,23 @@ from snakemake.utils import min_version
 min_version("9.20")
 # Many images forbid Python to keep bytecode; then each step, a process of its own, would compile PyTorch's sources anew: 3 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+ROOT = Path(str(workflow.current_basedir)).resolve()  # of this file, also where workflow/Snakefile includes it
+# Every step works in this checkout, whatever the shell that started the pipeline says.
+os.environ.update(LOWMEM_ROOT=str(ROOT))
+
+
+workdir: ROOT  # every path here is relative to the checkout, wherever snakemake is called
+
+
+if Path.cwd().resolve() != ROOT:
+    raise WorkflowError(
+        f"results lie in the checkout, {ROOT}; leave out --directory (-d), or clone the repository there"
+    )
 
 
 configfile: "workflow/config/config.yaml"
 
 
-ROOT = Path(workflow.current_basedir)  # of this file, also where workflow/Snakefile includes it
-# Every step works in this checkout, whatever the shell that started the pipeline says.
-os.environ.update(LOWMEM_ROOT=str(ROOT))
 sys.path.insert(0, str(ROOT / "src"))
 
 

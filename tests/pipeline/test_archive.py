@@ -9,7 +9,7 @@ from tiny import curve, make_root, make_run
 
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json
-from lowmem.pipeline import archive, experiments, planning, record
+from lowmem.pipeline import archive, experiments, planning, record, verify
 from lowmem.reporting import exhibit, report
 from lowmem.training import job
 
@@ -93,3 +93,22 @@ def test_committed_archives_hold_whole_records_of_planned_runs(name):
     found = [json.loads(path.read_text()) for path in folder.rglob("record.json")]
     assert found and all(one["id"] in planned for one in found)
     assert [record.damage(folder.parent / one["id"], one) for one in found] == [None] * len(found)
+
+
+@pytest.mark.parametrize("unwritable", ["the checkout", "results", "nothing"])
+def test_records_of_a_read_only_checkout_are_verified_without_writing_there(root, monkeypatch, capsys, unwritable):
+    job.run_job(root, [make_run()])
+    archive.keep(root, "smoke/trial")
+    shutil.rmtree(root / "results")
+    if unwritable == "results":
+        (root / "results").mkdir()
+    before = sorted(root.rglob("*"))
+    real, archive_os = archive.os.access, archive.os
+    refused = {"the checkout": root, "results": root / "results", "nothing": None}[unwritable]
+    monkeypatch.setattr(archive_os, "access", lambda path, how: path != refused and real(path, how))
+    archive.home.cache_clear()
+    try:
+        assert verify.verify(root, []) == 0 and "1 records: 1 whole" in capsys.readouterr().out
+        assert (sorted(root.rglob("*")) == before) == (unwritable != "nothing")
+    finally:
+        archive.home.cache_clear()

@@ -22,13 +22,22 @@ def copy(place: Path) -> Path:
     return place
 
 
-def command(place: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    """Run `python -m ...` in a project with its own src first; its output is text."""
-    environment = {**os.environ, "PYTHONPATH": "src", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def command(place: Path, *arguments: str, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run `python -m ...` in a project (or in cwd) with the project's own src first; its output is text."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(place / "src"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     environment.pop("LOWMEM_ROOT", None)
     environment |= KEPT
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", *arguments],
+        cwd=cwd or place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     if check and done.returncode:
         raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from checkout import ROOT
 from packaging.specifiers import SpecifierSet
 
 
@@ -170,3 +171,12 @@ def test_targets_that_the_pages_name_exist(root):
     for line in map("".join, lines):
         words = re.sub(r"--(cores|config|workflow-profile) \S+", "", line).split()
         assert set(words) <= known, line
+
+
+def test_text_has_the_same_line_ends_in_every_checkout():
+    """Hashes of code are those of the bytes on disk, which core.autocrlf would change."""
+    for name in ("src/lowmem/cli.py", "src/lowmem/optim/core/adam_kernel.c", "workflow/config/claims.yaml"):
+        asked = ["git", "check-attr", "text", "eol", "--", name]
+        found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert found.stdout.splitlines() == [f"{name}: text: auto", f"{name}: eol: lf"]
+        assert b"\r" not in (ROOT / name).read_bytes()

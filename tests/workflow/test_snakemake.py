@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkout import ROOT, edit, snakemake
+from checkout import ROOT, command, edit, snakemake
 
 from lowmem.pipeline import experiments, planning
 
@@ -132,3 +132,22 @@ def test_a_failed_download_stops_only_what_needs_it_and_the_report_so_far_says_s
     snakemake(toy, "report_so_far", "--config", "tier=smoke")
     page = (toy / "reports/smoke/so_far/index.html").read_text()
     assert "not run: no record" in page
+
+
+@pytest.mark.parametrize("snakefile", ["Snakefile", "workflow/Snakefile"])
+def test_the_pipeline_runs_from_another_folder_with_either_main_file(project, tmp_path, snakefile):
+    start = ("snakemake", "-s", str(project / snakefile), "--config", "tier=smoke", "--cores", "2")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    whole = command(project, *start, "--dry-run", cwd=elsewhere).stdout
+    assert {"reports/smoke/index.html"} == scheduled(whole)["report"]
+    if snakefile == "Snakefile":  # the same jobs
+        command(project, *start, "adam_mini_table2", cwd=elsewhere)
+        assert (project / "reports/smoke/tables/adam_mini_table2.md").is_file()
+        assert [path.name for path in elsewhere.iterdir()] == [".snakemake"]
+
+
+def test_another_directory_for_results_is_refused_in_one_line(project, tmp_path):
+    done = snakemake(project, "--dry-run", "--directory", str(tmp_path / "results"), check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith("lowmem: ")]
+    assert done.returncode and len(said) == 1 and "leave out --directory" in said[0] and "Traceback" not in done.stderr

@@ -4,6 +4,10 @@ They redraw a report without training, and let an exhibit show what a longer run
 record.json, curve.jsonl and arrays.npz of each run as they were written; equal records give equal bytes.
 """
 
+import atexit
+import functools
+import os
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -49,9 +53,22 @@ def keep(root: Path, name: str) -> int:
     return sum(file.name == "record.json" for file in files)
 
 
+@functools.cache
+def home(root: Path) -> Path:
+    """Where archives are unpacked: results/kept, or for a checkout that cannot be written a folder that goes with this
+    process, so that a reviewer can verify a read-only copy."""
+    own = Path(root) / "results/kept"
+    there = next(place for place in (own, *own.parents) if place.exists())
+    if os.access(there, os.W_OK):
+        return own
+    found = tempfile.mkdtemp(prefix="lowmem-records-")
+    atexit.register(shutil.rmtree, found, ignore_errors=True)
+    return Path(found)
+
+
 def folder(root: Path, name: str) -> Path:
-    """The archived runs of "tier/experiment" unpacked in results/kept/<tier>/<experiment>; an empty place without any."""
-    path, place = archive(root, name), Path(root) / "results/kept" / name
+    """The archived runs of "tier/experiment" unpacked in home()/<tier>/<experiment>; an empty place without any."""
+    path, place = archive(root, name), home(Path(root)) / name
     if not path.is_file():
         return place
     hashed = kept_files.sha256(path)

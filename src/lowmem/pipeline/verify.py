@@ -44,9 +44,9 @@ def folders(root: Path, places: list[Path], tier: str | None = None) -> list[Pat
     """Run folders below the places (default: results/ and the archived records, of all tiers or one), in order."""
     if not places:
         for name in archive.names(root, tier or "*"):
-            archive.folder(root, name)  # unpacked below results/
-        results = root / "results"
-        places = [results / tier, results / "kept" / tier] if tier else [results]
+            archive.folder(root, name)  # unpacks it
+        results, kept = root / "results", archive.home(root)
+        places = [results / tier, kept / tier] if tier else [results, *([] if results in kept.parents else [kept])]
     found = sorted(path.parent for place in places for path in place.rglob("record.json"))
     if not found:
         raise Misuse(f"no record.json below {', '.join(map(str, places))}; run the pipeline first, or name a folder")
