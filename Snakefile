@@ -17,9 +17,7 @@ workdir: ROOT  # every path here is relative to the checkout, wherever snakemake
 
 
 if Path.cwd().resolve() != ROOT:
-    raise WorkflowError(
-        f"results lie in the checkout, {ROOT}; leave out --directory (-d), or clone the repository there"
-    )
+    sys.exit(f"lowmem: results lie in the checkout, {ROOT}; leave out --directory (-d), or clone the repository there")
 
 
 configfile: "workflow/config/config.yaml"

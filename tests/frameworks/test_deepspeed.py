@@ -87,6 +87,7 @@ def alone(rule: str) -> dict[str, torch.Tensor]:
 
 
 CASES = {
+    "without ZeRO": dict(stage=0),
     "stage 1": dict(stage=1),
     "stage 2": dict(stage=2, round_robin_gradients=True),
     "stage 3": dict(stage=3),
@@ -122,7 +123,48 @@ def test_every_zero_stage_gives_the_weights_of_one_process():
                 assert worst <= 5e-5, (rule, case, worst)
 
 
-KINDS = {"2": dict(stage=2), "3": dict(stage=3, sub_group_size=500), "1 in bf16": dict(stage=1, bf16=True)}
+KINDS = {
+    "0": dict(stage=0),
+    "0 in bf16": dict(stage=0, bf16=True),
+    "2": dict(stage=2),
+    "3": dict(stage=3, sub_group_size=500),
+    "1 in bf16": dict(stage=1, bf16=True),
+}
+
+
+def in_16_bits(rank: int, world: int) -> dict:
+    """Without ZeRO, DeepSpeed steps fp32 copies of bf16 weights."""
+    as_launched(rank, world)
+    plain = dict(lr=1e-2, weight_decay=0.0)
+    builds = {
+        "ours": lambda m: ForDeepSpeed(AdamW(m, **plain)),
+        "torch's": lambda m: torch.optim.AdamW(m.parameters(), **plain),
+        "adam_mini": lambda m: ForDeepSpeed(AdamMini(m, lr=1e-2, weight_decay=0.5)),
+    }
+    found, weights = {}, {}
+    for name, build in builds.items():
+        model = zoo.language_model()
+        optimizer = build(model)
+        before = [p.detach().bfloat16() for p in model.parameters()]
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(0, bf16=True))
+        inner = getattr(optimizer, "inner", optimizer)
+        found[name, "steps"] = {float(state["step"]) for state in inner.state.values()}
+        for state in inner.state.values():  # torch's counts DeepSpeed's step on gradients of zero
+            state["step"].zero_()
+        losses = train(engine, rank, world, 0, STEPS)
+        weights[name] = [p.detach().float().clone() for p in engine.module.parameters()]
+        found[name, "moved"] = not any(torch.equal(p, q) for p, q in zip(before, engine.module.parameters()))
+        found[name, "losses"] = losses
+        engine.destroy()
+    apart = [(p - q).abs().div(q.abs() + 0.01).max() for p, q in zip(weights["ours"], weights["torch's"])]
+    return {**found, "apart": float(max(apart))}
+
+
+def test_without_zero_16_bit_weights_move_as_with_torchs_adamw():
+    for found in ranks.launch(in_16_bits, 2, timeout=240):
+        assert found["apart"] <= 2**-7, found["apart"]  # a unit of bf16
+        assert found["ours", "steps"] == found["adam_mini", "steps"] == {0.0}  # state is made without a step
+        assert found["adam_mini", "moved"] and found["adam_mini", "losses"][-1] < 4
 
 
 def save_and_load(rank: int, world: int, folder: str) -> dict:
@@ -184,15 +226,11 @@ def refuse(rank: int, world: int) -> dict[str, str]:
             model = zoo.language_model()
         ForDeepSpeed(AdamW(model, lr=1e-3))
 
-    def no_stage():
-        start("adam_mini", 0)
-
     attempt("unattached", unattached)
     attempt("unwrapped 2", lambda: unwrapped(2))
     attempt("unwrapped 3", lambda: unwrapped(3))
     attempt("lomo", lambda: ForDeepSpeed(Lomo(zoo.language_model(), lr=0.1, process_group=False)))
     attempt("cut before", cut_before)
-    attempt("no stage", no_stage)
     attempt("half offloaded", lambda: start("adam_mini", 3, offload_optimizer={"device": "cpu", "ratio": 0.5}))
     return found
 
@@ -204,7 +242,6 @@ REFUSED = {
     "lomo": "TypeError: Lomo works inside backward, where DeepSpeed keeps the gradients.*use fully_shard",
     "cut before": "ValueError: .*deepspeed.zero.Init has cut it up already.*build the model and the optimizer outside",
     "half offloaded": "Hybrid Optimizer Only Supports DeepSpeedCPUAdam",  # its own words
-    "no stage": "TypeError: .*is not ZeRO stage 1, 2 or 3; without ZeRO, pass the inner optimizer",
 }
 
 

@@ -1,4 +1,4 @@
-"""Any rule of this package under DeepSpeed's ZeRO stages 1, 2 and 3.
+"""Any rule of this package under DeepSpeed, with ZeRO stages 1, 2 and 3 or without ZeRO.
 
 DeepSpeed joins a group's parameters into one flat tensor, of which each rank updates a slice that starts and ends
 anywhere, and hands the optimizer nothing but that slice. After deepspeed.initialize, attach() reads off the engine
@@ -8,7 +8,9 @@ which part of which parameter lies where, so that blocks are whole again: sums o
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     optimizer.attach(engine)
 
-The configuration needs "zero_allow_untested_optimizer": true, and with CPU offload "zero_force_ds_cpu_optimizer": false.
+Without ZeRO (stage 0) DeepSpeed steps the model's own parameters, or whole fp32 copies of 16-bit ones; attach() then has
+nothing to find. With ZeRO the configuration needs "zero_allow_untested_optimizer": true, and with CPU offload
+"zero_force_ds_cpu_optimizer": false.
 Tried with DeepSpeed 0.19.8. DeepSpeed saves the state of each rank by itself, so a checkpoint is read by as many ranks.
 """
 
@@ -20,10 +22,7 @@ from torch import Tensor, nn
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.core.sharding import Shard, flat_boxes
 
-ATTACH = (
-    "call optimizer.attach(engine) after deepspeed.initialize; without ZeRO (stage 0) that is not possible: set "
-    '"zero_optimization": {"stage": 1}'
-)
+ATTACH = "call optimizer.attach(engine) after deepspeed.initialize"
 
 
 class ForDeepSpeed(torch.optim.Optimizer):
@@ -53,24 +52,38 @@ class ForDeepSpeed(torch.optim.Optimizer):
         outside = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in inner.param_groups]
         super().__init__(outside, inner.defaults)
         self._groups = list(zip(self.param_groups, inner.param_groups))
+        self._members = [list(group["params"]) for group in self.param_groups]
 
     def attach(self, engine) -> None:
         """Find where the parameters lie in the flat tensors of engine.optimizer. Once, on every rank."""
         zero = engine.optimizer
+        if getattr(zero, "optimizer", zero) is self and self._takes_whole():
+            return
         if hasattr(zero, "single_partition_of_fp32_groups"):
             found = _stage_1_and_2(zero)
         elif hasattr(zero, "fp32_partitioned_groups_flat"):
             found = _stage_3(zero)
         else:
-            raise TypeError(
-                f"{type(zero).__name__} is not ZeRO stage 1, 2 or 3; without ZeRO, pass the inner optimizer"
-            )
+            raise TypeError(f"{type(zero).__name__} is none of the optimizers that DeepSpeed's ZeRO stages 1 to 3 use")
+        self._hold(found)
+
+    def _takes_whole(self) -> bool:
+        """Without ZeRO: whether every group holds its parameters, or whole copies of them; they are held from then on."""
+        groups = [(outside["params"], members) for (outside, _), members in zip(self._groups, self._members)]
+        shapes = [([t.shape for t in tensors], [p.shape for p in members]) for tensors, members in groups]
+        if not self._held and all(here == there for here, there in shapes):
+            alone = ((tensor, p) for tensors, members in groups for tensor, p in zip(tensors, members))
+            self._hold([(tensor, [(p, tuple(p.shape), 0, p.numel(), 0)], None) for tensor, p in alone])
+        return bool(self._held)
+
+    def _hold(self, found: list[tuple[Tensor, list, object]]) -> None:
+        """Let the inner optimizer train parts of tensors, as _stage_1_and_2 finds them; no process group: no other has any."""
         parts = {}
         for flat, members, group in found:
             held = self._held[id(flat)] = []
             for p, shape, first, length, offset in members:
-                part = nn.Parameter(flat.detach()[offset : offset + length])
-                parts[p] = (part, Shard(shape, flat_boxes(shape, first, first + length), (group,)))
+                part = nn.Parameter(_row(flat.detach())[offset : offset + length])
+                parts[p] = (part, Shard(shape, flat_boxes(shape, first, first + length), (group,) if group else ()))
                 held.append((part, offset))
         for group in self.inner.param_groups:  # what does not train is in no flat tensor
             group["params"] = [p for p in group["params"] if p in parts]
@@ -79,18 +92,25 @@ class ForDeepSpeed(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         """Update the groups that DeepSpeed shows at the moment: all, one, or a sub-group of one."""
+        if not self._held and self._takes_whole() and not self._has_gradient():
+            self.inner.prepare()  # DeepSpeed makes state by a step on gradients of zero, which is no step
+            return
         for group in self.param_groups:
             for flat in group["params"]:
                 if id(flat) not in self._held:
                     raise RuntimeError(f"DeepSpeed has replaced the parameters by flat tensors; {ATTACH}")
                 for part, offset in self._held[id(flat)]:
                     here = slice(offset, offset + part.numel())
-                    part.data = flat.detach()[here]  # DeepSpeed may have moved it
-                    part.grad = None if flat.grad is None else flat.grad[here]
+                    part.data = _row(flat.detach())[here]  # DeepSpeed may have moved it
+                    part.grad = None if flat.grad is None else _row(flat.grad)[here]
         for outside, inside in self._groups:
             inside.update({key: value for key, value in outside.items() if key in inside and key != "params"})
         self.inner.step()
         self.inner.zero_grad()
+
+    def _has_gradient(self) -> bool:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return any(bool(g.any()) for g in gradients)
 
     def state_dict(self) -> dict:
         """This rank's state. Collective."""
@@ -116,6 +136,11 @@ class ForDeepSpeed(torch.optim.Optimizer):
             raise RuntimeError(f"no parameter is known yet; {ATTACH}")
         parts = [part for held in self._held.values() for part, _ in held]
         return {self.inner.name(p): [[box.start, box.lengths] for box in self.inner.shard(p).boxes] for p in parts}
+
+
+def _row(tensor: Tensor) -> Tensor:
+    """A tensor as one row; a view."""
+    return tensor.view(-1)
 
 
 def _stage_1_and_2(zero) -> list[tuple[Tensor, list, object]]:
