@@ -21,7 +21,6 @@ EXHIBIT = {
     "published": None,
 }
 
-COLUMNS = 3  # panels side by side
 NAMES = {"llama": "Llama", "gpt2": "GPT-2"}
 
 
@@ -53,13 +52,16 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 
 
 def draw(grids: dict):
-    sizes = [*grids, *["."] * (-len(grids) % COLUMNS)]
-    rows = [sizes[k : k + COLUMNS] for k in range(0, len(sizes), COLUMNS)]
-    drawn, panels = plots.figure(rows, width=3.9 * COLUMNS, height=3.4 * len(rows))
-    for size, methods in grids.items():
-        by_rate(panels[size], methods, names="ends" if len(methods) == 2 else "beneath")
-        run = next(iter(next(iter(methods.values())).rates.values()))[0]
+    """Two small panels to a row; a size with many methods has a row of its own, one without any record no panel."""
+    made = {size: methods for size, methods in grids.items() if any(one.scores for one in methods.values())} or grids
+    few = [size for size, methods in made.items() if len(methods) == 2]
+    rows = [[*few[k : k + 2], *["."] * (k + 2 - len(few))] for k in range(0, len(few), 2)]
+    rows += [[size, size] for size in made if size not in few]
+    drawn, panels = plots.figure(rows, width=8.6, height=3.4 * len(rows))
+    for size, axes in panels.items():
+        by_rate(axes, made[size], names="ends" if size in few else "beneath")
+        run = next(iter(next(iter(made[size].values())).rates.values()))[0]
         model = run.config["model"]
-        panels[size].set_title(f"{NAMES[model['name']]}, {scale.short(parameters(model))} parameters")
-        panels[size].set_ylabel("final loss (nat per character)")
+        axes.set_title(f"{NAMES[model['name']]}, {scale.short(parameters(model))} parameters")
+        axes.set_ylabel("final loss (nat per character)")
     return drawn

@@ -167,7 +167,8 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, names: str = "ben
             if any(run.status == "diverged" for run in runs):
                 axes.plot(lr, top, marker="x", color=look["color"], markersize=7, clip_on=False)
     axes.set_xscale("log")
-    axes.set_xticks(rates, [f"{lr:g}" if k % 2 == 0 or len(rates) < 5 else "" for k, lr in enumerate(rates)])
+    if rates[-1] < 100 * rates[0]:  # else the decades do
+        axes.set_xticks(rates, [f"{lr:g}" if k % 2 == 0 or len(rates) < 5 else "" for k, lr in enumerate(rates)])
     axes.minorticks_off()
     everyone = [run for method in methods.values() for runs in method.rates.values() for run in runs]
     axes.set(xlabel="learning rate", ylabel=scale.loss(everyone, "final validation loss"))
@@ -180,17 +181,19 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, names: str = "ben
 
 
 def beneath(axes, labels: list[tuple]) -> None:
-    """Names under the points (x, y, name, colour) where their lines are lowest, which lines leave free."""
+    """Names under the points (x, y, name, colour) where their lines are lowest; one that would cover another goes below it."""
     low, high = axes.get_ylim()
-    line, places = 0.08 * (high - low), {}
-    for x, _, text, colour in sorted(labels, key=lambda label: -label[1]):
-        lowest = min(label[1] for label in labels if label[0] == x)
-        top = min(lowest - 0.03 * (high - low), places.get(x, high) - line)
-        places[x] = top
+    line, letter, placed = 0.055 * (high - low), 4.4 / (axes.get_window_extent().width * 72 / axes.figure.dpi), []
+    axes.margins(x=0.12)
+    for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
+        at = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
+        half, top = letter * len(text) / 2, y - 0.03 * (high - low)
+        while any(abs(at - other) < half + wide and abs(top - taken) < line for other, wide, taken in placed):
+            top -= line / 4
+        placed.append((at, half, top))
         axes.text(x, top, text, ha="center", va="top", fontsize=8, color=colour)
-    if places:
-        axes.set_ylim(min(low, min(places.values()) - 1.2 * line), high)
-        axes.margins(x=0.12)
+    if placed:
+        axes.set_ylim(min(low, min(top for *_, top in placed) - 1.2 * line), high)
 
 
 def letter_tables(axes, runs: list[Run], highest: float) -> None:
