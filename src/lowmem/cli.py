@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         arguments = parser().parse_args(argv)
-        free = arguments.run in (plan, blocks) and arguments.model  # an installed package answers these anywhere
+        free = (
+            arguments.run in (plan, blocks) and arguments.model is not None
+        )  # an installed package answers these anywhere
         return arguments.run(None if free else find_root(), arguments) or 0
     except Misuse as error:
         return told(error, 2)
@@ -290,7 +292,7 @@ def report(root, arguments):
 
 
 def plan(root, arguments):
-    if arguments.model:
+    if arguments.model is not None:
         if sys.stderr.isatty():  # PyTorch takes a second or more to load
             print(f"lowmem: planning {arguments.model} ...", file=sys.stderr, flush=True)
         from lowmem.memory import plan_command

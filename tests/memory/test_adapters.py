@@ -123,7 +123,7 @@ def test_few_experts_are_cut_along_another_length_than_their_number():
     [
         ({"adapters": Adapters(rank=0)}, "a rank is a whole number"),
         ({"adapters": Adapters(base="nf5")}, "did you mean 'nf4'"),
-        ({"adapters": Adapters(targets=("q_proj",))}, "no linear layer is called q_proj"),
+        ({"adapters": Adapters(targets=("q_proj",))}, "no linear layer is called 'q_proj'"),
         ({"adapters": Adapters(base="nf4"), "precision": "mixed"}, "--precision bf16"),
         ({"adapters": Adapters(), "precision": "master"}, "without tensor parallelism and master weights"),
         ({"accumulate": 0}, "at least 1"),

@@ -73,12 +73,35 @@ def test_an_unknown_setting_is_a_range_and_what_is_not_traced_a_reason():
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"bacth": 1}, "unknown key 'bacth'"), ({"source": "x"}, "source 'x'"), ({"model": "y"}, "model 'y'")],
+    [
+        ({"bacth": 1}, "unknown key 'bacth'"),
+        ({"source": "x"}, "source 'x'"),
+        ({"model": "y"}, "model 'y'"),
+        ({"measured": {"tokens_per_s": 1}}, "measured needs one of peak_bytes"),
+        ({"measured": {"peak_gb": 1, "peak_gib": 1}}, "measured needs one of peak_bytes"),
+    ],
 )
 def test_a_cell_with_a_wrong_key_is_refused(changes, says):
     cell = {**CELLS["cells"][0], **changes}
     with pytest.raises(Misuse, match=says):
         measured_cells.check({**CELLS, "cells": [cell]})
+
+
+@pytest.mark.parametrize("key", ["batch", "seq_len", "precision"])
+def test_a_setting_that_is_not_said_is_never_taken_as_the_default(key):
+    cell = {name: value for name, value in CELLS["cells"][0].items() if name != key}
+    with pytest.raises(Misuse, match=f"its {key} is not there; where the source does not say, give its range"):
+        measured_cells.check({**CELLS, "cells": [cell]})
+    measured_cells.check({**CELLS, "cells": [{**cell, "unknown": {key: [1, 2]}}]})
+
+
+def test_two_unknown_settings_span_all_their_cases(monkeypatch):
+    def product(_, cell):
+        return {"peak_bytes": cell["batch"] * cell["seq_len"], "tokens_per_s": None}
+
+    monkeypatch.setattr(measured_cells, "one", product)
+    cell = {"unknown": {"batch": [4, 1], "seq_len": [10, 20, 5]}}
+    assert measured_cells.predict({}, cell) == {"peak_bytes": [5, 80], "tokens_per_s": None}
 
 
 def test_too_few_factors_make_no_interval():

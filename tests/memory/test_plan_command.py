@@ -8,12 +8,23 @@ import sys
 
 import jsonschema
 import pytest
+import torch
 from synthetic import ROOT
 
 from lowmem import cli
-from lowmem.memory import calibration, hardware, plan_command, plan_text, target_model, throughput, training_cells
+from lowmem.memory import (
+    calibration,
+    fake_kernels,
+    hardware,
+    plan_command,
+    plan_text,
+    target_model,
+    throughput,
+    training_cells,
+)
 from lowmem.memory.accountant import account
 from lowmem.memory.cell import Cell
+from lowmem.memory.tracker import Tracker
 
 PLAN = ["plan", "llama:20m", "--gpu", "t4", "--seq-len", "64"]
 SCHEMA = json.loads((ROOT / "src/lowmem/memory/plan.schema.json").read_text(encoding="utf-8"))
@@ -123,7 +134,7 @@ def test_the_errors_that_are_printed_are_those_of_the_cells_held_out():
         (["--base", "nf4"], "--base belongs to --lora RANK"),
         (["--fsdp1"], "--fsdp1 belongs to --lora RANK"),
         (["--lora", "8", "--base", "nf5"], "did you mean 'nf4'"),
-        (["--lora", "8", "--targets", "q_proj"], "no linear layer is called q_proj"),
+        (["--lora", "8", "--targets", "q_proj"], "no linear layer is called 'q_proj'"),
         (["--lora", "0"], "at least 1"),
         (["--optimizer", "adamw8bits"], "did you mean 'adamw8bit'"),
         (["--optimizer", "adamw8bit+backward"], "not simulated inside backward"),
@@ -134,6 +145,21 @@ def test_the_errors_that_are_printed_are_those_of_the_cells_held_out():
         (["--optimizer", "ao_adamw8bit+backward"], "not simulated inside backward"),
         (["--accumulate", "4", "--optimizer", "lomo"], "one batch per step"),
         (["--checkpoint-every", "2"], "belongs to --checkpointing"),
+        (["--checkpointing", "--checkpoint-every", "5"], "20m has 4 layers"),
+        (["--lora", "8", "--targets", "wq,wz"], "no linear layer is called 'wz' (choose from: down, "),
+        (["--lora", "8", "--targets", ""], "no linear layer is called ''"),
+        (["--lora", "8", "--base", ""], "base ''"),
+        (["--base", ""], "--base belongs to --lora RANK"),
+        (["--precision", ""], "precision ''"),
+        (["--batch", f"1{'0' * 30}"], "at most 1,000,000,000 tokens per GPU"),
+        (["--accumulate", "1000001"], "and 1,000,000 batches"),
+        (["--optimizer", "adamw+int8+int8"], "each once"),
+        (["--optimizer", "adamw+upwards"], "each once"),
+        (["--document-tokens", "65"], "longer than the sequence they are packed into, 64"),
+        (["--document-tokens", "0"], "at least 1"),
+        (["--expert-parallel", "8"], "--expert-parallel: not traced: tokens sent to the experts"),
+        (["--pipeline-parallel", "99"], "--pipeline-parallel: not traced"),
+        (["--context-parallel", "x"], "--context-parallel: not traced"),
         (["--json", "--markdown"], "not allowed with"),
     ],
 )
@@ -141,6 +167,48 @@ def test_what_cannot_be_planned_is_one_line(capsys, arguments, says):
     assert cli.main([*PLAN, *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "the name of the model is empty"),
+        ("{}", "no config.json in this folder"),
+        ("{}/gone", "there is no such folder"),
+        ("../no/such", "there is no such folder"),
+        ("a/b/c", "there is no such folder"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_one_line_without_a_question_to_the_hub(name, says, tmp_path, capsys):
+    assert cli.main(["plan", name.format(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_suffixes_of_an_optimizer_come_in_any_order():
+    assert plan_command.optimizer_settings("lion+backward+int8") == plan_command.optimizer_settings(
+        "lion+int8+backward"
+    )
+
+
+def test_packed_documents_shorten_attention_and_keep_the_tensors_of_the_fused_kernel():
+    whole, packed = (traced(document=n)[1] for n in (None, 32))
+    assert packed.peak == whole.peak and packed.phases == whole.phases
+    pairs = (
+        6 * 1 * 2 * 128 * (128 - 32) * 32 / 2
+    )  # layers, batch, heads, tokens, keys no longer seen, size; half are masked
+    assert whole.work.operations("forward") - packed.work.operations("forward") == pytest.approx(2 * 2 * pairs)
+    assert whole.work.operations("backward") - packed.work.operations("backward") == pytest.approx(5 * 2 * pairs)
+
+
+def test_without_a_fused_kernel_each_sequence_of_packed_documents_has_its_own_mask():
+    q = torch.zeros(3, 2, 64, 16, dtype=torch.bfloat16)
+    peaks = []
+    for packed in (False, True):
+        with Tracker() as tracker, tracker.during("forward", "activations"):
+            fake_kernels.eager(q, q, q, packed)
+        peaks.append(tracker.peaks["forward"]["activations"])
+    assert peaks[1] - peaks[0] == 2 * 64 * 64 * 2  # two more masks in 16 bits
 
 
 def test_on_a_terminal_something_is_said_before_pytorch_is_loaded():

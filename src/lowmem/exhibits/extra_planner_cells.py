@@ -61,7 +61,7 @@ def row(cell: dict, sources: dict) -> list[str]:
     peak, error = predicted.get("reason", ""), ""
     if kind == "setting unknown":
         peak = " to ".join(f"{x / 1e9:.2f}" for x in predicted["peak_bytes"])
-        kind += f": {', '.join(f'{key} {low} to {high}' for key, (low, high) in cell['unknown'].items())}"
+        kind += f": {', '.join(f'{key} {min(ends)} to {max(ends)}' for key, ends in cell['unknown'].items())}"
     elif kind != "not modelled":
         peak, error = f"{predicted['peak_bytes'] / 1e9:.2f}", f"{training_cells.error(cell):+.1f} %"
     factor = None if isinstance(predicted.get("peak_bytes"), list) else training_cells.speed_factor(cell)

@@ -99,6 +99,10 @@ def summary(traces: list[tuple[dict, Work]], depths: tuple[int, ...], share: flo
 def check(target: Target, cell: Cell) -> None:
     """Settings that fit together, and the model; Misuse names the nearest that do."""
     check_settings(cell)
+    if cell.checkpoint_every > target.depth:
+        raise Misuse(f"checkpoint-every {cell.checkpoint_every}: {target.name} has {target.depth} layers")
+    if cell.document is not None and cell.document > cell.seq_len:
+        raise Misuse(f"document-tokens {cell.document}: longer than the sequence they are packed into, {cell.seq_len}")
     if cell.seq_len > target.longest:
         raise Misuse(
             f"{target.name} knows {target.longest} positions, not {cell.seq_len}; use --seq-len {target.longest}"

@@ -12,6 +12,8 @@ PRECISIONS = ("fp32", "bf16", "mixed", "master")
 
 
 MOST_GPUS = 4096
+MOST_TOKENS = 1_000_000_000  # per GPU and batch
+MOST_BATCHES = 1_000_000  # added up for a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Cell:
     package (foreign_optimizers.py). accumulate: batches whose gradients are added up for one step. adapters: LoRA, perhaps
     over packed weights; what else is trained is nothing. fsdp1: frozen weights split by the older FullyShardedDataParallel,
     whose hooks hold each layer's input and its gradient until backward ends.
-    checkpoint_every: with checkpointing, one layer in so many is recomputed.
+    checkpoint_every: with checkpointing, one layer in so many is recomputed. document: tokens of each of the documents that
+    are packed into a sequence, between which there is no attention; None: a sequence is one.
     """
 
     optimizer: dict
@@ -47,6 +50,7 @@ class Cell:
     adapters: Adapters | None = None
     fsdp1: bool = False
     checkpoint_every: int = 1
+    document: int | None = None
 
     @property
     def data_parallel(self) -> int:
@@ -62,6 +66,13 @@ def check_settings(cell: Cell) -> None:
         raise Misuse(f"zero {cell.zero}: stages are 0, 1, 2 and 3")
     if cell.batch < 1 or cell.seq_len < 1 or cell.gpus < 1 or cell.tensor_parallel < 1:
         raise Misuse("batch, seq-len, gpus and tensor-parallel: at least 1 each")
+    if cell.batch * cell.seq_len > MOST_TOKENS or cell.accumulate > MOST_BATCHES:
+        raise Misuse(
+            f"batch {cell.batch} of {cell.seq_len} tokens, {cell.accumulate} added up: at most {MOST_TOKENS:,} tokens per GPU "
+            f"and {MOST_BATCHES:,} batches are simulated"
+        )
+    if cell.document is not None and (cell.document < 1 or cell.device == "cpu"):
+        raise Misuse(f"document-tokens {cell.document}: at least 1, and packed sequences are planned on GPUs only")
     if cell.gpus > MOST_GPUS:
         raise Misuse(f"gpus {cell.gpus}: at most {MOST_GPUS} are simulated")
     if cell.gpus % cell.tensor_parallel:

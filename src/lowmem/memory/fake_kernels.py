@@ -3,7 +3,8 @@
 On a machine without a GPU PyTorch would trace its CPU kernels, which keep other tensors. Two differ enough to matter:
 
 attention  FlashAttention-2 (Dao, arXiv 2307.08691) keeps q, k, v, the output and one fp32 number per query; its
-           backward holds an fp32 sum for dq, and dk and dv per query head.
+           backward holds an fp32 sum for dq, and dk and dv per query head. Where documents are packed into a sequence it is
+           called with their ends (flash_attn_varlen_func): the same tensors, products within documents only.
 RMSNorm    the fused kernel keeps its input and one fp32 number per row.
 
 optimizers  torch's fused AdamW, PyTorch's list operations for plain descent, and Triton's kernels (optim/gpu_step.py)
@@ -39,36 +40,40 @@ ATTENTION = ("fused", "eager")
 
 
 class _Attention(torch.autograd.Function):
-    """q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D), of no values."""
+    """q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D), of no values. document: keys that a query may see at most."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, document: int | None) -> Tensor:
         out = torch.empty_like(q)
         log_sum = q.new_empty(q.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, out, log_sum)
-        _count("attention", q, k, 2)
+        ctx.document = document
+        _count("attention", q, k, 2, document)
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, _, log_sum = ctx.saved_tensors
         sums = q.new_empty(q.shape, dtype=torch.float32)
         delta = torch.empty_like(log_sum)
-        _count("attention", q, k, 5)
+        _count("attention", q, k, 5, ctx.document)
         dq = torch.empty_like(q)
         if k.shape[1] == q.shape[1]:
-            return dq, torch.empty_like(k), torch.empty_like(v)
+            return dq, torch.empty_like(k), torch.empty_like(v), None
         wide = [x.new_empty(x.shape[0], q.shape[1], *x.shape[2:]) for x in (k, v)]  # one per query head, then summed
-        found = dq, torch.empty_like(k), torch.empty_like(v)
+        found = dq, torch.empty_like(k), torch.empty_like(v), None
         del wide, sums, delta
         return found
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of transformers 4.28 (LlamaAttention): q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D)."""
+def eager(q: Tensor, k: Tensor, v: Tensor, packed: bool = False) -> Tensor:
+    """Causal attention of transformers 4.28 (LlamaAttention): q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D).
+
+    packed: documents lie otherwise in each sequence, so that each has a mask of its own, (B, 1, T, S)."""
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    mask = torch.full((q.shape[2], k.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, S)
+    each = (q.shape[0], 1) if packed else ()
+    mask = torch.full((*each, q.shape[2], k.shape[2]), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
     scores = torch.matmul(q, k.transpose(2, 3)) / q.shape[3] ** 0.5 + mask  # (B, H, T, S)
     return torch.matmul(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
 
@@ -98,17 +103,17 @@ def _count(what: str, *arguments) -> None:
 
 
 class _Kernels(TorchFunctionMode):
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, document: int | None):
         super().__init__()
-        self.kind = kind
+        self.kind, self.document = kind, document
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
             q, k, v = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value")))
             if self.kind == "eager":
-                return eager(q, k, v)
-            return _Attention.apply(q, k, v)
+                return eager(q, k, v, self.document is not None)
+            return _Attention.apply(q, k, v, self.document)
         if self.kind == "fused" and function in (F.rms_norm, torch.rms_norm):
             weight = args[2] if len(args) > 2 else kwargs.get("weight")
             if weight is not None:
@@ -155,7 +160,7 @@ def _bytes(x: Tensor) -> int:
 def of(cell) -> Iterator[None]:
     """Inside, attention and RMSNorm allocate as on the cell's device: a GPU's kernels, or what runs here."""
     if cell.device == "gpu":
-        with mock.patch.object(_attention, "EXPLICIT_UP_TO", 0), _Kernels(cell.attention):
+        with mock.patch.object(_attention, "EXPLICIT_UP_TO", 0), _Kernels(cell.attention, cell.document):
             yield
     else:
         yield

@@ -6,6 +6,7 @@ The steps stand in data/published/training_cells.yaml; training_cells.py holds b
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tempfile
 from importlib import metadata
@@ -21,9 +22,10 @@ from lowmem.memory.accountant import account
 from lowmem.memory.adapters import Adapters
 from lowmem.memory.cell import Cell
 from lowmem.memory.throughput import speed
-from lowmem.memory.training_cells import FILE, PREDICTED
+from lowmem.memory.training_cells import FILE, PREDICTED, UNITS
 
 SETTINGS = {field.name for field in dataclasses.fields(Cell)} | {"gpu", "loss", "caches_bytes", "seen"}
+NEEDED = {"batch", "seq_len", "precision"}
 ABOUT = {"id", "source", "model", "measured", "unknown", "not_modelled", "predicted"}
 
 
@@ -35,6 +37,12 @@ def check(cells: dict) -> None:
             raise Misuse(f"{FILE}: {cell['id']} stands there twice")
         if cell["source"] not in cells["sources"]:
             raise Misuse(f"{FILE}: {cell['id']}: source {cell['source']!r} is not described")
+        for key in NEEDED - cell.keys() - cell.get("unknown", {}).keys():
+            raise Misuse(
+                f"{FILE}: {cell['id']}: its {key} is not there; where the source does not say, give its range as unknown"
+            )
+        if len(UNITS.keys() & cell["measured"].keys()) != 1:
+            raise Misuse(f"{FILE}: {cell['id']}: measured needs one of {', '.join(UNITS)}")
         for key in cell.keys() - SETTINGS - ABOUT:
             raise Misuse(f"{FILE}: {cell['id']}: unknown key {key!r}{nearest(key, SETTINGS | ABOUT)}")
         if cell["model"] not in {*cells["models"], "llama2-7b"}:
@@ -49,9 +57,14 @@ def predict(models: dict, measured: dict) -> dict:
     unknown = measured.get("unknown", {})
     if not unknown:
         return one(models, measured)
-    ((key, ends),) = unknown.items()
-    found = [one(models, {**measured, key: value}) for value in ends]
-    return {key: sorted(x[key] for x in found) if None not in [x[key] for x in found] else None for key in found[0]}
+    cases = itertools.product(*unknown.values())
+    found = [one(models, {**measured, **dict(zip(unknown, values))}) for values in cases]
+    return {key: ends([x[key] for x in found]) for key in found[0]}
+
+
+def ends(values: list[float | None]) -> list[float] | None:
+    """The least and the most; None where one of them is not known."""
+    return None if None in values else [min(values), max(values)]
 
 
 def one(models: dict, measured: dict) -> dict:

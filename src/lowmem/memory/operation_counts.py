@@ -68,10 +68,12 @@ class Work(Counter):
         axis = "tensor" if operation.namespace == "_c10d_functional" else "data"
         self[stage, "link", factor * max(sides), axis] += 1
 
-    def attention(self, stage: str, q: Tensor, k: Tensor, products: float) -> None:
-        """Count a causal attention kernel of so many matrix products; forward has 2, FlashAttention's backward 5."""
+    def attention(self, stage: str, q: Tensor, k: Tensor, products: float, document: int | None = None) -> None:
+        """Count a causal attention kernel of so many matrix products; forward has 2, FlashAttention's backward 5.
+        document: tokens of each of the documents packed into a sequence."""
         batch, heads, length, size = q.shape
-        operations = products * 2 * batch * heads * length * k.shape[2] * size / 2  # half of the pairs are masked
+        seen = min(k.shape[2], document or k.shape[2])
+        operations = products * 2 * batch * heads * length * seen * size / 2  # half of the pairs are masked
         self[stage, "matmul", operations, 4 * _bytes(q)] += 1
 
     def touched(self, stage: str, x: Tensor, times: int) -> None:

@@ -2,6 +2,20 @@
 
 import argparse
 
+NOT_TRACED = {  # what others split over GPUs that is not traced here, and why
+    "--expert-parallel": "tokens sent to the experts of other GPUs; fully_shard (--zero 3), which is traced, keeps as "
+    "many of the experts' weights on each GPU, but gathers all experts of a layer to use them",
+    "--pipeline-parallel": "stages of layers and the batches under way in them; --tensor-parallel and --zero are",
+    "--context-parallel": "sequences split over GPUs; --tensor-parallel and --checkpointing save activations too",
+}
+
+
+class NotTraced(argparse.Action):
+    """An argument that is understood and refused, with the reason."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{self.option_strings[0]}: not traced: {NOT_TRACED[self.option_strings[0]]}")
+
 
 def whole(text: str) -> int:
     """A whole number, 0 or more, as argparse wants to be told."""
@@ -49,6 +63,14 @@ def add(added: argparse.ArgumentParser) -> None:
     added.add_argument("--base", metavar="KIND", help="frozen weights: 16 (default), nf4, nf4-dq (QLoRA), or gptq")
     added.add_argument("--fsdp1", action="store_true", help="adapters under the older FSDP, which holds more")
     added.add_argument("--offload", action="store_true", help="keep moments in host memory")
+    added.add_argument(
+        "--document-tokens",
+        type=above_zero,
+        metavar="N",
+        help="documents of N tokens are packed into each sequence, and attention stays within them",
+    )
+    for flag in NOT_TRACED:
+        added.add_argument(flag, action=NotTraced, help=argparse.SUPPRESS)
     form = added.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the answer as JSON (memory/plan.schema.json)")
     form.add_argument("--markdown", action="store_true", help="the answer in Markdown, to paste into an issue")

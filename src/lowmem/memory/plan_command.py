@@ -32,8 +32,8 @@ MOST_GPUS_TRIED = 64
 def optimizer_settings(name: str) -> dict:
     """Settings for optim.make from a name on the command line: adam_mini, adam_mini+int8 with a first moment of one byte,
     adam_mini+backward to run inside backward, adam_mini+int8+backward."""
-    whole = name.removesuffix(BACKWARD)
-    plain = whole.removesuffix(INT8)
+    plain, *ways = name.split("+")
+    inside, eight_bit = (way.removeprefix("+") in ways for way in (BACKWARD, INT8))
     known = (*names(), *foreign_optimizers.NAMES)
     if plain == "ao_adamw_offload":
         raise Misuse(
@@ -41,17 +41,18 @@ def optimizer_settings(name: str) -> dict:
         )
     if plain not in known:
         raise Misuse(f"unknown optimizer {name!r}{nearest(plain, known)}")
-    if name.endswith(BACKWARD) and plain in foreign_optimizers.NAMES:
+    if sorted(ways) != sorted([BACKWARD[1:]] * inside + [INT8[1:]] * eight_bit):
+        raise Misuse(f"optimizer {name!r}: a name may end in {INT8} and in {BACKWARD}, each once")
+    if inside and plain in foreign_optimizers.NAMES:
         raise Misuse(f"{plain} is not simulated inside backward; drop {BACKWARD}, or use adamw{BACKWARD}")
-    if name.endswith(BACKWARD) and plain in ("lomo", "adalomo"):
+    if inside and plain in ("lomo", "adalomo"):
         raise Misuse(f"{plain} runs inside backward already; drop {BACKWARD}")
-    eight_bit = whole.endswith(INT8)
     if eight_bit and plain not in HAVE_INT8:
         raise Misuse(
             f"{name}: the first moment in 8 bits is for adam_mini, adamw and lion; drop {INT8}, or --state int8"
         )
     settings = {"state_dtype": "int8"} if eight_bit else {}
-    return {"name": plain, **settings, **({"backward": {}} if name.endswith(BACKWARD) else {})}
+    return {"name": plain, **settings, **({"backward": {}} if inside else {})}
 
 
 def plans(name: str, cell: Cell, gpu: Gpu, optimizers: list[str]) -> dict[str, Plan]:
@@ -75,11 +76,14 @@ def one_plan(name: str, cell: Cell, gpu: Gpu) -> Plan:
 
 def answer(arguments) -> str:
     """Text or JSON for the parsed arguments of `lowmem plan MODEL`."""
-    gpu = hardware.find(arguments.gpu)
+    gpu, precision = hardware.find(arguments.gpu), arguments.precision
+    if precision is None:
+        precision = "bf16" if arguments.lora or arguments.state else "mixed"
     cell = Cell(
         optimizer={},
+        batch=arguments.batch or 1,
         seq_len=arguments.seq_len or 1,
-        precision=arguments.precision or ("bf16" if arguments.lora or arguments.state else "mixed"),
+        precision=precision,
         attention=arguments.attention,
         checkpointing=arguments.checkpointing,
         gpus=arguments.gpus,
@@ -90,6 +94,7 @@ def answer(arguments) -> str:
         adapters=adapters_of(arguments),
         fsdp1=arguments.fsdp1,
         checkpoint_every=arguments.checkpoint_every,
+        document=arguments.document_tokens,
     )
     if arguments.explain:
         return plan_text.explained()
@@ -117,11 +122,11 @@ def adapters_of(arguments) -> Adapters | None:
     """LoRA as the arguments ask for it; Misuse where they speak of it without --lora."""
     if arguments.lora is None:
         for flag, value in (("base", arguments.base), ("targets", arguments.targets), ("fsdp1", arguments.fsdp1)):
-            if value:
+            if value not in (None, False):
                 raise Misuse(f"--{flag} belongs to --lora RANK; weights that are trained stay whole")
         return None
     targets = EVERY if arguments.targets in (None, EVERY) else tuple(arguments.targets.split(","))
-    return Adapters(rank=arguments.lora, targets=targets, base=arguments.base or "16")
+    return Adapters(rank=arguments.lora, targets=targets, base="16" if arguments.base is None else arguments.base)
 
 
 def usual(cell: Cell, state: str | None) -> list[str]:

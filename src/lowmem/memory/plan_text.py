@@ -56,6 +56,7 @@ def heading(model: Target, cell: Cell, gpu: Gpu) -> list[str]:
     extras = [recomputed(cell)] * cell.checkpointing + adapted(cell)
     extras += [f"gradients of {cell.accumulate} batches added up"] * (cell.accumulate > 1)
     extras += ["moments in host memory"] * cell.offload
+    extras += [f"documents of {cell.document} tokens packed into each sequence"] * (cell.document is not None)
     how = f"{cell.attention} attention" + ("" if model.fused else " (it has no fused one)")
     held = PRECISIONS[cell.precision] if cell.adapters is None else "fp32 adapters"
     if cell.adapters is not None and cell.data_parallel > 1 and cell.zero >= 2:

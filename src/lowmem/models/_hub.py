@@ -10,6 +10,7 @@ import copy
 import io
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 from lowmem.errors import Misuse
 
@@ -20,6 +21,13 @@ OWN_CODE = "auto_map"
 
 def config_of(name: str):
     """The configuration behind a name or folder; Misuse, one line, where it cannot be read or needs code of its own."""
+    path = Path(name)
+    if not name.strip():
+        raise Misuse("the name of the model is empty")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise Misuse(f"model {name}: no config.json in this folder")
+    if not path.exists() and (name.count("/") != 1 or name[0] in "./~"):
+        raise Misuse(f"model {name}: there is no such folder; a name of the hub is OWNER/NAME")
     try:
         from transformers import AutoConfig
     except ImportError as error:
