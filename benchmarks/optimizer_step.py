@@ -1,7 +1,7 @@
 """Time of one optimizer step against torch's fused AdamW and the public packages, and LOMO against plain training.
 
     python benchmarks/optimizer_step.py                # everything, about ten minutes on two cores
-    python benchmarks/optimizer_step.py --only step    # or rules, lomo
+    python benchmarks/optimizer_step.py --only step    # or rules, codes, lomo
 
 Every comparison happens in one process, in turn, on the same parameters and gradients; the tables show medians of the
 round-by-round ratios, with the lowest and highest round. Each table has a process of its own, as training would: memory
@@ -88,6 +88,18 @@ def rules(count: int, device: str) -> str:
     return table(rows, ("rule, 124 M fp32", "median ms", "against", "ratio (lowest to highest)"))
 
 
+def codes(count: int, device: str) -> str:
+    """First moments in 8-bit codes beside fp32 ones, on 124 M GPT-2-shaped fp32 parameters."""
+    rows = []
+    for name in ("AdamMini", "AdamW", "Lion"):
+        model, rule, base = with_gradients(gpt2.build("125m").to(device)), getattr(optim, name), f"{name}, fp32 moment"
+        coded = rule(model, lr=1e-6, state_dtype="int8")
+        functions = {base: rule(model, lr=1e-6).step, f"{name}, 8-bit moment": coded.step}
+        seconds = in_turn(functions, count)
+        rows += [row(seconds, label, base) for label in functions]
+    return table(rows, ("optimizer step, 124 M fp32", "median ms", "ratio to the fp32 moment (lowest to highest)"))
+
+
 def lomo(count: int, device: str) -> str:
     """A whole training step of a 110 M Llama: plain with fused SGD, LOMO one pass, grouped clipping, two passes."""
     shape = dict(n_layer=12, n_head=12, n_embd=768, n_hidden=2048, vocab_size=16000, block_size=256)
@@ -155,7 +167,7 @@ def show(ratio: tuple[float, float, float]) -> str:
     return f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})"
 
 
-PARTS = {"step": steps, "rules": rules, "lomo": lomo}
+PARTS = {"step": steps, "rules": rules, "codes": codes, "lomo": lomo}
 
 
 def main() -> None:

@@ -58,14 +58,15 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def run_unshared(optimizer_class, steps=3):
+def run_unshared(optimizer_class, steps=3, **settings):
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape)) for shape in ((300, 700), (5,), (3, 4, 5), (300_001,))]
-    return run(optimizer_class(parameters, lr=1e-2, weight_decay=0.1), parameters, steps)
+    return run(optimizer_class(parameters, lr=1e-2, weight_decay=0.1, **settings), parameters, steps)
 
 
 def run_all():
-    return run(*optimizer_over(LARGE, 0)) + run_unshared(AdamW) + run_unshared(Lion)
+    coded = run(*optimizer_over(LARGE, 0, state_dtype="int8")) + run_unshared(AdamW, state_dtype="int8")
+    return run(*optimizer_over(LARGE, 0)) + run_unshared(AdamW) + run_unshared(Lion) + coded
 
 
 @needs_compiler

@@ -219,7 +219,8 @@ def test_no_memory_outside_the_tensors_is_touched(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
         "XDG_CACHE_HOME": str(tmp_path),
     }
-    tests = [str(Path(__file__).with_name(name)) for name in ("test_kernel.py", "test_twins.py", "test_limits.py")]
+    names = ("test_kernel", "test_eight_bit_kernel", "test_eight_bit", "test_twins", "test_limits")
+    tests = [str(Path(__file__).with_name(f"{name}.py")) for name in names]
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -24,7 +24,7 @@ from typing import Unpack
 
 import torch
 
-from lowmem.optim.core import cpu_kernel, flat_blocks, gpu_step
+from lowmem.optim.core import cpu_kernel, eight_bit_cpu, flat_blocks, gpu_step
 from lowmem.optim.core.flat_blocks import LARGEST
 from lowmem.optim.core.hyperparameters import Common, one_of
 from lowmem.optim.core.rule import Stage, TensorView, adam_scalars, per_block, shrink
@@ -77,7 +77,7 @@ class AdamMini(RuleOptimizer):
     in_codes = True
     uses_blocks = True
     stages = (Stage(block_statistic, block_rate, (per_block,), pure=True), Stage(update))
-    ways_on_cpu = (cpu_kernel.in_c,)
+    ways_on_cpu = (eight_bit_cpu.in_c, cpu_kernel.in_c)
     ways_elsewhere = (gpu_step.adam, flat_blocks.adam_mini)
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Unpack
 
 import torch
 
-from lowmem.optim.core import cpu_kernel, gpu_step
+from lowmem.optim.core import cpu_kernel, eight_bit_cpu, gpu_step
 from lowmem.optim.core.hyperparameters import Common
 from lowmem.optim.core.rule import Stage, TensorView, Update, adam_scalars, add_square, axpy, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
@@ -61,7 +61,7 @@ class AdamW(RuleOptimizer):
     form = "flat"
     in_codes = True
     stages = (Stage(update),)
-    ways_on_cpu = (cpu_kernel.in_c,)
+    ways_on_cpu = (eight_bit_cpu.in_c, cpu_kernel.in_c)
     ways_elsewhere = (in_one_kernel, gpu_step.adam)
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common: Unpack[Common]):

@@ -10,6 +10,7 @@ import concurrent.futures
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -37,7 +38,7 @@ def in_c(optimizer, updates: list[Update]) -> list[Update]:
     for update in updates:
         _, p, g, state, h, lay = update
         segments = []
-        if h.get("reduce", "mean") == "mean" and _plain(g, lay.held):
+        if h.get("reduce", "mean") == "mean" and is_plain(g, lay.held):
             segments = _segments(cache, p, state["exp_avg"], state.get("exp_avg_sq"), lay)
         if not segments:
             rest.append(update)
@@ -52,7 +53,8 @@ def in_c(optimizer, updates: list[Update]) -> list[Update]:
         elements += lay.held
     if alive:
         optimizer.step_kernel = f"C, {VARIANTS[kernel.blocks]}, {VARIANTS[kernel.elements]}"
-        _run(kernel, (ctypes.c_void_p * len(addresses))(*addresses), elements)
+        table = (ctypes.c_void_p * len(addresses))(*addresses)
+        run(functools.partial(kernel.step, kernel.blocks, kernel.elements, table, len(addresses)), elements)
         torch.autograd.graph.increment_version(alive)  # so that autograd notices, as with any in-place operation
     return rest
 
@@ -64,11 +66,11 @@ def _segments(cache: dict, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor | N
 
     Addresses say nothing about what lies there, so the tensors are looked at each time: tools cast and resize them.
     """
-    if not (_plain(p, lay.held) and _plain(m, lay.held)):
+    if not (is_plain(p, lay.held) and is_plain(m, lay.held)):
         return []
     known = cache.get(m.data_ptr())
-    seconds = known[2] if known is not None and known[1] is lay else _seconds(lay)
-    if v is not None and not _plain(v, seconds):
+    count = known[2] if known is not None and known[1] is lay else seconds(lay)
+    if v is not None and not is_plain(v, count):
         return []
     at = (p.data_ptr(), m.data_ptr(), v.data_ptr() if v is not None else None)
     if known is not None and known[0] == at and known[1] is lay:
@@ -78,34 +80,33 @@ def _segments(cache: dict, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor | N
         second = None if v is None else at[2] + 4 * first
         segment = Segment(at[0] + 4 * offset, at[1] + 4 * offset, second, None, None, *sizes)
         segments.append((segment, 4 * offset, ctypes.addressof(segment)))
-    cache[at[1]] = (at, lay, seconds, segments)
+    cache[at[1]] = (at, lay, count, segments)
     return segments
 
 
-def _seconds(lay) -> int:
+def seconds(lay) -> int:
     """Numbers in the second moment: one per element, or one per block of the whole parameter."""
     return lay.frame[1] if len(lay.frame) == 3 and lay.blocks.kind != "coordinate" else lay.held
 
 
-def _plain(t: torch.Tensor, numel: int) -> bool:
-    """Whether C may take a tensor for so many fp32 numbers, one after the other, in memory that is all there."""
+def is_plain(t: torch.Tensor, numel: int, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether C may take a tensor for so many numbers, one after the other, in memory that is all there."""
     return (
         type(t) in (torch.Tensor, torch.nn.Parameter)
-        and t.dtype == torch.float32
+        and t.dtype == dtype
         and t.is_cpu
         and t.numel() == numel > 0
         and t.is_contiguous()
-        and t.untyped_storage().nbytes() >= 4 * (t.storage_offset() + numel)
+        and t.untyped_storage().nbytes() >= t.element_size() * (t.storage_offset() + numel)
     )
 
 
-def _run(kernel: Kernel, segments, elements: int) -> None:
-    """All threads take chunks from one shared counter; ctypes releases the interpreter lock during the call."""
-    counter = ctypes.c_int64(0)
-    arguments = (kernel.blocks, kernel.elements, segments, len(segments), ctypes.byref(counter))
+def run(call: Callable, elements: int) -> None:
+    """call(counter) on every thread at once, which take turns by this counter; ctypes releases the interpreter lock."""
+    counter = ctypes.byref(ctypes.c_int64(0))
     threads = torch.get_num_threads() if elements >= THREADS_PAY_FROM else 1
-    helpers = [_pool(threads).submit(kernel.step, *arguments) for _ in range(threads - 1)]
-    kernel.step(*arguments)
+    helpers = [_pool(threads).submit(call, counter) for _ in range(threads - 1)]
+    call(counter)
     for helper in helpers:
         helper.result()
 

@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 from lowmem.files import sha256
 
-SOURCE = Path(__file__).with_name("adam_kernel.c")
+SOURCE = Path(__file__).with_name("eight_bit_kernel.c")  # which includes adam_kernel.c
+SOURCES = (SOURCE, Path(__file__).with_name("adam_kernel.c"))
 # No -ffast-math, nothing that reorders or joins operations: other processors and compilers shall give the same bits.
 FLAGS = "-O3 -shared -fPIC -std=c11 -fno-math-errno -fno-trapping-math -ffp-contract=off"
 TARGETS = ("-march=native -mprefer-vector-width=512", "-march=native", "-mcpu=native", "")
@@ -53,9 +54,12 @@ class Segment(ctypes.Structure):
 
 
 class Kernel(NamedTuple):
-    """step(variant of blocks, variant of elements, segments, count, counter), and the variants chosen here."""
+    """step(variant of blocks, variant of elements, segments, count, counter), and the variants chosen here; for moments in
+    codes measure(tensors, count, counter), then move_codes(the same)."""
 
     step: Callable
+    measure: Callable
+    move_codes: Callable
     blocks: int
     elements: int
 
@@ -102,9 +106,12 @@ def cache_folder() -> Path | None:
 
 def _load_from(folder: Path, compiler: list[str]) -> Kernel:
     path = build(folder, compiler)
-    step = ctypes.CDLL(str(path)).step
-    step.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
-    step.restype = None
+    library = ctypes.CDLL(str(path))
+    step, *_ = functions = library.step, library.measure, library.move_codes
+    for function in functions:
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
+        function.restype = None
+    step.argtypes = [ctypes.c_int, ctypes.c_int, *step.argtypes]
     note = path.with_suffix(".json")
     try:
         chosen = json.loads(note.read_text(encoding="utf-8"))
@@ -112,13 +119,14 @@ def _load_from(folder: Path, compiler: list[str]) -> Kernel:
     except (OSError, ValueError, KeyError, TypeError):
         blocks, elements = fastest(step)
         _write(note, json.dumps({"blocks": VARIANTS[blocks], "elements": VARIANTS[elements]}).encode())
-    return Kernel(step, blocks, elements)
+    return Kernel(*functions, blocks, elements)
 
 
 def build(folder: Path, compiler: list[str]) -> Path:
     """The library in a folder, compiled unless it is there and whole; its name says source, compiler, flags, processor
     (so that a shared home stays right) and, last, its own hash. OSError when the compiler fails."""
-    key = "\n".join([SOURCE.read_text(encoding="utf-8"), *compiler, FLAGS, *TARGETS, platform.machine(), _processor()])
+    texts = [source.read_text(encoding="utf-8") for source in SOURCES]
+    key = "\n".join([*texts, *compiler, FLAGS, *TARGETS, platform.machine(), _processor()])
     name = f"adam-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     for path in sorted(folder.glob(f"{name}-*.so")):
         if path.stem == f"{name}-{sha256(path)[:16]}":
