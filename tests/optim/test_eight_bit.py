@@ -151,6 +151,52 @@ def test_a_step_that_is_refused_or_skipped_leaves_codes_and_scales(how):
     assert zoo.same(before, zoo.state_tensors(optimizer)) and zoo.same(weights, zoo.snapshot(model))
 
 
+@pytest.mark.parametrize("how", ["raise", "skip", "ignore"])
+def test_inside_backward_a_nan_is_refused_or_skipped_without_a_trace_or_shows(how):
+    model = zoo.language_model()
+    optimizer = FusedBackward(AdamMini(model, lr=1e-3, state_dtype="int8", nonfinite=how))
+    zoo.apply(optimizer, zoo.language_loss(model, 0))
+    before, weights = zoo.state_tensors(optimizer), zoo.snapshot(model)
+    act = lambda: zoo.apply(optimizer, zoo.language_loss(model, 1) * math.nan)  # noqa: E731
+    if how == "raise":
+        with pytest.raises(FloatingPointError, match="gradient holds inf or nan; nothing was updated"):
+            act()
+    else:
+        act()
+    after = zoo.state_tensors(optimizer)
+    assert (zoo.same(before, after) and zoo.same(weights, zoo.snapshot(model))) == (how != "ignore")
+    scales = torch.cat([value for key, value in after.items() if key.endswith("exp_avg_scale")])
+    assert bool(scales.isnan().all() if how == "ignore" else scales.isfinite().all())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("key", "size"), [("exp_avg_scale", 7), ("exp_avg", 599)])
+def test_a_state_of_another_size_put_in_by_hand_is_refused_and_no_memory_overrun(rule, key, size):
+    model = nn.Linear(20, 30, bias=False)
+    optimizer = RULES[rule](model, state_dtype="int8")
+    model.weight.grad = torch.ones(30, 20)
+    optimizer.step()
+    optimizer.state[model.weight][key] = torch.ones(size).to(optimizer.state[model.weight][key].dtype)
+    before, weights = zoo.state_tensors(optimizer), zoo.snapshot(model)
+    with pytest.raises(RuntimeError, match=f"{key} has {size} elements, not (3|600); to reset state, assign") as caught:
+        optimizer.step()
+    after = zoo.state_tensors(optimizer)
+    assert zoo.same(weights, zoo.snapshot(model)) and "\n" not in str(caught.value)
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.endswith("step"))
+
+
+def test_a_checkpoint_from_before_there_were_codes_goes_into_them():
+    model, optimizer = trained()
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        for key in ("rounding", "state_dtype", "state_code"):
+            group.pop(key, None)
+    coded = FusedBackward(AdamMini(model, lr=1e-3, state_dtype="int8"))
+    coded.load_state_dict(saved)
+    zoo.apply(coded, zoo.language_loss(model, 9))
+    assert all(state["exp_avg"].dtype == torch.int8 and state["step"] == 4 for state in coded.state.values())
+
+
 def trained(**keywords):
     model = zoo.language_model()
     optimizer = AdamMini(model, lr=1e-3, **keywords)
@@ -187,6 +233,10 @@ def other_blocks(saved):
     saved["state"][0]["exp_avg_scale"] = torch.ones(7)
 
 
+def no_code(saved):
+    saved["param_groups"][0].pop("state_code")
+
+
 def no_scales(saved):
     del saved["state"][0]["exp_avg_scale"]
 
@@ -197,6 +247,7 @@ def no_scales(saved):
         (other_code, f"8-bit code 'linear, blocks of 2048', this AdamMini reads '{CODE}'"),
         (other_blocks, r"saved exp_avg is in 8-bit codes with 7 scales, its \d+ elements need \d+"),
         (no_scales, "saved exp_avg is in 8-bit codes with no scales"),
+        (no_code, f"8-bit code None, this AdamMini reads '{CODE}'"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
