@@ -56,9 +56,12 @@ TRAINING = {  # case: optimizer, with checkpointing at 1 x 2048 tokens in bf16
     "LOMO clipped": {"name": "lomo", "max_grad_norm": 1.0},
     "LOMO stochastic": {"name": "lomo", "rounding": "stochastic"},
     "AdamMini in backward": {"name": "adam_mini", "backward": {}},
+    "AdamMini in backward, 8-bit moment, clipped": {  # examples/finetune_7b_24gb.py
+        "name": "adam_mini", "state_dtype": "int8", "rounding": "stochastic", "backward": {"max_grad_norm": 1.0},
+    },
     "AdamMini": {"name": "adam_mini"},
     "AdamW": {"name": "adamw"},
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lowmem.optim.core import triton_kernels
+from lowmem.optim.core import triton_codes, triton_kernels
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 TYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
@@ -26,7 +26,7 @@ POINTERS = dict(
 
 def compiled(kernel: str, capability: int, warps: int, kind: str, one: bool = False, **constants):
     """A compiled kernel whose tensors are all of one type, but for fp32 block scalars."""
-    function = getattr(triton_kernels, kernel)
+    function = triton_codes.codes if kernel == "codes" else getattr(triton_kernels, kernel)
     dtype = TYPES[kind]
     fixed = dict(PT=dtype, GT=dtype, MT=dtype, VT=dtype, NEST=False, ONE=one, EXPLICIT=False, STOCH=False)
     fixed = {**fixed, **constants}

@@ -20,6 +20,9 @@ for capability in (AMPERE, HOPPER):
     for kernel in ("sums_long", "move_long", "coordinates", "plain"):
         case = dict(TILED, kernel=kernel, capability=capability, kind="bf16", STOCH=True, EVEN=True)
         CASES[f"{kernel} {capability}"] = case
+    for shared in (True, False):
+        coded = dict(kernel="codes", warps=8, capability=capability, kind="bf16", STOCH=True, EVEN=True, ROWS=8)
+        CASES[f"codes {capability} {shared}"] = dict(coded, SHARED=shared)
     one = dict(ROW, capability=capability, kind="bf16", EVEN=True, one=True)
     longest = dict(kernel="short", warps=16, ROWS=1, WIDTH=16384, capability=capability, kind="fp32", EVEN=True)
     settle = dict(kernel="settle", warps=4, capability=capability, kind="fp32", TILE=2048, DOWN=32, LANES=1024)
@@ -66,6 +69,13 @@ def test_every_other_kernel_loads_wide_and_spills_nothing(compiled, name, capabi
     found = compiled[f"{name} {capability}"]
     assert found["wide"] and found["registers"] <= 128 and found["stack"] == 0
     assert not [access for access in found["narrow"] if ".U16" in access]
+
+
+@pytest.mark.parametrize("capability", [AMPERE, HOPPER])
+@pytest.mark.parametrize("shared", [True, False])
+def test_moments_in_codes_load_wide_and_spill_nothing(compiled, shared, capability):
+    found = compiled[f"codes {capability} {shared}"]
+    assert found["wide"] and found["registers"] <= 128 and found["stack"] == 0
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER])

@@ -30,9 +30,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from lowmem.memory.tracker import Tracker
 from lowmem.models import _attention
 from lowmem.optim import SGD, AdamMini, AdamW
-from lowmem.optim.core.gpu_step import FLOATS
+from lowmem.optim.core.gpu_step import FLOATS, MOST_STRIPS
 from lowmem.optim.core.gpu_tables import LONGEST
 from lowmem.optim.core.rule import Update
+from lowmem.optim.core.storage import LOW, SCALE
 
 WITH_KERNELS = (AdamMini, AdamW, SGD)  # optimizers that have kernels of their own on a GPU
 
@@ -129,21 +130,27 @@ def on_gpu(tracker: Tracker, optimizer, updates: list[Update]) -> list[Update]:
     rest, moved = [], Counter()
     for update in updates:
         _, p, g, state, h, lay = update
-        m, v = state.get("exp_avg"), state.get("exp_avg_sq")
-        dtypes = {x.dtype for x in (p, g, m, v) if x is not None}
-        if not dtypes <= set(FLOATS) or h.get("momentum", 0) or h.get("reduce", "mean") != "mean":
+        m, v, scale = (state.get(key) for key in ("exp_avg", "exp_avg_sq", "exp_avg" + SCALE))
+        dtypes = {x.dtype for x in (p, g, m if scale is None else scale, v) if x is not None}
+        other = LOW in state or h.get("momentum", 0) or h.get("reduce", "mean") != "mean"
+        if other or not dtypes <= set(FLOATS) or (scale is not None and len(lay.strips) > MOST_STRIPS):
             rest.append(update)
         else:
-            moved.update(_moved(isinstance(optimizer, AdamMini), p, g, m, v, lay))
+            moved.update(_moved(isinstance(optimizer, AdamMini), p, g, m, v, lay, scale))
     for size in moved.values():
         tracker.work[tracker.stage, "stream", size] += 1
     return rest
 
 
-def _moved(by_blocks: bool, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, lay) -> dict[str, float]:
-    """Bytes that each kernel reads and writes for one tensor, see optim/triton_kernels.py."""
-    once = sum(_bytes(x) for x in (p, g, p, m, m) if x is not None)
+def _moved(
+    by_blocks: bool, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, lay, scale: Tensor | None
+) -> dict[str, float]:
+    """Bytes that each kernel reads and writes for one tensor, see optim/triton_kernels.py and triton_codes.py."""
+    once = sum(_bytes(x) for x in (p, g, p, m, m, scale, scale) if x is not None)
     scalars = 0 if v is None else 2 * _bytes(v)
+    if scale is not None:
+        shared = by_blocks and lay.blocks.kind != "coordinate"
+        return {"sums": _bytes(g), "settle": scalars, "codes": once} if shared else {"codes": once + scalars}
     if not by_blocks or lay.blocks.kind == "coordinate":
         return {"elements": once + scalars}
     strips = [(outer * blocks * run, outer > 1 or run > LONGEST) for _, _, outer, _, blocks, run in lay.strips]

@@ -1,8 +1,9 @@
 """Adam-mini, AdamW and plain descent on a GPU: all tensors of one device and dtype in a few Triton launches.
 
 Each weight, gradient and moment is read and written once (the gradient of a long block twice), whatever the dtype:
-20 bytes per element in fp32, 10 in bf16, where the stages move 36 and 66. What the kernels cannot do (cut blocks, other
-statistics, fp64, offloaded moments) stays with the stages: same arithmetic, other order of rounding (1e-6 relative).
+20 bytes per element in fp32, 10 in bf16, where the stages move 36 and 66. A first moment in 8-bit codes is never copied.
+What the kernels cannot do (cut blocks, other statistics, fp64, offloaded moments, 8 more bits of weights) stays with the
+stages: same arithmetic, other order of rounding (1e-6 relative).
 
 Nothing here waits for the device. A plan keeps addresses between steps; every step compares them, and every shape, dtype
 and device, with those of the tensors that it is given.
@@ -17,9 +18,10 @@ import os
 import torch
 from torch import Tensor, nn
 
+from lowmem.optim.core.eight_bit import scale_count
 from lowmem.optim.core.gpu_tables import Plan, Tensors, numbering, plan
 from lowmem.optim.core.rule import Update
-from lowmem.optim.core.storage import LOW
+from lowmem.optim.core.storage import LOW, SCALE
 from lowmem.optim.core.transfers import upload
 
 log = logging.getLogger("lowmem")
@@ -28,10 +30,12 @@ ADAM = (  # columns of the groups' table
 )  # fmt: skip
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALVES)
+ROUNDED = (*HALVES, torch.int8)
 PLAIN = (Tensor, nn.Parameter)  # no DTensor, FakeTensor or other kind of its own
 INSIDE_BACKWARD = 3  # launches for one tensor
 MOST_PLANS = 1 << 14  # kept at a time; a plan per parameter inside backward, one per set of parameters otherwise
-MOST_NESTED = 1 << 31  # elements of a tensor that is numbered in chunks: 32-bit division
+MOST_NESTED = 1 << 31  # elements of a tensor that is numbered in chunks, or in codes: 32-bit division
+MOST_STRIPS = 64  # strips of a tensor in codes, each of whose programs looks at all of them
 launched: list[str] | None = None  # names of the kernels started, where somebody counts them
 
 
@@ -83,7 +87,7 @@ def _step(optimizer, updates: list[Update], fits, numbers) -> list[Update]:
             continue
         moments = state.get("exp_avg"), state.get("exp_avg_sq")
         dtypes = (p.dtype, g.dtype, *(t if t is None else t.dtype for t in moments))
-        stochastic = group["rounding"] == "stochastic" and any(d in HALVES for d in (dtypes[0], *dtypes[2:]))
+        stochastic = group["rounding"] == "stochastic" and any(d in ROUNDED for d in (dtypes[0], *dtypes[2:]))
         if _numbered(lay, stochastic) and kernels(p.device):
             sets.setdefault((p.device, dtypes, stochastic), []).append(update)
         else:
@@ -93,10 +97,10 @@ def _step(optimizer, updates: list[Update], fits, numbers) -> list[Update]:
     return rest
 
 
-def _alike(p: Tensor, tensors: tuple, held: int) -> bool:
+def _alike(p: Tensor, tensors: tuple, held: int, dtypes: tuple = FLOATS) -> bool:
     return all(
         type(t) in PLAIN
-        and t.dtype in FLOATS
+        and t.dtype in dtypes
         and t.device == p.device
         and t.numel() == held
         and t.is_contiguous()
@@ -107,11 +111,20 @@ def _alike(p: Tensor, tensors: tuple, held: int) -> bool:
 
 def _fits_adam(group: dict, p: Tensor, g: Tensor, state: dict, h: dict, lay) -> bool:
     m, v = state["exp_avg"], state["exp_avg_sq"]
-    if h.get("reduce", "mean") != "mean" or not _alike(p, (p, g, m), lay.held):
+    kept = _in_codes(p, m, state.get("exp_avg" + SCALE), lay) if m.dtype == torch.int8 else _alike(p, (m,), lay.held)
+    if h.get("reduce", "mean") != "mean" or not kept or not _alike(p, (p, g), lay.held):
         return False
     if len(lay.frame) == 1 or lay.blocks.kind == "coordinate":  # a v for every element held here
         return _alike(p, (v,), lay.held)
     return v.dtype == torch.float32 and _alike(p, (v,), lay.blocks.count)
+
+
+def _in_codes(p: Tensor, m: Tensor, scale: Tensor | None, lay) -> bool:
+    """Whether the kernels can read a first moment in codes: of a whole parameter, with its scales."""
+    numel = lay.blocks.numel
+    known = scale is not None and _alike(p, (m,), numel, (torch.int8,))
+    known = known and _alike(p, (scale,), scale_count(numel), (torch.float32,))
+    return known and lay.held == numel < MOST_NESTED and len(lay.strips) <= MOST_STRIPS
 
 
 def _fits_descent(group: dict, p: Tensor, g: Tensor, state: dict, h: dict, lay) -> bool:
@@ -157,13 +170,19 @@ def _run(optimizer, updates: list[Update], device: torch.device, dtypes: tuple, 
 
 
 def _launch(launch, given: dict, device: torch.device) -> None:
-    kernel = getattr(kernels(device), launch.kernel)
+    kernel = getattr(kernels(device), launch.kernel, None) or _codes()
     arguments = {name: launch.tiles if name == "tiles" else given[name] for name in kernel.arg_names}
     size = launch.constants.get("ROWS", 1) * launch.constants.get("WIDTH", 0)
-    warps = 16 if size > 8192 else 8 if size else 4
+    warps = 16 if size > 8192 else 8 if size or launch.kernel == "codes" else 4
     if launched is not None:
         launched.append(launch.kernel)
     kernel[(len(launch.tiles),)](**arguments, num_warps=warps)
+
+
+def _codes():
+    from lowmem.optim.core.triton_codes import codes
+
+    return codes
 
 
 def _plan(optimizer, updates: list[Update], device, dtypes, stochastic: bool, groups: dict) -> Plan:
@@ -171,8 +190,9 @@ def _plan(optimizer, updates: list[Update], device, dtypes, stochastic: bool, gr
     tensors, where = [], []
     for index, (_, p, g, state, h, lay) in enumerate(updates):
         m, v, aligned = state.get("exp_avg"), state.get("exp_avg_sq"), g.data_ptr() % 16 == 0
-        tensors.append(Tensors(index, groups[id(h)][0], p, m, v, lay, aligned))
-        at = (0 if t is None else t.data_ptr() for t in (p, m, v))
+        scale = state.get("exp_avg" + SCALE)
+        tensors.append(Tensors(index, groups[id(h)][0], p, m, v, lay, aligned, scale))
+        at = (0 if t is None else t.data_ptr() for t in (p, m, v, scale))
         where.append((*at, lay, groups[id(h)][0], aligned))
     key = (device, dtypes, stochastic, len(updates), where[0][0])
     found = optimizer.plans.get(key)

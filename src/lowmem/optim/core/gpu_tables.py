@@ -8,6 +8,9 @@ x[:, b, :] of (outer, blocks, run), whose rows lie `stride` elements apart. Whic
     strided       outer > 1
     coordinates   every element a block of its own
     plain         no blocks: plain descent
+
+A first moment in 8-bit codes has blocks of its own, in the order of elements. Then strips only tell how rates are found
+("sums of" the two middle ones), and the whole tensor is one row more, of its own columns, for the kernel "codes".
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import zlib
 import torch
 from torch import Tensor
 
+from lowmem.optim.core.eight_bit import BLOCK
 from lowmem.optim.core.rule import Layout
 
 TILE = 2048  # elements of one program of a long block
@@ -31,7 +35,7 @@ EVERY = 8  # elements: runs of a multiple of it, from addresses that 16 divides,
 @dataclasses.dataclass(frozen=True)
 class Tensors:
     """One parameter's: row in the table of gradients and in that of groups, p, m and v (None: the rule has none), layout,
-    and whether its gradient lies at an address that 16 divides."""
+    whether its gradient lies at an address that 16 divides, and scales of m (None: m is in no codes)."""
 
     index: int
     group: int
@@ -40,6 +44,7 @@ class Tensors:
     v: Tensor | None
     lay: Layout
     aligned: bool
+    scale: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,25 +83,32 @@ class Strip:
 KERNELS = (  # in the order in which they must run: what each kind of strip takes
     ("sums_long", "long"),
     ("sums_strided", "strided"),
+    ("sums_long", "sums of long"),
+    ("sums_strided", "sums of strided"),
     ("settle", "settle"),
     ("short", "short"),
     ("move_long", "long"),
     ("move_strided", "strided"),
     ("coordinates", "coordinates"),
     ("plain", "plain"),
+    ("codes", "codes"),
 )
 
 
 def plan(tensors: list[Tensors], device: torch.device, most: int | None = None) -> Plan:
-    """Tables for tensors of equal dtypes. most: launches; where it takes more, contiguous blocks all count as long ones,
-    and if that is not enough every strip as strided."""
-    for merged in ("", "long", "strided"):
-        strips = [strip for t in tensors for strip in _strips(t, merged)]
+    """Tables for tensors of equal dtypes. most: launches; where it takes more, contiguous blocks all count as long ones (as
+    always beside codes), and if that is not enough every strip as strided."""
+    coded = tensors[0].scale is not None
+    for merged in ("long", "strided") if coded else ("", "long", "strided"):
+        strips = [strip for t in tensors for strip in (_coded(t, merged) if coded else _strips(t, merged))]
         chosen = _launches(strips)
         if most is None or len(chosen) <= most:
             break
     partial = rate = 0
-    for strip in strips:
+    for index, strip in enumerate(strips):
+        if strip.kind == "codes":
+            strip.row[6] = index - strip.row[7]  # its strips lie before it
+            continue
         strip.row[11:13] = partial, rate
         partial, rate = partial + strip.partials, rate + strip.rates
     table = torch.tensor([strip.row for strip in strips], dtype=torch.int64).to(device)
@@ -114,14 +126,29 @@ def _strips(t: Tensors, merged: str) -> list[Strip]:
         row = [*at, t.index, offset, outer, stride, blocks, run, t.group, outer * run, 0, 0]
         row += [base, chunk, chunk_stride, offset, name]
         aligned = t.aligned and offset % EVERY == 0 and all(address % 16 == 0 for address in at[:2])
-        found.append(_strip(row, aligned, t.m is None, merged))
+        found.append(_strip(row, aligned, t.m is None, merged, t.scale is not None))
     return found
 
 
-def _strip(row: list[int], aligned: bool, plain: bool, merged: str) -> Strip:
-    """A row with the kernel that takes it, and into how many programs it is cut."""
+def _coded(t: Tensors, merged: str) -> list[Strip]:
+    """Strips that find rates, where elements share a v, and the tensor itself."""
+    shared = len(t.lay.frame) == 3 and t.lay.blocks.kind != "coordinate"
+    found = _strips(t, merged) if shared else []
+    for strip in found:
+        strip.kind = f"sums of {strip.kind}"
+    at = [t.p.data_ptr(), t.m.data_ptr(), t.v.data_ptr()]
+    row = [*at, t.index, 0, t.scale.data_ptr(), 0, len(found), t.lay.held, t.group, 0, 0, 0]
+    row += [0, t.lay.held, t.lay.held, 0, zlib.crc32(t.lay.blocks.name.encode())]
+    aligned = t.aligned and t.lay.held % EVERY == 0 and all(address % 16 == 0 for address in at)
+    rows = max(1, TILE // BLOCK)
+    constants = dict(ROWS=rows, SHARED=shared, EVEN=aligned)
+    return [*found, Strip(row, "codes", constants, -(-t.lay.held // (rows * BLOCK)), rows)]
+
+
+def _strip(row: list[int], aligned: bool, plain: bool, merged: str, measured: bool) -> Strip:
+    """A row with the kernel that takes it, and into how many programs it is cut. measured: of its rates is asked only."""
     outer, stride, blocks, run = row[5:9]
-    if outer * run == 1:
+    if outer * run == 1 and not measured:
         even = aligned and row[2] % 16 == 0 and blocks % EVERY == 0
         constants = dict(TILE=TILE, EVEN=even)
         return Strip(row, "plain" if plain else "coordinates", constants, -(-blocks // TILE), 1)
