@@ -13,6 +13,8 @@ STAMP = $(VENV)/.installed
 # Python keeps the bytecode of what it imports, also where images forbid it: without, each of some hundred processes compiles
 # PyTorch's sources anew, which takes 3 s.
 unexport PYTHONDONTWRITEBYTECODE
+# In a folder with an umlaut, pip's editable install and then Python's own start fail where LC_ALL asks for ASCII.
+export LC_ALL := $(if $(filter C POSIX,$(LC_ALL)),C.UTF-8,$(LC_ALL))
 # For the recipes, the environment's programs come first: rules call `python`.
 RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 

@@ -1,5 +1,10 @@
 """lowmem: training large models with little memory, after Adam-mini (arXiv 2406.16793) and LOMO (arXiv 2306.09782).
 
+Optimizers: `lowmem.optim` (`lowmem.optim.AdamMini`, `lowmem.optim.Lomo` and others). Blocks: `lowmem.blocks`. State over
+data-parallel ranks: `lowmem.optim.core.zero1`. The official packages' calls: `lowmem.compat`. Inside other trainers:
+`lowmem.integrations.huggingface`, `lowmem.integrations.deepspeed`. Sharded checkpoints:
+`lowmem.training.sharded_checkpoint`.
+
 Importing this package imports nothing else: the pipeline parses its configuration without PyTorch.
 """
 

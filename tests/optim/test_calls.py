@@ -1,5 +1,7 @@
 """How users and frameworks call optimizers: closures, wrappers, groups, settings of torch's own; refusals say what to do."""
 
+import inspect
+import re
 import warnings
 
 import pytest
@@ -7,8 +9,11 @@ import torch
 import zoo
 from torch import nn
 
+from lowmem import optim
 from lowmem.compat import Adam_mini
 from lowmem.optim import AdaLomo, AdamMini, AdamW, Lomo
+from lowmem.optim.core.hyperparameters import Common
+from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
 
 def test_a_closure_that_does_nothing_after_backward_is_a_plain_step():
@@ -120,3 +125,29 @@ def test_official_calls_with_missing_sizes_or_names_are_refused_in_words():
     for given in (model.parameters(), [{"params": list(model.parameters())}]):
         with pytest.raises(ValueError, match=r"takes \(name, parameter\) pairs"):
             Adam_mini(given, verbose=False)
+
+
+EVERY = (
+    "CAME",
+    "SGD",
+    "SM3",
+    "AdaLomo",
+    "Adafactor",
+    "AdamMini",
+    "AdamW",
+    "FusedBackward",
+    "Lamb",
+    "Lion",
+    "Lomo",
+    "Zero1",
+)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_help_explains_every_keyword(name):
+    kind = getattr(optim, name)
+    missing = [key for key in inspect.signature(kind).parameters if not re.search(rf"\b{key}\b", kind.__doc__)]
+    assert not missing
+    if "Common keywords" in kind.__doc__:
+        common = RuleOptimizer.__doc__
+        assert not [key for key in Common.__annotations__ if not re.search(rf"\b{key}\b", common)]

@@ -6,6 +6,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from checkout import ROOT
 from packaging.specifiers import SpecifierSet
@@ -180,3 +181,15 @@ def test_text_has_the_same_line_ends_in_every_checkout():
         found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
         assert found.stdout.splitlines() == [f"{name}: text: auto", f"{name}: eol: lf"]
         assert b"\r" not in (ROOT / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "asked, given", [("C", "C.UTF-8"), ("POSIX", "C.UTF-8"), ("de_DE.UTF-8", "de_DE.UTF-8"), ("", "")]
+)
+def test_make_never_asks_python_for_ascii(root, asked, given):
+    """With LC_ALL=C, pip's editable install and then Python itself fail in a folder with an umlaut."""
+    show = ["make", "--no-print-directory", "--eval=show: ; @echo =$$LC_ALL=", "show"]
+    done = subprocess.run(
+        show, cwd=root, env={**os.environ, "LC_ALL": asked}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"={given}="

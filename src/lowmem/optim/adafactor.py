@@ -63,10 +63,14 @@ class Adafactor(RuleOptimizer):
     """Adafactor.
 
     variant "original": beta2_t = 1 - t^decay_rate, update clipping, parameter scaling; "zhai": the same with beta2_t
-    capped at 0.999, momentum 0.9 and no parameter scaling. Flags given override the variant's. relative_step: False
+    capped at 0.999 (beta2_cap), momentum 0.9 and no parameter scaling. Flags given override the variant's. relative_step: False
     (lr is the rate), True (rate min(1e-2 or, with warmup_init, 1e-6 t, t^-1/2): lr is ignored), "capped" (min(lr,
     t^-1/2), as torch does). decay_by_lr: decay weights by lr * weight_decay (torch) instead of by the scaled rate.
-    State: one fp32 number per row and per column, plus a momentum tensor where beta1 is set.
+    eps: added to g^2, and the least size of a tensor that scales its rate (scale_parameter). clip_threshold: most root mean
+    square of an update. State: one fp32 number per row and per column, plus a momentum tensor where beta1 is set.
+
+    Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
+    params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.
     """
 
     form = "shaped"

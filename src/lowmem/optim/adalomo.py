@@ -40,7 +40,16 @@ class AdaLomoRule(Adafactor):
 
 
 class AdaLomo(FusedBackward):
-    """AdaLomo: AdaLomo(model, lr=5e-4); then opt.backward(loss). Norm clipping is not needed, say the authors."""
+    """AdaLomo: AdaLomo(model, lr=5e-4); then opt.backward(loss). Norm clipping is not needed, say the authors.
+
+    lr: step size relative to each tensor. decay_rate: beta2_t = 1 - t^decay_rate. eps: added to g^2, and the least size of a
+    tensor that scales its rate. clip_threshold: most root mean square of an update. weight_decay: weights lose
+    lr * max(eps[1], RMS(weights)) * weight_decay of themselves at each step.
+    max_grad_norm, grouped_norm, clip_value, loss_scale, process_group: see FusedBackward.
+
+    Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
+    params, no_decay, rounding, state_dtype, nonfinite, compile, offload.
+    """
 
     def __init__(
         self,

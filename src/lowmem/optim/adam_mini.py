@@ -68,9 +68,18 @@ def update(w: TensorView, totals: dict) -> None:
 class AdamMini(RuleOptimizer):
     """Adam-mini. Pass the model: AdamMini(model, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1).
 
-    reduce: statistic of the squared gradients of a block: "mean" (the paper), "max", "min", "l1" (sum), "l2". Further
-    keywords go to lowmem.partition (scheme, value, embedding, output, biases, neurons, overrides) and to the driver
-    (model, no_decay, rounding, state_dtype, nonfinite). State: one tensor like the parameter, one fp32 number per block.
+    lr: step size of every weight, before Adam's correction; rates tuned for AdamW do. betas: how much of the moving means
+    of gradients, and of their squares, is kept at each step. eps: added to the root of the second moment.
+    weight_decay: weights lose lr * weight_decay of themselves at each step, as in AdamW. reduce: statistic of the squared
+    gradients of a block: "mean" (the paper), "max", "min", "l1" (sum), "l2".
+
+    Which weights form a block is found from the model; to steer it (all of lowmem.partition): scheme "v1.1" (the paper's),
+    "v1.0" or "tensor"; value, embedding, output: "row", "tensor" or "coordinate"; biases: "coordinate" or "tensor";
+    neurons: cut linear layers by output neuron (True), not (False), or only in Transformers (None); overrides: blocks by
+    parameter name, {"*.mixer.weight": 8}. State: one tensor like the parameter, one fp32 number per block.
+
+    Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
+    params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.
     """
 
     form = "blocks"

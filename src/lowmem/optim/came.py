@@ -46,7 +46,14 @@ def update(w: TensorView, totals: dict) -> None:
 
 
 class CAME(RuleOptimizer):
-    """CAME. betas: momentum, second moment, instability. eps: added to g^2 and to the instability."""
+    """CAME. betas: momentum, second moment, instability. eps: added to g^2 and to the instability.
+
+    lr: step size. clip_threshold: most root mean square of an update. weight_decay: weights lose lr * weight_decay of
+    themselves at each step.
+
+    Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
+    params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.
+    """
 
     form = "shaped"
     beta_count, eps_count = 3, 2

@@ -36,7 +36,13 @@ def update(w: TensorView, totals: dict) -> None:
 
 
 class Lamb(RuleOptimizer):
-    """LAMB. State: first and second moment."""
+    """LAMB. State: first and second moment.
+
+    lr: step size relative to each tensor's norm. betas, eps: as in Adam. weight_decay: times the weights, part of the update.
+
+    Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
+    params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.
+    """
 
     form = "flat"
     stages = (Stage(norms, sums=(per_tensor, per_tensor)), Stage(update))

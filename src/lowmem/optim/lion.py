@@ -25,7 +25,14 @@ def update(w: TensorView, totals: dict) -> None:
 
 
 class Lion(RuleOptimizer):
-    """Lion. State: one momentum tensor like the parameter."""
+    """Lion. State: one momentum tensor like the parameter.
+
+    lr: size of every step, whose direction is a sign. betas: share of the momentum in that sign, and what is kept of it.
+    weight_decay: weights lose lr * weight_decay of themselves at each step.
+
+    Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
+    params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.
+    """
 
     form = "flat"
     in_codes = True

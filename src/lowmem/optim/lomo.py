@@ -33,7 +33,12 @@ class Lomo(FusedBackward):
     """LOMO: opt = Lomo(model, lr=3e-2, max_grad_norm=1.0); then opt.backward(loss); opt.step().
 
     Unclipped, it equals SGD bit for bit in fp32; with max_grad_norm it equals clip_grad_norm_ and SGD. Decay is
-    decoupled, as in the official package. Keywords: FusedBackward and rule_optimizer.py.
+    decoupled, as in the official package: weights lose lr * weight_decay of themselves at each step.
+
+    lr: step size. max_grad_norm, grouped_norm, clip_value, loss_scale, process_group: see FusedBackward.
+
+    Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
+    params, no_decay, rounding, state_dtype, nonfinite, compile, offload.
     """
 
     def __init__(

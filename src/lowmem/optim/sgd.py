@@ -61,7 +61,11 @@ def many_at_once(_optimizer, updates: list[Update]) -> list[Update]:
 class SGD(RuleOptimizer):
     """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD.
 
-    Common keywords: rule_optimizer.py.
+    lr: step size. weight_decay: times the weights, added to the gradient; with decoupled=True weights lose lr * weight_decay
+    of themselves instead, as in the official LOMO.
+
+    Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
+    params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.
     """
 
     form = "flat"

@@ -83,7 +83,8 @@ class RuleOptimizer(Optimizer):
     dtype of moments, default the parameter's; "int8" keeps the first moment in 8 bits (AdamMini, AdamW, Lion;
     eight_bit.py). nonfinite: "ignore", "raise" or "skip" the step when a gradient holds inf or nan (the last two read one
     number back from the device per step).
-    offload: keep moments of GPU parameters in pinned CPU memory, and bring each over for its own update.
+    compile: run the stages through torch.compile. offload: keep moments of GPU parameters in pinned CPU memory, and bring
+    each over for its own update.
 
     DTensor parameters (FSDP2, tensor parallel) are updated as if they were whole: shard the model first.
     """
