@@ -195,5 +195,9 @@ def test_the_rate_chosen_beforehand_is_the_best_one_whatever_the_judging_seeds_s
 
     found = tuned([judged("own", 0.1, 2.0), judged("same", 0.4, 1.9)])["lion"]
     assert (found.lr, found.rate, [run.final("val_loss") for run in found.best]) == (0.1, "0.1", [2.0])
+    other = Run(
+        "t/lion-same/seed0", "t", "lion-same", 0, {"optimizer": {"lr": 0.4}}, "missing", "not run", own_rate=True
+    )
+    assert tuned([judged("own", 0.1, 2.0), other])["lion"].lr == 0.1  # what was not run is another question
     assert tuned([judged("1e.1", 0.1, 2.0), judged("4e.1", 0.4, 1.9)])["lion"].rate == "0.4 (edge)"
     assert tuned([judged("own", 0.1, None), judged("same", 0.4, 1.9)])["lion"].lr == 0.4  # diverged: the other one

@@ -325,7 +325,7 @@ class Tuned:
 
     A rate at which a run diverged is worse than any number. Without all its runs a grid has no best rate: `gone` says
     why, and so it does when every rate diverged. `chosen`: the rate that a tuning experiment chose beforehand, on seeds of
-    its own, is the best one whatever the seeds shown say, unless it diverged.
+    its own, is the best one whatever the seeds shown say, and whether or not other rates were run, unless it diverged.
     """
 
     name: str
@@ -340,6 +340,8 @@ class Tuned:
 
     @property
     def gone(self) -> dict | None:
+        if self.chosen in self.scores:
+            return None
         runs = [run for group in self.rates.values() for run in group]
         open_ = [run for run in runs if run.status != "done" and not lost(run)]
         if open_ or not runs:
