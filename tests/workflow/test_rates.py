@@ -191,7 +191,7 @@ def test_the_rate_chosen_beforehand_is_the_best_one_whatever_the_judging_seeds_s
     def judged(rate, lr, loss):
         config, record = {"optimizer": {"lr": lr}}, {"metrics": {"final": {"val_loss": loss}}}
         status = "done" if loss else "diverged"
-        return Run(f"t/lion-{rate}/seed0", "t", f"lion-{rate}", 0, config, status, None, record, own_rate=True)
+        return Run(f"t/lion-{rate}/seed0", "t", f"lion-{rate}", 0, config, status, status, record, own_rate=True)
 
     found = tuned([judged("own", 0.1, 2.0), judged("same", 0.4, 1.9)])["lion"]
     assert (found.lr, found.rate, [run.final("val_loss") for run in found.best]) == (0.1, "0.1", [2.0])
