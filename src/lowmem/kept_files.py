@@ -119,7 +119,7 @@ def write_seal(path: Path, hashes: dict[str, str]) -> None:
 def sealed_hashes(path: Path) -> dict[str, str]:
     """{name: sha256} of the seal of `path`; Damaged when it is missing or no seal."""
     try:
-        lines = seal_of(path).read_text(encoding="utf-8").splitlines()
+        lines = files.read_text(seal_of(path)).splitlines()
         hashes = {name: value for value, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError) as error:
         told = error.strerror if isinstance(error, OSError) else "no seal"

@@ -65,6 +65,15 @@ def test_json_that_cannot_be_meant_is_one_line(tmp_path, text):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+def test_a_file_without_end_is_one_line_in_bounded_memory(read):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((Failed, Misuse), match=r"/dev/zero.* MB") as caught:
+        read("/dev/zero")
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # kB
+
+
 SOURCE = {"url": "https://example.org/", "revision": "1", "files": {"a": {"sha256": None, "bytes": None}}}
 BAD_SOURCES = [
     5,

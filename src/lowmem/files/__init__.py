@@ -18,6 +18,8 @@ from lowmem import progress
 from lowmem.errors import Failed, Misuse
 from lowmem.files import safe_names, strict_yaml
 
+LARGEST = 1 << 28  # bytes of a JSON file
+
 
 def sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
@@ -68,6 +70,15 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """The text of a file, UTF-8; ValueError for more than `most` bytes, as of a device that never ends."""
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most >> 20} MB")
+    return data.decode("utf-8")
+
+
 def read_json(path: Path, by_hand: bool = False):
     """Read JSON; Failed names the file when it is absent or damaged. NaN and infinity are no numbers.
 
@@ -75,7 +86,7 @@ def read_json(path: Path, by_hand: bool = False):
     """
     pairs = {"object_pairs_hook": once} if by_hand else {}
     try:
-        return parsed_json(Path(path).read_text(encoding="utf-8"), **pairs)
+        return parsed_json(read_text(path), **pairs)
     except (OSError, ValueError, RecursionError) as error:
         raise Failed(f"cannot read {path}: {short(error)}") from error
 
@@ -116,7 +127,7 @@ def parsed_yaml(text: str):
 def read_yaml(path: Path):
     """Read YAML; Misuse names file and line when it is absent, malformed, or nothing that can be meant (strict_yaml.py)."""
     try:
-        return copy.deepcopy(parsed_yaml(Path(path).read_text(encoding="utf-8")))
+        return copy.deepcopy(parsed_yaml(read_text(path, 4 * strict_yaml.LARGEST)))
     except OSError as error:
         raise Misuse(f"cannot read {path}: {error.strerror}") from error
     except (

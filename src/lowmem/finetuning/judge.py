@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowmem.errors import Failed
-from lowmem.files import parsed_json
+from lowmem.files import parsed_json, read_text
 from lowmem.pipeline.record import load, read_arrays
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def lines(path: Path, *keys: str) -> list[dict]:
     """Rows of a jsonl file; Failed names the first line without one of the keys."""
     found = []
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise Failed(f"cannot read {path}: {error}; see lowmem/finetuning/judge.py for what it should hold") from error
     for number, line in enumerate(text.split("\n"), 1):  # JSON may hold the other signs that splitlines takes for ends
         if not line.strip():
