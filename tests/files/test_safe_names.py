@@ -95,6 +95,17 @@ def test_a_planted_link_empties_nothing(tmp_path, name):
     assert thesis.read_text() == "mine"
 
 
+def test_the_log_of_an_unforeseen_error_replaces_a_planted_link(tmp_path, monkeypatch):
+    root, run = make_root(tmp_path / "root"), make_run(steps=2)
+    folder, thesis = record.folder(root, run), tmp_path / "thesis.tex"
+    folder.mkdir(parents=True)
+    thesis.write_text("mine")
+    (folder / "train.log").symlink_to(thesis)
+    monkeypatch.setattr("lowmem.tasks.pretrain.build", lambda *_: 1 / 0)
+    assert job.run_job(root, [run]) == 1
+    assert thesis.read_text() == "mine" and "ZeroDivisionError" in (folder / "train.log").read_text()
+
+
 def test_a_lock_keeps_what_lies_in_its_place(tmp_path):
     (tmp_path / ".seed0.lock").write_text("mine")
     with locked(tmp_path / "seed0"):

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from lowmem import distributed, kept_files, progress, provenance
+from lowmem import distributed, files, kept_files, progress, provenance
 from lowmem.errors import Diverged, Failed, Misuse
 from lowmem.pipeline import prerequisites, record
 from lowmem.progress import say
@@ -101,9 +101,9 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
             )
         elif not isinstance(error, (Misuse, Failed)):
             made["reason"] = f"{type(error).__name__}: {made['reason']}; see train.log"
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Failed):
                 name = "train.log" if first else f"train.rank{distributed.rank()}.log"
-                (folder / name).write_text(traceback.format_exc(), encoding="utf-8")
+                files.write_text(folder / name, traceback.format_exc())
     if not first:
         if made["status"] not in record.FINAL:
             say(f"{label} rank {distributed.rank()}: {made['status']}: {made['reason']}")
