@@ -177,13 +177,15 @@ INLINE float inverse_of(float *restrict scale, float *restrict m, uint32_t most,
     return 1.0f / (size.number < 1e-30f ? 1e-30f : size.number);
 }
 
-/* New m, and p, of Adam-mini, a rate for each element, or `same` for all where rate is NULL; the largest size of m. Beside
- * it the codes of the block before, whose m is `past`, unless that is NULL. */
-INLINE uint32_t move_with(const float *restrict rate, float same, const Coded *t, int64_t at, float *restrict m,
-                          const float *restrict x, int64_t n, const float *restrict past, float inverse) {
+/* What moves a block of n elements from `at` on: p and the new m, with gradients x. Beside it the codes of the block before,
+ * whose m is `past`, unless that is NULL: roots are slow, and the rest goes on meanwhile. Returns the largest size of m. */
+
+/* Adam-mini's, with a rate for each element, or `same` for all where rate is NULL */
+INLINE uint32_t move_with(const float *restrict rate, float same, const Coded *t, int64_t at, int64_t n,
+                          float *restrict m, const float *restrict x, const float *restrict past, float inverse) {
     const float b1 = t->h->one_minus_beta1, keep = t->h->decay_factor, scale = t->scale[at / BLOCK];
     const int8_t *restrict q = t->q + at;
-    int8_t *restrict before = t->q + at - BLOCK;
+    int8_t *restrict before = t->q + (past ? at - BLOCK : 0);
     float *restrict p = t->p + at;
     uint32_t most = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -198,10 +200,12 @@ INLINE uint32_t move_with(const float *restrict rate, float same, const Coded *t
 }
 
 /* AdamW's, as in adam_kernel.c */
-INLINE uint32_t move_adamw(const Coded *t, int64_t at, float *restrict m, const float *restrict x, int64_t n) {
+INLINE uint32_t move_adamw(const Coded *t, int64_t at, int64_t n, float *restrict m, const float *restrict x,
+                           const float *restrict past, float inverse) {
     const Scalars h = *t->h;
     const float most_square = h.one_minus_beta2 * h.largest, scale = t->scale[at / BLOCK];
     const int8_t *restrict q = t->q + at;
+    int8_t *restrict before = t->q + (past ? at - BLOCK : 0);
     float *restrict p = t->p + at, *restrict v = t->v + at;
     uint32_t most = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -212,15 +216,18 @@ INLINE uint32_t move_adamw(const Coded *t, int64_t at, float *restrict m, const 
         m[i] = mi;
         v[i] = vi;
         p[i] = p[i] * h.decay_factor - h.step_size * mi / (sqrtf(vi) * h.inv_sqrt_bias_correction2 + h.eps);
+        if (past) before[i] = code(past[i], inverse);
     }
     return most;
 }
 
 /* Lion's */
-INLINE uint32_t move_lion(const Coded *t, int64_t at, float *restrict m, const float *restrict x, int64_t n) {
+INLINE uint32_t move_lion(const Coded *t, int64_t at, int64_t n, float *restrict m, const float *restrict x,
+                          const float *restrict past, float inverse) {
     const Scalars h = *t->h;
     const float scale = t->scale[at / BLOCK];
     const int8_t *restrict q = t->q + at;
+    int8_t *restrict before = t->q + (past ? at - BLOCK : 0);
     float *restrict p = t->p + at;
     uint32_t most = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -229,6 +236,7 @@ INLINE uint32_t move_lion(const Coded *t, int64_t at, float *restrict m, const f
         most = size > most ? size : most;
         m[i] = mi;
         p[i] = p[i] * h.decay_factor - (d > 0 ? h.step_size : d < 0 ? -h.step_size : 0);  /* no step for NaN, as torch.sign */
+        if (past) before[i] = code(past[i], inverse);
     }
     return most;
 }
@@ -240,23 +248,39 @@ INLINE const float *gradients(const Coded *t, int64_t at, int64_t n, float *rest
     return room;
 }
 
-/* one block of codes, which starts at element `at`; rate: of each element of Adam-mini */
-INLINE void move_block(const Coded *t, int64_t at, int64_t n, const float *rate) {
-    float m[BLOCK], room[BLOCK];
-    const float *x = gradients(t, at, n, room);
-    uint32_t most = t->rates ? move_with(rate, 0, t, at, m, x, n, 0, 0)
-                  : t->v     ? move_adamw(t, at, m, x, n)
-                             : move_lion(t, at, m, x, n);
-    encode(t->q + at, m, inverse_of(t->scale + at / BLOCK, m, most, n), n);
+/* blocks of codes one after the other; the codes of the last one are still to be written, with 1 / their scale */
+typedef struct {
+    float m[2][BLOCK], room[BLOCK], inverse;
+    const float *past;
+} Pipe;
+
+INLINE uint32_t move_any(const float *rate, float same, const Coded *t, int64_t at, int64_t n, float *m, const float *x,
+                         const float *past, float inverse) {
+    return t->rates ? move_with(rate, same, t, at, n, m, x, past, inverse)
+           : t->v   ? move_adamw(t, at, n, m, x, past, inverse)
+                    : move_lion(t, at, n, m, x, past, inverse);
 }
 
-/* Adam-mini's blocks first ... first + count - 1 of a strip: while one is moved, the squares of the next are summed, and
- * with each block of codes the one before is encoded: roots are slow, and the rest goes on beside them. */
+INLINE void move_block(const float *rate, float same, const Coded *t, int64_t at, int64_t n, Pipe *pipe) {
+    float *now = pipe->m[at / BLOCK % 2];
+    const float *x = gradients(t, at, n, pipe->room), inverse = pipe->inverse;
+    uint32_t most = pipe->past ? move_any(rate, same, t, at, n, now, x, pipe->past, inverse)
+                               : move_any(rate, same, t, at, n, now, x, 0, 0);
+    pipe->inverse = inverse_of(t->scale + at / BLOCK, now, most, n);
+    pipe->past = now;
+}
+
+/* the codes of the block before `end`, of n elements */
+INLINE void finish(const Coded *t, int64_t end, int64_t n, Pipe *pipe) {
+    if (pipe->past) encode(t->q + end - n, pipe->past, pipe->inverse, n);
+    pipe->past = 0;
+}
+
+/* Adam-mini's blocks first ... first + count - 1 of a strip: while one is moved, the squares of the next are summed. */
 static void sweep_codes(const Coded *t, const Strip *strip, int64_t first, int64_t count) {
     const int64_t run = strip->run, begin = strip->offset + first * run, end = begin + count * run;
     const Segment s = {.v = t->v + strip->first, .h = t->h, .outer = 1, .run = run};
-    float m[2][BLOCK], room[BLOCK], inverse = 0;
-    const float *past = 0;
+    Pipe pipe = {.past = 0};
     double lanes[LANES] = {0};
     add_scaled(lanes, t->g + begin, run, t->factor);
     for (int64_t start = begin; start < end; start += run) {
@@ -264,31 +288,32 @@ static void sweep_codes(const Coded *t, const Strip *strip, int64_t first, int64
         const int64_t next = start + run < end ? run : 0;
         for (int j = 0; j < LANES; j++) lanes[j] = 0;
         for (int64_t at = start; at < start + run; at += BLOCK) {
-            float *now = m[at / BLOCK % 2];
-            const float *x = gradients(t, at, BLOCK, room);
             ask(PAGE_HEADS, t->p + at), ask(PAGE_HEADS, t->g + at + next);
-            uint32_t most = past ? move_with(0, rate, t, at, now, x, BLOCK, past, inverse)
-                                 : move_with(0, rate, t, at, now, x, BLOCK, 0, 0);
-            inverse = inverse_of(t->scale + at / BLOCK, now, most, BLOCK);
-            past = now;
+            move_block(0, rate, t, at, BLOCK, &pipe);
             if (next) add_scaled(lanes, t->g + at + next, BLOCK, t->factor);
         }
     }
-    encode(t->q + end - BLOCK, past, inverse, BLOCK);
+    finish(t, end, BLOCK, &pipe);
 }
 
+/* elements begin ... end - 1, whose rates, if they have any, are there */
 static void move_part(const Coded *t, int64_t begin, int64_t end) {
     const Strip *low = t->strips, *high = low + (t->rates ? t->count : 0);
+    Pipe pipe = {.past = 0};
     float rate[BLOCK];
     while (high > low && high[-1].offset >= end) high--;
     while (low < high && low->offset + (low->outer - 1) * low->stride + low->blocks * low->run <= begin) low++;
     int64_t at = begin;
     for (; at + BLOCK <= end; at += BLOCK) {  /* a length known beforehand */
         for (const Strip *s = low; s < high; s++) spread(rate, s, t->rates, at, BLOCK);
-        move_block(t, at, BLOCK, rate);
+        ask(PAGE_HEADS, t->p + at), ask(PAGE_HEADS, t->g + at);
+        move_block(rate, 0, t, at, BLOCK, &pipe);
     }
+    finish(t, at, BLOCK, &pipe);
+    if (at == end) return;
     for (const Strip *s = low; s < high; s++) spread(rate, s, t->rates, at, end - at);
-    if (at < end) move_block(t, at, end - at, rate);
+    move_block(rate, 0, t, at, end - at, &pipe);
+    finish(t, end, end - at, &pipe);
 }
 
 /* m, p and v of all tensors; rates of those that are not swept are there */
