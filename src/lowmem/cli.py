@@ -15,6 +15,7 @@ from lowmem.errors import Failed, Misuse
 from lowmem.memory import plan_arguments
 from lowmem.pipeline.experiments import find_root
 
+PACKAGES = {"yaml": "pyyaml"}  # where the name of the package is another
 LONGEST = 1500  # letters of an error's line
 
 
@@ -25,10 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         arguments = parser().parse_args(argv)
-        free = (
-            arguments.run in (plan, blocks) and arguments.model is not None
+        free = arguments.run is blocks or (arguments.run is plan and (arguments.explain or arguments.model is not None))
+        return (
+            arguments.run(None if free else find_root(), arguments) or 0
         )  # an installed package answers these anywhere
-        return arguments.run(None if free else find_root(), arguments) or 0
     except Misuse as error:
         return told(error, 2)
     except Failed as error:
@@ -43,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # nobody foresaw it: still one line, and where to look
         if os.environ.get("LOWMEM_TRACEBACK"):
             raise
+        absent = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else "lowmem"
+        if absent != "lowmem":
+            return told(f"this needs {absent}, which is not installed; pip install {PACKAGES.get(absent, absent)}", 1)
         return told(f"unforeseen {type(error).__name__}: {error}; LOWMEM_TRACEBACK=1 shows where", 1)
 
 
@@ -292,6 +296,11 @@ def report(root, arguments):
 
 
 def plan(root, arguments):
+    if arguments.explain:
+        from lowmem.memory import plan_columns
+
+        print(plan_columns.explained())
+        return
     if arguments.model is not None:
         if sys.stderr.isatty():  # PyTorch takes a second or more to load
             print(f"lowmem: planning {arguments.model} ...", file=sys.stderr, flush=True)
@@ -299,6 +308,10 @@ def plan(root, arguments):
 
         print(plan_command.answer(arguments))
         return
+    usual = vars(parser().parse_args(["plan"]))
+    for key in usual.keys() - {"tier", "option", "all", "save_costs"}:
+        if getattr(arguments, key) != usual[key]:
+            raise Misuse(f"--{key.replace('_', '-')} is about a model; name one: lowmem plan llama2-7b ...")
     from lowmem.pipeline import estimate
     from lowmem.pipeline.experiments import tier_names
 

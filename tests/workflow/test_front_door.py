@@ -3,16 +3,20 @@
 import ast
 import inspect
 import os
+import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
+import torch
 
 import lowmem
-from lowmem import optim
+from lowmem import cli, optim
 
 SRC = Path(lowmem.__file__).parents[1]
+ROOT = SRC.parent
 WITHOUT = ("yaml", "jsonschema", "snakemake", "matplotlib", "jinja2", "sentencepiece", "transformers")
 
 
@@ -41,6 +45,45 @@ def test_an_installed_package_plans_in_any_folder_with_pytorch_alone(command, tm
     )
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--gpu", "t4"], ["--json"], ["--lora", "8"], ["--zero", "2"], ["--markdown"]])
+def test_what_is_about_a_model_is_not_answered_about_a_tier(arguments, capsys):
+    assert cli.main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert f"{arguments[0]} is about a model; name one" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_explains_itself_and_names_what_a_plan_needs_and_plans_where_pytorch_is(tmp_path):
+    def run(*command, **environment):
+        of_its_own = {key: x for key, x in os.environ.items() if key not in ("PYTHONPATH", "LOWMEM_ROOT")} | environment
+        return subprocess.run(command, cwd=tmp_path, env=of_its_own, capture_output=True, text=True, check=False)
+
+    (tmp_path / "copy").mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / "copy")
+    shutil.copytree(ROOT / "src/lowmem", tmp_path / "copy/src/lowmem", ignore=shutil.ignore_patterns("__pycache__"))
+    wheel = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path / "made", tmp_path / "copy"]
+    assert (done := run(sys.executable, "-m", "pip", *wheel)).returncode == 0, done.stderr
+    (made,) = (tmp_path / "made").glob("*.whl")
+    venv.create(tmp_path / "venv", symlinks=True)
+    there = tmp_path / "venv/bin/python"
+    done = run(sys.executable, "-m", "pip", "--python", there, "install", "--no-deps", "--no-index", made)
+    assert done.returncode == 0, done.stderr
+    lowmem = tmp_path / "venv/bin/lowmem"
+    assert run(lowmem, "--version").stdout.startswith("lowmem ")
+    assert run(lowmem, "plan", "--explain").stdout.startswith("optimizer")
+    bare = run(lowmem, "plan", "llama:20m")
+    assert (bare.returncode, bare.stderr) == (
+        1,
+        "lowmem: this needs torch, which is not installed; pip install torch\n",
+    )
+    packages = str(Path(torch.__file__).parents[1])
+    done = run(
+        lowmem, "plan", "llama:20m", "--gpu", "t4", "--seq-len", "8", "--optimizer", "adamw", PYTHONPATH=packages
+    )
+    assert done.returncode == 0 and "0.02 B parameters" in done.stdout, done.stderr
 
 
 def test_every_optimizer_names_all_its_settings():

@@ -130,6 +130,8 @@ def read_yaml(path: Path):
         return copy.deepcopy(parsed_yaml(read_text(path, 4 * strict_yaml.LARGEST)))
     except OSError as error:
         raise Misuse(f"cannot read {path}: {error.strerror}") from error
+    except ModuleNotFoundError:  # of the YAML package, which only the pipeline needs
+        raise
     except (
         Exception
     ) as error:  # dates that are none, tags of other languages, bytes that are no UTF-8: yaml lets all through

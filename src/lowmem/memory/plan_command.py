@@ -96,8 +96,6 @@ def answer(arguments) -> str:
         checkpoint_every=arguments.checkpoint_every,
         document=arguments.document_tokens,
     )
-    if arguments.explain:
-        return plan_text.explained()
     asked = with_state(arguments.optimizer, arguments.state) if arguments.optimizer else usual(cell, arguments.state)
     for name in asked:  # before anything is built
         optimizer_settings(name)

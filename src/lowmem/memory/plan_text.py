@@ -7,6 +7,7 @@ from lowmem.memory.cell import Cell
 from lowmem.memory.foreign_optimizers import AO
 from lowmem.memory.hardware import Gpu
 from lowmem.memory.parts import PARTS
+from lowmem.memory.plan_columns import COLUMNS
 from lowmem.memory.target_model import Target
 from lowmem.memory.throughput import Plan
 
@@ -27,21 +28,6 @@ SPLIT = {
     3: "weights, gradients and optimizer state split over the GPUs (ZeRO-3, fully_shard)",
 }
 BUDGET = 1e9  # tokens
-EXPLAINED = {
-    "optimizer": "of this package; adamw_fused, _foreach (torch), adamw8bit, paged_* (bitsandbytes), ao_* (torchao): others'",
-    "peak": "most that PyTorch's allocator holds at one moment of a step with one sequence per GPU",
-    "weights": "of the model on one GPU, with frozen and packed ones",
-    "gradients": "at their most, which is not when the peak is",
-    "state": "moments, and fp32 copies of the weights with --precision master",
-    "activations": "what forward keeps for backward, and what a layer needs while it runs",
-    "other": "gathered shards, and copies that an operation makes for the moment",
-    "batch": "sequences per GPU, the most that fit",
-    "GiB": "the peak at that batch",
-    "tokens/s": "all GPUs together at that batch: the range in which 80 % of steps measured by others lay",
-    "1 B tokens": "hours for a billion tokens, at the middle of that range",
-    "energy": "of that, with every GPU at its board power",
-}
-COLUMNS = tuple(EXPLAINED)
 
 
 def heading(model: Target, cell: Cell, gpu: Gpu) -> list[str]:
@@ -115,12 +101,6 @@ def markdown(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], fits: 
     lines += [f"| {' | '.join(names)} |", f"|---|{'---:|' * (len(names) - 1)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows(found, cell, gpu, known)]
     return "\n".join([*lines, "", "Memory in GiB.", "", *remarks(cell, gpu, found, fits, known)])
-
-
-def explained() -> str:
-    """What each column of the table means."""
-    width = max(map(len, EXPLAINED)) + 2
-    return "\n".join(f"{name:<{width}}{meaning}" for name, meaning in EXPLAINED.items())
 
 
 def experts(model: Target) -> bool:
