@@ -1,5 +1,7 @@
 """Every optimizer agrees with its literal reference (tests/support/twins.py), step by step, over random shapes and settings."""
 
+import importlib
+import inspect
 import math
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lowmem import partition
+from lowmem import optim, partition
 from lowmem.optim import CAME, SGD, SM3, Adafactor, AdaLomo, AdamMini, AdamW, Lamb, Lion, Lomo
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
@@ -64,6 +66,31 @@ def tensors(shape_list, dtype, seed):
 
 
 several = st.lists(shapes, min_size=1, max_size=3)
+
+
+OTHERWISE = {
+    "lomo",
+    "adalomo",
+    "adam_mini",
+    "adafactor",
+    "came",
+}  # their twins need more than their settings; see below
+
+
+def twin_of(name: str) -> type:
+    """The twin of an optimizer's file: the class of the same name in twins.py, else in twin_<name>.py beside it."""
+    kind = optim.find(name).__name__
+    return getattr(twins, kind, None) or getattr(importlib.import_module(f"twin_{name}"), kind)
+
+
+@pytest.mark.parametrize("name", sorted({*optim.names()} - OTHERWISE))
+@few
+@given(shape_list=several, dtype=dtypes, seed=seeds)
+def test_any_optimizer_equals_the_twin_of_its_name_by_its_default_settings(name, shape_list, dtype, seed):
+    p, twin = tensors(shape_list, dtype, seed), twin_of(name)
+    optimizer = optim.find(name)(p)
+    settings = {key: optimizer.defaults[key] for key in inspect.signature(twin).parameters if key in optimizer.defaults}
+    agrees(optimizer, p, lambda k: twin(**settings), seed, tolerance=4)
 
 
 @few

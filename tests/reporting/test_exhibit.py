@@ -8,7 +8,7 @@ import sys
 import pytest
 from synthetic import ROOT, checkout, record, write_events, write_losses, write_state_memory
 
-from lowmem import optim
+from lowmem import optim, provenance
 from lowmem.errors import Misuse
 from lowmem.exhibits import adam_mini_fig10, lomo_fig1
 from lowmem.files import read_json, write_text
@@ -229,7 +229,7 @@ def test_colours_are_distinct_and_stand_out_on_white_and_dark(ground):
 
     own = [plots.COLOURS[name] for name in optim.names()]  # versions of one optimizer share its colour
     assert len(set(own)) == len(own)
-    for colour in [*plots.COLOURS.values(), *plots.SERIES, plots.INK]:
+    for colour in [*plots.COLOURS.values(), *plots.SERIES, *plots.SPARE, plots.INK]:
         bright, dim = sorted([luminance(colour), luminance(ground)], reverse=True)
         assert (bright + 0.05) / (dim + 0.05) >= 3, colour
 
@@ -269,6 +269,15 @@ def test_saved_panels_leave_room_for_what_stands_beside_them():
     assert left.x1 < right.x0 and left.x0 >= 0 and right.x1 <= drawn.bbox.x1
 
 
-def test_every_optimizer_file_has_its_colour_and_name():
-    assert set(plots.COLOURS) == set(display.NAMES)
+def test_optimizers_and_their_versions_have_colours_and_names():
+    assert set(plots.COLOURS) <= set(display.NAMES)  # what has no colour is drawn in ink
     assert set(optim.names()) <= set(plots.COLOURS)
+
+
+def test_a_new_optimizer_has_a_colour_and_a_name_by_its_file(tmp_path, monkeypatch):
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim/sign_descent.py").touch()
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
+    assert display.name("sign_descent") == "Sign descent" and plots.look("sign_descent")["color"] in plots.SPARE
+    assert display.name("no_file") == "no_file" and plots.look("no_file")["color"] == plots.INK
+    assert not {*plots.SPARE} & {plots.COLOURS[name] for name in optim.names()}

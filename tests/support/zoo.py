@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lowmem import optim
 from lowmem.models import gpt2, llama
 from lowmem.optim import CAME, SGD, SM3, Adafactor, AdaLomo, AdamMini, AdamW, FusedBackward, Lamb, Lion, Lomo
 
@@ -47,6 +48,11 @@ SETTINGS = {
     "adam_mini-int8": (AdamMini, dict(lr=1e-2, state_dtype="int8")),
     "lion-int8": (Lion, dict(lr=1e-3, state_dtype="int8")),
 }
+for name in optim.names():  # a new one needs no entry: its defaults
+    if (found := optim.find(name)) not in {cls for cls, _ in SETTINGS.values()} and not issubclass(
+        found, FusedBackward
+    ):
+        SETTINGS[name] = (found, {})
 RULES = [Case(name, _rule(cls, **fixed)) for name, (cls, fixed) in SETTINGS.items()]
 FUSED = [Case(f"fused-{name}", _inside(cls, **fixed), True) for name, (cls, fixed) in SETTINGS.items()]
 FUSED += [

@@ -4,6 +4,8 @@ Nothing else is touched but sources.yaml and claims.yaml, which get an entry; th
 """
 
 import json
+import re
+import shutil
 
 import checkout
 import pytest
@@ -12,32 +14,24 @@ import yaml
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 FILES = {
-    "src/lowmem/optim/sign_descent.py": '''"""Sign descent: w -= lr * sign(g)."""
+    "src/lowmem/optim/sign_descent.py": '''"""Sign descent: w -= lr * sign(g), with decoupled decay."""
 
+from lowmem.optim.core.rule import Stage, axpy, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
-from lowmem.optim.core.rule import Stage
 
 
 def update(w, totals):
-    w.param.sub_(w.grad.sign(), alpha=w.hyper["lr"])
+    shrink(w.param, 1 - w.hyper["lr"] * w.hyper["weight_decay"])
+    axpy(w.param, w.grad.sign(), -w.hyper["lr"])
 
 
 class SignDescent(RuleOptimizer):
     """State: none."""
 
-    form = "flat"
     stages = (Stage(update),)
 
-    def __init__(self, params, lr=1e-2, **common):
-        super().__init__(params, dict(lr=lr), **common)
-
-    @staticmethod
-    def init(p, group, blocks, dtype):
-        return {}
-
-    @staticmethod
-    def scalars(group, step):
-        return {"lr": group["lr"]}
+    def __init__(self, params, lr=1e-2, weight_decay=0.0, **common):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay), **common)
 ''',
     "src/lowmem/models/line.py": '''"""y = a x + b."""
 
@@ -65,10 +59,9 @@ def files(raw):
 ''',
     "src/lowmem/tasks/fit_points.py": '''"""Fit points by least squares."""
 
-import importlib
-
 import torch
 
+from lowmem import models
 from lowmem.data import prepare
 from lowmem.training.task import Task
 
@@ -76,7 +69,7 @@ from lowmem.training.task import Task
 def build(config, seed, root, device):
     path = prepare.folder(root, config["data"]) / "points.csv"
     rows = torch.tensor([[float(cell) for cell in line.split(",")] for line in path.read_text().split()])
-    model = importlib.import_module(f"lowmem.models.{config['model']['name']}").build()
+    model = models.build(config["model"])
 
     def loss(model, batch):
         return (model(batch[:, :1]) - batch[:, 1:]).square().mean()
@@ -102,7 +95,8 @@ seeds: [0, 1, 2]
 """,
     "src/lowmem/exhibits/extra_points.py": '''"""How well each optimizer fits points on a line."""
 
-from lowmem.reporting.numbers.losses import (mean, text, used)
+from lowmem.reporting.values import text
+from lowmem.reporting.numbers.losses import mean, used
 from lowmem.reporting.exhibit import Shown
 
 EXHIBIT = {
@@ -118,6 +112,21 @@ def render(runs, published, tier):
     return Shown("Mean squared error after 400 steps.", ["optimizer", "error"], rows, values, runs_used=used(runs))
 ''',
 }
+TWIN = '''"""Sign descent, coordinate by coordinate."""
+
+import numpy as np
+
+
+class SignDescent:
+    def __init__(self, lr, weight_decay):
+        self.lr, self.weight_decay = lr, weight_decay
+
+    def step(self, w, g):
+        new = w.copy()
+        for i in np.ndindex(*w.shape):
+            new[i] = w[i] - self.lr * (self.weight_decay * w[i] + np.sign(g[i]))
+        return new
+'''
 CLAIM = {
     "id": "sign_descent_fits", "paper": "extra", "place": "ours", "statement": "Sign descent fits the line.",
     "exhibit": "extra_points", "value": "sign_descent.loss",
@@ -155,6 +164,22 @@ def test_one_file_each_is_enough_for_a_verdict(extended):
         assert {"src/lowmem/tasks/fit_points.py", "src/lowmem/models/line.py"} <= files.keys()
         own = made["config"]["optimizer"]["name"]
         assert f"src/lowmem/optim/{own}.py" in files
+
+
+def test_the_new_optimizer_is_imported_drawn_and_tested_without_being_registered(extended):
+    shutil.copytree(checkout.ROOT / "tests", extended / "tests", ignore=checkout.IGNORED)
+    shutil.copy(checkout.ROOT / "pyproject.toml", extended)
+    (extended / "tests/support/twin_sign_descent.py").write_text(TWIN)
+    code = "from lowmem.optim import SignDescent; from lowmem.reporting import display, plots; "
+    code += "print(display.name('sign_descent'), plots.look('sign_descent')['color'] in plots.SPARE)"
+    (extended / "shown.py").write_text(code)
+    assert checkout.command(extended, "shown").stdout.strip() == "Sign descent True"
+    chosen = ["tests/optim/test_twins.py", "tests/optim/test_contract.py", "-k", "sign_descent"]
+    last = checkout.command(extended, "pytest", "-n", "0", "-o", "addopts=-m 'not slow'", *chosen).stdout.splitlines()[
+        -1
+    ]
+    passed = int(re.search(r"(\d+) passed", last)[1])
+    assert passed > 20 and "failed" not in last and "skipped" not in last
 
 
 def test_a_wrong_value_of_the_new_model_is_refused_before_anything_runs(extended):

@@ -5,20 +5,12 @@ opt = AdamMini(model, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)     # used l
 opt = Lomo(model, lr=3e-2, max_grad_norm=1.0)                           # opt.backward(loss) in place of loss.backward()
 """
 
+import functools
 import importlib
+import re
 from pathlib import Path
 
-_HOMES = {
-    "AdamMini": "adam_mini",
-    "AdamW": "adamw",
-    "SGD": "sgd",
-    "Lomo": "lomo",
-    "AdaLomo": "adalomo",
-    "Adafactor": "adafactor",
-    "CAME": "came",
-    "SM3": "sm3",
-    "Lion": "lion",
-    "Lamb": "lamb",
+_HOMES = {  # what is not a rule
     "FusedBackward": "core.fused_backward",
     "Zero1": "core.zero1",
     "convert": "core.conversion",
@@ -33,14 +25,22 @@ __all__ = [
 # fmt: on
 
 
+@functools.cache
+def _rules() -> dict[str, str]:
+    """{class: file} of the rules: what each file defines, read off its text, so that nothing is imported."""
+    files = {name: (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in names()}
+    return {kind: name for name, text in files.items() for kind in re.findall(r"^class (\w+)", text, re.MULTILINE)}
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_rules()})
 
 
 def __getattr__(name: str):
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"lowmem.optim.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'lowmem.optim' has no attribute {name!r}")
+    home = _HOMES.get(name) or (None if name.startswith("_") else _rules().get(name))
+    if home is None:
+        raise AttributeError(f"module 'lowmem.optim' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lowmem.optim.{home}"), name)
 
 
 def names() -> list[str]:

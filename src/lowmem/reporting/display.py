@@ -1,5 +1,7 @@
 """How optimizers are written in figures, tables and reports."""
 
+from lowmem import provenance
+
 NAMES = {
     "adamw": "AdamW",
     "adamw_twin": "AdamW, nudged",
@@ -31,6 +33,12 @@ NAMES = {
 }
 
 
+def is_optimizer(name: str) -> bool:
+    """Whether the package has an optimizer of that name."""
+    return name.isidentifier() and not name.startswith("_") and (provenance.PACKAGE / f"optim/{name}.py").is_file()
+
+
 def name(optimizer: str) -> str:
-    """How an optimizer is written in a figure or table."""
-    return NAMES.get(optimizer, optimizer)
+    """How an optimizer is written in a figure or table; "Sign descent" for sign_descent, which has no entry above."""
+    plain = optimizer.replace("_", " ").capitalize() if is_optimizer(optimizer) else optimizer
+    return NAMES.get(optimizer, plain)

@@ -7,10 +7,13 @@ depends on the time or the machine, so that equal records give equal bytes.
 import io
 import re
 import textwrap
+import zlib
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from lowmem.reporting import display
 
 INK = "#6a737d"  # contrast 4.8 on white, 4.0 on #0d1117; the report replaces it by the page's own text colour
 GRID = "#8b949e"
@@ -34,7 +37,8 @@ COLOURS |= {"default_partition": "#7d8b1f", "value_whole": "#8a6fb3", "embedding
 COLOURS |= {"embedding_adam": "#3d8fa8", "max": "#8a6fb3", "min": "#7d8b1f", "l1": "#c05c94", "l2": "#3d8fa8"}
 COLOURS |= {"adam_mini_neuron": COLOURS["lomo"]}
 COLOURS |= {"momentum": "#c05c94", "variance": "#0a9a72", "adam": "#2b7bba"}  # SGD's and Adam's moments one by one
-SERIES = ["#6f7bd0", "#7d8b1f", "#c05c94", "#3d8fa8", "#a6761d"]  # for what is no optimizer, e.g. model sizes
+SERIES = ["#6f7bd0", "#7d8b1f", "#c05c94", "#3d8fa8", "#a6761d"]  # for what is not an optimizer, e.g. model sizes
+SPARE = ["#a8673f", "#4f8f4f", "#9b59b6", "#c2577a", "#5a8a9c"]  # for optimizers that have no colour above
 DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 1.2)), "adafactor_zhai": (0, (3, 1.2))}
 DASHES |= {"adam_mini_neuron": (0, (2, 1.2))}
 DASHES |= {"adafactor_flags": (0, (1, 1)), "zhai_flags": (0, (3, 1, 1, 1)), "adam_mini_backward": (0, (2, 1.2))}
@@ -89,8 +93,9 @@ def figure(mosaic: list[list[str]], width: float = 9.6, height: float = 3.6, **o
 
 
 def look(optimizer: str) -> dict:
-    """Line keywords of an optimizer: fixed colour and dash."""
-    return {"color": COLOURS.get(optimizer, INK), "linestyle": DASHES.get(optimizer, "solid")}
+    """Line keywords of an optimizer: fixed colour and dash; one without a colour of its own gets a spare one by its name."""
+    spare = SPARE[zlib.crc32(optimizer.encode()) % len(SPARE)] if display.is_optimizer(optimizer) else INK
+    return {"color": COLOURS.get(optimizer, spare), "linestyle": DASHES.get(optimizer, "solid")}
 
 
 def line(axes: Axes, x, y, optimizer: str, low=None, high=None, **options) -> None:
