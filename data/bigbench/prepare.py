@@ -107,7 +107,7 @@ def multirc(examples: list[dict]) -> list[tuple[str, list[dict]]]:
         parts = re.split(r"(?:^| )\(([A-Z])\) ", found[3]) if found else []
         letters, answers = parts[1::2], [part.strip() for part in parts[2::2]]
         if not found or not RIGHT.fullmatch(right) or not set(re.findall("[A-Z]", right)) <= set(letters):
-            raise ValueError(f"example {number} is no question with lettered answers")
+            raise ValueError(f"example {number} is not a question with lettered answers")
         if not all(answers):
             continue
         paragraph = " ".join(re.sub(r"Sent \d+: ", " ", found[1]).split())

@@ -31,26 +31,30 @@ def main(argv: list[str] | None = None) -> int:
             arguments.run(None if free else find_root(), arguments) or 0
         )  # an installed package answers these anywhere
     except Misuse as error:
-        return told(error, 2)
+        return report_error(error, 2)
     except Failed as error:
-        return told(error, 1)
+        return report_error(error, 1)
     except OSError as error:  # a file that went away, a disk that is full, a limit of the system
         place = f"{error.filename}: " if error.filename else ""
-        return told(f"{place}{error.strerror or error}; check that it is there, permissions, space and limits", 1)
+        return report_error(
+            f"{place}{error.strerror or error}; check that it is there, permissions, space and limits", 1
+        )
     except MemoryError:
-        return told("this machine has too little memory left; free some, or ask for less", 1)
+        return report_error("this machine has too little memory left; free some, or ask for less", 1)
     except KeyboardInterrupt:
-        return told("interrupted; call again to continue", 130)
+        return report_error("interrupted; call again to continue", 130)
     except Exception as error:  # nobody foresaw it: still one line, and where to look
         if os.environ.get("LOWMEM_TRACEBACK"):
             raise
         absent = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else "lowmem"
         if absent != "lowmem":
-            return told(f"this needs {absent}, which is not installed; pip install {PACKAGES.get(absent, absent)}", 1)
-        return told(f"unforeseen {type(error).__name__}: {error}; LOWMEM_TRACEBACK=1 shows where", 1)
+            return report_error(
+                f"this needs {absent}, which is not installed; pip install {PACKAGES.get(absent, absent)}", 1
+            )
+        return report_error(f"unforeseen {type(error).__name__}: {error}; LOWMEM_TRACEBACK=1 shows where", 1)
 
 
-def told(error: Exception | str, code: int) -> int:
+def report_error(error: Exception | str, code: int) -> int:
     """Print an error as one line of bounded length, and give the exit code."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     print(f"lowmem: {line if len(line) <= LONGEST else line[: LONGEST - 3] + '...'}", file=sys.stderr)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lowmem import files
-from lowmem.errors import Failed, Misuse
+from lowmem.errors import Failed, Misuse, one_line
 from lowmem.progress import say
 
 TIMEOUT = datetime.timedelta(minutes=10)  # until a rank gives up waiting for the others
@@ -55,7 +55,7 @@ def int_of(name: str, default: int) -> int:
 
 
 @contextlib.contextmanager
-def joined(runs: list[dict]) -> Iterator[None]:
+def process_group(runs: list[dict]) -> Iterator[None]:
     """Join the processes that torchrun started, if a run asks for them; Misuse when there are too few."""
     asked = max(runs, key=devices, default=None)
     seen = int_of("WORLD_SIZE", 1)
@@ -80,9 +80,9 @@ def joined(runs: list[dict]) -> Iterator[None]:
     try:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
     except (ValueError, RuntimeError) as error:  # e.g. a variable of torchrun that was left in the shell
-        told = " ".join(str(error).split())[:160]
         raise Misuse(
-            f"WORLD_SIZE is {seen}, and its processes cannot be joined ({told}); start them with torchrun, or unset it"
+            f"WORLD_SIZE is {seen}, and its processes cannot be joined ({one_line(error)}); start them with torchrun, or "
+            "unset it"
         ) from error
     try:
         yield
@@ -93,7 +93,7 @@ def joined(runs: list[dict]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def apart(run: dict) -> Iterator[None]:
+def rank0_only(run: dict) -> Iterator[None]:
     """While rank 0 does a run of one device, it is a world of its own."""
     global _apart
     before, _apart = _apart, devices(run) == 1
@@ -112,7 +112,7 @@ def locked(target: Path) -> Iterator[None]:
             yield
         return
     with files.lock_file(target) as file:
-        while not anywhere(rank() == 0 and files.taken(file)):
+        while not any_rank(rank() == 0 and files.taken(file)):
             time.sleep(PAUSE)
         yield
 
@@ -140,7 +140,7 @@ def mean(value: float) -> float:
     return (total / world()).item()
 
 
-def anywhere(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether a flag is set on any rank."""
     return mean(float(flag)) > 0
 
@@ -153,17 +153,17 @@ def together() -> Iterator[None]:
         yield
     except Failed as error:
         problem = str(error)
-    told = [problem]
+    problems = [problem]
     if world() > 1:
         import torch.distributed as dist
 
-        told = [None] * world()
-        dist.all_gather_object(told, problem)
-    if any(told):
-        raise Failed(next(filter(None, told)))
+        problems = [None] * world()
+        dist.all_gather_object(problems, problem)
+    if any(problems):
+        raise Failed(next(filter(None, problems)))
 
 
-def share(batch: int, micro: int, ranks: int) -> tuple[int, int]:
+def split_batch(batch: int, micro: int, ranks: int) -> tuple[int, int]:
     """(micro-batches per step over all ranks, those of one rank); Misuse when they do not divide."""
     if batch % micro:
         raise Misuse(f"train.batch_size {batch} is not a multiple of micro_batch_size {micro}; change one of them")

@@ -15,6 +15,11 @@ class Diverged(Failed):
     """Training went where its loss or gradient is not finite: a result, and not tried again."""
 
 
+def one_line(error: BaseException, most: int = 160) -> str:
+    """What an error says, on one line of at most so many characters; its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def nearest(name: str, choices) -> str:
     """' (did you mean X?)' when a choice is close to name, else the choices, 20 at most: the end of an error line."""
     choices = sorted(str(c) for c in choices)

@@ -122,8 +122,8 @@ def sealed_hashes(path: Path) -> dict[str, str]:
         lines = files.read_text(seal_of(path)).splitlines()
         hashes = {name: value for value, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError) as error:
-        told = error.strerror if isinstance(error, OSError) else "no seal"
-        raise Damaged(seal_of(path), f"cannot be read ({told})") from error
+        message = error.strerror if isinstance(error, OSError) else "no seal"
+        raise Damaged(seal_of(path), f"cannot be read ({message})") from error
     if not hashes:
         raise Damaged(seal_of(path), "is empty")
     return hashes

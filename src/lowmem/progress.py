@@ -11,8 +11,20 @@ def say(text: str) -> None:
     print(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
-def megabytes(count: float) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+def duration(seconds: float) -> str:
+    """Two digits are all that an estimate deserves: 45 s, 12 min, 3.5 h, 12 days."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (48 * 3600, 3600, "h"), (float("inf"), 86400, "days")):
+        if seconds < limit:
+            return f"{seconds / unit:.2g} {name}" if seconds / unit < 10 else f"{seconds / unit:.0f} {name}"
+    raise AssertionError("unreachable")
+
+
+def size(count: float | None) -> str:
+    """Bytes to three digits: 12.3 kB, 45.6 MB, 7 GB; None: "size unknown"."""
+    if count is None:
+        return "size unknown"
+    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= u or u == 1e3)
+    return f"{count / unit:.3g} {name}"
 
 
 def line(label: str, total: int | None = None, seconds: float = 0.2) -> Callable[[int], None]:
@@ -23,10 +35,10 @@ def line(label: str, total: int | None = None, seconds: float = 0.2) -> Callable
     live = sys.stderr.isatty()
     last = 0.0
     if not live:
-        say(label + (f" ({megabytes(total)})" if total else ""))
+        say(label + (f" ({size(total)})" if total else ""))
 
     def text(done: int) -> str:
-        return f"{label}  {megabytes(done)}" + (f" of {megabytes(total)}" if total else "")
+        return f"{label}  {size(done)}" + (f" of {size(total)}" if total else "")
 
     def show(done: int) -> None:
         nonlocal last
@@ -53,7 +65,7 @@ def progress(label: str, steps: int):
             return
         last = time.monotonic()
         seconds = statistics.fmean(times[-20:])
-        left = clock((steps - step) * seconds)
+        left = duration((steps - step) * seconds)
         text = f"{label}: step {step}/{steps} loss {loss:.4f} {units / seconds:,.0f}/s, {left} left"
         print(f"\r\x1b[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
 
@@ -70,12 +82,6 @@ def share(speeds: list[dict | None]) -> None:
             file=sys.stderr,
             flush=True,
         )
-
-
-def clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def summary(made: dict) -> str:

@@ -294,7 +294,7 @@ def test_a_row_of_a_bare_table_of_positions_or_learned_tokens_is_a_block(name, s
 
 
 class PatchEmbedding(Bare):
-    """No table: its rows are no tokens."""
+    """No table: its rows are not tokens."""
 
 
 @pytest.mark.parametrize(

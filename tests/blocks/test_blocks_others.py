@@ -1,4 +1,4 @@
-"""Networks that are no Transformers: one block per tensor, the rule of the paper."""
+"""Networks that are not Transformers: one block per tensor, the rule of the paper."""
 
 import pytest
 import torch

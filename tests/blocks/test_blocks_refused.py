@@ -40,7 +40,7 @@ REFUSED = {
         lambda: named("Net", a=named("CrossAttention", q=nn.Linear(8, 8), kv=nn.Linear(8, 16), n_head=2)), "a.q.weight",
     ),
     "unknown order of a fused projection": (lambda: nn.ModuleList([Fused("query_key_value")]), "0.query_key_value.weight"),
-    "projections that are no layers": (
+    "projections that are not layers": (
         lambda: named("Net", a=named("Mix", **{n: nn.Sequential(nn.Linear(4, 4)) for n in ("query", "key", "value")})),
         "a.query.0.weight",
     ),

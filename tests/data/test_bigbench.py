@@ -107,9 +107,9 @@ def test_no_sentence_and_no_paragraph_is_in_both_splits_and_the_canary_stays_wit
         ),
         (
             {"reading": multirc(input="Paragraph- a \nQuestion: b (A) c (B) d.", target=["C."])},
-            "example 25 is no question",
+            "example 25 is not a question",
         ),
-        ({"reading": multirc(target=["A."])}, "example 25 is no question"),
+        ({"reading": multirc(target=["A."])}, "example 25 is not a question"),
     ],
 )
 def test_what_is_no_package_of_this_form_is_refused_in_one_line(tmp_path, change, told):
@@ -204,7 +204,7 @@ def test_its_questions_do_not_carry_the_name_of_the_task(part):
 
 
 def test_switches_are_booleans_however_a_command_line_spells_them():
-    assert planning.spelt({"redraw": "true", "bigbench": "false", "tier": "laptop", "fetch_retries": 2}) == {
+    assert planning.parse_booleans({"redraw": "true", "bigbench": "false", "tier": "laptop", "fetch_retries": 2}) == {
         "redraw": True,
         "bigbench": False,
         "tier": "laptop",

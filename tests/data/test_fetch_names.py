@@ -51,7 +51,7 @@ def test_a_missing_folder_is_misuse(tmp_path):
     root = make_root(tmp_path, npm_source())
     with pytest.raises(Misuse, match="--folder DIR"):
         fetch.fetch(root, "set", "folder")
-    with pytest.raises(Misuse, match="is no folder"):
+    with pytest.raises(Misuse, match="is not a folder"):
         fetch.fetch(root, "set", "folder", tmp_path / "nowhere")
     with pytest.raises(Misuse, match="needs --source folder"):
         fetch.fetch(root, "set", "package", tmp_path)

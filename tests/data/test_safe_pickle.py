@@ -45,7 +45,7 @@ CASES = {  # the first three ended in a segmentation fault, each once
     "a shape whose product overflows": buffer(FLOATS, 2**32, 2**32, 2),
     "a state of another form": EMPTY + b"(I1\n" + numbers(1) + b"I0\nI0\n" + TEXT + b"tb",
     "a state with too many bytes": EMPTY + b"(I1\n" + numbers(0) + FLOATS + b"I0\n" + TEXT + b"tb",
-    "an array that is no array": calls(RECONSTRUCT, b"cnumpy\ndtype\n", numbers(0), b"C\x01b"),
+    "an array that is not an array": calls(RECONSTRUCT, b"cnumpy\ndtype\n", numbers(0), b"C\x01b"),
     "a class that is changed": b"cscipy.sparse\ncsr_matrix\n(N}V__len__\nI1\nstb",
     "a function that is changed": b"c_codecs\nencode\n}Vcall\nI1\nsb",
     "a memo of 30 GB": b"]r\xff\xff\xff\xff",

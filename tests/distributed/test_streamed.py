@@ -72,11 +72,11 @@ def compared(rank: int, world: int, root: str) -> dict:
     for case, (_, settings) in CASES.items():
         folder = Path(root) / case
         with counted() as asked:
-            model = fsdp.cut(built(folder, settings))
+            model = fsdp.shard_model(built(folder, settings))
         own = sum(
             local(p).numel() for name, p in model.named_parameters() if "lora_" not in name and "prefix" not in name
         )
-        with distributed.apart({"config": {}}):
+        with distributed.rank0_only({"config": {}}):
             alone = built(folder, settings)
         tied = model.head.weight is model.tokens.weight
         with torch.no_grad(), fsdp.gathered(model):
@@ -173,7 +173,7 @@ def troubled(rank: int, world: int, root: str) -> dict:
         for last_alone in (False, True):
             folder = Path(root) / ("sound" if last_alone and rank < world - 1 else case)
             try:
-                fsdp.cut(built(folder, {}))
+                fsdp.shard_model(built(folder, {}))
             except Failed as error:
                 found[case, last_alone] = str(error)
     return found

@@ -265,7 +265,7 @@ def made_elsewhere(at: Path, arrays: bytes | None = None, text: bytes | None = N
     root, run = checkout(at), tiny.make_run(steps=2)
     target = record.folder(root, run)
     target.mkdir(parents=True)
-    made = {**record.start(root, run), "status": "done", "device": {"type": "cpu"}}
+    made = {**record.new_record(root, run), "status": "done", "device": {"type": "cpu"}}
     if arrays is not None:
         made["arrays"] = kept_files.write(target / record.ARRAYS, arrays, sealed=False)
     record.write(target, made)

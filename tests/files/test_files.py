@@ -3,7 +3,7 @@
 import os
 import time
 
-from lowmem.files import back_from_the_future
+from lowmem.files import fix_future_mtimes
 
 
 def test_files_from_the_future_are_dated_now_and_others_are_left_alone(tmp_path):
@@ -12,6 +12,6 @@ def test_files_from_the_future_are_dated_now_and_others_are_left_alone(tmp_path)
         path.write_text("")
         os.utime(path, (time.time() + shift,) * 2)
     before = [path.stat().st_mtime for path in (skewed, old)]
-    assert back_from_the_future([ahead, skewed, old, tmp_path / "missing"]) == [ahead]
+    assert fix_future_mtimes([ahead, skewed, old, tmp_path / "missing"]) == [ahead]
     assert abs(ahead.stat().st_mtime - time.time()) < 60
     assert [path.stat().st_mtime for path in (skewed, old)] == before

@@ -36,7 +36,7 @@ BAD = [
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_plain_name_is_refused_in_one_line(name):
-    with pytest.raises(Misuse, match="no plain name") as caught:
+    with pytest.raises(Misuse, match="not a plain name") as caught:
         safe_names.part(name, "tier")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
@@ -114,7 +114,7 @@ def test_a_lock_keeps_what_lies_in_its_place(tmp_path):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "laptop", "laptop/../../x", "laptop/a/b"])
 def test_archives_are_named_by_tier_and_experiment(tmp_path, name):
-    with pytest.raises(Misuse, match="no plain name"):
+    with pytest.raises(Misuse, match="not a plain name"):
         archive.keep(tmp_path, name)
 
 
@@ -168,7 +168,7 @@ def test_a_second_folder_that_is_wrong_leaves_the_first_copy(root, tmp_path, sec
     raw = fetch.fetch(root, "set", "folder", mine)
     before = files(raw)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Misuse, match=r"no folder|no files"):
+    with pytest.raises(Misuse, match=r"not a folder|no files"):
         fetch.fetch(root, "set", "folder", tmp_path / ("typo" if second == "a typo" else "empty"))
     assert files(raw) == before and fetch.fetch(root, "set", "folder") == raw
 

@@ -112,7 +112,7 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(Failed, match=r"train\.jsonl\.gz is damaged"):
         made(tmp_path)
     (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b"{"))
-    with pytest.raises(Failed, match=r"train\.jsonl\.gz is no JSON"):
+    with pytest.raises(Failed, match=r"train\.jsonl\.gz is not JSON"):
         made(tmp_path)
     (tmp_path / "train.jsonl.gz").unlink()
     with pytest.raises(Failed, match="holds no instruction and no pair"):
@@ -173,5 +173,5 @@ def test_a_folder_of_hh_rlhf_becomes_a_run_of_its_own(tmp_path):
         ("hh-adam_mini", "hh_rlhf"),
     }
     assert len(runs) == 12 and len(experiments.runs(ROOT, "reward", "laptop")) == 6
-    with pytest.raises(Misuse, match="is no folder"):
+    with pytest.raises(Misuse, match="is not a folder"):
         planning.settings(ROOT, {**defaults, "tier": "laptop", "hh_rlhf_dir": str(tmp_path / "nothing")})

@@ -1,4 +1,4 @@
-"""Scores that a judge gave: what is no score is refused in one line, whatever it is."""
+"""Scores that a judge gave: what is not a score is refused in one line, whatever it is."""
 
 import pytest
 

@@ -12,7 +12,7 @@ from torch import nn
 from lowmem.optim import CAME, Adafactor, AdaLomo, AdamMini, FusedBackward, Lomo
 from lowmem.optim.core import flat_blocks
 from lowmem.optim.core.clipping import total_norm
-from lowmem.optim.core.combined import Together
+from lowmem.optim.core.combined import CombinedOptimizer
 from lowmem.training.update import Updates
 
 
@@ -152,7 +152,7 @@ def test_a_total_norm_beyond_fp32s_squares_is_exact_and_an_ordinary_one_torchs_o
 
 def test_what_stands_beside_lomo_is_clipped_though_its_squares_are_infinite():
     one, two = nn.Linear(2, 2, bias=False), nn.Parameter(torch.zeros(4))
-    both = Together(FusedBackward(AdamMini(one)), torch.optim.SGD([("two", two)], lr=1.0), max_grad_norm=1.0)
+    both = CombinedOptimizer(FusedBackward(AdamMini(one)), torch.optim.SGD([("two", two)], lr=1.0), max_grad_norm=1.0)
     both.backward(one.weight.sum() + (two * 1e30).sum())
     both.step()
     torch.testing.assert_close(two.detach(), torch.full((4,), -0.5))

@@ -92,7 +92,7 @@ def test_committed_archives_hold_whole_records_of_planned_runs(name):
     folder = archive.folder(ROOT, name)
     found = [json.loads(path.read_text()) for path in folder.rglob("record.json")]
     assert found and all(one["id"] in planned for one in found)
-    assert [record.damage(folder.parent / one["id"], one) for one in found] == [None] * len(found)
+    assert [record.integrity_problem(folder.parent / one["id"], one) for one in found] == [None] * len(found)
 
 
 @pytest.mark.parametrize("unwritable", ["the checkout", "results", "nothing"])

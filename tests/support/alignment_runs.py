@@ -9,12 +9,12 @@ import torch
 from lowmem.files import write_json
 from lowmem.models import llama
 from lowmem.pipeline import experiments
-from lowmem.weights.pretrained import byte_words
+from lowmem.weights.pretrained import byte_tokenizer
 
 TINY = {"name": "llama", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_hidden": 32, "vocab_size": 258, "block_size": 256}
 
 
-WORDS = byte_words()
+WORDS = byte_tokenizer()
 
 
 @pytest.fixture

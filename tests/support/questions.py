@@ -82,7 +82,7 @@ def built(root, **changes):
 
 
 def words():
-    return pretrained.byte_words()
+    return pretrained.byte_tokenizer()
 
 
 def run_of(settings, seed=0):

@@ -12,7 +12,7 @@ from lowmem.errors import Failed, Misuse
 from lowmem.files import write_json
 from lowmem.finetuning import dialogues, earlier_run, rewards
 from lowmem.finetuning.examples import Example, padded
-from lowmem.finetuning.generation import roll_out
+from lowmem.finetuning.generation import generate
 from lowmem.models import llama
 from lowmem.pipeline import experiments, record
 from lowmem.tasks import remax, reward, sft
@@ -54,7 +54,7 @@ def test_a_prefix_and_a_cache_go_together():
 
 def test_greedy_answers_are_those_of_one_text_at_a_time_without_a_cache():
     net, prompts = model(n_layer=2), [[1, 2, 3, 4, 5, 6], [9], [7, 8]]
-    for prompt, answer in zip(prompts, roll_out(net, prompts, 5, END), strict=True):
+    for prompt, answer in zip(prompts, generate(net, prompts, 5, END), strict=True):
         text = list(prompt)
         for _ in range(5):
             text.append(net(torch.tensor([text]))[0, -1].argmax().item())
@@ -63,7 +63,7 @@ def test_greedy_answers_are_those_of_one_text_at_a_time_without_a_cache():
 
 def test_draws_follow_the_model_and_depend_on_the_generator_alone():
     net = model(vocab_size=4)
-    draw = lambda seed: roll_out(net, [[1]] * 4000, 1, 99, torch.Generator().manual_seed(seed), greedy=100)  # noqa: E731
+    draw = lambda seed: generate(net, [[1]] * 4000, 1, 99, torch.Generator().manual_seed(seed), greedy=100)  # noqa: E731
     found = draw(3)
     assert found == draw(3) != draw(4)
     expected = net(torch.tensor([[1]]))[0, -1].softmax(0)
@@ -74,7 +74,7 @@ def test_draws_follow_the_model_and_depend_on_the_generator_alone():
 
 def test_an_answer_stops_at_its_end_token():
     net = model(vocab_size=3)
-    found = roll_out(net, [[0]] * 50, 12, 2, torch.Generator().manual_seed(0))
+    found = generate(net, [[0]] * 50, 12, 2, torch.Generator().manual_seed(0))
     assert all(2 not in row[:-1] for row in found) and {len(row) for row in found} > {1, 2}
     assert all(row[-1] == 2 or len(row) == 12 for row in found)
 
@@ -147,7 +147,7 @@ def test_a_reward_model_learns_which_answers_are_preferred(root):
 
 def test_a_rule_counts_characters_and_refuses_what_is_no_rule():
     assert rewards.share("[aeiou]", "banana!") == pytest.approx(3 / 7) and rewards.share("[aeiou]", "") == 0
-    for wrong, told in (("[a", "no regular expression"), ("a*", "also matches nothing")):
+    for wrong, told in (("[a", "not a regular expression"), ("a*", "also matches nothing")):
         with pytest.raises(Misuse, match=told):
             rewards.checked(wrong)
 
@@ -184,7 +184,7 @@ def test_the_expected_gradient_of_remax_is_that_of_the_objective():
     prompts = [[0, 1], [1]]
     objective = expected_objective(net, reference, prompts, 0.3)
     wanted = torch.autograd.grad(objective, list(net.parameters()))
-    greedy = roll_out(net, prompts, 3, 2)
+    greedy = generate(net, prompts, 3, 2)
     found = 0.0
     for prompt, baseline in zip(prompts, greedy, strict=True):
         for answer in every_answer():
@@ -320,7 +320,7 @@ def test_a_start_that_is_no_run_is_refused_before_anything_is_read(tmp_path):
 
     path = tmp_path / "run.json"
     write_json(path, {"config": config("sft", model={"name": "llama", "pretrained": {"steps": 3}})})
-    with pytest.raises(Misuse, match=r"model\.pretrained: .* is no run"):
+    with pytest.raises(Misuse, match=r"model\.pretrained: .* is not a run"):
         planning.read_run(experiments.find_root(), path)
 
 

@@ -132,7 +132,7 @@ def test_the_autoencoder_learns_to_repeat_pictures(root):
 
 
 def test_a_classifier_that_is_loaded_scores_as_its_record_says(root):
-    """With the running means of its normalisation, which are no parameters."""
+    """With the running means of its normalisation, which are not parameters."""
     data, start = image_batches.load(root, DATA, "cpu", {}, scale="signed"), network(root, CLASSIFIER, "classifier")
     final = json.loads(Path(start["weights"]).with_name("record.json").read_text())["metrics"]["final"]
     images, labels = data.test(0, 30)

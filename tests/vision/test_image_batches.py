@@ -66,7 +66,7 @@ def test_a_damaged_picture_is_named_in_one_line(tmp_path, damage):
     files["val/a/1.png"] = damage(files["val/a/1.png"])
     root = folder_of(tmp_path, "imagenet", files)
     with pytest.raises(
-        Failed, match=r"val/a/1\.png is no picture that can be read \(.+\); replace or remove it"
+        Failed, match=r"val/a/1\.png is not a picture that can be read \(.+\); replace or remove it"
     ) as error:
         prepare.prepare(root, "imagenet", "folder")
     assert "\n" not in str(error.value)

@@ -123,7 +123,7 @@ def test_a_gguf_file_cut_short_is_one_clear_line(tmp_path, folder, cut):
     path = tmp_path / "model.gguf"
     as_gguf(path, folder[1])
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(Failed, match="no whole GGUF file"):
+    with pytest.raises(Failed, match="not a whole GGUF file"):
         pretrained.from_gguf(path)
 
 

@@ -9,7 +9,7 @@ from lowmem.errors import Failed, Misuse
 from lowmem.pipeline import archive, estimate, intact, planning
 from lowmem.reporting import claims
 
-config.update(planning.spelt(config))
+config.update(planning.parse_booleans(config))
 
 try:
     TIER, OPTIONS = planning.settings(ROOT, config)
@@ -25,7 +25,7 @@ except (Misuse, Failed) as error:
 MADE = [*ROOT.glob("data/raw/*/fetched.json"), *ROOT.glob("data/prepared/*/meta.json")]
 MADE += [ROOT / job["done"] for job in JOBS.values()]
 MADE += [ROOT / name for header in EXHIBITS.values() for name in planning.exhibit_files(TIER, header)]
-if ahead := files.back_from_the_future(MADE):
+if ahead := files.fix_future_mtimes(MADE):
     print(f"lowmem: {len(ahead)} files were dated in the future, by a wrong clock; they are dated now", file=sys.stderr)
 
 # What Snakemake does not see: files that are there and are not what was written.

@@ -203,7 +203,7 @@ def _refuse_unknown(roles: dict) -> None:
     raise Misfit(
         f"{name}: {role.why}; pass overrides={{{example}}}, with 'row', 'column', 'coordinate', the number of heads (of "
         "queries or keys) or parts like (('head', 4), ('head', 2), 'row') (of a fused projection) where that is right, or "
-        "neurons=False if this model is no Transformer"
+        "neurons=False if this model is not a Transformer"
     )
 
 
@@ -211,9 +211,9 @@ def _suggested(name: str) -> str:
     """What an override of a parameter may look like, by the words of its name: rows are wrong for queries and keys."""
     from lowmem.blocks.layers import words
 
-    said = {word for part in name.split(".")[-3:] for word in words(part)}
+    words_in_name = {word for part in name.split(".")[-3:] for word in words(part)}
     asked = {"q", "k", "wq", "wk", "query", "key", "queries", "keys", "qkv", "wqkv", "qk", "kv", "attn"}
-    return instead("head" if said & asked else "neuron")
+    return instead("head" if words_in_name & asked else "neuron")
 
 
 def _by_role(name: str, shape: tuple[int, ...], role, switches: dict) -> ParamBlocks:

@@ -104,9 +104,9 @@ def _experts_transposed(module: nn.Module) -> bool | None:
     """
     if type(module).__name__ in TRANSPOSED:
         return TRANSPOSED[type(module).__name__]
-    said = getattr(module, "is_transposed", None)
-    if isinstance(said, bool) and hasattr(module, "has_gate"):
-        return said
+    transposed = getattr(module, "is_transposed", None)
+    if isinstance(transposed, bool) and hasattr(module, "has_gate"):
+        return transposed
     sizes = [getattr(module, key, None) for key in ("num_experts", "intermediate_dim", "hidden_dim")]
     both = module._parameters.get("gate_up_proj")  # gate and up: (experts, 2 intermediate, hidden), or transposed
     if both is None or None in sizes or sizes[2] == 2 * sizes[1]:

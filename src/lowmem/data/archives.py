@@ -42,7 +42,7 @@ def members(path: Path) -> Iterator[tuple[str, BinaryIO | None]]:
     elif is_archive(path):
         found = tar_members(path.open("rb"))
     else:
-        raise Failed(f"{path} is no archive that can be read here (wheel, zip, tar, deb)")
+        raise Failed(f"{path} is not an archive that can be read here (wheel, zip, tar, deb)")
     with damage_told(path):
         for name, stream in found:
             yield safe(name, path), stream
@@ -109,13 +109,13 @@ def deb_members(path: Path) -> Iterator[tuple[str, BinaryIO | None]]:
                     raise Failed(f"{path} is compressed with zstd, which Python cannot read; take another source")
                 yield from tar_members(io.BufferedReader(Section(file, size)))
                 return
-    raise Failed(f"{path} holds no data.tar; it is no Debian package")
+    raise Failed(f"{path} holds no data.tar; it is not a Debian package")
 
 
 def ar_entries(file: BinaryIO, path: Path) -> Iterator[tuple[str, int]]:
     """Yield (name, size) of each ar entry with the file placed at the entry's first byte."""
     if file.read(8) != b"!<arch>\n":
-        raise Failed(f"{path} is no Debian package (wrong first bytes)")
+        raise Failed(f"{path} is not a Debian package (wrong first bytes)")
     while header := file.read(60):  # name 16, mtime 12, owner 6, group 6, mode 8, size 10, magic 2
         if len(header) < 60 or header[58:] != b"`\n":
             raise Failed(f"{path} is damaged: bad ar header; delete it and fetch again")

@@ -178,7 +178,7 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
             if error.errno in FULL:
                 raise Failed(
                     f"the disk is full while fetching {dataset} to {target}; free "
-                    f"{progress.megabytes(total) if total else 'some space'} and call again, it continues"
+                    f"{progress.size(total) if total else 'some space'} and call again, it continues"
                 ) from error
             tried.append(f"{label}: {' '.join(str(error.strerror or error).split())}")
         except Misuse:

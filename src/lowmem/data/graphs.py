@@ -60,7 +60,7 @@ def check(arrays: dict[str, np.ndarray], place: Path) -> None:
     """Failed, with what is wrong, unless the arrays are one graph."""
     lacking = [name for name in ("features", "edges", "labels", *PARTS) if name not in arrays]
     if lacking:
-        raise Failed(f"{place} is no graph: {', '.join(lacking)} missing; prepare it again")
+        raise Failed(f"{place} is not a graph: {', '.join(lacking)} missing; prepare it again")
     nodes = len(arrays["labels"])
     problems = {
         "features and labels speak of different numbers of nodes": len(arrays["features"]) != nodes,
@@ -100,7 +100,7 @@ def planetoid(raw: Path, name: str) -> dict[str, np.ndarray]:
         features[tests], labels[tests] = part["tx"].dense(), part["ty"]
         pairs = [(a, b) for a, others in part["graph"].items() for b in others]
     except (ValueError, AttributeError, IndexError, TypeError) as error:
-        raise Failed(f"{place} and its neighbours are no Planetoid graph: {error}; fetch it again") from error
+        raise Failed(f"{place} and its neighbours are not Planetoid graph: {error}; fetch it again") from error
     train = np.arange(len(part["y"]))
     return {
         "features": features,

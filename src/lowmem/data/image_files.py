@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem.errors import Failed
+from lowmem.errors import Failed, one_line
 
 LONGEST = 500  # times its shorter side, which may be scaled up: longer ones would take gigabytes
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
@@ -29,8 +29,8 @@ def decoded(content: bytes, name: str):
             raise ValueError(f"{picture.width} x {picture.height} is a line, no picture")
         return picture.convert("RGB")
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
-        what = " ".join(str(error).split())
-        raise Failed(f"{name} is no picture that can be read ({what}); replace or remove it") from error
+        what = one_line(error, 300)
+        raise Failed(f"{name} is not a picture that can be read ({what}); replace or remove it") from error
 
 
 def fitted(picture, size: int):

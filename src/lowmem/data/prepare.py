@@ -26,7 +26,7 @@ import numpy as np
 
 from lowmem import files, kept_files, progress, provenance
 from lowmem.data import fetch, tokenizers
-from lowmem.errors import Failed, Misuse
+from lowmem.errors import Failed, Misuse, one_line
 from lowmem.files import read_json, sha256, synced
 
 KEPT = ".meta.json"  # a copy of meta.json, which workflow engines delete before they run a job again
@@ -97,7 +97,7 @@ def form_told(script, dataset: str, source: str) -> Iterator[None]:
         advice = "mend the folder and fetch it again" if source == "folder" else "fetch it again"
         raise Failed(
             f"the raw files of {dataset} are not in the form that {read} reads "
-            f"({type(error).__name__}: {files.short(error)[:200]}); {advice}"
+            f"({type(error).__name__}: {one_line(error, 200)}); {advice}"
         ) from error
 
 
@@ -169,7 +169,7 @@ def code_hash(script: Path) -> str:
     """One hash over the code that decides what is written, equal while provenance.code_hash of each file is."""
     here = Path(__file__).parent
     parts = {here / name for name in ("prepare.py", "tokenizers.py", "archives.py", "sources/hub.py")}
-    parts |= provenance.reach([script], provenance.ROUTING)  # the script and what it imports
+    parts |= provenance.import_closure([script], provenance.ROUTING)  # the script and what it imports
     return hashlib.sha256(" ".join(sorted(map(provenance.code_hash, parts))).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ import pickletools
 
 import numpy as np
 
-from lowmem.errors import Failed
+from lowmem.errors import Failed, one_line
 
 KINDS = tuple(
     f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248"), ("b", "1")) for size in sizes
@@ -23,7 +23,7 @@ MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class Refused(Exception):
-    """A pickle asks for something that is no data."""
+    """A pickle asks for something that is not data."""
 
 
 class Noted(type):
@@ -252,5 +252,4 @@ def load(content: bytes, name: str):
             f"{name} is not read: {error}, and a data file may only hold arrays and lists; do not use it"
         ) from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        told = " ".join(str(error).split())[:160]
-        raise Failed(f"{name} is damaged: {type(error).__name__}: {told}; fetch it again") from error
+        raise Failed(f"{name} is damaged: {type(error).__name__}: {one_line(error)}; fetch it again") from error

@@ -67,7 +67,7 @@ def missing(folder: str, task: str) -> str | None:
 
 
 def folder_of(folder: str, dataset: str) -> Path | None:
-    """Where a dataset's files lie in the folder; None for a dataset that is no task of SuperGLUE."""
+    """Where a dataset's files lie in the folder; None for a dataset that is not a task of SuperGLUE."""
     task = dataset.removeprefix("superglue_")
     known = dataset != task and task in OFFICIAL
     return safe_names.at_home(folder) / OFFICIAL[task] if known else None

@@ -138,8 +138,8 @@ def train_bpe(size: int, texts: Iterator[str]) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        told = " ".join(str(error).split())
-        raise Misuse(f"cannot train bpe{size} on this text ({told[-120:]}); choose a smaller size") from error
+        message = " ".join(str(error).split())
+        raise Misuse(f"cannot train bpe{size} on this text ({message[-120:]}); choose a smaller size") from error
     return model.getvalue()
 
 

@@ -3,8 +3,9 @@
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import lead, mean, text, tuned, used
+from lowmem.reporting.numbers.losses import lead, mean, tuned, used
 from lowmem.reporting.panels.losses import by_rate, loss_curves
+from lowmem.reporting.values import text
 
 EXHIBIT = {
     "id": "adalomo_fig1",

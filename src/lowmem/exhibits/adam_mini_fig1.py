@@ -3,8 +3,9 @@
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Pair, log_loss, losses, mean, pairs, text, used
+from lowmem.reporting.numbers.losses import Pair, log_loss, losses, mean, pairs, used
 from lowmem.reporting.panels.losses import limits, loss_curves
+from lowmem.reporting.values import text
 
 EXHIBIT = {
     "id": "adam_mini_fig1",

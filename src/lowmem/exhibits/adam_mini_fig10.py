@@ -10,7 +10,7 @@ import math
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import MARGIN, Pair, largest, log_loss, own_rate, pairs, smallest, text
+from lowmem.reporting.numbers.losses import MARGIN, Pair, largest, log_loss, own_rate, pairs, smallest
 from lowmem.reporting.panels.losses import (
     faint,
     gap_curve,
@@ -22,7 +22,7 @@ from lowmem.reporting.panels.losses import (
     tokens_label,
     zero_and_margin,
 )
-from lowmem.reporting.values import as_estimate, estimated, missing
+from lowmem.reporting.values import as_estimate, estimated, missing, text
 
 EXHIBIT = {
     "id": "adam_mini_fig10",

@@ -7,8 +7,9 @@ from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import MARGIN, Pair, own_rate, pairs, text, used, window
+from lowmem.reporting.numbers.losses import MARGIN, Pair, own_rate, pairs, used, window
 from lowmem.reporting.panels.losses import gap_curve, limit_to_values, loss_curves, zero_and_margin
+from lowmem.reporting.values import text
 
 EXHIBIT = {
     "id": "adam_mini_fig11",

@@ -16,13 +16,12 @@ from lowmem.reporting.numbers.losses import (
     mean,
     pairs,
     smallest,
-    text,
     train_losses,
     used,
     window,
 )
 from lowmem.reporting.panels.losses import loss_curves, side_by_side
-from lowmem.reporting.values import missing
+from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
     "id": "adam_mini_fig12",
@@ -81,7 +80,10 @@ def add_row(shown: Shown, published: dict, size: Pair, stage: str) -> tuple[dict
     share = None if None in cells else 100 * math.log(cells[1]["value"] / cells[0]["value"])
     means = [text(mean(size.runs[o], measure)) for o in ("adamw", "adam_mini")]
     shown.rows.append([size.name, words, *means, text(gap, True), "" if theirs is None else f"{theirs:+.3f}"])
-    logs = lambda run: None if measure(run) is None else 100 * math.log(measure(run))  # noqa: E731
+
+    def logs(run: Run) -> float | None:
+        return None if measure(run) is None else 100 * math.log(measure(run))
+
     return gap, theirs, difference(size.runs["adam_mini"], size.runs["adamw"], logs, "%"), share
 
 

@@ -3,8 +3,9 @@
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import alignment as al
-from lowmem.reporting.numbers.losses import log_loss, mean, text, used
+from lowmem.reporting.numbers.losses import log_loss, mean, used
 from lowmem.reporting.panels.losses import loss_curves
+from lowmem.reporting.values import text
 
 EXHIBIT = {
     "id": "adam_mini_fig20",

@@ -11,6 +11,7 @@ from lowmem.analysis.stats import Estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.values import text
 
 EXHIBIT = {
     "id": "adam_mini_fig5",
@@ -64,10 +65,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def text(value: dict) -> str:
-    return f"{value['value']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
-
-
 def add_rows(shown: Shown, name: str, run: Run) -> None:
     if run.status != "done":
         shown.rows.append([MAPS[name], "", run.reason, "", "", "", "", ""])
@@ -75,7 +72,7 @@ def add_rows(shown: Shown, name: str, run: Run) -> None:
     shown.runs_used.append(run.id)
     for value, row in run.final("rows").items():
         keys = ("trend", "diagonal", "full", "diagonal_similar", "full_similar")
-        shown.rows.append([MAPS[name], value, *[text(row[key]) for key in keys], row["trend"]["n"]])
+        shown.rows.append([MAPS[name], value, *[text(row[key], style=".3g") for key in keys], row["trend"]["n"]])
 
 
 def as_estimate(value: dict) -> Estimate:

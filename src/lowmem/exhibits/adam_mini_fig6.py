@@ -9,9 +9,9 @@ import math
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import MARGIN, difference, largest, lost, mean, text, used, window
+from lowmem.reporting.numbers.losses import MARGIN, difference, largest, lost, mean, used, window
 from lowmem.reporting.panels.losses import side_by_side
-from lowmem.reporting.values import missing
+from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
     "id": "adam_mini_fig6",

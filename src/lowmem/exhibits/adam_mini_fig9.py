@@ -10,9 +10,9 @@ from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Pair, over, own_rate, pairs, text, used
+from lowmem.reporting.numbers.losses import Pair, over, own_rate, pairs, used
 from lowmem.reporting.panels.losses import decades, faint, letter_tables, tokens_label
-from lowmem.reporting.values import estimated, missing
+from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
     "id": "adam_mini_fig9",

@@ -8,8 +8,8 @@ from lowmem.finetuning import judge
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.reporting.numbers import alignment as al
-from lowmem.reporting.numbers.losses import difference, log_loss, mean, text, used
-from lowmem.reporting.values import missing
+from lowmem.reporting.numbers.losses import difference, log_loss, mean, used
+from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
     "id": "adam_mini_table3",

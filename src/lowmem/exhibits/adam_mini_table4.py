@@ -8,7 +8,8 @@ import math
 
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Pair, final_loss, largest, log_loss, mean, own_rate, pairs, text, used
+from lowmem.reporting.numbers.losses import Pair, final_loss, largest, log_loss, mean, own_rate, pairs, used
+from lowmem.reporting.values import text
 
 EXHIBIT = {
     "id": "adam_mini_table4",

@@ -7,9 +7,9 @@ only which optimizer is ahead can be compared.
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import absent, mean, ratio, text
+from lowmem.reporting.numbers.losses import absent, mean, ratio
 from lowmem.reporting.numbers.quarters import data_of, of
-from lowmem.reporting.values import missing
+from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
     "id": "adam_mini_table7",

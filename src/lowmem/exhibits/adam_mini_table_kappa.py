@@ -1,7 +1,7 @@
 """Condition numbers of dense blocks before and after Adam's preconditioner (a table of Adam-mini's early versions).
 
 Medians over draws of the rotation and of the weights: kappa(D H) has no finite mean. The paper's cells are not known
-from a readable source; what an earlier check of ours gave stands beside our numbers and is no published value.
+from a readable source; what an earlier check of ours gave stands beside our numbers and is not a published value.
 """
 
 from lowmem.analysis.stats import Estimate

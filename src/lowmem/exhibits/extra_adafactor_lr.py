@@ -7,9 +7,9 @@ must agree to the last bit, beside a grid of rates that are used.
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Tuned, final_loss, lead, mean, models, smallest, text, tuned, used
+from lowmem.reporting.numbers.losses import Tuned, final_loss, lead, mean, models, smallest, tuned, used
 from lowmem.reporting.panels.losses import by_rate
-from lowmem.reporting.values import exact, missing
+from lowmem.reporting.values import exact, missing, text
 
 EXHIBIT = {
     "id": "extra_adafactor_lr",

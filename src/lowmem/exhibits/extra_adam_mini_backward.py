@@ -3,8 +3,8 @@
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import absent, difference, final_loss, mean, text, used
-from lowmem.reporting.values import exact, missing
+from lowmem.reporting.numbers.losses import absent, difference, final_loss, mean, used
+from lowmem.reporting.values import exact, missing, text
 
 EXHIBIT = {
     "id": "extra_adam_mini_backward",

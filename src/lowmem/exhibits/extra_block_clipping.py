@@ -3,7 +3,8 @@
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import difference, final_loss, mean, text, used
+from lowmem.reporting.numbers.losses import difference, final_loss, mean, used
+from lowmem.reporting.values import text
 
 EXHIBIT = {
     "id": "extra_block_clipping",

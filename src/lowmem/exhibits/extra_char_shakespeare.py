@@ -8,9 +8,9 @@ import statistics
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import difference, log_loss, mean, text, used
+from lowmem.reporting.numbers.losses import difference, log_loss, mean, used
 from lowmem.reporting.panels.losses import loss_curves
-from lowmem.reporting.values import exact, missing
+from lowmem.reporting.values import exact, missing, text
 
 EXHIBIT = {
     "id": "extra_char_shakespeare",

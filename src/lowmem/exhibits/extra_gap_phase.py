@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import difference, losses, mean, text, used
+from lowmem.reporting.numbers.losses import difference, losses, mean, used
 from lowmem.reporting.panels.losses import faint
-from lowmem.reporting.values import missing
+from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
     "id": "extra_gap_phase",

@@ -2,8 +2,9 @@
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown
-from lowmem.reporting.numbers.losses import difference, mean, text, used
+from lowmem.reporting.numbers.losses import difference, mean, used
 from lowmem.reporting.panels.losses import side_by_side
+from lowmem.reporting.values import text
 
 EXHIBIT = {
     "id": "extra_partition_placebo",

@@ -4,9 +4,9 @@ from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean as mean_of_runs
-from lowmem.reporting.numbers.losses import models, parameters, text, tuned, used
+from lowmem.reporting.numbers.losses import models, parameters, tuned, used
 from lowmem.reporting.panels.losses import by_rate
-from lowmem.reporting.values import exact
+from lowmem.reporting.values import exact, text
 
 EXHIBIT = {
     "id": "extra_rates",

@@ -2,8 +2,8 @@
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import absent, text, used
-from lowmem.reporting.values import estimated, missing
+from lowmem.reporting.numbers.losses import absent, used
+from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
     "id": "extra_rounding",

@@ -37,8 +37,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for task, rates in learnable.by_task(found).items():
         chosen = learnable.best(rates)
         for rate, run in rates.items():
-            said = learnable.learned(rates) if run is chosen else None
-            shown.rows.append(row(run, rate, {True: "yes", False: "no", None: ""}[said]))
+            learned = learnable.learned(rates) if run is chosen else None
+            shown.rows.append(row(run, rate, {True: "yes", False: "no", None: ""}[learned]))
         if chosen is not None:
             shown.values[f"{task}.learned"] = {"value": int(learnable.learned(rates))}
     return shown

@@ -2,9 +2,9 @@
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import difference, mean, text, used
+from lowmem.reporting.numbers.losses import difference, mean, used
 from lowmem.reporting.panels.losses import side_by_side
-from lowmem.reporting.values import Value, exact, missing
+from lowmem.reporting.values import Value, exact, missing, text
 
 EXHIBIT = {
     "id": "extra_three_bytes",

@@ -4,8 +4,8 @@ from lowmem.analysis.stats import estimate, least, worst
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import absent, extreme, ratio, text, used
-from lowmem.reporting.values import estimated, missing
+from lowmem.reporting.numbers.losses import absent, extreme, ratio, used
+from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
     "id": "lomo_eq",

@@ -7,9 +7,9 @@ from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import absent, text, used, widened
+from lowmem.reporting.numbers.losses import absent, used, widened
 from lowmem.reporting.panels.superglue import dots, levels, look
-from lowmem.reporting.values import estimated, missing
+from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
     "id": "lomo_fig3",

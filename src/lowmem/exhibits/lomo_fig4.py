@@ -5,9 +5,9 @@ from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import absent, text, used
+from lowmem.reporting.numbers.losses import absent, used
 from lowmem.reporting.panels.superglue import by_step
-from lowmem.reporting.values import estimated, missing
+from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
     "id": "lomo_fig4",

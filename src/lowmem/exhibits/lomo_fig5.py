@@ -4,9 +4,9 @@ from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import text, used
+from lowmem.reporting.numbers.losses import used
 from lowmem.reporting.panels.superglue import by_step, dots, level, levels
-from lowmem.reporting.values import missing
+from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
     "id": "lomo_fig5",

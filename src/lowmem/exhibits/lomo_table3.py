@@ -10,8 +10,8 @@ from lowmem.data import superglue_sources
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import text, used
-from lowmem.reporting.values import missing
+from lowmem.reporting.numbers.losses import used
+from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
     "id": "lomo_table3",

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lowmem import progress
-from lowmem.errors import Failed, Misuse
+from lowmem.errors import Failed, Misuse, one_line
 from lowmem.files import safe_names, strict_yaml
 
 LARGEST = 1 << 28  # bytes of a JSON file
@@ -80,7 +80,7 @@ def read_text(path: Path, most: int = LARGEST) -> str:
 
 
 def read_json(path: Path, by_hand: bool = False):
-    """Read JSON; Failed names the file when it is absent or damaged. NaN and infinity are no numbers.
+    """Read JSON; Failed names the file when it is absent or damaged. NaN and infinity are not numbers.
 
     by_hand: of a file that a person wrote, where a key that stands twice is a mistake.
     """
@@ -88,7 +88,7 @@ def read_json(path: Path, by_hand: bool = False):
     try:
         return parsed_json(read_text(path), **pairs)
     except (OSError, ValueError, RecursionError) as error:
-        raise Failed(f"cannot read {path}: {short(error)}") from error
+        raise Failed(f"cannot read {path}: {one_line(error, 300)}") from error
 
 
 def parsed_json(text: str | bytes, **pairs):
@@ -110,12 +110,7 @@ def once(pairs: list[tuple]) -> dict:
 
 
 def no_number(text: str):
-    raise ValueError(f"{text} is no number that can be meant")
-
-
-def short(error: Exception) -> str:
-    """An error's text as part of one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    raise ValueError(f"{text} is not a number that can be meant")
 
 
 @functools.cache
@@ -134,11 +129,11 @@ def read_yaml(path: Path):
         raise
     except (
         Exception
-    ) as error:  # dates that are none, tags of other languages, bytes that are no UTF-8: yaml lets all through
-        raise Misuse(f"{path} is not valid YAML: {short(error)}") from error
+    ) as error:  # dates that are none, tags of other languages, bytes that are not UTF-8: yaml lets all through
+        raise Misuse(f"{path} is not valid YAML: {one_line(error, 300)}") from error
 
 
-def back_from_the_future(paths: Iterable[Path], slack: float = 3600) -> list[Path]:
+def fix_future_mtimes(paths: Iterable[Path], slack: float = 3600) -> list[Path]:
     """Date those files that lie more than `slack` seconds ahead to now, and return them.
 
     A clock that was wrong once leaves such files, and Snakemake refuses what is made from them as older than its input.
@@ -167,8 +162,8 @@ def lock_file(target: Path):
         target.parent.mkdir(parents=True, exist_ok=True)
         return open(path, "a", opener=safe_names.opened)
     except OSError as error:
-        told = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise Failed(f"cannot lock {path}: {told}; remove it, or check permissions and limits") from error
+        message = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise Failed(f"cannot lock {path}: {message}; remove it, or check permissions and limits") from error
 
 
 def taken(file) -> bool:

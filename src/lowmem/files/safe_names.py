@@ -14,7 +14,7 @@ def part(name, what: str) -> str:
     if not isinstance(name, str) or not PART.fullmatch(name):
         shown = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:76]}..."
         raise Misuse(
-            f"{what}: {shown} is no plain name; use letters, digits, _ . + @ and -, and begin with none of . and -"
+            f"{what}: {shown} is not a plain name; use letters, digits, _ . + @ and -, and begin with none of . and -"
         )
     return name
 
@@ -22,7 +22,7 @@ def part(name, what: str) -> str:
 def relative(name, what: str) -> str:
     """A name with folders in front, each of them a plain one: a file of a data set, "tier/experiment"."""
     if not isinstance(name, str):
-        raise Misuse(f"{what}: {repr(name)[:80]} is no name")
+        raise Misuse(f"{what}: {repr(name)[:80]} is not a name")
     return "/".join(part(one, what) for one in name.split("/"))
 
 

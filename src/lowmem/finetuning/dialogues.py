@@ -81,9 +81,9 @@ def both_splits(
     for split in ("train", "val"):
         path, found = rows(folder, part, split)
         count = settings[f"{split}_examples"]
-        made[split], told = examples(found, keys, words, settings["template"], limit, settings["longest"], count)
+        made[split], counted = examples(found, keys, words, settings["template"], limit, settings["longest"], count)
         paths.append(path)
-        counts |= {f"{split}_{key}": value for key, value in told.items()}
+        counts |= {f"{split}_{key}": value for key, value in counted.items()}
     return made["train"], made["val"], counts, tuple(paths)
 
 

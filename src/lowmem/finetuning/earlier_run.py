@@ -13,12 +13,12 @@ from lowmem.errors import Misuse
 from lowmem.finetuning import rewards
 from lowmem.models import llama
 from lowmem.weights import lazy_weights, pretrained
-from lowmem.weights.pretrained import Words
+from lowmem.weights.pretrained import Tokenizer
 
 TASKS = ("pretrain", "sft", "reward")  # whose runs are language models
 
 
-def language_model(root: Path, settings: dict, device: str) -> tuple[nn.Module, Words]:
+def language_model(root: Path, settings: dict, device: str) -> tuple[nn.Module, Tokenizer]:
     """As pretrained.language_model; `pretrained` may also be {config, weights} of an earlier run."""
     source = settings.get("pretrained")
     if not isinstance(source, dict):
@@ -30,21 +30,21 @@ def language_model(root: Path, settings: dict, device: str) -> tuple[nn.Module, 
     return pretrained.finished(model, settings, device), words
 
 
-def trained(root: Path, start: dict, device: str) -> tuple[nn.Module, Words]:
+def trained(root: Path, start: dict, device: str) -> tuple[nn.Module, Tokenizer]:
     """Model and words at the end of an earlier run. The caller's random numbers stay untouched.
 
-    Where several processes share the work, the weights stay in their file until fsdp.cut().
+    Where several processes share the work, the weights stay in their file until fsdp.shard_model().
     """
     with torch.random.fork_rng():
         model, words = blank(root, start["config"], device)
     path = Path(start["weights"])
-    lazy_weights.note(model, {name: (path, name) for name, _ in model.named_parameters()})
+    lazy_weights.register(model, {name: (path, name) for name, _ in model.named_parameters()})
     if distributed.world() == 1:
-        lazy_weights.read(model, device)
+        lazy_weights.load(model, device)
     return model, words
 
 
-def blank(root: Path, config: dict, device: str) -> tuple[nn.Module, Words]:
+def blank(root: Path, config: dict, device: str) -> tuple[nn.Module, Tokenizer]:
     """The model of a run's configuration, whatever its weights, and its words."""
     settings = config["model"]
     if config["task"] not in TASKS:
@@ -55,7 +55,10 @@ def blank(root: Path, config: dict, device: str) -> tuple[nn.Module, Words]:
         if settings.get("name") != "llama":
             raise Misuse(f"a language model to start from is a llama; got {settings}")
         with torch.device(device):
-            model, words = llama.build(**{k: v for k, v in settings.items() if k != "name"}), pretrained.byte_words()
+            model, words = (
+                llama.build(**{k: v for k, v in settings.items() if k != "name"}),
+                pretrained.byte_tokenizer(),
+            )
     elif isinstance(settings.get("pretrained"), dict):
         model, words = blank(root, settings["pretrained"], device)
         model = pretrained.finished(model, settings, device)

@@ -9,7 +9,7 @@ from lowmem import distributed
 from lowmem.training import fsdp
 
 
-def roll_out(
+def generate(
     model, prompts: list[list[int]], new: int, end: int, draw: torch.Generator | None = None, greedy: int = 0
 ) -> list[list[int]]:
     """An answer of at most `new` tokens to each prompt, with the end token where it came.
@@ -18,13 +18,13 @@ def roll_out(
     Prompts of several lengths are padded in front, where nothing sees it. draw: on the model's device.
     """
     with torch.no_grad(), fsdp.gathered(model) if distributed.world() > 1 else contextlib.nullcontext():
-        return answered(model, prompts, new, end, draw, greedy)
+        return _generate(model, prompts, new, end, draw, greedy)
 
 
-def answered(
+def _generate(
     model, prompts: list[list[int]], new: int, end: int, draw: torch.Generator | None, greedy: int
 ) -> list[list[int]]:
-    """roll_out() once the weights are at hand."""
+    """generate() once the weights are at hand."""
     device = next(model.parameters()).device
     count, width = len(prompts), max(map(len, prompts))
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
@@ -69,4 +69,4 @@ def ended(row: list[int], end: int) -> list[int]:
 
 def somewhere(flag: bool) -> bool:
     """With sharded weights every rank has to go on until the last one has ended."""
-    return distributed.anywhere(flag) if distributed.world() > 1 else flag
+    return distributed.any_rank(flag) if distributed.world() > 1 else flag

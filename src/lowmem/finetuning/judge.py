@@ -21,7 +21,7 @@ from lowmem.pipeline.record import load, read_arrays
 if TYPE_CHECKING:
     import torch
 
-    from lowmem.weights.pretrained import Words
+    from lowmem.weights.pretrained import Tokenizer
 
 SCORES = "judged.jsonl"
 HIGHEST = 10  # FastChat's judge gives 1 to 10, and -1 where it could not
@@ -61,7 +61,7 @@ def questions_file(root: Path, settings: dict) -> tuple[Path, ...]:
 
 
 def answers(
-    model: torch.nn.Module, words: Words, questions: list[dict], settings: dict
+    model: torch.nn.Module, words: Tokenizer, questions: list[dict], settings: dict
 ) -> dict[str, np.ndarray] | None:
     """{"answers": jsonl as bytes}: greedy answers of at most measure.answer_tokens to every turn, earlier turns before it."""
     if not questions:
@@ -69,17 +69,17 @@ def answers(
     from lowmem.finetuning import dialogues, generation  # which need PyTorch; a table that reads the scores does not
 
     model.eval()
-    new, told = settings["answer_tokens"], []
+    new, lines = settings["answer_tokens"], []
     for row in questions:
         turns, replies = [], []
         for text in row["turns"]:
             turns.append(["user", text])
             prompt = words.encode(dialogues.question(turns, settings["template"]), start=True)
-            [answer] = generation.roll_out(model, [prompt[-(model.config.block_size - new) :]], new, words.end)
+            [answer] = generation.generate(model, [prompt[-(model.config.block_size - new) :]], new, words.end)
             replies.append(words.decode([token for token in answer if token != words.end]).strip())
             turns.append(["assistant", replies[-1]])
-        told.append(json.dumps({"question_id": row["question_id"], "choices": [{"index": 0, "turns": replies}]}))
-    return {"answers": np.frombuffer("\n".join(told).encode(), np.uint8)}
+        lines.append(json.dumps({"question_id": row["question_id"], "choices": [{"index": 0, "turns": replies}]}))
+    return {"answers": np.frombuffer("\n".join(lines).encode(), np.uint8)}
 
 
 def show(folder: Path) -> None:

@@ -45,5 +45,5 @@ def checked(pattern: str) -> str:
         if re.compile(pattern).fullmatch("") is None:
             return pattern
     except re.error as error:
-        raise Misuse(f"measure.reward.share: {pattern!r} is no regular expression ({error})") from error
+        raise Misuse(f"measure.reward.share: {pattern!r} is not a regular expression ({error})") from error
     raise Misuse(f"measure.reward.share: {pattern!r} also matches nothing; name characters, as in '[aeiou]'")

@@ -78,7 +78,7 @@ def own(file: str, settings: dict) -> Target:
     """A model of this package."""
     module = importlib.import_module(f"lowmem.models.{file}")
     if not hasattr(module, "SIZES"):
-        raise Misuse(f"{file} is no language model; choose from: {', '.join(FILES)}")
+        raise Misuse(f"{file} is not a language model; choose from: {', '.join(FILES)}")
 
     def build(depth: int, attention: str) -> nn.Module:
         with torch.device("meta"):

@@ -32,7 +32,7 @@ def config_of(name: str):
         from transformers import AutoConfig
     except ImportError as error:
         raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
-    with one_line(name, "its configuration cannot be used"), quiet():
+    with in_one_line(name, "its configuration cannot be used"), quiet():
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     text = text_of(config)
     for key in ("vocab_size", "hidden_size"):
@@ -83,7 +83,7 @@ def build(name: str, config, attention: str | None = None):
     from transformers import AutoModelForCausalLM
 
     settings = {} if attention is None else {"attn_implementation": attention}
-    with one_line(name, "transformers cannot build it as a causal language model"), quiet():
+    with in_one_line(name, "transformers cannot build it as a causal language model"), quiet():
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings)
 
 
@@ -100,7 +100,7 @@ def has_sdpa(name: str, config) -> bool:
 
 
 @contextlib.contextmanager
-def one_line(name: str, what: str) -> Iterator[None]:
+def in_one_line(name: str, what: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes Misuse with its reason in one line."""
     try:
         yield

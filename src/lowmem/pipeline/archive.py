@@ -15,7 +15,7 @@ from pathlib import Path
 from lowmem import kept_files
 from lowmem.errors import Failed, Misuse
 from lowmem.files import atomic_path, safe_names, sha256
-from lowmem.pipeline.record import ARRAYS, CURVE, FINAL, damage, load
+from lowmem.pipeline.record import ARRAYS, CURVE, FINAL, integrity_problem, load
 
 MARK = ".archive"  # what is unpacked, by its hash
 LARGEST = 2 << 30  # bytes of an archive once it is unpacked
@@ -40,7 +40,7 @@ def keep(root: Path, name: str) -> int:
         record = load(path.parent)
         if record["status"] not in FINAL:
             continue
-        if problem := damage(path.parent, record):
+        if problem := integrity_problem(path.parent, record):
             raise Failed(f"{path.parent}: {problem}; delete that folder and run it again")
         files += [f for f in (path, path.parent / CURVE, path.parent / ARRAYS) if f.is_file()]
     if not files:

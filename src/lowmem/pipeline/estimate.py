@@ -9,6 +9,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+from lowmem import progress
 from lowmem.data import fetch
 from lowmem.data.fetch import SOURCES, raw_folder
 from lowmem.files import read_json, write_json
@@ -24,9 +25,9 @@ def parameters(model: dict) -> int:
     if isinstance(model.get("pretrained"), dict):  # another run's weights
         return parameters(model["pretrained"].get("model", {}))
     name = f"{model.get('size') or ''} {model.get('pretrained') or ''}"
-    said = re.search(r"(\d+(?:\.\d+)?)([bm])\b", name.replace(" smollm2", " 135m"))  # sources.yaml has one size of it
-    if said:
-        return int(float(said[1]) * {"b": 1e9, "m": 1e6}[said[2]])
+    named = re.search(r"(\d+(?:\.\d+)?)([bm])\b", name.replace(" smollm2", " 135m"))  # sources.yaml has one size of it
+    if named:
+        return int(float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]])
     layers = model.get("n_layer", 0)
     width = model.get("n_embd", 0)
     return 12 * layers * width * width + model.get("vocab_size", 256) * width
@@ -98,19 +99,6 @@ def save_costs(root: Path, tier: str) -> None:
     write_json(root / COSTS, dict(sorted({**loaded, **medians}.items())))
 
 
-def duration(seconds: float) -> str:
-    """Two digits are all that an estimate deserves: 45 s, 12 min, 3.5 h, 12 days."""
-    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (48 * 3600, 3600, "h"), (float("inf"), 86400, "days")):
-        if seconds < limit:
-            return f"{seconds / unit:.2g} {name}" if seconds / unit < 10 else f"{seconds / unit:.0f} {name}"
-    raise AssertionError("unreachable")
-
-
-def size(count: int | None) -> str:
-    """Bytes as people read them; the size of a hub's dataset may be unknown."""
-    return "size unknown" if count is None else f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
-
-
 def cost(run: dict, speeds: dict, measured: dict, modelled: dict) -> tuple[float, str]:
     """(seconds, where that is known from) of one run."""
     key = f"{run['tier']}/{run['experiment']}/{run['variant']}"
@@ -140,7 +128,7 @@ def time_left(root: Path, tier: str) -> str | None:
     if not left:
         return None
     seconds = max(sum(left.values()) / known["jobs_at_once"], *left.values())
-    return f"whole tier {tier}: about {duration(seconds)} of runs left in {len(left)} of {len(known['seconds'])} jobs"
+    return f"whole tier {tier}: about {progress.duration(seconds)} of runs left in {len(left)} of {len(known['seconds'])} jobs"
 
 
 def show(root: Path, tier: str, options: dict) -> None:
@@ -169,11 +157,11 @@ def show(root: Path, tier: str, options: dict) -> None:
             seconds, longest = seconds + in_job, max(longest, in_job)
         left += seconds
         gpus = max(job["gpus"] for job in own)
-        row = f"{name:<34}{len(own):>6}{len(runs):>6}{len(valid):>7}{gpus:>6}{duration(seconds):>10}"
+        row = f"{name:<34}{len(own):>6}{len(runs):>6}{len(valid):>7}{gpus:>6}{progress.duration(seconds):>10}"
         print(f"{row}  {'+'.join(sorted(sources)) or '-'}")
     show_downloads(root, jobs)
     at_once = speeds["jobs_at_once"]
-    total = duration(max(left / at_once, longest))
+    total = progress.duration(max(left / at_once, longest))
     print(f"time for what is left: about {total}, {at_once} job(s) at once; downloads come on top")
     rate = f"{speeds['flops_per_second']:.2g}"
     print(f"'estimate' assumes {rate} operations/s per device (workflow/config/tiers/{tier}.yaml)")
@@ -189,7 +177,7 @@ def show_downloads(root: Path, jobs: dict) -> None:
     for dataset, source in sorted(wanted):
         count = download_bytes(sources[dataset], source)
         here = (raw_folder(root, dataset, source) / "fetched.json").is_file()
-        print(f"download {dataset} ({source}): {'already here' if here else size(count)}")
+        print(f"download {dataset} ({source}): {'already here' if here else progress.size(count)}")
     if not wanted:
         print("download: nothing")
 

@@ -30,7 +30,7 @@ def find_root() -> Path:
     """The checkout that holds workflow/config: $LOWMEM_ROOT, else the current folder or a parent, else this file's."""
     if named := os.environ.get("LOWMEM_ROOT"):
         if not Path(named).is_dir():
-            raise Misuse(f"LOWMEM_ROOT is {named}, which is no folder; set it to a checkout, or unset it")
+            raise Misuse(f"LOWMEM_ROOT is {named}, which is not a folder; set it to a checkout, or unset it")
         return Path(named)
     here = Path.cwd()
     for folder in (here, *here.parents, *Path(__file__).resolve().parents):
@@ -258,7 +258,7 @@ def stages(config: dict) -> Iterator[dict]:
             yield from stages(found)
         elif isinstance(found, dict) and key == "model":
             raise Misuse(
-                f"model.pretrained: {found} is no run; an experiment's file may name one as experiment and variant"
+                f"model.pretrained: {found} is not a run; an experiment's file may name one as experiment and variant"
             )
 
 

@@ -74,7 +74,7 @@ def job_problem(root: Path, job: dict, done: Path) -> str | None:
         folder = record.folder(root, run)
         try:
             kept_files.check(folder / "record.json", known[run["id"]])
-            problem = record.damage(folder, record.load(folder))
+            problem = record.integrity_problem(folder, record.load(folder))
         except Failed as error:
             problem = getattr(error, "short", str(error))
         if problem:

@@ -33,7 +33,7 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
     config: workflow/config/config.yaml with what `--config` adds: switches of the schema, and dataset names.
     """
     schema = read_yaml(root / "workflow/schemas/config.schema.yaml")
-    switches = {key: value for key, value in spelt(config).items() if key in schema["properties"]}
+    switches = {key: value for key, value in parse_booleans(config).items() if key in schema["properties"]}
     experiments.check(root, switches, "config", Path("workflow/config/config.yaml"))
     named = {key: value for key, value in config.items() if key not in switches}
     wanted = (switches.get(name) for name in ("superglue", "superglue_dir", "bigbench"))
@@ -41,7 +41,7 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
     if switches.get("hh_rlhf_dir"):
         if not safe_names.at_home(switches["hh_rlhf_dir"]).is_dir():
             raise Misuse(
-                f"hh_rlhf_dir={switches['hh_rlhf_dir']} is no folder; it holds train.jsonl.gz, test.jsonl.gz or both"
+                f"hh_rlhf_dir={switches['hh_rlhf_dir']} is not a folder; it holds train.jsonl.gz, test.jsonl.gz or both"
             )
         options["hh_rlhf"] = "folder"
     datasets = dataset_names(root) if options else set()
@@ -56,7 +56,7 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
     return switches["tier"], options
 
 
-def spelt(config: dict) -> dict:
+def parse_booleans(config: dict) -> dict:
     """The configuration with "true" and "false", as a command line gives them, as booleans."""
     words = {"true": True, "false": False}
     return {key: words.get(value, value) if isinstance(value, str) else value for key, value in config.items()}
@@ -277,7 +277,7 @@ def code_files(*entries: str) -> list[str]:
     They are inputs of the rules, since Snakemake does not see which modules a shell command loads.
     """
     found = [provenance.PACKAGE / name for name in entries]
-    return sorted(map(provenance.name_of, provenance.reach(filter(Path.is_file, found), SHARED)))
+    return sorted(map(provenance.name_of, provenance.import_closure(filter(Path.is_file, found), SHARED)))
 
 
 def run_code(runs: list[dict]) -> list[str]:
@@ -303,7 +303,7 @@ def prepare_inputs(root: Path, data: dict) -> dict[str, list[str]]:
     script = fetch_script(root, data["dataset"])
     code = code_files("data/prepare.py", "data/tokenizers.py")
     if (root / script).is_file():
-        own = provenance.reach([root / script], SHARED) - {root / script}  # what the script imports
+        own = provenance.import_closure([root / script], SHARED) - {root / script}  # what the script imports
         code = sorted({*code, *map(provenance.name_of, own)}) + [str(script)]
     return {"raw": [f"{folder}/fetched.json" for folder in raw], "code": code}
 

@@ -13,6 +13,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlparse
 
+from lowmem import progress
 from lowmem.data import fetch
 from lowmem.files import safe_names
 from lowmem.pipeline import estimate, experiments, planning
@@ -36,7 +37,7 @@ def check(root: Path, tier: str, options: dict, names: list[str] | None = None) 
         problems = sorted({problem for need in needs if (problem := lacks(root, *need))})
         runs = sum(len(job["runs"]) for job in own.values())
         times = [seconds[key] for key in own], [60 * job["minutes"] for job in own.values()]
-        shown = "".join(f"{estimate.duration(t):>10}" for t in (max(times[0]), max(times[1]), sum(times[0])))
+        shown = "".join(f"{progress.duration(t):>10}" for t in (max(times[0]), max(times[1]), sum(times[0])))
         gpus = max(job["gpus"] for job in own.values())
         print(f"{name:<24}{runs:>6}{gpus:>6}{shown}  {'no' if problems else 'yes'}")
         if needs:
@@ -66,11 +67,11 @@ def expected(root: Path, tier: str, jobs: dict[str, dict]) -> dict[str, float]:
 def words(root: Path, kind: str, name: str, source: str = "package") -> str:
     """One need for a reader, with its size where that is known."""
     if kind == "weights":
-        return f"weights {name} ({estimate.size(weight_bytes(root, name))})"
+        return f"weights {name} ({progress.size(weight_bytes(root, name))})"
     if kind == "tokenizer":
         return "tokenizer gpt2"
     count = estimate.dataset_bytes(root, name, source)
-    return f"{name} ({source}, {estimate.size(count)})"
+    return f"{name} ({source}, {progress.size(count)})"
 
 
 def of_job(job: dict) -> set[tuple[str, ...]]:
@@ -172,8 +173,8 @@ def disk(root: Path, jobs: dict[str, dict]) -> list[str]:
     data = 4 * sum(count or 0 for count in sizes.values())  # as it comes, and about three times as much prepared
     own, weights = written_bytes(jobs), sum(missing_weights(root, jobs).values())
     free, free_cache = shutil.disk_usage(root).free, shutil.disk_usage(existing(hub_home())).free
-    print(f"disk: {estimate.size(data + own)} of data and checkpoints here, free {estimate.size(free)}", end="; ")
-    print(f"{estimate.size(weights)} of weights into the hub's cache, free there {estimate.size(free_cache)}")
+    print(f"disk: {progress.size(data + own)} of data and checkpoints here, free {progress.size(free)}", end="; ")
+    print(f"{progress.size(weights)} of weights into the hub's cache, free there {progress.size(free_cache)}")
     if unknown:
         print(f"    besides: {', '.join(unknown)}, whose size the source does not say")
     if data + own > free:

@@ -31,7 +31,7 @@ def folder(root: Path, run: dict) -> Path:
     return safe_names.inside(Path(root) / "results", *(safe_names.part(part, "a run's name") for part in parts))
 
 
-def start(root: Path, run: dict) -> dict:
+def new_record(root: Path, run: dict) -> dict:
     """A record with everything that is known before the run; its result is null."""
     return {
         "schema": SCHEMA,
@@ -66,7 +66,7 @@ def write(path: Path, record: dict) -> dict:
     if known:
         kept_files.check(curve, known)
     there = {"sha256": kept_files.sha256(curve), "bytes": curve.stat().st_size} if curve.is_file() else None
-    return kept_files.write_json(path / "record.json", finite({**record, "ended": now(), "curve": there}))
+    return kept_files.write_json(path / "record.json", nan_to_null({**record, "ended": now(), "curve": there}))
 
 
 def load(folder: Path) -> dict:
@@ -74,7 +74,7 @@ def load(folder: Path) -> dict:
     return kept_files.read_json(Path(folder) / "record.json")
 
 
-def damage(path: Path, record: dict, beside: dict[str, str] = BESIDE) -> str | None:
+def integrity_problem(path: Path, record: dict, beside: dict[str, str] = BESIDE) -> str | None:
     """What is lost or altered beside a record; None when all is as it was written."""
     for key, name in beside.items():
         if record.get(key) and not whole(path / name, record[key]):
@@ -101,9 +101,9 @@ def reusable(root: Path, run: dict) -> dict | None:
     try:
         record = load(path.parent)
         same = record["schema"] == SCHEMA and record["status"] in FINAL and record["config_hash"] == run["config_hash"]
-        same = same and damage(path.parent, record) is None
+        same = same and integrity_problem(path.parent, record) is None
         same = same and not neutral.drifted(root, record["code"]["files"], record["config"])[0]
-    except Exception:  # a damaged or foreign file is no record
+    except Exception:  # a damaged or foreign file is not a record
         return None
     return record if same else None
 
@@ -157,12 +157,12 @@ def read_arrays(path: Path, record: dict) -> dict:
         raise kept_files.Damaged(path / ARRAYS, f"holds no arrays ({type(error).__name__}); run it again") from error
 
 
-def finite(value):
+def nan_to_null(value):
     """The value with every non-finite float replaced by None, at any depth."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: nan_to_null(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
+        return [nan_to_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -28,7 +28,7 @@ def check(root: Path, path: Path) -> tuple[str, str]:
         experiments.check(root, found, "record", Path("record.json"))
     except (Failed, Misuse) as error:
         return "damaged", getattr(error, "short", str(error))
-    problem = record.damage(path, found)
+    problem = record.integrity_problem(path, found)
     if problem is None and experiments.config_hash({**found["config"], "seed": found["seed"]}) != found["config_hash"]:
         problem = "config_hash is not that of its configuration"
     if problem:
@@ -64,9 +64,9 @@ def verify(
 ) -> int:
     """Print what is damaged or drifted, run `rerun` cheap records again, compare; 1 when anything is wrong, else 0.
 
-    Drift alone is no fault: it says that the present code did not make the record. Records are run again, chosen by `seed`
+    Drift alone is not a fault: it says that the present code did not make the record. Records are run again, chosen by `seed`
     among those whose run took at most `minutes`: whole ones first, then drifted ones, which show what the changes since then
-    did to the result (a difference is said, and is no fault of the record). accepting: run `rerun` records again of each
+    did to the result (a difference is printed, and is not a fault of the record). accepting: run `rerun` records again of each
     code that made drifted ones, and keep those whole whose code gave the same bits (accept.py).
     """
     if tier and places:
@@ -138,8 +138,8 @@ def same_again(root: Path, path: Path) -> str | None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         made = record.folder(again, run)
         if not (made / "record.json").is_file():
-            said = (done.stderr or done.stdout).strip().splitlines()
-            print(f"could not be run again: {shown(root, path)}: {said[-1] if said else 'no message'}")
+            message = (done.stderr or done.stdout).strip().splitlines()
+            print(f"could not be run again: {shown(root, path)}: {message[-1] if message else 'no message'}")
             return None
         differences, processor = record.equal(path, made), record.load(made)["device"].get("name")
     machine = before["device"].get("name")

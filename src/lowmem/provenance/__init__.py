@@ -85,14 +85,14 @@ def measures(task: str) -> bool:
 
 @functools.cache
 def _code_paths(modules: tuple[str, ...]) -> tuple[Path, ...]:
-    found = reach(filter(None, map(file_of, modules)), ROUTING)
+    found = import_closure(filter(None, map(file_of, modules)), ROUTING)
     return tuple(sorted(path for path in found if not is_one_of(path, ROUTING)))
 
 
 # -- which modules a module needs ------------------------------------------------------------------------------------
 
 
-def reach(entries: Iterable[Path], leaves: tuple[str, ...]) -> set[Path]:
+def import_closure(entries: Iterable[Path], leaves: tuple[str, ...]) -> set[Path]:
     """`entries` and what they import, directly or not; imports of modules in `leaves` (dotted names) do not count."""
     waiting, found = list(entries), set()
     while waiting:

@@ -180,11 +180,13 @@ def look_up(root: Path, run: dict, folder: Path | None = None) -> Run:
         made = record.load(folder)
         experiments.check(root, made, "record", Path("record.json"))
     except (Failed, Misuse) as error:
-        told = getattr(error, "short", error)
-        return Run(**known, status="missing", reason=f"not run: the record is damaged ({told})")
+        message = getattr(error, "short", error)
+        return Run(**known, status="missing", reason=f"not run: the record is damaged ({message})")
     if made["config_hash"] != run["config_hash"]:
         return Run(**known, status="missing", reason="not run: the record belongs to another configuration")
-    if problem := record.damage(folder, made, {"curve": record.CURVE}):  # lost arrays cost a picture, see Run.arrays
+    if problem := record.integrity_problem(
+        folder, made, {"curve": record.CURVE}
+    ):  # lost arrays cost a picture, see Run.arrays
         return Run(**known, status="missing", reason=f"not run: the record is damaged ({problem})")
     return Run(**known, status=made["status"], reason=why(made), record=made, folder=folder)
 

@@ -4,6 +4,7 @@ Nothing on the page is fetched: pictures are inline svg, numbers are data links,
 configuration is escaped by the template.
 """
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -169,7 +170,7 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         if one.get("svg"):
             one["svg"] = Markup(one["svg"])
     runs = list({run["id"]: run for one in shown for run in one["runs"]}.values())
-    topic_of = lambda row: report_summary.topic(headers, row)  # noqa: E731
+    topic_of = functools.partial(report_summary.topic, headers)
     standing = {
         key: report_evidence.standing(
             [row for row in rows if row["paper"] == key],

@@ -82,8 +82,8 @@ def standing(rows: list[dict], topics: dict[str, str], topic_of, sizes: str = ""
     parts = [part for part in parts if not part.startswith("0 ")]
     first = f"Holds: {len(holds)} of {len(rows)} claims" + (f" ({', '.join(parts)})." if holds else ".")
     counts = {word: sum(row["verdict"] == word for row in left) for word in OPEN}
-    told = ", ".join(f"{n} {WORDS[word]}" for word, n in counts.items() if n)
-    second = f"Open: {len(left)} ({told})." if left else "Open: none."
+    counted = ", ".join(f"{n} {WORDS[word]}" for word, n in counts.items() if n)
+    second = f"Open: {len(left)} ({counted})." if left else "Open: none."
     named = "; ".join(f"“{row['statement'].rstrip('.')}”" for row in fails[:3])
     more = f" and {len(fails) - 3} more" if len(fails) > 3 else ""
     return [

@@ -49,6 +49,17 @@ def value_or_reason(value: float | None, unit: str, reason: str | None) -> Value
     return missing(reason) if reason else exact(value, unit)
 
 
+def text(found: Value, signed: bool = False, digits: int | None = None, style: str | None = None) -> str:
+    """A value as a cell: its number with the interval, or the reason for none. style: of the numbers, in place of digits."""
+    if found["value"] is None:
+        return found["reason"]
+    digits = (4 if signed else 3) if digits is None else digits
+    style = style or f"{'+' if signed else ''}.{digits}f"
+    if found.get("low") is None:
+        return f"{found['value']:{style}}"
+    return f"{found['value']:{style}} [{found['low']:{style}}, {found['high']:{style}}]"
+
+
 def as_estimate(found: Value) -> Estimate:
     from lowmem.analysis.stats import Estimate
 

@@ -126,7 +126,7 @@ def refuted(gate: dict, premise: dict) -> str | None:
 
 
 def failing(gate: dict, premise: dict) -> str:
-    return f"premise fails ({gate['premise']}): {spelt(premise)}, needed {words(gate['rule'])}"
+    return f"premise fails ({gate['premise']}): {as_words(premise)}, needed {words(gate['rule'])}"
 
 
 def single(value: dict) -> bool:
@@ -134,7 +134,7 @@ def single(value: dict) -> bool:
     return value.get("n") is not None and value.get("low") is None
 
 
-def spelt(value: dict) -> str:
+def as_words(value: dict) -> str:
     """'0.128 [0.08, 0.19] nat'."""
     interval = "" if value.get("low") is None else f" [{value['low']:.3g}, {value['high']:.3g}]"
     return f"{value['value']:.3g}{interval} {value.get('unit') or ''}".strip()

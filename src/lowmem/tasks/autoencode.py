@@ -1,14 +1,14 @@
 """Learn to repeat pictures through few numbers, the latents: mean squared error per pixel on the test part."""
 
-import importlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowmem import models
 from lowmem.errors import Misuse
-from lowmem.training.task import Task
+from lowmem.training.task import Task, micro_batch
 from lowmem.vision import image_batches
 
 
@@ -20,12 +20,10 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     if "data" not in config or "model" not in config:
         raise Misuse("task autoencode needs data and model in its configuration")
     train = config["train"]
-    micro = train.get("micro_batch_size") or train["batch_size"]
+    micro = micro_batch(train)
     data = image_batches.of_task(root, config, device)
-    module = importlib.import_module(f"lowmem.models.{config['model']['name']}")
-    settings = {key: value for key, value in config["model"].items() if key != "name"}
     with torch.device(device):
-        model = module.build(**{**data.shape, **settings})
+        model = models.build(config["model"], **data.shape)
 
     def loss(model: torch.nn.Module, batch: Tensor) -> Tensor:
         return F.mse_loss(model(batch), batch)

@@ -1,14 +1,14 @@
 """Classify pictures: which class a picture belongs to, tested on the dataset's own test part."""
 
-import importlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowmem import models
 from lowmem.errors import Misuse
-from lowmem.training.task import Task
+from lowmem.training.task import Task, micro_batch
 from lowmem.vision import image_batches
 
 
@@ -20,13 +20,10 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     if "data" not in config or "model" not in config:
         raise Misuse("task classify needs data and model in its configuration")
     train = config["train"]
-    micro = train.get("micro_batch_size") or train["batch_size"]
+    micro = micro_batch(train)
     data = image_batches.of_task(root, config, device)
-    module = importlib.import_module(f"lowmem.models.{config['model']['name']}")
-    shape = {key: value for key, value in data.shape.items() if key in module.Config.__dataclass_fields__}
-    settings = {key: value for key, value in config["model"].items() if key != "name"}
     with torch.device(device):
-        model = module.build(**{**shape, "n_output": data.classes, **settings})
+        model = models.build(config["model"], **data.shape, n_output=data.classes)
     layout = torch.channels_last if train.get("precision") == "bf16" else torch.contiguous_format
     model = model.to(memory_format=layout)  # bf16 convolutions are several times faster this way, on CPUs and GPUs
 

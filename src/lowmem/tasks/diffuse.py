@@ -1,6 +1,6 @@
 """Learn to remove noise from pictures (DDPM), or from their latents; samples and their distance from real pictures."""
 
-import importlib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowmem import models
 from lowmem.errors import Misuse, nearest
-from lowmem.training.task import Task
+from lowmem.training.task import Task, micro_batch
 from lowmem.vision import diffusion, image_batches, reference_networks
 
 PICTURE_KEYS = {"augment", "pool", "pad_to", "crop"}
@@ -37,16 +38,12 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     }
     check(config, settings)
     train = config["train"]
-    micro = train.get("micro_batch_size") or train["batch_size"]
+    micro = micro_batch(train)
     changes = {key: value for key, value in settings.items() if key in PICTURE_KEYS}
     data = image_batches.load(root, config["data"], device, changes, scale="signed")
     latents = Latents(root, data, settings.get("latent"), micro)
-    module = importlib.import_module(f"lowmem.models.{config['model']['name']}")
-    shape = {**latents.shape, "n_class": data.classes}
-    shape = {key: value for key, value in shape.items() if key in module.Config.__dataclass_fields__}
-    own = {key: value for key, value in config["model"].items() if key != "name"}
     with torch.device(device):
-        model = module.build(**{**shape, **own})
+        model = models.build(config["model"], **latents.shape, n_class=data.classes)
     kept = diffusion.kept_share(settings["noise_steps"], device)
     known, wanted = len(data.arrays["test_labels"]), micro * train.get("eval_batches", 1)
     if known < wanted:
@@ -133,7 +130,7 @@ def samples(model, data, latents: Latents, kept: Tensor, settings: dict, generat
         count = min(CHUNK, settings["samples"] - first)
         start = torch.from_numpy(generator.standard_normal((count, *shape), dtype=np.float32)).to(data.device)
         labels = (torch.arange(first, first + count) % data.classes).to(data.device)
-        predict = lambda x, times, labels=labels: model(x, times, labels)  # noqa: E731
+        predict = functools.partial(model, labels=labels)
         made.append(latents.decode(diffusion.sample(predict, start, kept, settings["sample_steps"], latents.bound)))
     return torch.cat(made)
 

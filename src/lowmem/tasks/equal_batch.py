@@ -30,7 +30,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     settings = {"rounds": 10, "device": "cpu", "precision": "fp32", "largest_most": 64, **config["measure"]}
     optimizers, base = settings["optimizers"], settings["base"]
     if base not in optimizers:
-        raise Misuse(f"measure.base {base!r} is no key of measure.optimizers{nearest(base, optimizers)}")
+        raise Misuse(f"measure.base {base!r} is not a key of measure.optimizers{nearest(base, optimizers)}")
     model, device = target_model.find(config["model"]), settings["device"]
     cells = {
         label: Cell(

@@ -6,7 +6,7 @@ spectral clustering finds without knowing the blocks; or, for models too large f
 """
 
 import fnmatch
-import importlib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowmem import partition
+from lowmem import models, partition
 from lowmem.analysis import clustering, hessian, toy_data
 from lowmem.blocks import ParamBlocks
 from lowmem.errors import Misuse, nearest
@@ -39,10 +39,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     settings = {"stages": [1.0], "memory_mb": 2000, "pixels": 128, "rows": 32, **config.get("measure", {})}
     check(config, settings)
     data = toy_data.load({**config, "measure": settings}, seed, root)
-    model = importlib.import_module(f"lowmem.models.{config['model']['name']}").build(
-        **{**data.shape, **{key: value for key, value in config["model"].items() if key != "name"}}
-    )
-    model = model.double()
+    model = models.build(config["model"], **data.shape).double()
     places = find_modules(model, settings["modules"])
     steps, size, final, arrays = config["train"]["steps"], config["train"]["batch_size"], {}, {}
     task = Task(model, lambda index: data.batch(index + 1, size), mean_loss, lambda model: {}, units=size)
@@ -167,7 +164,7 @@ def look_by_columns(model, data, places: dict, settings: dict, seed: int, stage:
             live = np.flatnonzero(gradients[parameter].flatten().numpy())
             generator = np.random.default_rng([seed, tensor])
             chosen = np.sort(generator.choice(live, min(settings["columns"], len(live)), replace=False))
-            loss = lambda: mean_loss(model, data.sample)  # noqa: E731
+            loss = functools.partial(mean_loss, model, data.sample)
             cut, mass = hessian.columns(loss, parameter, everything, chosen, settings["rows"])
             magnitude = np.abs(cut)
             inside += list((magnitude * (groups[chosen][:, None] == groups)).sum(axis=1))

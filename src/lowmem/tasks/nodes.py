@@ -1,12 +1,12 @@
 """Classify the nodes of one graph; every step sees the whole graph and the labels of its training nodes."""
 
-import importlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowmem import models
 from lowmem.data import graphs, prepare
 from lowmem.errors import Misuse
 from lowmem.models.gnn import make_graph
@@ -30,10 +30,8 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     graph = make_graph(features.to(device), torch.from_numpy(arrays["edges"].copy()).to(device))
     targets = torch.from_numpy(arrays["labels"].copy()).to(device)
     parts = {name: torch.from_numpy(arrays[name].copy()).to(device) for name in graphs.PARTS}
-    shape = {"n_input": features.shape[1], "n_output": int(targets.max()) + 1}
-    settings = {key: value for key, value in config["model"].items() if key != "name"}
     with torch.device(device):
-        model = importlib.import_module(f"lowmem.models.{config['model']['name']}").build(**{**shape, **settings})
+        model = models.build(config["model"], n_input=features.shape[1], n_output=int(targets.max()) + 1)
 
     def loss(model: torch.nn.Module, graph) -> Tensor:
         return F.cross_entropy(model(graph)[parts["train"]], targets[parts["train"]])

@@ -1,6 +1,5 @@
 """Language-model pre-training: predict the next token of windows drawn from one long token file."""
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowmem import models
 from lowmem.data import prepare
 from lowmem.data.token_windows import inputs_and_targets, train_windows, val_windows, windows_at
 from lowmem.errors import Misuse
 from lowmem.files import read_yaml
-from lowmem.training.task import Task
+from lowmem.training.task import Task, micro_batch
 
 EVAL_WINDOWS = 64  # windows in one forward pass of an evaluation: enough for full speed on a core, little memory
 
@@ -29,12 +29,11 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     train = config["train"]
     if "seq_len" not in train or "data" not in config or "model" not in config:
         raise Misuse("task pretrain needs data, model and train.seq_len in its configuration")
-    length, micro = train["seq_len"], train.get("micro_batch_size") or train["batch_size"]
+    length, micro = train["seq_len"], micro_batch(train)
     folder = prepare.ready(root, config["data"])
     train_tokens, val_tokens = (prepare.load_tokens(folder, split) for split in ("train", "val"))
-    settings = {key: value for key, value in config["model"].items() if key != "name"}
     with torch.device(device):
-        model = importlib.import_module(f"lowmem.models.{config['model']['name']}").build(**settings)
+        model = models.build(config["model"])
     check_fit(model, folder, train_tokens, length)
     measured = config.get("measure") or {}
     starts = read_starts(root, measured, len(val_tokens) - length - 1)

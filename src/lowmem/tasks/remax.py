@@ -21,10 +21,10 @@ from lowmem.data import prepare
 from lowmem.errors import Misuse
 from lowmem.finetuning import dialogues, earlier_run, judge, rewards
 from lowmem.finetuning.examples import Example, padded, picked
-from lowmem.finetuning.generation import roll_out
+from lowmem.finetuning.generation import generate
 from lowmem.tasks.sft import settled
 from lowmem.training import fsdp
-from lowmem.training.task import Task
+from lowmem.training.task import Task, micro_batch
 from lowmem.weights import pretrained
 
 # reward: {share: pattern} or the configuration of a run of task reward. part: whose questions are asked. answer_tokens:
@@ -55,10 +55,10 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     if settings["frozen_dtype"]:
         reference = reference.to(pretrained.DTYPES[settings["frozen_dtype"]])
-    reference = fsdp.cut(reference) if distributed.world() > 1 else reference
+    reference = fsdp.shard_model(reference) if distributed.world() > 1 else reference
     worth_of = reward_of(root, settings["reward"], words, device)
     size = train["batch_size"]
-    parts = size // (train.get("micro_batch_size") or size)
+    parts = size // micro_batch(train)
 
     def batch(index: int) -> tuple[list[list[int]], int]:
         return picked(learn, seed, index, size, parts), index
@@ -67,7 +67,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         asked, index = batch
         draw = torch.Generator(device).manual_seed(1_000_003 * seed + index)
         model.eval()
-        found = roll_out(model, asked * 2, settings["answer_tokens"], words.end, draw, greedy=len(asked))
+        found = generate(model, asked * 2, settings["answer_tokens"], words.end, draw, greedy=len(asked))
         model.train()
         worth = worth_of(asked * 2, found)
         gain = worth[: len(asked)] - worth[len(asked) :]  # (B,)
@@ -78,7 +78,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         draw, worth, ratios, tokens = torch.Generator(device).manual_seed(0), [], 0.0, 0
         for first in range(0, len(held_out), settings["eval_batch"]):
             asked = held_out[first : first + settings["eval_batch"]]
-            found = roll_out(model, asked, settings["answer_tokens"], words.end, draw)
+            found = generate(model, asked, settings["answer_tokens"], words.end, draw)
             worth += worth_of(asked, found).tolist()
             at = padded([Example(p, [a], 0) for p, a in zip(asked, found, strict=True)], words.end, device)
             ratios += (token_logs(model, at) - token_logs(reference, at)).sum().item()
@@ -123,7 +123,7 @@ def reward_of(root: Path, settings: dict | None, words, device: str):
         )
     model.eval().requires_grad_(False)
     if distributed.world() > 1:
-        fsdp.cut(model)
+        fsdp.shard_model(model)
 
     @torch.no_grad()
     def learned(asked: list[list[int]], answers: list[list[int]]) -> Tensor:

@@ -9,7 +9,7 @@ from lowmem.data import prepare
 from lowmem.finetuning import dialogues, earlier_run, rewards
 from lowmem.finetuning.examples import Example, by_length, picked
 from lowmem.tasks.sft import length_limit, settled
-from lowmem.training.task import Task
+from lowmem.training.task import Task, micro_batch
 
 # As in tasks/sft.py; train_examples and val_examples count pairs.
 DEFAULTS = {"template": "human", "longest": 256, "train_examples": None, "val_examples": None, "bucket": 1}
@@ -27,7 +27,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         folder, "pairs", ("chosen", "rejected"), words, settings, limit
     )
     size = train["batch_size"]
-    parts = size // (train.get("micro_batch_size") or size)
+    parts = size // micro_batch(train)
     groups = by_length(held_out, settings["eval_tokens"])
 
     def batch(index: int) -> list[Example]:

@@ -10,7 +10,7 @@ from lowmem.data import prepare
 from lowmem.errors import Misuse, nearest
 from lowmem.finetuning import dialogues, earlier_run, judge
 from lowmem.finetuning.examples import by_length, loss, padded, picked
-from lowmem.training.task import Task
+from lowmem.training.task import Task, micro_batch
 
 # template: of dialogues.py. longest: a question with more tokens starts later. train_examples, val_examples: at most so
 # many (null: all). bucket: sort the examples of this many batches by length, which saves padding. eval_tokens: in one
@@ -27,7 +27,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     limit = length_limit(train, model)
     learn, held_out, counts, paths = dialogues.both_splits(folder, "instructions", ("answer",), words, settings, limit)
     size = train["batch_size"]
-    parts = size // (train.get("micro_batch_size") or size)
+    parts = size // micro_batch(train)
     groups = by_length(held_out, settings["eval_tokens"])
 
     def batch(index: int) -> dict[str, Tensor]:

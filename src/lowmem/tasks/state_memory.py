@@ -4,11 +4,11 @@ The real model is built, the real optimizer takes one step on gradients without 
 Adam-mini Table 1 counts both moments in fp32; LOMO Table 1 counts 16-bit weights with fp32 moments and master weights.
 """
 
-import importlib
 from pathlib import Path
 
 import torch
 
+from lowmem import models
 from lowmem.errors import Misuse
 from lowmem.optim._factory import make
 from lowmem.optim.core.fused_backward import FusedBackward
@@ -30,9 +30,8 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     for key in ("param_dtype", "state_dtype"):
         if settings[key] not in BYTES:
             raise Misuse(f"measure.{key}: {settings[key]!r} is none of {', '.join(BYTES)}")
-    model_settings = dict(config["model"])
     with torch.device("meta"):
-        model = importlib.import_module(f"lowmem.models.{model_settings.pop('name')}").build(**model_settings)
+        model = models.build(config["model"])
     model = model.to(getattr(torch, _torch_name(settings["state_dtype"])))  # moments take the parameter's dtype
     optimizer = make(model, **config["optimizer"])
     inner = optimizer.inner if isinstance(optimizer, FusedBackward) else optimizer

@@ -17,7 +17,7 @@ from lowmem.errors import Failed, Misuse, nearest
 from lowmem.finetuning import answer_scores, likelihoods, superglue_prompts
 from lowmem.finetuning.examples import Example, loss, packed, padded, picked
 from lowmem.progress import say
-from lowmem.training.task import Task
+from lowmem.training.task import Task, micro_batch
 from lowmem.weights import pretrained
 
 # prompts, score: see above. train_examples, val_examples: a split that is longer is sampled down to this. longest: take
@@ -49,7 +49,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     learn = examples(paths[0], name, settings, words, limit, settings["train_examples"], learned)
     held_out = examples(paths[not settings["tuning"]], name, settings, words, limit, settings["val_examples"], asked_of)
     size = train["batch_size"]
-    parts = size // (train.get("micro_batch_size") or size)
+    parts = size // micro_batch(train)
     groups = likelihoods.passes(likelihoods.trees(held_out), settings["eval_tokens"])
 
     def batch(index: int) -> dict:
@@ -129,12 +129,12 @@ def examples(
 
 
 def tokens_of(name: str, line: str, place: str, prompt_set: str, words) -> Example:
-    """One line of a jsonl file as tokens; Failed names the line that is no question of the task."""
+    """One line of a jsonl file as tokens; Failed names the line that is not a question of the task."""
     try:
         asked = superglue_prompts.question(name, json.loads(line), prompt_set)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        told = f"no {error}" if isinstance(error, KeyError) else error
-        raise Failed(f"{place}: not a question of {name} ({told}); mend the file it came from") from error
+        message = f"no {error}" if isinstance(error, KeyError) else error
+        raise Failed(f"{place}: not a question of {name} ({message}); mend the file it came from") from error
     options = [[*words.encode(option), words.end] for option in asked.options]
     for k, option in enumerate(options):
         if option in options[:k]:

@@ -1,7 +1,7 @@
 """The table of contents of a sharded checkpoint (.metadata), read without running anything that is in it.
 
 PyTorch keeps it as a pickle and loads it as one, so that whoever may write the file may run code. Here only the classes
-that PyTorch writes there are rebuilt, and values that are no tensors are read with weights_only=True.
+that PyTorch writes there are rebuilt, and values that are not tensors are read with weights_only=True.
 """
 
 from __future__ import annotations

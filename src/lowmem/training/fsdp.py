@@ -10,7 +10,7 @@ from lowmem.distributed import device, rank, world
 from lowmem.weights import lazy_weights
 
 
-def cut(model: nn.Module) -> nn.Module:
+def shard_model(model: nn.Module) -> nn.Module:
     """The model cut over all ranks, block by block; weights that are still in files are read now, by each rank its part."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -19,13 +19,13 @@ def cut(model: nn.Module) -> nn.Module:
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    lazy_weights.read(model, device())
+    lazy_weights.load(model, device())
     return model
 
 
 def shard(model: nn.Module, seed: int) -> nn.Module:
     """The model to train, cut; afterwards every rank draws its own random numbers."""
-    cut(model)
+    shard_model(model)
     torch.manual_seed(seed + 7919 * rank())  # dropout must not repeat itself over the batch; rank 0 stays as it was
     return model
 

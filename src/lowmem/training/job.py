@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lowmem import distributed, files, kept_files, progress, provenance
-from lowmem.errors import Diverged, Failed, Misuse
+from lowmem.errors import Diverged, Failed, Misuse, one_line
 from lowmem.pipeline import prerequisites, record
 from lowmem.progress import say
 from lowmem.training import checkpoint, machine
@@ -29,7 +29,7 @@ def run_job(root: Path, runs: list[dict]) -> int:
             name, tier = run["waits"], run["tier"]
             raise Misuse(f"{run['id']}: no rate is chosen yet; run {name} in tier {tier}, then lowmem rates {name}")
         machine.device_of(run)  # refuse the whole job before it starts
-    with distributed.joined(runs):
+    with distributed.process_group(runs):
         return run_all(root, runs)
 
 
@@ -41,14 +41,14 @@ def run_all(root: Path, runs: list[dict]) -> int:
             continue
         label = f"[{number}/{len(runs)}] {run['tier']}/{run['id']}"
         old = record.reusable(root, run)
-        if distributed.devices(run) > 1 and distributed.anywhere(bool(old)):  # a rank may read it a moment later
+        if distributed.devices(run) > 1 and distributed.any_rank(bool(old)):  # a rank may read it a moment later
             old = old or {"status": "final"}
         if old:
             checkpoint.remove(checkpoint.place(record.folder(root, run), run["config_hash"]))
             distributed.tell(f"{label}: {old['status']} before, record kept")
             continue
         try:
-            with distributed.apart(run):
+            with distributed.rank0_only(run):
                 made = train_run(root, run, label)
         except Failed as error:  # not even the record could be written
             made = {"status": "failed", "reason": str(error)}
@@ -71,7 +71,7 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
             (folder / name).unlink(missing_ok=True)  # the curve beside them is about to change
     except OSError as error:
         raise Failed(f"cannot write {folder}: {error.strerror}; free space or check permissions") from error
-    made = record.start(root, run)
+    made = record.new_record(root, run)
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
         task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
@@ -94,7 +94,7 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
     except Exception as error:
         short = machine.out_of_memory(error)
         made["status"] = short or ("diverged" if isinstance(error, Diverged) else "failed")
-        made["reason"] = " ".join(str(error).split())[:1000] or type(error).__name__
+        made["reason"] = one_line(error, 1000)
         if short == "failed":
             made["reason"] = (
                 f"this machine has too little memory left ({made['reason'][:200]}); free some, or ask for less"
@@ -162,5 +162,5 @@ def measure(root: Path, run: dict, task: ModuleType, made: dict, folder: Path) -
     made["arrays"] = record.write_arrays(folder, result.get("arrays"))
     made.update(metrics={"final": {}, "best": {}, **result["metrics"]}, memory=result.get("memory"), status="done")
     if result.get("curve") is not None:
-        lines = [json.dumps(record.finite(line)) + "\n" for line in result["curve"]]
+        lines = [json.dumps(record.nan_to_null(line)) + "\n" for line in result["curve"]]
         made["curve"] = kept_files.write(folder / record.CURVE, "".join(lines).encode(), sealed=False)

@@ -88,7 +88,7 @@ class Loop:
         curve_file = self.folder / "curve.jsonl" if distributed.rank() == 0 else os.devnull
         opener = safe_names.opened if distributed.rank() == 0 else None
         with open(curve_file, "a", encoding="utf-8", opener=opener) as curve, machine.on_sigterm() as arrived:
-            stopped = (lambda: distributed.anywhere(arrived())) if self.many else arrived
+            stopped = (lambda: distributed.any_rank(arrived())) if self.many else arrived
             if self.step == 0 and (self.settings.get("eval_first", True) or self.steps == 0):
                 self.write(curve, 0, **self.evaluate())
             while self.step < self.steps and not self.made["status"]:
@@ -167,7 +167,7 @@ class Loop:
     def write(self, curve, step: int, **columns) -> None:
         """One line of curve.jsonl; a non-finite number is null."""
         line = {"step": step, f"{self.task.unit}s": step * self.units, **columns, "seconds": round(self.seconds, 4)}
-        text = json.dumps(record.finite(line)) + "\n"
+        text = json.dumps(record.nan_to_null(line)) + "\n"
         self.curve_hash.update(text.encode())
         curve.write(text)
         curve.flush()
@@ -208,7 +208,7 @@ class Loop:
             notes = (state or {}).get("notes")
         curve = self.folder / "curve.jsonl"
         stale = not notes or notes["files"] != self.made["code"]["files"] or not self.is_curve_of(notes, curve)
-        if distributed.anywhere(stale) if self.many else stale:
+        if distributed.any_rank(stale) if self.many else stale:
             if distributed.rank() == 0:
                 if notes:
                     say(f"{self.label}: code, data or curve changed since the checkpoint; starting over")
@@ -244,8 +244,10 @@ class Loop:
         changed = {key: [before[key], value] for key, value in self.means().items() if before[key] != value}
         if changed:
             self.made["other_means"] = [*self.made["other_means"], {"step": self.step - 1, **changed}]
-            told = "; ".join(f"{key} {was or 'PyTorch'}, now {new or 'PyTorch'}" for key, (was, new) in changed.items())
-            distributed.tell(f"{self.label}: computed by other means, so the last digits may differ: {told}")
+            differences = "; ".join(
+                f"{key} {was or 'PyTorch'}, now {new or 'PyTorch'}" for key, (was, new) in changed.items()
+            )
+            distributed.tell(f"{self.label}: computed by other means, so the last digits may differ: {differences}")
 
     def is_curve_of(self, notes: dict, curve: Path) -> bool:
         """Whether the curve begins with the lines that the checkpoint speaks of; goes on from their hash."""

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from lowmem import kept_files
 from lowmem.distributed import rank, world
-from lowmem.errors import Failed, Misuse
+from lowmem.errors import Failed, Misuse, one_line
 from lowmem.files import sha256, synced
 from lowmem.progress import say
 from lowmem.training.checkpoint_metadata import Planner, Reader
@@ -60,7 +60,7 @@ def save(
         _barrier()
     except Exception as error:  # a full disk, or another rank that is gone
         raise Failed(
-            f"checkpoint {target} was not written ({_line(error)}); the last one is untouched, start again from it"
+            f"checkpoint {target} was not written ({one_line(error, 200)}); the last one is untouched, start again from it"
         ) from error
     if rank() == 0:
         for old in folder.glob("step*"):
@@ -94,7 +94,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         try:
             dcp.load(tensors, storage_reader=Reader(path, set(saved["files"])), planner=Planner())
         except (Exception, CheckpointException) as error:  # of another version of PyTorch, or nothing that save() wrote
-            raise Failed(f"{path} cannot be used ({_line(error)}); delete it to start over") from error
+            raise Failed(f"{path} cannot be used ({one_line(error, 200)}); delete it to start over") from error
     model.load_state_dict(tensors["model"])
     groups = iter(saved["groups"])
     for part in _parts(optimizer):
@@ -176,8 +176,8 @@ def _agreed(folder: Path) -> tuple[Path, dict] | None:
                 if number % world() == rank():
                     kept_files.check(path / file, value)
         except Exception as error:
-            problem = _line(error)
-        problems = [told for told in _joined({str(rank()): problem}).values() if told]
+            problem = one_line(error, 200)
+        problems = [message for message in _joined({str(rank()): problem}).values() if message]
         if not problems:
             return path, layout
         if rank() == 0:
@@ -205,10 +205,6 @@ def _plain(value) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _barrier() -> None:

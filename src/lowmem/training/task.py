@@ -25,3 +25,8 @@ class Task:
     unit: str = "token"
     inputs: tuple[Path, ...] = ()
     finish: Callable[[nn.Module], tuple[dict, dict | None]] | None = None
+
+
+def micro_batch(train: dict) -> int:
+    """Examples in one micro-batch: the whole batch, where the configuration does not cut it."""
+    return train.get("micro_batch_size") or train["batch_size"]

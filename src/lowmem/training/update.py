@@ -13,7 +13,7 @@ from lowmem.errors import Diverged, Misuse
 from lowmem.optim.core.clipping import total_norm
 from lowmem.training import usage
 from lowmem.training.lr_schedule import lr_at
-from lowmem.training.task import Task
+from lowmem.training.task import Task, micro_batch
 
 
 class Updates:
@@ -27,8 +27,7 @@ class Updates:
         self.stepped = task.model  # what an update calls; evaluations call the model itself
         self.schedule, self.steps, self.clip_at = schedule or {}, train["steps"], train.get("grad_clip")
         self.device, self.bf16, self.ranks = device, train.get("precision", "fp32") == "bf16", ranks
-        micro = train.get("micro_batch_size") or train["batch_size"]
-        self.parts, self.accumulate = distributed.share(train["batch_size"], micro, ranks)
+        self.parts, self.accumulate = distributed.split_batch(train["batch_size"], micro_batch(train), ranks)
         self.fused = hasattr(optimizer, "backward")  # gradients are used inside backward and never gathered
         if self.fused and self.accumulate > 1:
             raise Misuse("an optimizer that updates inside backward cannot accumulate; drop train.micro_batch_size")

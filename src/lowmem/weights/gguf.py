@@ -36,8 +36,8 @@ class Gguf:
             self._place = 0
             self._read_header()
         except (OSError, ValueError, struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
-            told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise Failed(f"{path} is no whole GGUF file ({told}); delete it and prepare it again") from error
+            message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise Failed(f"{path} is not a whole GGUF file ({message}); delete it and prepare it again") from error
 
     def _read_header(self) -> None:
         if self._take(4) != b"GGUF":

@@ -1,6 +1,6 @@
 """Weights that stay in their files until a process knows which rows of them it keeps.
 
-A model built on meta has shapes and no memory. note() says in which safetensors file each parameter stands. read() fetches
+A model built on meta has shapes and no memory. register() says in which safetensors file each parameter stands. load() fetches
 them one tensor at a time: all of it, or after fully_shard only the rows of this process. So eight processes load a model
 of 65 billion parameters with an eighth of it each and never more than one tensor besides. What was not noted, such as
 a fresh adapter, stays as it is.
@@ -23,8 +23,8 @@ INDEX = "model.safetensors.index.json"
 def tensors(folder: Path) -> dict[str, Path]:
     """{tensor: file} of a Hugging Face folder: as its index says, where it has one, else as its files do."""
     if (folder / INDEX).is_file():
-        said = read_json(folder / INDEX)
-        named = said.get("weight_map") if isinstance(said, dict) else None
+        index = read_json(folder / INDEX)
+        named = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(named, dict) or not all(Path(str(file)).name == file for file in named.values()):
             raise Failed(f"{folder / INDEX} is damaged: its weight_map names no files of this folder; get it again")
         found = {name: folder / file for name, file in named.items()}
@@ -46,13 +46,13 @@ def opened(path: Path):
         raise Failed(f"{path} is a damaged file ({' '.join(str(error).split())[:160]}); get it again") from error
 
 
-def note(model: nn.Module, places: dict[str, tuple[Path, str]]) -> None:
+def register(model: nn.Module, places: dict[str, tuple[Path, str]]) -> None:
     """places: {parameter of the model: (file, tensor in it)}. Read later, wherever an adapter has moved the layer by then."""
     owners = {name: name.rpartition(".")[::2] for name in places}
     model.unread = {(model.get_submodule(owner), key): places[name] for name, (owner, key) in owners.items()}
 
 
-def read(model: nn.Module, device: str) -> int:
+def load(model: nn.Module, device: str) -> int:
     """Give the model, in place, the weights that were noted, in the dtypes it has; returns the bytes asked of files.
 
     Collective where several processes run: Failed on all of them, in the same words, when one cannot read.

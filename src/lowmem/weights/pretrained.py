@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowmem import distributed
 from lowmem.data import fetch, prepare
-from lowmem.errors import Failed, Misuse
+from lowmem.errors import Failed, Misuse, one_line
 from lowmem.files import read_json, safe_names
 from lowmem.models import llama
 from lowmem.weights import gguf, lazy_weights, shape
@@ -36,7 +36,7 @@ OUTSIDE = {"tokens": ("model.embed_tokens", "token_embd"), "norm": ("model.norm"
 
 
 @dataclass(frozen=True)
-class Words:
+class Tokenizer:
     """encode(text) -> ids, with what the tokenizer puts before a text if `start`; decode(ids) -> text; end: id after a text."""
 
     encode: Callable[..., list[int]]
@@ -45,12 +45,12 @@ class Words:
     size: int
 
 
-def language_model(root: Path, settings: dict, device: str = "cpu") -> tuple[llama.Llama, Words]:
+def language_model(root: Path, settings: dict, device: str = "cpu") -> tuple[llama.Llama, Tokenizer]:
     """A Llama and its words from config["model"]: {name: llama, pretrained?, dtype?, adapter?, or fields of llama.Config}.
 
     pretrained: see the module's docstring; without it fresh weights and bytes as words. dtype: how weights are stored.
     adapter: {kind: lora | prefix, ...}, keywords of the attach() in models/<kind>.py.
-    Where several processes share the work, the weights of a folder stay in their files until fsdp.cut().
+    Where several processes share the work, the weights of a folder stay in their files until fsdp.shard_model().
     Raises Misuse for settings that do not fit, Failed when a checkpoint cannot be had or read.
     """
     own = {key: value for key, value in settings.items() if key not in ("name", "pretrained", "dtype", "adapter")}
@@ -58,7 +58,7 @@ def language_model(root: Path, settings: dict, device: str = "cpu") -> tuple[lla
     if settings.get("name") != "llama":
         raise Misuse(f"a language model needs name llama; got {settings}")
     if source is None:
-        model, words = llama.build(**{"vocab_size": 258, **own}), byte_words()
+        model, words = llama.build(**{"vocab_size": 258, **own}), byte_tokenizer()
     else:
         if own:
             raise Misuse(f"model: {next(iter(own))} cannot be set beside pretrained; the checkpoint decides it")
@@ -78,7 +78,7 @@ def finished(model: llama.Llama, settings: dict, device: str) -> llama.Llama:
     if adapter:
         attach(model, adapter.pop("kind", None), adapter, device)
     if distributed.world() == 1:
-        lazy_weights.read(model, device)
+        lazy_weights.load(model, device)
     return model
 
 
@@ -95,7 +95,7 @@ def attach(model: llama.Llama, kind: str | None, settings: dict, device: str) ->
         raise Misuse(f"model.adapter: {error}") from error
 
 
-def byte_words() -> Words:
+def byte_tokenizer() -> Tokenizer:
     """UTF-8 bytes, and one id that ends a text."""
 
     def encode(text: str, start: bool = False) -> list[int]:
@@ -104,10 +104,10 @@ def byte_words() -> Words:
     def decode(ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
-    return Words(encode, decode, end=256, size=257)
+    return Tokenizer(encode, decode, end=256, size=257)
 
 
-def checkpoint(root: Path, source: str, device: str) -> tuple[llama.Llama, Words]:
+def checkpoint(root: Path, source: str, device: str) -> tuple[llama.Llama, Tokenizer]:
     """Model and words of a checkpoint, see the module's docstring; a folder's weights are only noted, see lazy_weights.py."""
     if source in fetch.listed(root):
         folder = prepare.ready(root, {"dataset": source, "source": "package"})
@@ -138,8 +138,7 @@ def fill(model: llama.Llama, weights: dict[str, Tensor], place: Path) -> llama.L
     try:
         model.load_state_dict(weights, assign=True)
     except (RuntimeError, KeyError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise Failed(f"{place} does not hold the weights that its description says: {told}") from error
+        raise Failed(f"{place} does not hold the weights that its description says: {one_line(error, 200)}") from error
     if model.config.tied:
         model.head.weight = model.tokens.weight
     return model.requires_grad_(True)
@@ -157,7 +156,7 @@ def opened(path: Path, changed: int) -> tuple[dict, dict[str, Tensor], dict]:
         raise Failed(f"{path} holds a model of kind {about.get('general.architecture')!r}; only llama is read")
     key = {name.removeprefix("llama."): value for name, value in about.items() if name.startswith("llama.")}
     try:
-        said = {
+        stated = {
             "n_layer": key["block_count"],
             "n_head": key["attention.head_count"],
             "n_kv_head": key.get("attention.head_count_kv", key["attention.head_count"]),
@@ -171,7 +170,7 @@ def opened(path: Path, changed: int) -> tuple[dict, dict[str, Tensor], dict]:
         }
     except (KeyError, TypeError) as error:
         raise Failed(f"{path} does not say {error}; it is damaged or no Llama") from error
-    config = shape.checked(said, path)
+    config = shape.checked(stated, path)
     config["norm_eps"] = round(config["norm_eps"], 12)  # stored in fp32
     weights = {
         f"{ours}.weight": torch.from_numpy(file.tensor(f"{theirs}.weight")) for ours, (_, theirs) in OUTSIDE.items()
@@ -195,14 +194,14 @@ def halves(weight: Tensor, heads: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
-def from_gguf(path: Path) -> tuple[llama.Llama, Words]:
+def from_gguf(path: Path) -> tuple[llama.Llama, Tokenizer]:
     """Model and words of a GGUF file with a byte-level BPE."""
     config, weights, about = opened(path, path.stat().st_mtime_ns)
     model = fill(blank(config), {name: weight.clone() for name, weight in weights.items()}, path)
     return model, gguf_words(about, path)
 
 
-def gguf_words(about: dict, path: Path) -> Words:
+def gguf_words(about: dict, path: Path) -> Tokenizer:
     """The tokenizer that a GGUF file describes (byte-level BPE, digits one by one, as SmolLM2 was trained with)."""
     import tokenizers
 
@@ -224,14 +223,14 @@ def gguf_words(about: dict, path: Path) -> Words:
     return as_words(made, shape.token(about.get("tokenizer.ggml.eos_token_id"), len(tokens), path))
 
 
-def as_words(tokenizer, end: int) -> Words:
+def as_words(tokenizer, end: int) -> Tokenizer:
     def encode(text: str, start: bool = False) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=start).ids
 
     def decode(ids: list[int]) -> str:
         return tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
-    return Words(encode, decode, end, tokenizer.get_vocab_size())
+    return Tokenizer(encode, decode, end, tokenizer.get_vocab_size())
 
 
 # -- Hugging Face ----------------------------------------------------------------------------------------------------
@@ -242,7 +241,7 @@ def download(name: str) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise Failed(f"{name} is no local folder, and the hub needs a package; pip install 'lowmem[hub]'") from error
+        raise Failed(f"{name} is not a local folder, and the hub needs a package; pip install 'lowmem[hub]'") from error
     wanted = ["config.json", "tokenizer.json", "model*.safetensors", lazy_weights.INDEX, "generation_config.json"]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
@@ -251,11 +250,12 @@ def download(name: str) -> Path:
         if kind == "GatedRepoError" or "gated" in str(error).lower():
             advice = "accept its licence on its page, then `hf auth login` or set HF_TOKEN; or name a local folder"
             raise Failed(f"the model {name} is gated: {advice}") from error
-        told = " ".join(str(error).split())[:160]
-        raise Failed(f"cannot get the model {name} ({kind}: {told}); name a local folder, or see the hub") from error
+        raise Failed(
+            f"cannot get the model {name} ({kind}: {one_line(error)}); name a local folder, or see the hub"
+        ) from error
 
 
-def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Words]:
+def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Tokenizer]:
     """Model, its weights noted for streamed.read(), and words of a folder: config.json, *.safetensors, tokenizer.json."""
     import tokenizers
 
@@ -265,16 +265,15 @@ def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Words]:
     about, files = read_json(folder / "config.json"), lazy_weights.tensors(folder)
     config = shape.checked(described(about, folder), folder / "config.json")
     model = blank(config, device)
-    named = {ours: theirs_of(ours) for ours, _ in model.named_parameters()}  # a tied head is no parameter of its own
+    named = {ours: theirs_of(ours) for ours, _ in model.named_parameters()}  # a tied head is not a parameter of its own
     absent = sorted(theirs for theirs in named.values() if theirs not in files)
     if absent:
         raise Failed(f"{folder} does not hold the weights that its config.json says: no {absent[0]}; get it again")
-    lazy_weights.note(model, {ours: (files[theirs], theirs) for ours, theirs in named.items()})
+    lazy_weights.register(model, {ours: (files[theirs], theirs) for ours, theirs in named.items()})
     try:
         words = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises Exception itself
-        told = " ".join(str(error).split())[:160]
-        raise Failed(f"{folder / 'tokenizer.json'} is a damaged file ({told}); get it again") from error
+        raise Failed(f"{folder / 'tokenizer.json'} is a damaged file ({one_line(error)}); get it again") from error
     ends = about.get("eos_token_id")
     end = ends[0] if isinstance(ends, list) and ends else ends
     if end is None:

@@ -94,13 +94,13 @@ def reason(printed: str) -> str:
     if network:
         return f"no network, or its registry cannot be reached ({network[0]})"
     lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
-    told = [line for line in lines if re.search(r"\berror\b|\bERR!|^E:", line, re.IGNORECASE)]
+    errors = [line for line in lines if re.search(r"\berror\b|\bERR!|^E:", line, re.IGNORECASE)]
     plain = [
         line
-        for line in told
+        for line in errors
         if not re.search(r"complete log|error (code|errno|syscall|path|dest)\b", line, re.IGNORECASE)
     ]
-    return shortened((plain or told or lines or [""])[0])
+    return shortened((plain or errors or lines or [""])[0])
 
 
 def shortened(line: str, width: int = 160) -> str:

@@ -11,7 +11,7 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
     """Keys: folder. All its files are copied, subfolders too; hidden files and links are left out."""
     folder = Path(source["folder"])
     if not folder.is_dir():
-        raise Misuse(f"{folder} is no folder; give --folder DIR")
+        raise Misuse(f"{folder} is not a folder; give --folder DIR")
     here, there = folder.resolve(), into.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise Misuse(f"{folder} is, holds or lies in {into}, which is written anew; give a folder elsewhere")

@@ -80,7 +80,7 @@ def transfer(address: str, part: Path, tag: Path, want: dict, show: Callable[[in
                 return None
             forget(part, tag)
         return f"HTTP {error.code} {plain(error.reason)}"
-    except Exception as error:  # addresses that are none, answers that are no HTTP, no network: dozens of kinds
+    except Exception as error:  # addresses that are none, answers that are not HTTP, no network: dozens of kinds
         return unreachable(error)
     with answer:
         total, problem = expected(answer, have, want)
@@ -113,7 +113,7 @@ def expected(answer: http.client.HTTPResponse, have: int, want: dict) -> tuple[i
         )
     length = headers.get("Content-Length")
     if length is not None and not re.fullmatch(r"[0-9]{1,15}", length):
-        return None, "the server sends a Content-Length that is no number"
+        return None, "the server sends a Content-Length that is not a number"
     total = int(length) if length is not None else None
     if status == 206:
         found = re.fullmatch(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15}|\*)", headers.get("Content-Range", ""))

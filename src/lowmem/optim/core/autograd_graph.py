@@ -49,7 +49,7 @@ def describe(value) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def survey(loss: Tensor) -> Graph:
+def scan_graph(loss: Tensor) -> Graph:
     """Walk the graph of loss once (about a microsecond per node)."""
     seen, stack = set(), [loss.grad_fn]
     leaves, sparse, segments = {}, {}, []
@@ -75,7 +75,7 @@ def read_graph(fused, loss: Tensor) -> Graph:
         raise TypeError(f"backward takes the loss, a tensor of one number, or a closure; got {describe(loss)}")
     if loss.grad_fn is None:
         raise RuntimeError("the loss has no graph: it depends on no parameter, or the graph was freed")
-    graph = survey(loss)
+    graph = scan_graph(loss)
     for p in graph.sparse:
         raise RuntimeError(f"{fused.inner.name(p) if p in fused.params.group_of else 'an embedding'}: {NO_SPARSE}")
     for p in others(fused, graph):

@@ -12,7 +12,7 @@ from lowmem.optim.core.fused_backward import FusedBackward
 from lowmem.optim.core.torch_optimizer import Optimizer
 
 
-class Together(Optimizer):
+class CombinedOptimizer(Optimizer):
     """fused: updates inside backward. beside: an optimizer with step(), on other parameters. max_grad_norm clips the
     gradients of `beside` by their own global norm; `fused` clips by itself. grad_norm is that of `fused`."""
 

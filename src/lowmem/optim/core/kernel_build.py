@@ -142,8 +142,8 @@ def build(folder: Path, compiler: list[str]) -> Path:
                 target = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}.so"
                 _write(target, content)
                 return target
-    said = done.stderr.strip().splitlines()
-    raise OSError(f"{' '.join(compiler)} failed: {said[-1] if said else 'no message'}")
+    message = done.stderr.strip().splitlines()
+    raise OSError(f"{' '.join(compiler)} failed: {message[-1] if message else 'no message'}")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -99,14 +99,14 @@ def data_of(runs: Iterable[Run]) -> str:
 
 def left_out(runs: Iterable[Run]) -> str:
     """How many rows of the data were left out or changed, as the runs counted them."""
-    told = {}
+    cuts = {}
     for run in runs:
         if run.status == "done":
             cut = sum(run.final(f"{split}_{what}_cut") or 0 for split in ("train", "val") for what in CUT)
             name = f"{run.config['data']['dataset']} in {run.experiment}"
-            told[name] = (run.final("excluded") or 0, cut, run.final("train_equal_when_cut") or 0)
+            cuts[name] = (run.final("excluded") or 0, cut, run.final("train_equal_when_cut") or 0)
     return "; ".join(
         f"{name}: {rows} rows left out as empty, equal or of two questions, {equal} training pairs as equal once cut, "
         f"{cut} texts cut to length"
-        for name, (rows, cut, equal) in told.items()
+        for name, (rows, cut, equal) in cuts.items()
     )

@@ -178,17 +178,6 @@ def smallest(entries: Iterable[dict]) -> dict:
     return extreme(entries, least)
 
 
-def text(entry: dict, signed: bool = False, digits: int | None = None) -> str:
-    """An entry as a cell: number with interval, or the reason for none."""
-    if entry["value"] is None:
-        return entry["reason"]
-    digits = (4 if signed else 3) if digits is None else digits
-    style = f"{'+' if signed else ''}.{digits}f"
-    if entry.get("low") is None:
-        return f"{entry['value']:{style}}"
-    return f"{entry['value']:{style}} [{entry['low']:{style}}, {entry['high']:{style}}]"
-
-
 def mean(runs: list[Run], measure: Callable = final_loss) -> dict:
     """Mean of a measure over seeds, as an entry."""
     gone = absent(runs, runs)
@@ -252,7 +241,10 @@ class Pair:
         """
         measures = {"early": window(*early), "late": window(*late)}
         found = {name: self.final(measure) for name, measure in measures.items()}
-        change = lambda run: None if run.status != "done" else measures["late"](run) - measures["early"](run)  # noqa: E731
+
+        def change(run: Run) -> float | None:
+            return measures["late"](run) - measures["early"](run) if run.status == "done" else None
+
         return {**found, "change": self.final(change)}
 
     def slope(self, start: float = 0.1) -> dict:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import difference, mean, text, widened
+from lowmem.reporting.numbers.losses import difference, mean, widened
+from lowmem.reporting.values import text
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 OPTIMIZERS = ("adamw", "adam_mini", "adam_mini_neuron")
@@ -64,7 +65,11 @@ def of(runs: Iterable[Run], model: str) -> dict[str, list[Run]]:
 
 def behind(groups: dict[str, list[Run]], metric: Metric, subject: str = "adam_mini", base: str = "adamw") -> dict:
     """How far the subject ends behind the base, paired by seed, as an entry of Shown.values."""
-    measure = lambda run: None if at(run, metric, 1) is None else metric.gap(at(run, metric, 1))  # noqa: E731
+
+    def measure(run: Run) -> float | None:
+        last = at(run, metric, 1)
+        return None if last is None else metric.gap(last)
+
     both = [*groups.get(subject, []), *groups.get(base, [])]
     entry = difference(groups.get(subject, []), groups.get(base, []), measure, metric.unit)
     return widened(entry, sampling(both, metric)) if metric in (ACCURACY, TEST) else entry

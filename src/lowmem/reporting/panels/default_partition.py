@@ -6,9 +6,9 @@ import statistics
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Tuned, absent, lead, mean, models, ratio, text, train_losses, tuned, used
+from lowmem.reporting.numbers.losses import Tuned, absent, lead, mean, models, ratio, train_losses, tuned, used
 from lowmem.reporting.panels.losses import by_rate, corner, faint
-from lowmem.reporting.values import missing
+from lowmem.reporting.values import missing, text
 
 SHOWN = ("adamw", "adam_mini", "default_partition")
 WINDOW = 0.02  # of the steps: the moving mean whose rises are counted

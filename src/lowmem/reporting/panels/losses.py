@@ -154,8 +154,8 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, names: str = "ben
         scores = sorted(method.scores.items())
         if scores:
             seeds = len(next(iter(method.rates.values())))
-            said = {"label": f"_{display.name(name)}, mean of {seeds} seed{'s' * (seeds > 1)}"}
-            axes.plot(*zip(*scores, strict=True), marker=".", **look, **said)
+            label = f"_{display.name(name)}, mean of {seeds} seed{'s' * (seeds > 1)}"
+            axes.plot(*zip(*scores, strict=True), marker=".", **look, label=label)
             if method.lr:
                 best = {
                     "label": f"_{display.name(name)}, best rate: {method.best[0].experiment}/{method.best[0].variant}"

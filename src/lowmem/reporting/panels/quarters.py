@@ -12,7 +12,10 @@ from lowmem.reporting.panels.losses import loss_curves
 
 def curves(axes, groups: dict[str, list[Run]], metric: Metric, by: str, xlabel: str, title: str) -> None:
     """The metric over training, mean and seeds, one line for each optimizer."""
-    scaled = lambda run: [(x, metric.scale * y) for x, y in series(run, metric, by)]  # noqa: E731
+
+    def scaled(run: Run) -> list[tuple[float, float]]:
+        return [(x, metric.scale * y) for x, y in series(run, metric, by)]
+
     loss_curves(axes, groups, start=0.25, curve=scaled)
     axes.set_title(title)
     if axes.has_data():
