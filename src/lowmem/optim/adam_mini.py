@@ -86,7 +86,8 @@ class AdamMini(RuleOptimizer):
     in_codes = True
     uses_blocks = True
     stages = (Stage(block_statistic, block_rate, (per_block,), pure=True), Stage(update))
-    ways_on_cpu = (eight_bit_cpu.in_c, cpu_kernel.in_c)
+    ways_of_codes = (eight_bit_cpu.in_c,)
+    ways_on_cpu = (cpu_kernel.in_c,)
     ways_elsewhere = (gpu_step.adam, flat_blocks.adam_mini)
 
     def __init__(

@@ -68,7 +68,8 @@ class AdamW(RuleOptimizer):
     form = "flat"
     in_codes = True
     stages = (Stage(update),)
-    ways_on_cpu = (eight_bit_cpu.in_c, cpu_kernel.in_c)
+    ways_of_codes = (eight_bit_cpu.in_c,)
+    ways_on_cpu = (cpu_kernel.in_c,)
     ways_elsewhere = (in_one_kernel, gpu_step.adam)
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common: Unpack[Common]):

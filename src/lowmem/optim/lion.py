@@ -37,7 +37,8 @@ class Lion(RuleOptimizer):
     form = "flat"
     in_codes = True
     stages = (Stage(update),)
-    ways_on_cpu = (eight_bit_cpu.in_c, cpu_kernel.in_c)
+    ways_of_codes = (eight_bit_cpu.in_c,)
+    ways_on_cpu = (cpu_kernel.in_c,)
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay), **common)

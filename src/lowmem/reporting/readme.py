@@ -9,7 +9,7 @@ from pathlib import Path
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_json, write_text
 from lowmem.reporting import claims, report_evidence
-from lowmem.reporting.values import text
+from lowmem.reporting.numbers.losses import text
 from lowmem.reporting.verdicts import WORDS
 
 BLOCK = re.compile(r"(<!-- verdicts\n(.*?)\n-->\n).*?(<!-- /verdicts -->)", re.DOTALL)

@@ -8,7 +8,7 @@ A rule says what happens to one tensor. It is a subclass with
     scalars     numbers that are the same for all elements in one step: lr, bias corrections
     stages      what happens to one piece of a tensor, and which sums over all pieces it needs (rule.py)
     replicated  names of state that every process keeps whole, since it is smaller than the parameter
-    ways_on_cpu, ways_elsewhere
+    ways_of_codes, ways_on_cpu, ways_elsewhere
                 faster ways over many tensors at once, tried before the stages
 
 What happens in step(), in this order; nothing is changed before every check has passed:
@@ -95,6 +95,7 @@ class RuleOptimizer(Optimizer):
     beta_count, eps_count = 2, 1
     optional_state: tuple[tuple[str, str], ...] = ()  # (name of state, setting above 0 that needs it)
     stages: tuple[Stage, ...] = ()
+    ways_of_codes: tuple[Way, ...] = ()  # on a CPU, where a first moment is in 8 bits
     ways_on_cpu: tuple[Way, ...] = ()
     ways_elsewhere: tuple[Way, ...] = ()
     shared: dict | None = None  # scalars of one backward, kept over its updates by FusedBackward
@@ -301,7 +302,8 @@ class RuleOptimizer(Optimizer):
             return updates
         on_cpu = [update for update in updates if update.param.is_cpu]
         elsewhere = [update for update in updates if not update.param.is_cpu] if len(on_cpu) < len(updates) else []
-        for way in self.ways_on_cpu:
+        coded = any(group["state_dtype"] == torch.int8 for group in self.param_groups)
+        for way in (*(self.ways_of_codes if coded else ()), *self.ways_on_cpu):
             on_cpu = way(self, on_cpu) if on_cpu else []
         for way in self.ways_elsewhere:
             elsewhere = way(self, elsewhere) if elsewhere else []

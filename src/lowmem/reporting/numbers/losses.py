@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lowmem.analysis.stats import Estimate, estimate, least, paired, two_way, wider, worst
 from lowmem.reporting.exhibit import Run, unfinished
 from lowmem.reporting.values import as_estimate, estimated, missing
+from lowmem.reporting.values import text as text
 
 MARGIN = 0.7  # % of AdamW's loss; the equivalence margin of workflow/config/claims.yaml, drawn as a dotted line
 ONE_RATE = "not run: one rate for both optimizers in this tier"
