@@ -108,12 +108,15 @@ def test_evidence_of_others_names_claims_that_exist_and_changes_none():
 
 def test_the_twelve_cells_of_the_largest_sweep_are_shown_with_their_mean_gap():
     _, shown, _ = exhibit.render(ROOT, "extra_independent", "laptop")
-    cells = [row for row in shown.rows if row[4].startswith("validation loss, ")]
+    cells = [row for row in shown.rows if row[2].startswith("validation loss, ")]
     assert len(cells) == 12
-    gaps = [float(row[7]) for row in cells]
+    gaps = [float(row[5]) for row in cells]
     assert shown.values["wen.mean_gap"]["value"] == pytest.approx(sum(gaps) / 12, abs=5e-5)
     assert shown.values["wen.cells_behind"]["value"] == 11
-    assert "+3.8 %" in {row[7] for row in shown.rows}
+    assert "+3.8 %" in {row[5] for row in shown.rows}
+    told = [row for row in shown.rows if row[0]]
+    assert len(told) == len(OTHERS["entries"]) and all(all(row[k] for k in (1, 6, 7)) for row in told)
+    assert all(any(entry["address"] in line for line in shown.deviations) for entry in OTHERS["entries"])
 
 
 def test_every_measured_training_step_of_others_is_shown_with_its_error_or_a_reason():

@@ -17,12 +17,12 @@ EXHIBIT = {
     "published": "independent",
 }
 
-COLUMNS = ["who", "scale", "seeds", "tuning", "what", "AdamW", "Adam-mini", "Adam-mini − AdamW", "found"]
-COLUMNS += ["known against it", "where"]
+COLUMNS = ["who", "at which scale", "what", "AdamW", "Adam-mini", "Adam-mini − AdamW", "found", "known against it"]
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """A row for each number of others, and one for what has none. Values: wen.mean_gap, wen.cells_behind."""
+    """A row for each number of others, and one for what has none; the first of an entry says whose it is and what it means.
+    Values: wen.mean_gap, wen.cells_behind."""
     shown = Shown(
         caption="Runs of other people, 125M to 8B parameters, one seed each where it is known. Losses in nat per token. They "
         "stand beside our verdicts and decide none.",
@@ -30,14 +30,15 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         rows=[],
         deviations=[
             f"Nothing was found on: {', '.join(published['none_found'])}.",
-            "Read there: " + checked(published),
+            *(f"{entry['who']}: {entry['address']} ({entry['checked']})." for entry in published["entries"]),
         ],
     )
     for entry in published["entries"]:
-        about = [entry["who"], entry["scale"], entry["seeds"], entry["tuning"]]
-        rest = [entry["found"], entry["against"], entry["address"]]
+        about = [entry["who"], f"{entry['scale']}. Seeds: {entry['seeds']}. Tuning: {entry['tuning']}."]
         for k, value in enumerate(entry["values"] or [None]):
-            shown.rows.append([*about, *numbers(value), *(rest if k == 0 else ["", "", ""])])
+            first = k == 0
+            told = [entry["found"], entry["against"]] if first else ["", ""]
+            shown.rows.append([*(about if first else ["", ""]), *numbers(value), *told])
     gaps = [v["adam_mini"] - v["adamw"] for v in cells(published)]
     shown.values["wen.mean_gap"] = {"value": sum(gaps) / len(gaps), "n": 1, "unit": "nat per token"}
     shown.values["wen.cells_behind"] = exact(sum(gap > 0 for gap in gaps), f"of {len(gaps)} cells")
@@ -58,7 +59,3 @@ def numbers(value: dict | None) -> list[str]:
     gap = f"{100 * (ours / theirs - 1):+.1f} %" if speed else f"{ours - theirs:+.4f}"
     what = ", ".join(part for part in (value["what"], value.get("at")) if part)
     return [what, *(f"{number:,}" if speed else f"{number:.4f}" for number in (theirs, ours)), gap]
-
-
-def checked(published: dict) -> str:
-    return "; ".join(f"{entry['id']}: {entry['checked']}" for entry in published["entries"]) + "."

@@ -27,8 +27,8 @@ EXHIBIT = {
 }
 
 LONG = "overnight"
-WAITING = "no record yet"
-BESIDE = {"choice_loss": "loss among answers (nat)", "auc": "AUC"}
+WAITING, FEW = "no record yet", 3  # more methods than a few are named beneath the table
+BESIDE = {"choice_loss": "loss (nat)", "auc": "AUC"}
 PAIRS = (("lomo", "lora"), ("lomo", "zero"), ("lora", "zero"), ("lomo", "adamw"))
 SIZES = ("7B", "13B", "30B", "65B")
 
@@ -41,31 +41,37 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     live = [] if tier == LONG else list(runs)
     by_size = sizes(live)
     headers = names([run for run in long if run.status == "done"], live, long)
+    measured = {
+        (task, what): f"{ft.TASKS[task]}: {told}" for task in learnable.trained(long) for what, told in BESIDE.items()
+    }
     shown = Shown(
         caption=scale.fine_tuned([*live, *long])
-        + "Accuracy in percent, on the same questions for all. Last epoch: mean over seeds at the point fixed before, "
-        "with its 95 % interval, which has the error of the seeds and of the questions; where one run stands alone, the "
-        "interval of a share among its questions (Wilson). Best: best point of the grid and best epoch at one seed, on the "
-        "split that is reported, as the paper prints it. Loss among answers: of the right answer against the others, nat per "
-        "question. Memory: weights, gradients and optimizer state. Average: over the columns of a row that have a number.",
-        columns=["method", "model", "runs", "shown", *headers.values(), "average", "memory (MB)"],
+        + "Accuracy in percent, on the same questions for all. Last epoch: mean over seeds at the point fixed before, with its "
+        "95 % interval, which has the error of the seeds and of the questions; where one run stands alone, the interval of a "
+        "share among its questions (Wilson). Best: best point of the grid and best epoch at one seed, on the split that is "
+        "reported, as the paper prints it. Loss: of the right answer against the others, nat per question. Not learnable: by a "
+        "model of this size, says the pilot (Extra). Memory: weights, gradients and optimizer state. Average: over the columns "
+        "of a row that have a number.",
+        columns=["method", "model", "runs", "shown", *headers.values(), "average", *measured.values(), "memory (MB)"],
         rows=[],
         runs_used=used(runs),
     )
-    add_published(shown, published, headers, SIZES if len(by_size) > 1 else SIZES[:1])
+    add_published(shown, published, headers, SIZES if len(by_size) > 1 else SIZES[:1], len(measured))
     known = learnable.verdicts(ft.pilot_runs(runs))
-    label = f"{tier}, live: judges nothing" if tier in ft.LIVE else tier
-    for source, name, extra in ((long, LONG, BESIDE), *((group, label, {}) for group in by_size)):
-        add_frequent(shown, source, name, headers)
+    label, open_ = f"{tier}, live: judges nothing" if tier in ft.LIVE else tier, []
+    for source, name in ((long, LONG), *((group, label) for group in by_size)):
+        add_frequent(shown, source, name, headers, len(measured))
         found = ft.grouped(source)
-        waiting = [method for method in ft.METHODS if extra and waits(found, method)]
+        waiting = [method for method in ft.METHODS if source is long and waits(found, method)]
         for method in ft.METHODS:
             if method not in waiting:
-                add_rows(shown, found, method, source, name, headers, extra, known)
+                add_rows(shown, found, method, source, name, headers, measured, known if source is long else None)
         if waiting:
-            listed = "; ".join(ft.METHODS[method] for method in waiting)
+            listed = [ft.METHODS[method] for method in waiting]
+            first = "; ".join(listed) if len(listed) <= FEW else f"{len(listed)} methods"
+            open_.append(f"{WAITING[0].upper()}{WAITING[1:]} ({name}): {', '.join(listed)}.")
             shown.rows.append(
-                [listed, model_of(source[0]), name, WAITING, *("not run: no record" for _ in headers), "", ""]
+                [first, short(source), name, WAITING, *("not run" for _ in headers), *[""] * (2 + len(measured))]
             )
     for prefix, source in (("", list(runs)), ("long.", long)):
         found = ft.grouped(run for run in source if run.experiment == "superglue")
@@ -77,7 +83,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     if tier in ft.LIVE:
         own = [name for name in shown.values if not name.startswith("long.")]
         shown.values |= {name: missing(ft.JUDGES_NOTHING) for name in own}
-    shown.deviations = [*power(shown.values), *deviations(live, long, headers)]
+    shown.deviations = [*power(shown.values), *deviations(live, long, headers), *open_]
     return shown
 
 
@@ -114,12 +120,12 @@ def names(*groups: list[Run]) -> dict[str, str]:
     return headers
 
 
-def add_frequent(shown: Shown, source: list[Run], label: str, headers: dict) -> None:
+def add_frequent(shown: Shown, source: list[Run], label: str, headers: dict, blank: int) -> None:
     """What always giving the most frequent answer gets: each source has its own questions."""
     asked = dict(ft.asked(run) for run in source)
     frequent = [most(source, task) if asked.get(task) == header else "" for task, header in headers.items()]
     if any(frequent):
-        shown.rows.append(["the most frequent answer", "", label, "", *frequent, "", ""])
+        shown.rows.append(["the most frequent answer", "", label, "", *frequent, *[""] * (2 + blank)])
 
 
 def waits(found: dict, method: str) -> bool:
@@ -131,10 +137,17 @@ def waits(found: dict, method: str) -> bool:
 
 
 def add_rows(
-    shown: Shown, found: dict, name: str, source: list[Run], label: str, headers: dict, extra: dict, known: dict
+    shown: Shown,
+    found: dict,
+    name: str,
+    source: list[Run],
+    label: str,
+    headers: dict,
+    measured: dict,
+    known: dict | None,
 ) -> None:
-    """One row for the last epoch, one for the best of what was evaluated several times, one for each of `extra`; none for a
-    method that is not planned. known: {task: whether the pilot calls it learnable}."""
+    """One row for the last epoch, and one for the best of what was evaluated several times; none for a method that is not
+    planned. known: {task: whether the pilot calls it learnable} for the long runs, which fill `measured` too."""
     if not any(other == name for _, other in found):
         return
     asked = dict(ft.asked(run) for run in source)
@@ -147,27 +160,31 @@ def add_rows(
             "as it is" if name == "zero" else "last epoch" if len(seeds) > 1 else "last epoch, one seed",
             lambda points: ft.among_questions(ft.last(ft.first(points)), [ft.first(points)]),
             ft.average(seen, name),
-            1,
         )
     ]
-    if name != "zero" and not extra:
-        rows.append(("best, one seed", ft.best, None, 1))
-    for what, told in extra.items():
-        rows.append((told, lambda points, what=what: ft.beside(ft.first(points), what), None, 3))
-    for kind, number, average, digits in rows:
+    if name != "zero" and known is None:
+        rows.append(("best, one seed", ft.best, None))
+    beside = [""] * len(measured)
+    if known is not None:
+        beside = [
+            text(ft.beside(ft.first(found[task, name]), what), digits=3) if (task, name) in found else ""
+            for task, what in measured
+        ]
+    for kind, number, average in rows:
         cells = []
         for task, header in headers.items():
-            if name != "zero" and known.get(task) is False and extra:
-                cells.append("not learnable at this size: see the pilot")
+            if name != "zero" and known is not None and known.get(task) is False:
+                cells.append("not learnable")
             elif (task, name) not in found:
-                cells.append(ft.needs(task) if task not in asked else "not run: not planned")
+                cells.append(ft.needs(task) if task not in asked else "not run")
             elif asked[task] != header:
                 cells.append(f"other data: {asked[task]}")
             else:
-                cells.append(text(number(found[task, name]), digits=digits))
-        model = next((model_of(run) for run in source), "")
+                cells.append(text(number(found[task, name]), digits=1))
+        model = short(source)
         told = text(average, digits=1) if average else ""
-        shown.rows.append([ft.METHODS[name], model, label, kind, *cells, told, megabytes(groups) if average else ""])
+        memory = megabytes(groups) if average else ""
+        shown.rows.append([ft.METHODS[name], model, label, kind, *cells, told, *beside, memory])
 
 
 def megabytes(groups: list[list[Run]]) -> str:
@@ -185,6 +202,11 @@ def model_of(run: Run) -> str:
     return weights or "fresh weights, bytes"
 
 
+def short(source: list[Run]) -> str:
+    """The model of these runs as a cell."""
+    return next((model_of(run).removesuffix("-Instruct") for run in source), "")
+
+
 def unpacked(run: Run) -> str:
     return " (de-quantised from 4 bits)" if run.config["model"].get("pretrained") == "smollm2" else ""
 
@@ -195,7 +217,7 @@ def most(runs: Iterable[Run], task: str) -> str:
     return next((f"{share:.1f}" for share in found if share is not None), "")
 
 
-def add_published(shown: Shown, published: dict, headers: dict, rows: tuple[str, ...]) -> None:
+def add_published(shown: Shown, published: dict, headers: dict, rows: tuple[str, ...], blank: int) -> None:
     """Every size as published values, some of them as rows."""
     for size in SIZES:
         for name, theirs in ft.PUBLISHED.items():
@@ -206,7 +228,9 @@ def add_published(shown: Shown, published: dict, headers: dict, rows: tuple[str,
                 number = "" if found is None else f"{found['value']:.1f}"
                 cells.append(number if header == task else f"{number} on {task}")
             if size in rows:
-                shown.rows.append([ft.METHODS[name], f"LLaMA-{size}", "published", "best, one seed", *cells, ""])
+                shown.rows.append(
+                    [ft.METHODS[name], f"LLaMA-{size}", "published", "best, one seed", *cells, *[""] * (1 + blank)]
+                )
 
 
 def deviations(own: list[Run], kept: list[Run], headers: dict) -> list[str]:

@@ -126,6 +126,14 @@ def is_number(text: str) -> bool:
     return re.match(r"[+-]?\d[\d,]*(\.\d+)?%?($|\s[\[(])", text) is not None
 
 
+def breakable(text: str):
+    """A cell as markup: an interval may stand on a line of its own and is not broken itself."""
+    from markupsafe import Markup
+
+    number, bracket, interval = text.partition(" [")
+    return Markup('{} <span class="tight">[{}</span>').format(number, interval) if bracket and is_number(text) else text
+
+
 def unfinished(runs: list[dict]) -> str | None:
     """'3 of 18 runs are not done', or None."""
     left = sum(run["status"] != "done" for run in runs)
@@ -213,6 +221,7 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         entered=entered(rows),
         when=WHEN,
         is_number=is_number,
+        breakable=breakable,
     )
 
 
