@@ -4,6 +4,7 @@ Counted on meta tensors (launches.py), without the Triton kernels, whose share s
 """
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,31 @@ TABLE = {  # what: (rule, precision, launches of a step of a 134 M Llama of 111 
 def test_launches_and_bytes_of_a_step_are_those_of_the_table_and_nothing_waits(what):
     build, dtype, *expected = TABLE[what]
     assert counted(llama_134m(), dtype, build) == (*expected, 0, 0)
+
+
+def test_the_page_of_benchmarks_prints_these_counts_beside_fused_adamw_and_says_that_nothing_was_timed():
+    page = (Path(__file__).parents[2] / "docs/benchmarks.md").read_text(encoding="utf-8")
+    assert "On a GPU: counted, not timed." in page
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.count("|") == 7
+    ]
+    rows = {cells[0].partition(" (")[0]: cells[1:] for cells in lines}
+    of = {what: (str(launches), f"{size}") for what, (_, _, launches, size) in TABLE.items()}
+
+    def row(name, launches, *sizes):
+        return [launches, rows[name][1], *sizes]
+
+    fp32, bf16, stochastic = (of[f"AdamMini {kind}"] for kind in ("fp32", "bf16", "bf16 stochastic"))
+    assert rows["`AdamMini`, plain PyTorch"] == row(
+        "`AdamMini`, plain PyTorch", f"{fp32[0]}; {bf16[0]}", fp32[1], bf16[1], stochastic[1]
+    )
+    for name, key in (("`AdamW`", "AdamW"), ("`Lomo`", "Lomo")):
+        fp32, bf16 = of[f"{key} fp32"], of[f"{key} bf16"]
+        assert rows[name][:1] + rows[name][2:4] == [fp32[0], fp32[1], bf16[1]] and fp32[0] == bf16[0]
+    fp32, bf16 = of["Lomo fp32 clipped"], of["Lomo bf16 clipped"]
+    clipped = rows["`Lomo` with norm clipping, both passes"]
+    assert clipped[:1] + clipped[2:4] == [fp32[0], fp32[1], bf16[1]]
+    assert {"`torch.optim.AdamW", "the official adam-mini 1.1.1"} <= {name.partition("(")[0] for name in rows}
 
 
 def test_a_7b_model_starts_two_launches_per_tensor_and_those_on_lists():
