@@ -28,12 +28,12 @@ from lowmem.reporting import claims
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 KINDS = {"run file": 300, "experiment": 850, "tier": 400, "sources": 200, "claims": 150, "switches": 100}
 SAID = {
-    "run file": "run files made from the schemas, or changed as text; small ones are run",
-    "experiment": "files of experiments, likewise",
-    "tier": "files of tiers, likewise",
-    "sources": "lists of sources, likewise",
-    "claims": "lists of claims, likewise",
-    "switches": "the file of switches, likewise",
+    "run file": "run files, made from their schemas or changed as text; small ones are run",
+    "experiment": "files of experiments, made from their schema or changed as text",
+    "tier": "files of tiers, made from their schema or changed as text",
+    "sources": "lists of sources, made from their schema or changed as text",
+    "claims": "lists of claims, made from their schema or changed as text",
+    "switches": "the file of switches, made from its schema or changed as text",
 }
 QUICK = {
     "pretrain",
