@@ -69,7 +69,9 @@ def plans(name: str, cell: Cell, gpu: Gpu, optimizers: list[str]) -> dict[str, P
 def one_plan(name: str, cell: Cell, gpu: Gpu) -> Plan:
     """The plan of one optimizer; a stranger's model whose step cannot be traced is Misuse, like all else about it."""
     with (
-        _hub.one_line(name, "a step of it cannot be traced") if target_model.is_hub(name) else contextlib.nullcontext()
+        _hub.in_one_line(name, "a step of it cannot be traced")
+        if target_model.is_hub(name)
+        else contextlib.nullcontext()
     ):
         return throughput.plan(target_model.find(name), cell, gpu)
 
