@@ -91,7 +91,7 @@ def in_child(root: Path, work: Callable[[], object], printed: int, environment: 
         made = work()
         code = made if isinstance(made, int) else 0
     except (Misuse, Failed) as error:
-        code = cli.told(error, 2 if isinstance(error, Misuse) else 1)
+        code = cli.report_error(error, 2 if isinstance(error, Misuse) else 1)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
