@@ -10,8 +10,10 @@ import jsonschema
 import pytest
 import torch
 from synthetic import ROOT
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lowmem import cli
+from lowmem.errors import Misuse
 from lowmem.memory import (
     calibration,
     fake_kernels,
@@ -231,3 +233,19 @@ def test_on_a_terminal_something_is_said_before_pytorch_is_loaded():
     said = os.read(ours, 4096).decode()
     os.close(ours)
     assert done.returncode == 2 and said.startswith("False lowmem: planning no-such-model ...")
+
+
+def test_a_step_that_cannot_be_traced_is_one_line_without_the_tracer_s_own(monkeypatch, caplog):
+    def step(*_):
+        with FakeTensorMode():
+            return torch.empty(2, 3) @ torch.empty(2, 3)
+
+    monkeypatch.setattr("lowmem.memory.target_model.is_hub", lambda name: True)
+    monkeypatch.setattr("lowmem.memory.target_model.find", lambda name: None)
+    monkeypatch.setattr("lowmem.memory.throughput.plan", step)
+    with pytest.raises(Misuse, match=r"model some/model: a step of it cannot be traced: RuntimeError: .*") as caught:
+        plan_command.one_plan("some/model", None, None)
+    assert "\n" not in str(caught.value) and not caplog.records
+    with pytest.raises(RuntimeError):
+        step()
+    assert caplog.records  # so there was something to keep quiet

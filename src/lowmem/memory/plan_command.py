@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import multiprocessing
 import os
 import sys
@@ -68,10 +69,10 @@ def plans(name: str, cell: Cell, gpu: Gpu, optimizers: list[str]) -> dict[str, P
 
 def one_plan(name: str, cell: Cell, gpu: Gpu) -> Plan:
     """The plan of one optimizer; a stranger's model whose step cannot be traced is Misuse, like all else about it."""
+    one_line = _hub.in_one_line(name, "a step of it cannot be traced")
     with (
-        _hub.in_one_line(name, "a step of it cannot be traced")
-        if target_model.is_hub(name)
-        else contextlib.nullcontext()
+        one_line if target_model.is_hub(name) else contextlib.nullcontext(),
+        _hub.silenced("torch._subclasses.fake_tensor", logging.CRITICAL),  # its traceback would stand before our line
     ):
         return throughput.plan(target_model.find(name), cell, gpu)
 

@@ -117,11 +117,17 @@ def in_one_line(name: str, what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The hub's libraries report progress and hints; a plan prints its own answer only."""
-    logger = logging.getLogger("transformers")
+    with silenced("transformers", logging.ERROR), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def silenced(name: str, level: int) -> Iterator[None]:
+    """Nothing below this level from a library's logger."""
+    logger = logging.getLogger(name)
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(level)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
+        yield
     finally:
         logger.setLevel(before)
