@@ -9,7 +9,7 @@ from pathlib import Path
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_json, write_text
 from lowmem.reporting import claims, report_evidence
-from lowmem.reporting.numbers.losses import text
+from lowmem.reporting.values import text
 from lowmem.reporting.verdicts import WORDS
 
 BLOCK = re.compile(r"(<!-- verdicts\n(.*?)\n-->\n).*?(<!-- /verdicts -->)", re.DOTALL)
@@ -33,7 +33,7 @@ def renewed(root: Path, text: str) -> str:
     found = BLOCK.search(text)
     if not found:
         raise Misuse("README.md has no <!-- verdicts ... --> block; put it back from its history")
-    told = f"{report_evidence.trained(root, TIER, runs(root))} {phase(root)}"
+    told = f"{report_evidence.trained(root, TIER, runs(root))} {phase(root)} {location(root)}"
     made = block(read_json(source), found[2].split(), told)
     return text[: found.start()] + found[1] + made + found[3] + text[found.end() :]
 
@@ -45,6 +45,16 @@ def phase(root: Path) -> str:
     return (
         "How far Adam-mini is behind depends on how long one trains: with a Llama of 42 thousand parameters and one rate for "
         f"both, its loss minus AdamW's is {', '.join(told)} (nat per byte, 95 % interval)."
+    )
+
+
+def location(root: Path) -> str:
+    """What is left of the early deficit where one kind of tensor keeps AdamW's second moment, from extra_gap_location."""
+    values = read_json(root / "reports" / TIER / "figures/extra_gap_location.json")["values"]
+    gap = {name: text(values[f"gap.{name}"], True, 3) for name in ("none", "query_key", "mlp", "tables")}
+    return (
+        f"Of the deficit after 813 steps (here {gap['none']}) one second moment per weight in query and key alone leaves "
+        f"{gap['query_key']}, in the MLP {gap['mlp']}, in embedding and output {gap['tables']}."
     )
 
 
