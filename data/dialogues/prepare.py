@@ -92,9 +92,9 @@ def parsed(name: str, data: bytes) -> Iterator[tuple[str | None, str, dict]]:
             else [parsed_json(line) for line in text.split("\n") if line.strip()]
         )
     except (ValueError, RecursionError) as error:
-        raise Failed(f"{name} is no JSON ({error}); mend it, or leave it out") from error
+        raise Failed(f"{name} is not JSON ({error}); mend it, or leave it out") from error
     if not isinstance(rows, list):
-        raise Failed(f"{name} is no list of rows; mend it, or leave it out")
+        raise Failed(f"{name} is not a list of rows; mend it, or leave it out")
     for number, row in enumerate(rows, 1):
         yield split, f"{name}, row {number}", row
 

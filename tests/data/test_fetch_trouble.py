@@ -113,7 +113,7 @@ def test_a_full_disk_stops_at_once_keeps_the_part_and_continues_later(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full_open)
-        with pytest.raises(Failed, match=r"the disk is full while fetching set .* free 0.7 MB and call again"):
+        with pytest.raises(Failed, match=r"the disk is full while fetching set .* free 700 kB and call again"):
             fetch.fetch(root, "set")
     assert not (root / "data/raw/set/fetched.json").exists()
     fetch.fetch(root, "set")

@@ -169,12 +169,12 @@ def test_the_table_shows_loss_auc_frequency_and_memory_beside_accuracy_and_says_
 
 
 def test_methods_without_any_record_share_one_row(root):
-    assert [row[0] for row in overnight_rows(root) if row[3] == "no record yet"] == [f"{len(ft.METHODS)} methods"]
+    assert [row[0] for row in overnight_rows(root) if row[3] == "not run: no record"] == [f"{len(ft.METHODS)} methods"]
     told = exhibit.render(root, "lomo_table3", "overnight")[1].deviations[-1]
-    assert told.startswith("No record yet (overnight): no training, LoRA, ") and ft.METHODS["adalomo_bf16"] in told
+    assert told.startswith("Not run: no record (overnight): no training, LoRA, ") and ft.METHODS["adalomo_bf16"] in told
     write_long(root)
     shutil.rmtree(root / "results/overnight/superglue/rte-prefix")
-    waiting = [row[0] for row in overnight_rows(root) if row[3] == "no record yet"]
+    waiting = [row[0] for row in overnight_rows(root) if row[3] == "not run: no record"]
     assert waiting == ["prefix tuning"]
     assert [row[0] for row in overnight_rows(root)].count("LOMO") == 1
 

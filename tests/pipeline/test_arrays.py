@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lowmem.kept_files import Damaged
 from lowmem.pipeline import record
 from lowmem.reporting.exhibit import Run
 from lowmem.training import job
@@ -67,5 +68,5 @@ def test_without_arrays_an_old_file_goes(tmp_path):
 
 def test_pickled_objects_are_not_loaded(tmp_path):
     made = record.write_arrays(tmp_path, {"x": np.array([{}], dtype=object)})
-    with pytest.raises(ValueError, match="pickle"):
+    with pytest.raises(Damaged, match="holds no arrays"):
         record.read_arrays(tmp_path, {"arrays": made})

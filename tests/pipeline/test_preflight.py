@@ -83,7 +83,7 @@ def test_weights_in_the_hubs_cache_are_enough(root, capsys, tmp_path):
     preflight.hub_cache("meta-llama/Llama-2-7b-hf").mkdir(parents=True)
     write_json(root / "data/raw/ultrafeedback@hub/fetched.json", {})
     code, said = answer(root, capsys, "paper", "sft")
-    assert "missing: weights" not in said and "0 MB of weights" in said
+    assert "missing: weights" not in said and "0 kB of weights" in said
     assert code == 0 or "missing: disk" in said
 
 

@@ -27,7 +27,7 @@ EXHIBIT = {
 }
 
 LONG = "overnight"
-WAITING, FEW = "no record yet", 3  # more methods than a few are named beneath the table
+WAITING, FEW = "not run: no record", 3  # more methods than a few are named beneath the table
 BESIDE = {"choice_loss": "loss (nat)", "auc": "AUC"}
 PAIRS = (("lomo", "lora"), ("lomo", "zero"), ("lora", "zero"), ("lomo", "adamw"))
 SIZES = ("7B", "13B", "30B", "65B")

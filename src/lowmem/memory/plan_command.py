@@ -130,7 +130,7 @@ def adapters_of(arguments) -> Adapters | None:
     return Adapters(rank=arguments.lora, targets=targets, base="16" if arguments.base is None else arguments.base)
 
 
-def usual(cell: Cell, state: str | None) -> list[str]:
+def usual(cell: Cell, state: str | None = None) -> list[str]:
     """Optimizers compared where none is named: without LOMO where an update inside backward is refused (accountant.py)."""
     if cell.adapters is not None:
         return with_state([plan_text.BASE], state)

@@ -74,7 +74,7 @@ def make_beside(model, first: dict, second: dict):
         trained = [(name, p) for name, p in group["params"] if p.requires_grad]
         built.append(make(model, **settings, only=trained))
     try:
-        return importlib.import_module("lowmem.optim.core.combined").Together(*built, limit)
+        return importlib.import_module("lowmem.optim.core.combined").CombinedOptimizer(*built, limit)
     except TypeError as error:
         raise Misuse(f"optimizer beside: {error}") from error
 
