@@ -92,7 +92,7 @@ def train(rank: int, world: int, kind: str, clip: float | None) -> dict:
             "loss": max(losses),
             "norms": norms,
             "alive": max(alive),
-            "bundle": max(fused._bundle_size.values(), default=1),
+            "bundle": max(fused.params.bundle_size.values(), default=1),
         }
     return found
 
