@@ -37,7 +37,7 @@ def refuse(*arguments):
 def by_stages(optimizer):
     """The optimizer without any fast way."""
     optimizer.__dict__.pop("by_stages", None)
-    optimizer.ways_on_cpu = optimizer.ways_elsewhere = ()
+    optimizer.ways_of_codes = optimizer.ways_on_cpu = optimizer.ways_elsewhere = ()
     return optimizer
 
 
