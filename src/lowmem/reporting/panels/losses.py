@@ -181,13 +181,17 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, names: str = "ben
 
 
 def beneath(axes, labels: list[tuple]) -> None:
-    """Names under the points (x, y, name, colour) where their lines are lowest; one that would cover another goes below it."""
+    """Names under the points (x, y, name, colour) where their lines are lowest; one that would cover another goes below it.
+
+    Names of one x start under the lowest of their points, since a name at a higher one would lie across the other lines.
+    """
     low, high = axes.get_ylim()
     line, letter, placed = 0.055 * (high - low), 4.4 / (axes.get_window_extent().width * 72 / axes.figure.dpi), []
     axes.margins(x=0.12)
-    for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
-        at = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
-        half, top = letter * len(text) / 2, y - 0.03 * (high - low)
+    for x, _, text, colour in sorted(labels, key=lambda label: -label[1]):
+        lowest = min(label[1] for label in labels if label[0] == x)
+        at = axes.transAxes.inverted().transform(axes.transData.transform((x, low)))[0]
+        half, top = letter * len(text) / 2, min(lowest - 0.03 * (high - low), high - line)
         while any(abs(at - other) < half + wide and abs(top - taken) < line for other, wide, taken in placed):
             top -= line / 4
         placed.append((at, half, top))
