@@ -41,7 +41,7 @@ model.gradient_checkpointing_enable({"use_reentrant": False})
 rule = AdamMini(model, lr=RATE, betas=(0.9, 0.95), state_dtype="int8", rounding="stochastic")
 optimizer, done = FusedBackward(rule, max_grad_norm=1.0), 0
 if last:
-    saved = torch.load(last / "training.pt", map_location="cpu")
+    saved = torch.load(last / "training.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(saved["optimizer"])
     done = saved["step"]
 for step in range(done, steps):

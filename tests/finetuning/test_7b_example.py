@@ -33,7 +33,7 @@ def given(tmp_path) -> tuple[str, str]:
 def last(folder: Path) -> tuple[dict, dict]:
     """(weights, training state) of the only checkpoint in a folder."""
     (found,) = folder.iterdir()
-    return load_file(found / "model.safetensors"), torch.load(found / "training.pt")
+    return load_file(found / "model.safetensors"), torch.load(found / "training.pt", weights_only=True)
 
 
 def here(capsys, monkeypatch, *arguments: str) -> list[float]:
