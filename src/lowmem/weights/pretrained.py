@@ -256,7 +256,7 @@ def download(name: str) -> Path:
 
 
 def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Tokenizer]:
-    """Model, its weights noted for streamed.read(), and words of a folder: config.json, *.safetensors, tokenizer.json."""
+    """Model, its weights noted for lazy_weights.load(), and words of a folder: config.json, *.safetensors, tokenizer.json."""
     import tokenizers
 
     for path in (folder / "config.json", folder / "tokenizer.json"):
