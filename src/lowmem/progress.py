@@ -20,10 +20,11 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes to three digits: 12.3 kB, 45.6 MB, 7 GB; None: "size unknown"."""
+    """Bytes to three digits: 12.3 kB, 45.6 MB, 7 GB, 1.5 TB; None: "size unknown"."""
     if count is None:
         return "size unknown"
-    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= u or u == 1e3)
+    units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    unit, name = next((u, n) for u, n in units if count >= 0.9995 * u or u == 1e3)  # 999.7 kB is 1 MB, not 1e+03 kB
     return f"{count / unit:.3g} {name}"
 
 
