@@ -8,7 +8,7 @@ from lowmem.files import read_json, write_json
 from lowmem.pipeline import experiments, rates
 from lowmem.reporting import rate_choice
 from lowmem.reporting.exhibit import Run
-from lowmem.reporting.numbers.losses import tuned
+from lowmem.reporting.numbers.rate_grids import tuned
 from lowmem.training import job
 
 FILE = "workflow/config/experiments/gpt2_sizes.yaml"

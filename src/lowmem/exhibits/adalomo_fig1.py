@@ -3,7 +3,8 @@
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import lead, mean, tuned, used
+from lowmem.reporting.numbers.losses import mean, used
+from lowmem.reporting.numbers.rate_grids import lead, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves
 from lowmem.reporting.values import text
 

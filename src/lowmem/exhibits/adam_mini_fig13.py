@@ -7,8 +7,9 @@ ways stand here: rates that are used, from a grid as large as Adam-mini's, and t
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import lead, mean, models, smallest, tuned, used
+from lowmem.reporting.numbers.losses import mean, smallest, used
 from lowmem.reporting.numbers.premises import behind, progress
+from lowmem.reporting.numbers.rate_grids import lead, models, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves
 from lowmem.reporting.values import text
 

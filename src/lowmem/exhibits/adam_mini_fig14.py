@@ -6,8 +6,9 @@ Rates and the unchanged settings are runs of llama_variants; beta2, epsilon and 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Tuned, difference, lead, mean, models, smallest, tuned, used
+from lowmem.reporting.numbers.losses import difference, mean, smallest, used
 from lowmem.reporting.numbers.premises import behind
+from lowmem.reporting.numbers.rate_grids import Tuned, lead, models, tuned
 from lowmem.reporting.panels.losses import by_rate
 from lowmem.reporting.values import text
 

@@ -7,8 +7,9 @@ files); all five run on the model of Figure 8.
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import lead, mean, smallest, tuned, used
+from lowmem.reporting.numbers.losses import mean, smallest, used
 from lowmem.reporting.numbers.premises import behind, leads_at
+from lowmem.reporting.numbers.rate_grids import lead, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves, side_by_side
 from lowmem.reporting.values import text
 

@@ -10,8 +10,9 @@ from lowmem.analysis.stats import estimate, paired
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Tuned, lead, mean, over, ratio, smallest, tuned, used
+from lowmem.reporting.numbers.losses import mean, over, ratio, smallest, used
 from lowmem.reporting.numbers.premises import behind, leads_at
+from lowmem.reporting.numbers.rate_grids import Tuned, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, faint, loss_curves, mean_of, tokens_label
 from lowmem.reporting.values import estimated, missing, text
 

@@ -7,7 +7,8 @@ must agree to the last bit, beside a grid of rates that are used.
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Tuned, final_loss, lead, mean, models, smallest, tuned, used
+from lowmem.reporting.numbers.losses import final_loss, mean, smallest, used
+from lowmem.reporting.numbers.rate_grids import Tuned, lead, models, tuned
 from lowmem.reporting.panels.losses import by_rate
 from lowmem.reporting.values import exact, missing, text
 

@@ -5,8 +5,9 @@ Nothing is trained for this table: it joins the runs of three other exhibits.
 
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import difference, tuned
+from lowmem.reporting.numbers.losses import difference
 from lowmem.reporting.numbers.memory import use
+from lowmem.reporting.numbers.rate_grids import tuned
 from lowmem.reporting.values import exact, missing, text
 
 EXHIBIT = {

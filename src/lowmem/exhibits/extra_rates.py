@@ -4,7 +4,8 @@ from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean as mean_of_runs
-from lowmem.reporting.numbers.losses import models, parameters, tuned, used
+from lowmem.reporting.numbers.losses import parameters, used
+from lowmem.reporting.numbers.rate_grids import models, tuned
 from lowmem.reporting.panels.losses import by_rate
 from lowmem.reporting.values import exact, text
 

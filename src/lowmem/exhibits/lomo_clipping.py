@@ -3,7 +3,8 @@
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Tuned, difference, log_loss, lost, tuned, used
+from lowmem.reporting.numbers.losses import difference, log_loss, lost, used
+from lowmem.reporting.numbers.rate_grids import Tuned, tuned
 from lowmem.reporting.panels.losses import limits, of_run
 from lowmem.reporting.values import exact, missing
 

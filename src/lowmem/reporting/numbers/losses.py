@@ -1,4 +1,4 @@
-"""Losses of language-model runs: two optimizers side by side, grids of rates, and the numbers that claims read.
+"""Losses of language-model runs: two optimizers side by side, and the numbers that claims read.
 
 Differences are paired by seed: runs of one seed share first weights and data order. A comparison with a run missing or
 diverged has no number but a reason; averaging what is left would favour whoever lost runs.
@@ -6,12 +6,10 @@ diverged has no number but a reason; averaging what is left would favour whoever
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from lowmem.analysis.stats import Estimate, estimate, least, paired, two_way, wider, worst
 from lowmem.reporting.exhibit import Run, unfinished
 from lowmem.reporting.values import as_estimate, estimated, missing
-from lowmem.reporting.values import text as text
 
 MARGIN = 0.7  # % of AdamW's loss; the equivalence margin of workflow/config/claims.yaml, drawn as a dotted line
 ONE_RATE = "not run: one rate for both optimizers in this tier"
@@ -95,6 +93,11 @@ def absent(subject: list[Run], baseline: list[Run]) -> dict | None:
 def lost(run: Run) -> bool:
     """Whether a run ended without a result that another try could change."""
     return run.status in ("diverged", "oom")
+
+
+def used(runs: Iterable[Run]) -> list[str]:
+    """Ids of the runs that ended with a result, divergence included."""
+    return [run.id for run in runs if run.status == "done" or lost(run)]
 
 
 def difference(subject: list[Run], baseline: list[Run], measure: Callable = final_loss, unit: str = "nat") -> dict:
@@ -307,96 +310,3 @@ def own_rate(runs: Iterable[Run], measure: Callable[[list[Pair]], dict]) -> dict
     """A value of the reading in which each optimizer has its own best rate, or that the tier has none."""
     sizes = own_rates(runs)
     return measure(sizes) if sizes else missing(ONE_RATE)
-
-
-# -- grids of rates --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A method with all its rates, {rate: runs by seed}, and its best one: the lowest mean final loss over seeds.
-
-    A rate at which a run diverged is worse than any number. Without all its runs a grid has no best rate: `gone` says
-    why, and so it does when every rate diverged. `chosen`: the rate that a tuning experiment chose beforehand, on seeds of
-    its own, is the best one whatever the seeds shown say, and whether or not other rates were run, unless it diverged.
-    """
-
-    name: str
-    rates: dict[float, list[Run]]
-    chosen: float | None = None
-
-    @property
-    def scores(self) -> dict[float, float]:
-        """{rate: mean final loss} of the rates at which every seed finished."""
-        done = {lr: [final_loss(run) for run in runs] for lr, runs in self.rates.items() if not unfinished(runs)}
-        return {lr: sum(found) / len(found) for lr, found in done.items()}
-
-    @property
-    def gone(self) -> dict | None:
-        if self.chosen in self.scores:
-            return None
-        runs = [run for group in self.rates.values() for run in group]
-        open_ = [run for run in runs if run.status != "done" and not lost(run)]
-        if open_ or not runs:
-            return missing(unfinished(open_) or "not run: not planned in this tier")
-        return None if self.scores else missing(f"every rate diverged: {unfinished(runs)}")
-
-    @property
-    def lr(self) -> float | None:
-        if self.gone:
-            return None
-        return self.chosen if self.chosen in self.scores else min(self.scores, key=self.scores.get)
-
-    @property
-    def best(self) -> list[Run]:
-        """Runs at the best rate; all runs where there is none, so that a comparison says what is missing."""
-        return self.rates[self.lr] if self.lr else [run for group in self.rates.values() for run in group]
-
-    @property
-    def tried(self) -> str:
-        """All rates as a cell: '0.001, 0.003, 0.01'."""
-        return ", ".join(f"{lr:g}" for lr in self.rates)
-
-    @property
-    def rate(self) -> str:
-        """'0.003', with a mark where it is the first or last of several: a better one may lie outside."""
-        if self.lr is None:
-            return ""
-        edge = self.lr != self.chosen and len(self.rates) > 1 and self.lr in (min(self.rates), max(self.rates))
-        return f"{self.lr:g}{' (edge)' if edge else ''}"
-
-
-def tuned(runs: Iterable[Run], model: str = "") -> dict[str, Tuned]:
-    """{method: Tuned} of runs whose variants are [model-]method-rate, in the order of the experiment file.
-
-    A rate named `own` was chosen for the method by a tuning experiment.
-    """
-    found: dict[str, dict[float, list[Run]]] = {}
-    chosen = {}
-    for run in runs:
-        size, method, rate = ("", *run.variant.split("-"))[-3:]
-        if model in ("", size):
-            lr = run.config["optimizer"]["lr"]
-            found.setdefault(method, {}).setdefault(lr, []).append(run)
-            if rate == "own" and run.own_rate:
-                chosen[method] = lr
-    return {method: Tuned(method, dict(sorted(rates.items())), chosen.get(method)) for method, rates in found.items()}
-
-
-def models(runs: Iterable[Run]) -> list[str]:
-    """The first part of the variants: sizes in the order of the experiment file."""
-    return list(dict.fromkeys(run.variant.split("-")[0] for run in runs))
-
-
-def lead(method: Tuned, subject: Tuned) -> dict:
-    """Final loss of a baseline minus that of the subject, each at its best rate: above 0 the subject is ahead."""
-    for side, failed in ((subject, "subject"), (method, "baseline")):
-        if side.gone:
-            diverged = side.gone["reason"].startswith("every rate")
-            return {**side.gone, **({"failed": failed} if diverged else {})}
-    return difference(method.best, subject.best)
-
-
-def used(runs: Iterable[Run]) -> list[str]:
-    """Ids of the runs that ended with a result, divergence included."""
-    return [run.id for run in runs if run.status == "done" or lost(run)]

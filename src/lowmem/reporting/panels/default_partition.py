@@ -6,7 +6,8 @@ import statistics
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Tuned, absent, lead, mean, models, ratio, train_losses, tuned, used
+from lowmem.reporting.numbers.losses import absent, mean, ratio, train_losses, used
+from lowmem.reporting.numbers.rate_grids import Tuned, lead, models, tuned
 from lowmem.reporting.panels.losses import by_rate, corner, faint
 from lowmem.reporting.values import missing, text
 
