@@ -5,6 +5,7 @@ import torch
 import zoo
 from block_layouts import LARGE, layout, optimizer_over, run
 from coded_steps import INT8, beside_the_stages, close
+from compiler import needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import LAYOUTS, by_kernels, by_stages
@@ -13,9 +14,8 @@ from torch import nn
 from lowmem.blocks import along
 from lowmem.memory.tracker import Tracker
 from lowmem.optim import AdamMini, AdamW, FusedBackward, Lion
-from lowmem.optim.core import cpu_kernel
 
-pytestmark = pytest.mark.skipif(cpu_kernel.library() is None, reason="no C compiler here")
+pytestmark = needs_compiler
 MANY = [*LARGE, along("whole blocks of codes", (700, 512), "neuron", ((0, 700, 1),))]
 
 

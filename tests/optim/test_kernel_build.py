@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiler import needs_compiler
 from torch import nn
 
 from lowmem.optim import AdamMini
 from lowmem.optim.core import cpu_kernel, kernel_build
-
-needs_compiler = pytest.mark.skipif(cpu_kernel.library() is None, reason="no C compiler here")
 
 SCRIPT = """
 import torch
