@@ -34,7 +34,7 @@ def optimizer_settings(name: str) -> dict:
     """Settings for optim.make from a name on the command line: adam_mini, adam_mini+int8 with a first moment of one byte,
     adam_mini+backward to run inside backward, adam_mini+int8+backward."""
     plain, *ways = name.split("+")
-    inside, eight_bit = (way.removeprefix("+") in ways for way in (BACKWARD, INT8))
+    inside, eight_bit = BACKWARD[1:] in ways, INT8[1:] in ways
     known = (*names(), *foreign_optimizers.NAMES)
     if plain == "ao_adamw_offload":
         raise Misuse(
@@ -42,7 +42,7 @@ def optimizer_settings(name: str) -> dict:
         )
     if plain not in known:
         raise Misuse(f"unknown optimizer {name!r}{nearest(plain, known)}")
-    if sorted(ways) != sorted([BACKWARD[1:]] * inside + [INT8[1:]] * eight_bit):
+    if len(ways) != inside + eight_bit:  # an unknown one, or one twice
         raise Misuse(f"optimizer {name!r}: a name may end in {INT8} and in {BACKWARD}, each once")
     if inside and plain in foreign_optimizers.NAMES:
         raise Misuse(f"{plain} is not simulated inside backward; drop {BACKWARD}, or use adamw{BACKWARD}")
@@ -99,7 +99,7 @@ def answer(arguments) -> str:
         checkpoint_every=arguments.checkpoint_every,
         document=arguments.document_tokens,
     )
-    asked = with_state(arguments.optimizer, arguments.state) if arguments.optimizer else usual(cell, arguments.state)
+    asked = [with_state(n, arguments.state) for n in arguments.optimizer or ()] or usual(cell, arguments.state)
     for name in asked:  # before anything is built
         optimizer_settings(name)
     check_settings(cell)
@@ -133,18 +133,18 @@ def adapters_of(arguments) -> Adapters | None:
 def usual(cell: Cell, state: str | None = None) -> list[str]:
     """Optimizers compared where none is named: without LOMO where an update inside backward is refused (accountant.py)."""
     if cell.adapters is not None:
-        return with_state([plan_text.BASE], state)
+        return [with_state(plan_text.BASE, state)]
     refused = cell.precision == "master" or cell.accumulate > 1 or (cell.zero == 1 and cell.data_parallel > 1)
     found = [name for name in USUAL if not (refused and name == "lomo")]
-    return [*with_state([name for name in found if name in HAVE_INT8], state), *(set(found) - set(HAVE_INT8))]
+    return [with_state(name, state) if name in HAVE_INT8 else name for name in found]
 
 
-def with_state(names: list[str], state: str | None) -> list[str]:
-    """The names as --state has them: adam_mini+backward as adam_mini+int8+backward."""
-    if state is None:
-        return names
-    plain = [(name.removesuffix(BACKWARD).removesuffix(INT8), name.endswith(BACKWARD)) for name in names]
-    return [f"{name}{INT8}{BACKWARD if inside else ''}" for name, inside in plain]
+def with_state(name: str, state: str | None) -> str:
+    """An optimizer's name as --state has it: adam_mini+backward as adam_mini+int8+backward."""
+    if state is None or INT8 in name:
+        return name
+    plain, plus, ways = name.partition("+")
+    return f"{plain}{INT8}{plus}{ways}"
 
 
 def check_batch(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], name: str, batch: int) -> None:
