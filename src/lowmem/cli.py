@@ -26,10 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         arguments = parser().parse_args(argv)
+        # What an installed package answers in any folder, without a checkout.
         free = arguments.run is blocks or (arguments.run is plan and (arguments.explain or arguments.model is not None))
-        return (
-            arguments.run(None if free else find_root(), arguments) or 0
-        )  # an installed package answers these anywhere
+        return arguments.run(None if free else find_root(), arguments) or 0
     except Misuse as error:
         return report_error(error, 2)
     except Failed as error:

@@ -317,6 +317,7 @@ def stand_in(tracker: Tracker, optimizer, cell: Cell) -> None:
         return  # simulated operation by operation
 
     def in_c(optimizer, updates: list[Update]) -> list[Update]:
+        # Seven passes: p, g, m and v are read, p, m and v written; Lion has no v.
         exact = [update for update in updates if update.param.dtype == torch.float32]
         for update in exact:
             tracker.work.touched(tracker.stage, update.param, 5 if isinstance(optimizer, Lion) else 7)

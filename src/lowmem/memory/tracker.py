@@ -47,9 +47,8 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if operation is DEVICE and isinstance(
-            args[0], FakeTensor
-        ):  # most of what comes here, and asked by PyTorch itself
+        # First, since most calls are this one: PyTorch itself asks for the device all the time.
+        if operation is DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device
         if self.paused:
             return operation(*args, **kwargs)
