@@ -1,6 +1,7 @@
 """Files that mean harm, or that nobody meant: what a campaign puts in the place of files from elsewhere.
 
-What would run code leaves a canary (CANARY in the folder that a payload is made for), so that one look afterwards tells.
+What would run code leaves a canary (CANARY in the folder that a payload is made for), and members of archives whose names lead
+out of them lead to OUTSIDE, so that one look afterwards tells.
 """
 
 import gzip
@@ -11,6 +12,7 @@ import pickle
 import random
 import struct
 import tarfile
+import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,6 +20,8 @@ from pathlib import Path
 from archive_bytes import tar_bytes, zip_bytes
 
 CANARY = "canary"
+OUTSIDE = Path(tempfile.gettempdir()) / f"lowmem-outside-{os.getpid()}"
+CLIMBING = "../" * 20 + str(OUTSIDE).lstrip("/")  # the parent of / is /, so from any folder there
 
 
 class Payload:
@@ -95,8 +99,8 @@ def tars(member: str, data: bytes) -> dict[str, bytes]:
     sparse = bytearray(whole[:512])
     sparse[156:157] = b"S"
     return {
-        "an absolute name": with_entry("/tmp/lowmem-outside"),
-        "a name that climbs": with_entry("../../outside"),
+        "an absolute name": with_entry(str(OUTSIDE)),
+        "a name that climbs": with_entry(CLIMBING),
         "the member a link": with_entry(member, tarfile.SYMTYPE, "/etc/passwd"),
         "the member a hard link": with_entry(member, tarfile.LNKTYPE, "../../etc/passwd"),
         "a link beside it": with_entry("beside", tarfile.SYMTYPE, "/etc/passwd"),
@@ -152,8 +156,8 @@ def zips(member: str, data: bytes) -> dict[str, bytes]:
         return out.getvalue()
 
     return {
-        "an absolute name": entries((member, data, 0), ("/tmp/lowmem-outside", b"x", 0)),
-        "a name that climbs": entries((member, data, 0), ("../../outside", b"x", 0)),
+        "an absolute name": entries((member, data, 0), (str(OUTSIDE), b"x", 0)),
+        "a name that climbs": entries((member, data, 0), (CLIMBING, b"x", 0)),
         "a drive": entries((member, data, 0), ("C:\\outside", b"x", 0)),
         "the member a link": entries((member, b"/etc/passwd", 0o120777)),
         "encrypted": patched(8, b"\x01\0", 6),
