@@ -14,6 +14,7 @@ import sharded_models
 import torch
 import torch.distributed as dist
 import zoo
+from breaking import flipped
 from campaign_counts import hold
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
@@ -259,7 +260,7 @@ def test_no_bit_of_any_file_of_a_checkpoint_can_flip_without_starting_over(tmp_p
             at = chance.randrange(8 * len(content))
             if file.name == "layout.json" and content[at // 8 : at // 8 + 1].isspace():
                 continue  # another kind of space says the same
-            file.write_bytes(content[: at // 8] + bytes([content[at // 8] ^ (1 << at % 8)]) + content[at // 8 + 1 :])
+            file.write_bytes(flipped(content, at))
             assert sharded_checkpoint.peek(tmp_path) is None, (file.name, at)
             left, flips = left - 1, flips + 1
         file.write_bytes(content)

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 
+import breaking
 import pytest
 from campaign_counts import hold
 from tiny import differences, make_root, make_run
@@ -56,14 +57,6 @@ def kept(root):
     return [path.relative_to(root) for path in found if not path.name.endswith(".lock")]
 
 
-def broken(content: bytes, how: str, chance: random.Random, other: bytes) -> bytes:
-    if how == "a bit":
-        at = chance.randrange(8 * len(content))
-        return content[: at // 8] + bytes([content[at // 8] ^ (1 << at % 8)]) + content[at // 8 + 1 :]
-    made = {"cut": content[: chance.randrange(len(content))], "empty": b"", "zeros": bytes(len(content))}
-    return made[how] if how in made else (other * (len(content) // max(len(other), 1) + 1))[: len(content)]
-
-
 def next_call(root) -> str | None:
     """What the workflow does at its next call; the line that it ends in, or None when it ends well."""
     one = {"done": DONE, "runs": RUNS[:1]}
@@ -92,7 +85,8 @@ def test_every_kind_of_kept_file_broken_in_every_way(finished, undisturbed, tmp_
         if how == "gone":
             path.unlink()
         else:
-            path.write_bytes(broken(path.read_bytes(), how, chance, other) if path.stat().st_size else b"x")
+            content = path.read_bytes()
+            path.write_bytes(breaking.WAYS[how](content, chance, other) if content else b"x")
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # with its old date
         line = next_call(root)
         if line is None:
@@ -122,7 +116,7 @@ def test_no_flipped_bit_of_any_kept_file_passes_its_check(finished, tmp_path):
         if sealed:
             shutil.copy(kept_files.seal_of(finished / name), kept_files.seal_of(path))
         for _ in range(FLIPS):
-            path.write_bytes(broken(content, "a bit", chance, b""))
+            path.write_bytes(breaking.a_bit(content, chance, b""))
             if name.suffix == ".json" and same_json(path, content):
                 continue  # a blank for a blank
             with pytest.raises(Failed):

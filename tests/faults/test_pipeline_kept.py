@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 
+import breaking
 import campaign
 import pytest
 import small_pipeline as small
@@ -20,26 +21,7 @@ from lowmem.pipeline import record
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6000)]
 TOPS = ("data/raw", "data/prepared", "results", "reports", "cache")
 AT_ONCE, ROUNDS, SECONDS = 4, 2, 900
-
-
-def cut(content, chance, other):
-    return content[: chance.randrange(max(len(content), 1))]
-
-
-def a_bit(content, chance, other):
-    at = chance.randrange(8 * len(content)) if content else 0
-    return content[: at // 8] + bytes([content[at // 8] ^ (1 << at % 8)]) + content[at // 8 + 1 :] if content else b"x"
-
-
-WAYS = {
-    "cut": cut,
-    "empty": lambda content, chance, other: b"",
-    "zeros": lambda content, chance, other: bytes(len(content)),
-    "swapped": lambda content, chance, other: (other * (len(content) // max(len(other), 1) + 1))[: len(content)],
-    "a bit": a_bit,
-    "gone": None,
-    "a link": None,
-}
+WAYS = [*breaking.WAYS, "gone", "a link"]
 
 
 def kinds(project) -> dict[str, list]:
@@ -63,7 +45,7 @@ def broken(path, how: str, chance: random.Random, outside) -> None:
         path.unlink()
         path.symlink_to(outside)
         return
-    path.write_bytes(WAYS[how](path.read_bytes(), chance, outside.read_bytes()))
+    path.write_bytes(breaking.WAYS[how](path.read_bytes(), chance, outside.read_bytes()))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 

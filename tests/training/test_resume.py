@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from breaking import flipped
 from campaign_counts import hold
 from tiny import ADAM_MINI, LOMO, curve, differences, environment, make_root, make_run, twin
 
@@ -210,7 +211,7 @@ def test_no_bit_of_a_checkpoint_can_flip_without_starting_over(tmp_path):
     whole = path.read_bytes()
     for _ in range(400):
         at = chance.randrange(8 * len(whole))
-        path.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ (1 << at % 8)]) + whole[at // 8 + 1 :])
+        path.write_bytes(flipped(whole, at))
         assert checkpoint.load(tmp_path) is None
     path.write_bytes(whole)
     assert checkpoint.load(tmp_path)["notes"] == {"step": 1}
