@@ -200,9 +200,7 @@ TRAINED = {
 RUNS = [  # what runs in a moment
     TRAINED,
     {**TRAINED, "optimizer": {**tiny.ADAM_MINI, "eps": 1e-8, "weight_decay": 0.1}},
-    {**TRAINED, "optimizer": {**tiny.LOMO, "backward": {}}}
-    if "backward" in tiny.LOMO
-    else {**TRAINED, "optimizer": tiny.LOMO},
+    {**TRAINED, "optimizer": tiny.LOMO},
     {**TRAINED, "task": "pretrain_stored", "measure": {"weights": "bf16"}},
     {
         "task": "quadratic",
