@@ -1,4 +1,4 @@
-"""The command line as a user meets it, in a process of its own: how it ended, in what time and memory, what it touched.
+"""The command line as a user meets it, in a process of its own: how it ended, within what time and memory, what it touched.
 
 A process is forked from this one, which has imported PyTorch, so that thousands of cases take minutes.
 """
@@ -38,7 +38,6 @@ class Ending:
 
     code: int
     said: str
-    seconds: float
     finding: str | None
 
     @property
@@ -55,30 +54,30 @@ def warm(*modules: str) -> None:
     prepare.code_hash(ROOT / "data/imagenet/prepare.py")
 
 
-def call(root: Path, *arguments: str, limit: float = LIMIT, **environment: str) -> Ending:
+def call(root: Path, *arguments: str) -> Ending:
     """Run `lowmem ARGUMENTS` in the checkout `root`."""
-    return run(root, lambda: cli.main(list(arguments)), limit, **environment)
+    return run(root, lambda: cli.main(list(arguments)))
 
 
-def run(root: Path, work: Callable[[], object], limit: float = LIMIT, **environment: str) -> Ending:
+def run(root: Path, work: Callable[[], object]) -> Ending:
     """Run a function there as the command line runs its commands: Misuse and Failed are one line and an exit code."""
     with tempfile.TemporaryFile() as printed:
         began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         child = os.fork()
         if child == 0:
-            in_child(root, work, printed.fileno(), environment)
-        ended = waited(child, limit)
+            in_child(root, work, printed.fileno())
+        ended = waited(child)
         seconds = time.monotonic() - began
         printed.seek(0)
         said = printed.read().decode("utf-8", "replace")
     if ended is None:
-        return Ending(-1, said, seconds, f"no end after {seconds:.0f} s")
+        return Ending(-1, said, f"no end after {seconds:.0f} s")
     status, used = ended
     code = os.waitstatus_to_exitcode(status)
-    return Ending(code, said, seconds, finding(code, said, used.ru_maxrss - before))
+    return Ending(code, said, finding(code, said, used.ru_maxrss - before))
 
 
-def in_child(root: Path, work: Callable[[], object], printed: int, environment: dict[str, str]) -> None:
+def in_child(root: Path, work: Callable[[], object], printed: int) -> None:
     code = 70
     try:
         os.setsid()
@@ -86,7 +85,7 @@ def in_child(root: Path, work: Callable[[], object], printed: int, environment: 
         os.dup2(printed, 2)
         sys.stdout, sys.stderr = (os.fdopen(handle, "w", buffering=1, closefd=False) for handle in (1, 2))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.environ.update(environment, LOWMEM_ROOT=str(root))
+        os.environ["LOWMEM_ROOT"] = str(root)
         os.chdir(root)
         made = work()
         code = made if isinstance(made, int) else 0
@@ -102,7 +101,7 @@ def in_child(root: Path, work: Callable[[], object], printed: int, environment: 
         os._exit(code)
 
 
-def waited(child: int, limit: float):
+def waited(child: int):
     """(status, use of the machine) of a process, or None where it had to be killed."""
     until, process = time.monotonic() + ASLEEP, psutil.Process(child)
     while time.monotonic() < until:
@@ -110,7 +109,7 @@ def waited(child: int, limit: float):
         if found:
             return status, used
         with contextlib.suppress(psutil.Error):
-            if sum(process.cpu_times()[:2]) > limit:
+            if sum(process.cpu_times()[:2]) > LIMIT:
                 break
         time.sleep(0.01)
     with contextlib.suppress(ProcessLookupError):
