@@ -1,7 +1,7 @@
 """The pieces of a parameter: what a rule's form makes of the boxes that one process stores of it.
 
 A whole tensor in blocks is one piece per segment; a box that ends inside a block has pieces of its own for its first and
-last block. Found once per parameter and kept; the views themselves are taken anew in each step (rule.place).
+last block. Found once per parameter and kept; the views themselves are taken anew in each step (rule.views).
 """
 
 from __future__ import annotations
