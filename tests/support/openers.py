@@ -3,105 +3,27 @@
 import ast
 
 FUNCTIONS = {
-    "open",
-    "io.open",
-    "io.FileIO",
-    "codecs.open",
-    "mmap.mmap",
-    "numpy.DataSource",
-    "PIL.Image.open",
-    "sqlite3.connect",
-    "shelve.open",
-    "dbm.open",
-    "linecache.getlines",
-    "fileinput.input",
-    "urllib.request.urlretrieve",
-    "yaml.load",
-    "yaml.safe_load",
-    "yaml.dump",
-    "yaml.safe_dump",
-    *(
-        f"os.{name}"
-        for name in [
-            "open",
-            "fdopen",
-            "replace",
-            "rename",
-            "renames",
-            "remove",
-            "unlink",
-            "truncate",
-            "link",
-            "symlink",
-            "mkfifo",
-            "sendfile",
-        ]
-    ),
-    *(f"json.{name}" for name in ("load", "dump")),
-    *(
-        f"numpy.{name}"
-        for name in [
-            "load",
-            "save",
-            "savez",
-            "savez_compressed",
-            "loadtxt",
-            "savetxt",
-            "genfromtxt",
-            "fromfile",
-            "memmap",
-        ]
-    ),
-    *(f"numpy.lib.format.{name}" for name in ("open_memmap", "read_array", "write_array")),
-    *(f"torch.{name}" for name in ("load", "save", "jit.load", "jit.save", "export.load", "export.save", "from_file")),
-    *(f"torch.distributed.checkpoint.{name}" for name in ("save", "load", "async_save")),
-}
+    "open", "io.open", "io.FileIO", "codecs.open", "mmap.mmap", "numpy.DataSource", "PIL.Image.open", "sqlite3.connect",
+    "shelve.open", "dbm.open", "linecache.getlines", "fileinput.input", "urllib.request.urlretrieve",
+    "yaml.load", "yaml.safe_load", "yaml.dump", "yaml.safe_dump", "json.load", "json.dump",
+    "os.open", "os.fdopen", "os.replace", "os.rename", "os.renames", "os.remove", "os.unlink", "os.truncate", "os.link",
+    "os.symlink", "os.mkfifo", "os.sendfile",
+    "numpy.load", "numpy.save", "numpy.savez", "numpy.savez_compressed", "numpy.loadtxt", "numpy.savetxt",
+    "numpy.genfromtxt", "numpy.fromfile", "numpy.memmap", "numpy.lib.format.open_memmap", "numpy.lib.format.read_array",
+    "numpy.lib.format.write_array",
+    "torch.load", "torch.save", "torch.jit.load", "torch.jit.save", "torch.export.load", "torch.export.save",
+    "torch.from_file", "torch.distributed.checkpoint.save", "torch.distributed.checkpoint.load",
+    "torch.distributed.checkpoint.async_save",
+}  # fmt: skip
 PACKAGES = (
-    "pickle",
-    "marshal",
-    "zipfile",
-    "tarfile",
-    "gzip",
-    "bz2",
-    "lzma",
-    "shutil",
-    "tempfile",
-    "safetensors",
-    "h5py",
-    "pandas",
-)
-INSIDE = {
-    "shutil.which",
-    "shutil.disk_usage",
-    "zipfile.ZipInfo",
-}  # of these packages, and none that touches a file's content
+    "pickle", "marshal", "zipfile", "tarfile", "gzip", "bz2", "lzma", "shutil", "tempfile", "safetensors", "h5py", "pandas",
+)  # fmt: skip
+INSIDE = {"shutil.which", "shutil.disk_usage", "zipfile.ZipInfo"}  # of these packages; touch no file's content
 METHODS = {
-    *[
-        "open",
-        "read_text",
-        "write_text",
-        "read_bytes",
-        "write_bytes",
-        "tofile",
-        "savefig",
-        "to_csv",
-        "to_parquet",
-        "to_pickle",
-        "from_file",
-    ],
-    *[
-        "unlink",
-        "rename",
-        "touch",
-        "symlink_to",
-        "hardlink_to",
-        "link_to",
-        "save_pretrained",
-        "from_pretrained",
-        "imread",
-        "imsave",
-    ],
-}
+    "open", "read_text", "write_text", "read_bytes", "write_bytes", "tofile", "savefig", "to_csv", "to_parquet", "to_pickle",
+    "from_file", "unlink", "rename", "touch", "symlink_to", "hardlink_to", "link_to", "save_pretrained", "from_pretrained",
+    "imread", "imsave",
+}  # fmt: skip
 OWN = ("files.", "kept_files.", "lowmem.", "self.", "super().")  # our ways are looked at where they stand
 
 
