@@ -46,9 +46,8 @@ class ForDeepSpeed(torch.optim.Optimizer):
                 "the model and the optimizer outside of it"
             )
         self.inner = inner
-        self._held: dict[
-            int, list
-        ] = {}  # by id of a flat tensor: (part, where it starts) of every parameter of its group
+        # By id of a flat tensor: (part, where it starts) of every parameter of its group.
+        self._held: dict[int, list[tuple[nn.Parameter, int]]] = {}
         outside = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in inner.param_groups]
         super().__init__(outside, inner.defaults)
         self._groups = list(zip(self.param_groups, inner.param_groups))
