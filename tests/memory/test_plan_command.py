@@ -197,9 +197,8 @@ def test_suffixes_of_an_optimizer_come_in_any_order():
 def test_packed_documents_shorten_attention_and_keep_the_tensors_of_the_fused_kernel():
     whole, packed = (traced(document=n)[1] for n in (None, 32))
     assert packed.peak == whole.peak and packed.phases == whole.phases
-    pairs = (
-        6 * 1 * 2 * 128 * (128 - 32) * 32 / 2
-    )  # layers, batch, heads, tokens, keys no longer seen, size; half are masked
+    # layers, batch, heads, tokens, keys no longer seen, size; half are masked
+    pairs = 6 * 1 * 2 * 128 * (128 - 32) * 32 / 2
     assert whole.work.operations("forward") - packed.work.operations("forward") == pytest.approx(2 * 2 * pairs)
     assert whole.work.operations("backward") - packed.work.operations("backward") == pytest.approx(5 * 2 * pairs)
 

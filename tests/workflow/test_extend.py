@@ -175,9 +175,8 @@ def test_the_new_optimizer_is_imported_drawn_and_tested_without_being_registered
     (extended / "shown.py").write_text(code)
     assert checkout.command(extended, "shown").stdout.strip() == "Sign descent True"
     chosen = ["tests/optim/test_twins.py", "tests/optim/test_contract.py", "-k", "sign_descent"]
-    last = checkout.command(extended, "pytest", "-n", "0", "-o", "addopts=-m 'not slow'", *chosen).stdout.splitlines()[
-        -1
-    ]
+    done = checkout.command(extended, "pytest", "-n", "0", "-o", "addopts=-m 'not slow'", *chosen)
+    last = done.stdout.splitlines()[-1]
     passed = int(re.search(r"(\d+) passed", last)[1])
     assert passed > 20 and "failed" not in last and "skipped" not in last
 

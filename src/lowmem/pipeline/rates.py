@@ -55,6 +55,7 @@ def resolved(root: Path, config: dict, tier: str, variant: str = "") -> dict:
 
 
 def positive(number: object) -> bool:
+    """Whether a value of YAML is a finite number above 0, which `times` has to be; true and false are none."""
     return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < float("inf")
 
 
