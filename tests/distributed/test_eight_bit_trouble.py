@@ -11,6 +11,7 @@ import torch
 import zoo
 
 from lowmem.optim import AdamMini, FusedBackward
+from lowmem.optim.core.sharding import local
 from lowmem.optim.core.zero1 import Zero1
 
 pytestmark = pytest.mark.slow
@@ -36,7 +37,7 @@ def step(model, optimizer, rank: int, bad: float | None) -> None:
         sharded_models.loss_of(model, rows).backward()
         if bad is not None:
             gradient = [p for p in model.parameters() if p.ndim == 2][-2].grad
-            part = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+            part = local(gradient)
             if part is gradient or rank == 1:
                 part.view(-1)[-1] = bad
     optimizer.step()
@@ -46,7 +47,6 @@ def step(model, optimizer, rank: int, bad: float | None) -> None:
 def kept(model, optimizer) -> dict:
     """Weights and state of this rank."""
     inner = optimizer if not hasattr(optimizer, "inner") else optimizer.inner
-    local = lambda x: x.to_local() if hasattr(x, "to_local") else x  # noqa: E731
     found = {f"w {i}": local(p.detach()).clone() for i, p in enumerate(model.parameters())}
     for i, state in enumerate(inner.state.values()):
         found |= {f"s {i} {key}": local(value).clone() for key, value in state.items()}
