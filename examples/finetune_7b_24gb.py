@@ -36,6 +36,8 @@ def save(step: int) -> None:
 
 last = max(folder.glob("step*"), default=None)
 data = torch.tensor(AutoTokenizer.from_pretrained(name)(text.read_text(encoding="utf-8"))["input_ids"])
+if len(data) < length:
+    sys.exit(f"{text} has {len(data)} tokens and a step takes {length}: give a longer text, or fewer TOKENS")
 model = AutoModelForCausalLM.from_pretrained(last or name, dtype=torch.bfloat16).to(device).train()
 model.gradient_checkpointing_enable({"use_reentrant": False})
 rule = AdamMini(model, lr=RATE, betas=(0.9, 0.95), state_dtype="int8", rounding="stochastic")

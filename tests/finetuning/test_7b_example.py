@@ -58,3 +58,9 @@ def test_it_goes_on_after_an_interruption_as_if_there_was_none(given, tmp_path, 
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     start = load_file(Path(given[0]) / "model.safetensors")
     assert any(not torch.equal(start[key].bfloat16(), weight) for key, weight in weights.items())
+
+
+def test_a_text_shorter_than_a_step_is_refused_in_one_line(given, tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit, match=r"text has 1600 tokens and a step takes 1601: .* fewer TOKENS$"):
+        here(capsys, monkeypatch, *given, str(tmp_path / "run"), "1", "1601")
+    assert not (tmp_path / "run").exists()
