@@ -16,6 +16,7 @@ import torch.distributed as dist
 import zoo
 from breaking import flipped
 from campaign_counts import hold
+from poison import CANARY, Payload
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -278,17 +279,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path, capsys):
     assert "step12 cannot be used" in capsys.readouterr().err
 
 
-class Canary:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
-
-
 def test_a_poisoned_table_of_contents_runs_nothing_even_with_a_right_hash(tmp_path):
     model, optimizer, path = whole(tmp_path / "run", 3)
-    good, canary, places = (path / ".metadata").read_bytes(), tmp_path / "ran", 0
+    good, canary, places = (path / ".metadata").read_bytes(), tmp_path / CANARY, 0
 
     def poisoned(change) -> None:
         nonlocal places
@@ -302,7 +295,7 @@ def test_a_poisoned_table_of_contents_runs_nothing_even_with_a_right_hash(tmp_pa
         assert not canary.exists()
         places += 1
 
-    code, name = Canary(str(canary)), next(iter(pickle.loads(good).state_dict_metadata))
+    code, name = Payload(tmp_path), next(iter(pickle.loads(good).state_dict_metadata))
     poisoned(lambda contents: code)
     poisoned(lambda contents: [contents, code])
     poisoned(lambda contents: contents.state_dict_metadata.update({name: code}))
@@ -317,8 +310,8 @@ def test_a_poisoned_table_of_contents_runs_nothing_even_with_a_right_hash(tmp_pa
 def test_values_that_are_no_tensors_run_nothing(tmp_path):
     from lowmem.training.checkpoint_metadata import Planner
 
-    poison, canary = io.BytesIO(), tmp_path / "ran"
-    torch.save(Canary(str(canary)), poison)
+    poison, canary = io.BytesIO(), tmp_path / CANARY
+    torch.save(Payload(tmp_path), poison)
     poison.seek(0)
     with pytest.raises(Exception, match=r"[Ww]eights"):
         Planner().load_bytes(None, poison)
