@@ -6,6 +6,7 @@ import json
 import pytest
 import yaml
 from archive_bytes import tar_bytes
+from bigbench_tasks import multirc, winowhy
 
 from lowmem.data import superglue_sources
 from lowmem.errors import Failed, Misuse
@@ -18,24 +19,6 @@ ROOT = experiments.find_root()
 FOLDER = "bigbench-1.0.0/bigbench/benchmark_tasks"
 ASKING = "winowhy/task.json"
 READING = "natural_instructions/subtask058_multirc_question_answering/task.json"
-
-
-def winowhy(pairs=24):
-    """Twins of our own in the package's form, two reasons for each sentence."""
-    inputs = []
-    for k in range(pairs):
-        for word, name in (("big", f"box number {k}"), ("small", "shelf")):
-            sentence = f"Box number {k} hardly{k} fits{k} into{k} that{k} shelf since{k} it is{k} so{k} {word} ."
-            inputs += [
-                f"{sentence} The 'it' refers to {name} because {reason}" for reason in ("so it is.", "it refers")
-            ]
-    return {"canary": "GUID 1", "examples": [{"input": text, "target_scores": {"correct": 1}} for text in inputs]}
-
-
-def multirc(paragraphs=24, **change):
-    text = "Paragraph- Sent 1: Tom has {k} pears.Sent 2: He ate one (or two). \nQuestion: Who ate? (A) Tom (B) Jim (C) Tom did."
-    examples = [{"input": text.format(k=k), "target": ["A, C."]} for k in range(paragraphs)]
-    return {"examples": [*examples, {"input": "x", "target": ["A."], **change}] if change else examples}
 
 
 def packed(folder, asking=None, reading=None):

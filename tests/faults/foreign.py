@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import pickle
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,10 @@ import numpy as np
 import poison
 import tiny
 from archive_bytes import tar_bytes, zip_bytes
+from bigbench_tasks import multirc, winowhy
 from checkout import ROOT
+from PIL import Image
+from planetoid import planetoid_files
 
 from lowmem import kept_files
 from lowmem.models import _by_name
@@ -26,12 +28,24 @@ from lowmem.weights import pretrained
 
 GZIPPED = (".csv.gz", "-ubyte.gz", ".jsonl.gz")
 ROW = {"question": "is it?", "passage": "it is", "label": True, "premise": "a", "hypothesis": "b"}
+ROW |= {"options": "A. one\nB. two", "answer": "A. one"}
 ROWS = "".join(json.dumps({**ROW, "idx": k}) + "\n" for k in range(3)).encode()
+PAIRS = "".join(  # so many that each part of the data set has some
+    json.dumps({key: f"\n\nHuman: {k}\n\nAssistant: {key}" for key in ("chosen", "rejected")}) + "\n"
+    for k in range(100)
+).encode()
 INSTRUCTION = b'[{"instruction": "a", "output": "b"}]'
 NOUN = b'00001740 03 n 01 entity 0 000 | that which is; "an entity of the first kind"  \n'
-GIVEN = {  # the files that a data set's script reads from a person's folder
-    "cora": {f"ind.cora.{part}": pickle.dumps([1]) for part in ("x", "tx", "allx", "y", "ty", "ally", "graph")}
-    | {"ind.cora.test.index": b"1\n2\n"},
+
+
+def picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (70, 64)).save(out, "PNG")
+    return out.getvalue()
+
+
+GIVEN = {  # good files, as a data set's script reads them from a person's folder
+    "cora": planetoid_files(),
     "digits": {"digits.csv.gz": gzip.compress(b",".join([b"1"] * 65) + b"\n")},
     "fashion_mnist": {
         f"{split}-{kind}-ubyte.gz": gzip.compress(b"\0\0\x08\x01\0\0\0\x01\x05")
@@ -40,12 +54,12 @@ GIVEN = {  # the files that a data set's script reads from a person's folder
     },
     "cifar10": {"data_batch_1.bin": bytes(3073), "test_batch.bin": bytes(3073)},
     "cifar100": {"train.bin": bytes(3074), "test.bin": bytes(3074)},
-    "imagenet": {"train/a/1.png": b"", "val/a/1.png": b""},
-    "celeba": {"train/faces/1.png": b""},
+    "imagenet": {"train/a/1.png": picture(), "val/a/1.png": picture()},
+    "celeba": {"train/faces/1.png": picture()},
     "superglue_boolq": {"train.jsonl": ROWS, "val.jsonl": ROWS},
     "superglue_multirc": {"train-00000.jsonl.gz": gzip.compress(ROWS), "val-00000.jsonl.gz": gzip.compress(ROWS)},
     "alpaca": {"train.json": INSTRUCTION, "val.jsonl": b'{"instruction": "c", "output": "d"}\n'},
-    "hh_rlhf": {"train.jsonl.gz": gzip.compress(b'{"chosen": "\\n\\nHuman: a\\n\\nAssistant: b", "rejected": "x"}\n')},
+    "hh_rlhf": {"train.jsonl.gz": gzip.compress(PAIRS)},
     "ogbn_arxiv": {
         f"a/{name}.csv.gz": gzip.compress(b"0,1\n")
         for name in (
@@ -66,7 +80,8 @@ GIVEN = {  # the files that a data set's script reads from a person's folder
         for name in ("BoolQ/dev.jsonl", "BoolQ/combined.jsonl", "PIQA/validation.jsonl", "OpenBookQA/test.jsonl")
     },
     "bigbench": {
-        f"a/{name}/task.json": b'{"examples": []}' for name in ("winowhy", "subtask058_multirc_question_answering")
+        "a/winowhy/task.json": json.dumps(winowhy()).encode(),
+        "a/subtask058_multirc_question_answering/task.json": json.dumps(multirc()).encode(),
     },
 }
 IN_TAR = {"sotu": "a/1790_x.txt", "shakespeare": "a/shksprdata/texts/hamlet_gut.txt", "wordnet_graph": "a/data.noun"}

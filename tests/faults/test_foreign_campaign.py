@@ -17,6 +17,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PART = 40  # cases of a group
 
 
+@pytest.mark.parametrize("dataset", foreign.GIVEN)
+def test_what_is_poisoned_is_good_before(dataset, tmp_path):
+    """Else another file would be refused, and the poisoned one never looked at."""
+    edge.warm()
+    endings = [work() for work in foreign.prepared(tmp_path, dataset, foreign.GIVEN[dataset])]
+    assert [ending.code for ending in endings] == [0, 0], endings[-1].line
+
+
 @pytest.mark.parametrize("group", foreign.GROUPS)
 def test_no_foreign_file_runs_code_or_ends_in_more_than_a_line(group, tmp_path):
     counts, findings, place = {"cases": 0, "read": 0, "in one line": 0}, [], tmp_path / "case"
