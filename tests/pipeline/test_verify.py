@@ -155,6 +155,20 @@ def test_changed_data_and_runs_that_are_too_long_are_not_accepted(changed, capsy
     assert code == 0 and "accepted" not in said and not neutral.FILE.exists()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_where_only_data_differ_or_are_not_here_accepted_code_is_not_named(changed, capsys, there):
+    answer(changed, capsys, rerun=1, accepting=True)
+    name = "data/prepared/toy/x.npy"
+    if there:
+        (changed / name).parent.mkdir(parents=True)
+        (changed / name).write_bytes(b"other")
+    alter(changed, lambda made: made["code"]["files"].update({name: "0" * 64}))
+    code, said = answer(changed, capsys)
+    how = "is another file now than for" if there else "is not here, but was read by"
+    assert code == 0 and f"drifted: {name} {how} 1 record" in said and "drifted: src/" not in said
+    assert "0 whole, 1 made by other code or data" in said and record.reusable(changed, RUN) is None
+
+
 def test_what_was_accepted_holds_for_no_other_code(changed, capsys, monkeypatch):
     answer(changed, capsys, rerun=1, accepting=True)
     real = provenance.code_hash

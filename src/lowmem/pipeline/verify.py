@@ -85,7 +85,9 @@ def verify(
     for why, count in proven.items():
         print(f"whole ({why}): {count} record{'s' * (count > 1)}")
     for name, count in sorted(changed.items(), key=lambda item: -item[1])[:20]:
-        print(f"drifted: {name} is another file now than for {count} record{'s' * (count > 1)}")
+        here = neutral.is_code(name) or (root / name).is_file()
+        how = "is another file now than for" if here else "is not here, but was read by"
+        print(f"drifted: {name} {how} {count} record{'s' * (count > 1)}")
     counts = {state: sum(one == state for one, _ in found.values()) for state in ("whole", "drifted", "damaged")}
     other = f"{counts['drifted']} made by other code or data, {counts['damaged']} damaged"
     print(f"{len(found)} records: {counts['whole']} whole, {other}")

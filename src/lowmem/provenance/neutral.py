@@ -58,10 +58,8 @@ def shown(old: str, new: str) -> list[dict]:
 def drifted(root: Path, files: dict[str, str | None], config: dict) -> tuple[list[str], list[dict]]:
     """(names of a record's files that changed since, entries that show that the changes of code left its result equal).
 
-    Where the entries cover every change, no name is left.
+    Where the entries cover every change of code, names of data are left, or none.
     """
     changed = provenance.drifted(root, files)
-    if not changed or not all(map(is_code, changed)):
-        return changed, []
-    way = shown(code_of(files), today(config))
-    return ([], way) if way else (changed, [])
+    way = shown(code_of(files), today(config)) if any(map(is_code, changed)) else []
+    return [name for name in changed if not (way and is_code(name))], way
