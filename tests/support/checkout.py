@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 IGNORED = shutil.ignore_patterns("__pycache__", "raw", "prepared", "cache", "*.egg-info")
-KEPT: dict[str, str] = {}  # variables that a shell may have set, for every command
+SHELL: dict[str, str] = {}  # variables that the user's shell has set, for tests to patch
 SMOKE_TRAIN = "train: {steps: 20, eval_every: 5, eval_batches: 2}"  # of gpt2_sizes, for edit()
 
 
@@ -30,7 +30,7 @@ def command(place: Path, *arguments: str, check: bool = True, cwd: Path | None =
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     environment.pop("LOWMEM_ROOT", None)
-    environment |= KEPT
+    environment |= SHELL
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=cwd or place,

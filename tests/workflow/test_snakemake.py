@@ -83,7 +83,7 @@ def test_a_pipeline_computes_where_it_stands_whatever_the_shell_names(project, t
     other = tmp_path / "other"
     shutil.copytree(project / "workflow", other / "workflow")
     before = sorted(path for path in other.rglob("*"))
-    monkeypatch.setattr("checkout.KEPT", {"LOWMEM_ROOT": str(other)})
+    monkeypatch.setattr("checkout.SHELL", {"LOWMEM_ROOT": str(other)})
     target = "results/smoke/quadratic/done.json"
     snakemake(project, "--snakefile", snakefile, target, "--config", "tier=smoke")
     assert (project / target).is_file()
