@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from compiler import without_kernel
 from support import twins
 from torch import nn
 
@@ -68,7 +69,7 @@ WAYS = ("C", "stages", "flat", "bf16", "float64")
 def adam_mini(way: str, gradients: list[torch.Tensor], monkeypatch, **settings):
     """(optimizer, weights after each step) of four equal layers with biases: the gradients act on the weights of each."""
     if way != "C":
-        monkeypatch.setattr("lowmem.optim.core.cpu_kernel.library", lambda: None)
+        without_kernel(monkeypatch)
     if way == "flat":
         monkeypatch.setattr(AdamMini, "ways_on_cpu", (flat_blocks.adam_mini,))
     dtype = {"bf16": torch.bfloat16, "float64": torch.float64}.get(way, torch.float32)

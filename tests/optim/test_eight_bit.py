@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from compiler import both_ways, without_kernel
 from torch import nn
 
 from lowmem import partition
@@ -60,12 +61,10 @@ def draws() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kernel", ["0", "1"])
-def test_the_rules_with_an_8_bit_moment_are_those_written_out(rule, kernel, monkeypatch):
-    from lowmem.optim.core import cpu_kernel
-
-    if kernel == "0":
-        monkeypatch.setattr(cpu_kernel, "library", lambda: None)
+@both_ways
+def test_the_rules_with_an_8_bit_moment_are_those_written_out(rule, way, monkeypatch):
+    if way == "stages":
+        without_kernel(monkeypatch)
     start, *gradients = draws()
     model = nn.Linear(100, 7, bias=False)  # 700 weights: blocks of 100 for the second moment, of 256 for the scales
     with torch.no_grad():
@@ -117,12 +116,10 @@ def test_stochastic_rounding_of_a_moment_is_right_on_average():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("kernel", ["0", "1"])
-def test_a_gradient_that_is_no_number_is_never_hidden_in_codes(bad, kernel, monkeypatch):
-    from lowmem.optim.core import cpu_kernel
-
-    if kernel == "0":
-        monkeypatch.setattr(cpu_kernel, "library", lambda: None)
+@both_ways
+def test_a_gradient_that_is_no_number_is_never_hidden_in_codes(bad, way, monkeypatch):
+    if way == "stages":
+        without_kernel(monkeypatch)
     for cls in RULES.values():
         model = nn.Linear(20, 30, bias=False)
         optimizer = cls(model, lr=1e-2, state_dtype="int8")

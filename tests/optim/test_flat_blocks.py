@@ -4,18 +4,20 @@ import pytest
 import torch
 import zoo
 from block_layouts import LARGE, layout, optimizer_over, run
+from compiler import without_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import by_kernels as nothing_left
 
 from lowmem.models import gpt2, llama
 from lowmem.optim import AdamMini, FusedBackward
-from lowmem.optim.core import cpu_kernel, flat_blocks
+from lowmem.optim.core import flat_blocks
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch):
     """As on a device that has no kernel of its own, however few tensors there are."""
-    monkeypatch.setattr(cpu_kernel, "library", lambda: None)
+    without_kernel(monkeypatch)
     monkeypatch.setattr(AdamMini, "ways_on_cpu", (flat_blocks.adam_mini,))
     monkeypatch.setattr(flat_blocks, "FEWEST", 1)
 
@@ -25,16 +27,6 @@ def by_stages(make):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AdamMini, "ways_on_cpu", ())
         return make()
-
-
-def nothing_left(optimizer):
-    """The optimizer, in which the stages must not be asked for any tensor."""
-
-    def refuse(*arguments):
-        raise AssertionError("a tensor went through the stages")
-
-    optimizer.by_stages = refuse
-    return optimizer
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)

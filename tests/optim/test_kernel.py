@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from block_layouts import LARGE, SETTINGS, layout, optimizer_over, run
-from compiler import needs_compiler
+from compiler import needs_compiler, without_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -17,10 +17,6 @@ from lowmem.optim import AdamMini, AdamW, Lion, adamw
 from lowmem.optim.adamw import in_one_kernel
 from lowmem.optim.core import cpu_kernel, kernel_build
 from lowmem.optim.core.rule import Update
-
-
-def without_kernel(monkeypatch):
-    monkeypatch.setattr(cpu_kernel, "library", lambda: None)
 
 
 @needs_compiler

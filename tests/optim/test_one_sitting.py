@@ -4,9 +4,8 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
 import torch
-from compiler import needs_compiler
+from compiler import both_ways, without_kernel
 
 from lowmem.models import llama
 from lowmem.optim import AdamMini
@@ -43,10 +42,10 @@ def entered(optimizer: AdamMini) -> set[str]:
     return ours | ({"core/adam_kernel.c"} if before is not None else set())
 
 
-@pytest.mark.parametrize("way", [pytest.param("C", marks=needs_compiler), "stages"])
+@both_ways
 def test_a_step_of_adam_mini_enters_the_six_files_that_the_page_names(monkeypatch, way):
     if way == "stages":
-        monkeypatch.setattr(cpu_kernel, "library", lambda: None)
+        without_kernel(monkeypatch)
     model = llama.build(n_layer=2, n_head=2, n_embd=16, n_hidden=24, vocab_size=32, block_size=8)
     optimizer = AdamMini(model, lr=1e-2, weight_decay=0.1)
     for _ in range(2):  # the first step makes the state

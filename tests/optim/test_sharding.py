@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import zoo
+from compiler import without_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import Bag, Ranks, axis_split, flat_split, grid_split, part_of
@@ -259,10 +260,8 @@ def test_16_bit_parts_stay_within_rounding_of_the_whole(rule):
 
 
 def test_eager_code_without_the_c_kernel_gives_the_same(monkeypatch):
-    from lowmem.optim.core import cpu_kernel
-
     alone("adam_mini", STEPS, torch.float32)  # with the kernel, where there is one
-    monkeypatch.setattr(cpu_kernel, "library", lambda: None)
+    without_kernel(monkeypatch)
     for split in ("rows-3", "flat"):
         worst, _ = compare("adam_mini", SPLITS[split]())
         assert worst <= TOLERANCE
