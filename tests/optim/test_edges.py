@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import twins
 from compiler import without_kernel
-from support import twins
 from torch import nn
 
 from lowmem.optim import CAME, Adafactor, AdaLomo, AdamMini, FusedBackward, Lomo
