@@ -5,6 +5,7 @@ import types
 import pytest
 
 from lowmem.reporting.numbers import scale
+from lowmem.reporting.numbers.rate_grids import Tuned, choice
 
 
 def run(steps, batch, status="done", weights=None, **model):
@@ -19,6 +20,26 @@ def test_models_of_pictures_are_as_large_as_their_records_count_and_open_runs_co
     assert told == "Models of 71k to 136k parameters, 6.4k to 7.68k training pictures each. "
     assert scale.counted([run(100, None, weights=4000)], "epochs") == "Models of 1k parameters, 100 epochs each. "
     assert scale.counted([run(9, 9, "missing"), run(5, 5)], "epochs") == ""
+
+
+def test_a_caption_counts_the_seeds_of_each_variant_that_ended_and_planned_ones_only_where_none_did():
+    def of(variant, seeds, status="done"):
+        return [types.SimpleNamespace(experiment="e", variant=variant, seed=s, status=status) for s in range(seeds)]
+
+    assert scale.seeds(of("a", 3) + of("b", 3)) == "3 seeds"
+    assert scale.seeds(of("a", 5) + of("b", 3)) == "3 to 5 seeds"
+    assert scale.seeds(of("a", 2) + of("a", 1, "diverged") + of("b", 3) + of("c", 8, "missing")) == "3 seeds"
+    assert scale.seeds(of("a", 8, "missing")) == "8 seeds"
+    assert scale.seeds(of("a", 1)) == "1 seed"
+
+
+def test_rates_are_said_to_be_chosen_beforehand_only_where_every_method_has_a_chosen_one():
+    grid = Tuned("a", {1e-3: [], 3e-3: [], 1e-2: []})
+    told = Tuned("b", {1e-3: [], 3e-3: []}, chosen=1e-3)
+    assert choice([grid]) == "Every method at the best of 3 rates run here"
+    assert choice([grid, told]) == "Every method at the best of 2 to 3 rates run here"
+    assert choice([told]) == "Every method at a rate of its own, chosen beforehand on other seeds"
+    assert choice([Tuned("c", {6e-4: []}), Tuned("d", {6e-4: []})]) == "Every method at the rate 0.0006"
 
 
 @pytest.mark.parametrize(
@@ -45,3 +66,8 @@ def test_captions_of_what_was_trained_open_with_its_size(everything):
         "lomo_fig5",
     ):
         assert everything[1][id].caption.startswith(sizes), id
+
+
+def test_a_rate_that_is_planned_alone_was_not_tried():
+    done, broken, absent = (types.SimpleNamespace(id="i", status=status) for status in ("done", "diverged", "missing"))
+    assert Tuned("a", {1e-3: [done, absent], 3e-3: [broken], 1e-2: [absent]}).tried == "0.001, 0.003"

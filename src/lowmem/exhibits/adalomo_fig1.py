@@ -29,7 +29,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     shown = Shown(
         caption=scale.about(runs)
         + "Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Right: final "
-        "loss by learning rate, best rates marked; four rates each.",
+        "loss by learning rate, best rates marked.",
         columns=["method", "best rate", "rates tried", "final loss (nat)", "ahead of SGD (nat)"],
         rows=[],
         deviations=[

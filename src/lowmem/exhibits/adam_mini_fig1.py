@@ -22,14 +22,17 @@ EXHIBIT = {
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values, Adam-mini minus AdamW at equal tokens: loss.gap (nat), loss.gap.percent (of AdamW's loss)."""
     size = next(size for size in pairs(runs) if size.name.startswith("7b"))
+    found = [run for group in size.runs.values() for run in group]
     shown = Shown(
-        caption=scale.about([run for group in size.runs.values() for run in group])
+        caption=scale.about(found)
         + "Validation loss by tokens and by time in training steps, mean over seeds, thin lines the seeds. Both "
         "optimizers use equal batches here; the paper's hours come from a four times larger batch per GPU for Adam-mini.",
         columns=["optimizer", "final loss (nat)", "Adam-mini − AdamW (nat)", "training time (s)", "seeds"],
         rows=[],
-        deviations=["Rate, length and batch of the published run are not known; three seeds instead of one run."],
-        runs_used=used(run for group in size.runs.values() for run in group),
+        deviations=[
+            f"Rate, length and batch of the published run are not known; {scale.seeds(found)} instead of one run."
+        ],
+        runs_used=used(found),
     )
     if tier != "paper":
         shown.deviations.append(f"The model is {size.name.replace('_as_', ', here ')} parameters.")

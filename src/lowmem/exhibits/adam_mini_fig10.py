@@ -63,7 +63,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         rows=[],
         deviations=[
             "The paper plots training loss of one run per curve; ours is the loss on a fixed validation set, with "
-            "three seeds paired between the optimizers.",
+            f"{scale.seeds(runs)} paired between the optimizers.",
         ],
     )
     if tier != "paper":

@@ -35,8 +35,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Rows by part of the run. Values, of training losses: gap.early, gap.late, gap.change (late minus early), gap.slope (by
     e-fold of steps from a tenth of the run on); own_rate.gap.late where each optimizer has its own best rate."""
     size = pairs(runs)[-1]
+    found = [run for group in size.runs.values() for run in group]
     shown = Shown(
-        caption=scale.about([run for group in size.runs.values() for run in group])
+        caption=scale.about(found)
         + "The longest of the Llama runs: validation loss, and the gap Adam-mini minus AdamW at "
         "equal seed over the share of the run that is done; mean over seeds, thin lines the seeds, shaded the 95 % interval. "
         "Open diamonds: the "
@@ -45,9 +46,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=["part of the run", "gap, Adam-mini − AdamW (nat)", "published, Llama2-1B (nat)", "seeds"],
         rows=[],
         deviations=[
-            "A fixed validation set and three seeds; the paper shows one run on a validation stream that moves on."
+            f"A fixed validation set and {scale.seeds(found)}; the paper shows one run on a validation stream that moves on."
         ],
-        runs_used=used(run for group in size.runs.values() for run in group),
+        runs_used=used(found),
     )
     if tier != "paper":
         shown.deviations.append(f"The model is {size.name}, not 1B: the one that this tier trains longest.")

@@ -44,17 +44,18 @@ STAGES = {  # name: (measure, what the published value is called)
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Rows by size and stage. Values: gap.<size>, gap.worst (end), early.least; own_rate.gap.worst."""
     sizes = [size for size in pairs(runs) if size.name.startswith(("8b", "13b"))]
+    found = [run for size in sizes for group in size.runs.values() for run in group]
     shown = Shown(
-        caption=scale.about(runs)
+        caption=scale.about(found)
         + "Training loss, moving mean over 5 % of the steps, mean over seeds; right: Adam-mini minus AdamW in per "
         "cent of the loss, at equal seed and batches with 95 % intervals, and the published gaps (open diamonds, per token).",
         columns=["model", "part of the run", "AdamW loss", "Adam-mini loss", "gap (nat)", "published gap (nat)"],
         rows=[],
         deviations=[
-            "Three seeds; the paper shows one run per curve. Adam-mini makes one block of each value matrix, as the "
-            "official script does for runs of this length."
+            f"Mean over {scale.seeds(found)}; the paper shows one run per curve. Adam-mini makes one block of each value "
+            "matrix, as the official script does for runs of this length."
         ],
-        runs_used=used(run for size in sizes for group in size.runs.values() for run in group),
+        runs_used=used(found),
     )
     if tier != "paper":
         shown.deviations.append("Shapes are those of this tier, with the features of the models they are named after.")

@@ -1,13 +1,13 @@
 """Three ablations of Adam-mini: value matrices as one block, the statistic of a block, blocks of embedding and output.
 
-All run on one model with one AdamW baseline; each variant is shown at its best rate of an equal grid.
+All run on one model with one AdamW baseline; each variant is shown at its best rate.
 """
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean, smallest, used
-from lowmem.reporting.numbers.rate_grids import lead, models, tuned
+from lowmem.reporting.numbers.rate_grids import choice, lead, models, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves
 from lowmem.reporting.values import text
 
@@ -34,6 +34,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: value.gap (one block minus rows), mean.lead (least lead of the mean), embedding.excess (whole minus rows)."""
     methods = tuned(runs, models(runs)[0])
     names = list(dict.fromkeys(name for _, names in PANELS.values() for name in names))
+    found = [run for run in runs if run.variant.split("-")[1] in names]
     shown = Shown(
         caption=scale.about(runs)
         + "Adam-mini with one thing changed, each variant at its best rate: validation loss, mean over seeds (thin lines "
@@ -41,9 +42,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=["variant", "best rate", "rates tried", "final loss (nat)", "behind Adam-mini by (nat)"],
         rows=[],
         deviations=[
-            "Models, rates and lengths of the published ablations are unknown; three seeds and equal grids here."
+            "Models, rates and lengths of the published ablations are unknown. "
+            f"{choice(methods[name] for name in names if name in methods)}; {scale.seeds(found)}."
         ],
-        runs_used=used(run for run in runs if run.variant.split("-")[1] in names),
+        runs_used=used(found),
     )
     shown.published = mark("guidance", printed(published, "guidance"))
     for name in names:

@@ -3,6 +3,7 @@
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
 from lowmem.reporting.numbers import alignment as al
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import log_loss, mean, used
 from lowmem.reporting.panels.losses import loss_curves
 from lowmem.reporting.values import text
@@ -45,7 +46,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         rows=[],
         runs_used=used(runs),
         deviations=[
-            "Three seeds; the paper shows one run.",
+            f"Mean over {scale.seeds(runs)}; the paper shows one run.",
             "The learned rewards of ours and of the paper have no common scale. d is ours.",
             "A higher learned reward is not a better answer: how good the reward model is stands in Table 3.",
         ],

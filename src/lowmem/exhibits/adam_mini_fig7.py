@@ -9,6 +9,7 @@ PyTorch's tensors as blocks, from the runs of llama_variants.
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import Runs, Shown, mark, printed, unfinished
 from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.panels import default_partition, matrices
 
 EXHIBIT = {
@@ -41,6 +42,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     default.excess and default.roughness of panel i (reporting/panels/default_partition.py)."""
     toy = [run for run in runs if run.experiment == "hessian_transformer"]
     deep = [run for run in runs if run.experiment == "hessian_deep"]
+    trained = default_partition.methods(runs)
+    seeds = scale.seeds(run for group in default_partition.at_adamw_rate(trained).values() for run in group)
     shown = Shown(
         caption="|H| of each module's weights after about 1 % of training, rows and columns ordered by block (white "
         "lines), averaged over tiles. Below: share of |H| inside the blocks, and the middle 95 % of 200 random "
@@ -50,7 +53,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=COLUMNS,
         rows=[],
         deviations=[
-            "Panel i: three seeds on the model of this tier; the paper shows one run of Llama2-1B.",
+            f"Panel i: {seeds} on the model of this tier; the paper shows one run of Llama2-1B.",
             "The paper names neither data nor training; ours is prose whose bytes are dealt to 8 groups of equal "
             "frequency, trained by Adam.",
             "Value is cut by output neuron, as the paper's rule says, though its panel is labelled with 4 heads.",
@@ -65,7 +68,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             for letter, module in zip("abcdefgh", hn.MODULES, strict=True):
                 excess[name, stage, module] = add_row(shown, name, letter, module, stage, group)
     summarise(shown, toy, deep, excess)
-    trained = default_partition.methods(runs)
     default_partition.add(shown, trained)
     shown.figure = draw(toy, trained)
     return shown

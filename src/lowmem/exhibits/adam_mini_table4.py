@@ -37,7 +37,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=COLUMNS,
         rows=[],
         deviations=[
-            "A fixed validation set and three seeds instead of one run on a validation stream that moves on.",
+            f"A fixed validation set and {scale.seeds(runs)} instead of one run on a validation stream that moves on.",
             "Both optimizers decay all tensors; the official Adam-mini spares the norms.",
         ],
         runs_used=used(runs),

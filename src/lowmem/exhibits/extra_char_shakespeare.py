@@ -8,6 +8,7 @@ import statistics
 
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, log_loss, mean, used
 from lowmem.reporting.panels.losses import loss_curves
 from lowmem.reporting.values import exact, missing, text
@@ -53,8 +54,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[
             "nanoGPT's number is an estimate on 240 windows, which follow from its seed; on them its own model has 1.8857, on "
             "the whole validation text 1.9025 (benchmarks/char_shakespeare_control.py). The curves are of the whole text.",
-            "Other training windows than nanoGPT's, and five seeds where it shows one run; weights decay except those of "
-            "norms, as there.",
+            f"Other training windows than nanoGPT's, and {scale.seeds(real)} where it shows one run; weights decay except "
+            "those of norms, as there.",
         ],
         runs_used=used(own),
     )

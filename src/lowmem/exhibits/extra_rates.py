@@ -30,7 +30,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     found = list(runs) or runs.archived
     grids = {size: tuned(found, size) for size in models(found)}
     shown = Shown(
-        caption=scale.about(found)
+        caption=scale.about([run for run in found if run.status == "done"] or found)
         + "Loss on the whole held-out text after 20 (Llama) or 40 (GPT-2) characters of English prose per parameter, with each "
         "of the rates, a factor 2 apart, as many for every method; mean over "
         "tuning seeds (100 and up), which judge no claim. Large mark: the best rate.",

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lowmem.reporting.exhibit import Run, unfinished
-from lowmem.reporting.numbers.losses import difference, final_loss, lost
+from lowmem.reporting.numbers import scale
+from lowmem.reporting.numbers.losses import difference, final_loss, lost, used
 from lowmem.reporting.values import missing
 
 
@@ -53,8 +54,8 @@ class Tuned:
 
     @property
     def tried(self) -> str:
-        """All rates as a cell: '0.001, 0.003, 0.01'."""
-        return ", ".join(f"{lr:g}" for lr in self.rates)
+        """The rates at which a run ended as a cell: '0.001, 0.003, 0.01'; one that is planned alone was not tried."""
+        return ", ".join(f"{lr:g}" for lr, runs in self.rates.items() if used(runs))
 
     @property
     def rate(self) -> str:
@@ -80,6 +81,17 @@ def tuned(runs: Iterable[Run], model: str = "") -> dict[str, Tuned]:
             if rate == "own" and run.own_rate:
                 chosen[method] = lr
     return {method: Tuned(method, dict(sorted(rates.items())), chosen.get(method)) for method, rates in found.items()}
+
+
+def choice(methods: Iterable[Tuned]) -> str:
+    """At which rates these methods are compared: 'Every method at the best of 3 rates run here'."""
+    methods = list(methods)
+    if all(one.chosen for one in methods):
+        return "Every method at a rate of its own, chosen beforehand on other seeds"
+    rates = {lr for one in methods for lr in one.rates}
+    if len(rates) == 1:
+        return f"Every method at the rate {rates.pop():g}"
+    return f"Every method at the best of {scale.between([len(one.rates) for one in methods])} rates run here"
 
 
 def models(runs: Iterable[Run]) -> list[str]:

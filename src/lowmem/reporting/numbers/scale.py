@@ -1,9 +1,10 @@
 """How large the runs of an exhibit are, and what their losses are per: the first words of a caption, the unit of an axis."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from lowmem.reporting.exhibit import Run
-from lowmem.reporting.numbers.losses import parameters
+from lowmem.reporting.numbers.losses import lost, parameters
 
 UNITS = {"byte": "byte", "char": "character"}
 
@@ -32,6 +33,14 @@ def about(runs: Iterable[Run]) -> str:
         for run in runs
     ]
     return f"Models of {between(counts)} parameters, {between(seen)} training {per(runs)}s each. "
+
+
+def seeds(runs: Iterable[Run]) -> str:
+    """'3 seeds', or '3 to 5 seeds' where variants have different numbers of them; planned runs count where none has ended."""
+    runs = list(runs)
+    ended = [run for run in runs if run.status == "done" or lost(run)] or runs
+    counts = list(Counter((run.experiment, run.variant) for run in ended).values()) or [0]
+    return f"{between(counts)} seed{'s' * (counts != [1] * len(counts))}"
 
 
 def counted(runs: Iterable[Run], what: str) -> str:

@@ -154,8 +154,8 @@ def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, names: str = "ben
         look = plots.look(name)
         scores = sorted(method.scores.items())
         if scores:
-            seeds = len(next(iter(method.rates.values())))
-            label = f"_{display.name(name)}, mean of {seeds} seed{'s' * (seeds > 1)}"
+            seeds = scale.seeds(run for runs in method.rates.values() for run in runs)
+            label = f"_{display.name(name)}, mean of {seeds}"
             axes.plot(*zip(*scores, strict=True), marker=".", **look, label=label)
             if method.lr:
                 best = {
