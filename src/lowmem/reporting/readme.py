@@ -9,7 +9,7 @@ from pathlib import Path
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_json, write_text
 from lowmem.reporting import claims, report_evidence
-from lowmem.reporting.values import text
+from lowmem.reporting.values import Value, text
 from lowmem.reporting.verdicts import WORDS
 
 BLOCK = re.compile(r"(<!-- verdicts\n(.*?)\n-->\n).*?(<!-- /verdicts -->)", re.DOTALL)
@@ -40,7 +40,7 @@ def renewed(root: Path, text: str) -> str:
 
 def phase(root: Path) -> str:
     """How far Adam-mini is behind AdamW by length of training, from extra_gap_phase."""
-    values = read_json(root / "reports" / TIER / "figures/extra_gap_phase.json")["values"]
+    values = values_of(root, "extra_gap_phase")
     told = [f"{text(values[f'gap.usual.{steps}.0.006'], True, 3)} after {steps:,} steps" for steps in (813, 2440, 8130)]
     return (
         "How far Adam-mini is behind depends on how long one trains: with a Llama of 42 thousand parameters and one rate for "
@@ -50,12 +50,17 @@ def phase(root: Path) -> str:
 
 def location(root: Path) -> str:
     """What is left of the early deficit where one kind of tensor keeps AdamW's second moment, from extra_gap_location."""
-    values = read_json(root / "reports" / TIER / "figures/extra_gap_location.json")["values"]
+    values = values_of(root, "extra_gap_location")
     gap = {name: text(values[f"gap.{name}"], True, 3) for name in ("none", "query_key", "mlp", "tables")}
     return (
         f"Of the deficit after 813 steps (here {gap['none']}) one second moment per weight in query and key alone leaves "
         f"{gap['query_key']}, in the MLP {gap['mlp']}, in embedding and output {gap['tables']}."
     )
+
+
+def values_of(root: Path, figure: str) -> dict[str, Value]:
+    """The values of a figure of the committed report."""
+    return read_json(root / "reports" / TIER / "figures" / f"{figure}.json")["values"]
 
 
 def runs(root: Path) -> list[dict]:
