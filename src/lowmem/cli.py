@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import resource
+import select
 import sys
 from pathlib import Path
 
@@ -28,12 +29,16 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         # What an installed package answers in any folder, without a checkout.
         free = arguments.run is blocks or (arguments.run is plan and (arguments.explain or arguments.model is not None))
-        return arguments.run(None if free else find_root(), arguments) or 0
+        code = arguments.run(None if free else find_root(), arguments) or 0
+        print(end="", flush=True)  # not at Python's end, where a reader that left is a traceback
+        return code
     except Misuse as error:
         return report_error(error, 2)
     except Failed as error:
         return report_error(error, 1)
     except OSError as error:  # a file that went away, a disk that is full, a limit of the system
+        if isinstance(error, BrokenPipeError) and reader_left():
+            return 1
         place = f"{error.filename}: " if error.filename else ""
         return report_error(
             f"{place}{error.strerror or error}; check that it is there, permissions, space and limits", 1
@@ -51,6 +56,16 @@ def main(argv: list[str] | None = None) -> int:
                 f"this needs {absent}, which is not installed; pip install {PACKAGES.get(absent, absent)}", 1
             )
         return report_error(f"unforeseen {type(error).__name__}: {error}; LOWMEM_TRACEBACK=1 shows where", 1)
+
+
+def reader_left() -> bool:
+    """Whether nobody reads stdout any more, as after `| head`; then the rest of it goes nowhere."""
+    asked = select.poll()
+    asked.register(1, 0)
+    left = any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return left
 
 
 def report_error(error: Exception | str, code: int) -> int:

@@ -1,5 +1,7 @@
 """The command line: exit codes and one-line answers. Nothing here imports PyTorch."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -86,6 +88,26 @@ def test_blocks_prints_the_blocks_of_a_model_given_by_name(capsys):
     assert "tokens.weight" in text and "19,794,176 parameters" in text
 
 
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_early_is_no_error_to_speak_of(lines):
+    code = "import sys; from lowmem import cli; from lowmem.memory import plan_columns; "
+    code += f"plan_columns.explained = lambda: 'line\\n' * {lines}; sys.exit(cli.main(['plan', '--explain']))"
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    done = subprocess.run([sys.executable, "-c", code], stdout=ours, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(ours)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_pipe_that_broke_elsewhere_is_one_line(capsys, monkeypatch):
+    def fail(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("lowmem.pipeline.estimate.show", fail)
+    code, said = answer(capsys, "plan")
+    assert code == 1 and said.startswith("lowmem: Broken pipe")
+
+
 def test_help_of_every_command_is_there():
     for command in ("fetch", "prepare", "train", "exhibit", "claim", "claims", "report", "plan", "blocks", "records"):
         with pytest.raises(SystemExit) as ended:
@@ -94,8 +116,6 @@ def test_help_of_every_command_is_there():
 
 
 def test_arguments_are_judged_before_pytorch_is_loaded(root):
-    import subprocess
-
     code = "import sys; from lowmem import cli; cli.main(['train', '--experiment', 'x']); print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, env={"PYTHONPATH": "src"}, capture_output=True, text=True, timeout=60
