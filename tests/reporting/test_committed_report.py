@@ -9,8 +9,9 @@ from lowmem.files import read_json
 from lowmem.pipeline import archive, experiments, planning
 from lowmem.reporting import claims, exhibit
 from lowmem.reporting.numbers import superglue
+from lowmem.reporting.report_evidence import COMMITTED
 
-REPORT = ROOT / "reports/laptop"
+REPORT = ROOT / COMMITTED / "laptop"
 TIERS = ("laptop", "overnight")
 
 
@@ -33,7 +34,7 @@ def source(name: str, tier: str, known: set[str]) -> str:
 @pytest.mark.slow  # renders every archived exhibit
 @pytest.mark.parametrize("tier", TIERS)
 def test_rows_values_and_verdicts_of_the_committed_report_follow_from_the_archived_records(tier):
-    report = ROOT / "reports" / tier
+    report = ROOT / COMMITTED / tier
     committed = {row["id"]: row for row in read_json(report / "claims.json")}
     headers = archived(tier)
     assert headers
@@ -62,7 +63,7 @@ def test_every_cell_of_the_superglue_table_is_a_number_or_says_why_there_is_none
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_pictures_and_tables_of_the_committed_report_are_all_there_and_small(tier):
-    report = ROOT / "reports" / tier
+    report = ROOT / COMMITTED / tier
     files = {path.name: path for folder in ("figures", "tables") for path in (report / folder).iterdir()}
     files = {name: path for name, path in files.items() if path.suffix != ".sha256"}
     assert len(files) > 90

@@ -22,7 +22,7 @@ def test_the_selected_verdicts_are_those_of_the_committed_report():
 
 
 def test_the_block_counts_every_claim_and_words_each_verdict_as_the_page_does():
-    rows = read_json(ROOT / "reports/overnight/claims.json")
+    rows = read_json(ROOT / "docs/reports/overnight/claims.json")
     row = next(row for row in rows if row["verdict"] == "opposite_here")
     text = readme.block(rows, [row["id"]], "Trained here.")
     assert text.startswith(f"Trained here.\n{len(rows)} claims: ")

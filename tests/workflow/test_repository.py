@@ -11,6 +11,8 @@ import yaml
 from checkout import ROOT
 from packaging.specifiers import SpecifierSet
 
+from lowmem.pipeline import experiments, planning
+
 
 def read(root: Path, name: str) -> str:
     return (root / name).read_text(encoding="utf-8")
@@ -172,6 +174,32 @@ def test_targets_that_the_pages_name_exist(root):
     for line in map("".join, lines):
         words = re.sub(r"--(cores|config|workflow-profile) \S+", "", line).split()
         assert set(words) <= known, line
+
+
+def test_no_command_of_the_readme_writes_what_the_repository_keeps(root):
+    """The rules' outputs and logs at every tier, and what make, pytest and snakemake keep for themselves, are git-ignored."""
+    rules = "".join(path.read_text() for path in (root / "workflow/rules").glob("*.smk"))
+    known = {"job": "experiment/variant/seed0", "raw": "sotu@hub", "kind": "figure", "suffix": "svg"}
+    places = set(re.findall(r'"((?:reports|results|logs|data/raw|data/prepared)/[^"]*)"', rules))
+    assert len(places) >= 15
+    written = {".venv/bin/python", ".snakemake/log/a.log", ".pytest_cache/README.md", "src/lowmem.egg-info/PKG-INFO"}
+    for tier in experiments.tier_names(root):
+        written |= {
+            name for header in planning.exhibits(root).values() for name in planning.exhibit_files(tier, header)
+        }
+        for place in places:
+            named = place.replace("{{", "{").replace("}}", "}").replace("{TIER}", tier)
+            written.add(re.sub(r"{([\w.]+)}", lambda found: known.get(found[1], found[1]), named))
+        for folder in ("so_far", "archived"):
+            written |= {
+                f"reports/{tier}/{folder}/{name}" for name in ("claims.json", "index.html", "figures/lomo_fig1.svg")
+            }
+    assert not [name for name in written if "{" in name]
+    asked = ["git", "check-ignore", "--stdin"]
+    done = subprocess.run(asked, cwd=root, input="\n".join(written), capture_output=True, text=True, check=True)
+    assert set(done.stdout.splitlines()) == written
+    kept = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], cwd=root, capture_output=True, text=True)
+    assert (kept.returncode, kept.stdout) == (0, "")
 
 
 def test_text_has_the_same_line_ends_in_every_checkout():

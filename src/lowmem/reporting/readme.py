@@ -25,10 +25,10 @@ def update(root: Path) -> Path:
 
 def renewed(root: Path, text: str) -> str:
     """The README's text with the block as claims.json has it now."""
-    source = root / "reports" / TIER / "claims.json"
+    source = root / report_evidence.COMMITTED / TIER / "claims.json"
     if not source.is_file():
         raise Failed(
-            f"no {source}; run `lowmem report --archived --tier {TIER}` and copy reports/{TIER}/archived over it"
+            f"no {source}; run `lowmem report --archived --tier {TIER}` and copy reports/{TIER}/archived to its folder"
         )
     found = BLOCK.search(text)
     if not found:
@@ -60,12 +60,13 @@ def location(root: Path) -> str:
 
 def values_of(root: Path, figure: str) -> dict[str, Value]:
     """The values of a figure of the committed report."""
-    return read_json(root / "reports" / TIER / "figures" / f"{figure}.json")["values"]
+    return read_json(root / report_evidence.COMMITTED / TIER / "figures" / f"{figure}.json")["values"]
 
 
 def runs(root: Path) -> list[dict]:
     """The runs of all exhibits of the committed report, each once."""
-    paths = sorted(path for kind in ("figures", "tables") for path in (root / "reports" / TIER / kind).glob("*.json"))
+    report = root / report_evidence.COMMITTED / TIER
+    paths = sorted(path for kind in ("figures", "tables") for path in (report / kind).glob("*.json"))
     return list({run["id"]: run for path in paths for run in read_json(path)["runs"]}.values())
 
 
@@ -79,7 +80,7 @@ def block(rows: list[dict], ids: list[str], trained: str) -> str:
     lines = [
         trained,
         f"{len(rows)} claims: {', '.join(f'{n} {WORDS[verdict]}' for verdict, n in count.items() if n)} "
-        f"([all of them](reports/{TIER}/claims.md)).",
+        f"([all of them]({report_evidence.COMMITTED}/{TIER}/claims.md)).",
         "Only a tier that a claim names may confirm or contradict it; the others say a direction, and a simulation fits a "
         "measured value or does not. A selection:",
         "",

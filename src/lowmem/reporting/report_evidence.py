@@ -6,6 +6,7 @@ from lowmem.files import read_json, read_yaml
 from lowmem.pipeline import experiments, planning
 from lowmem.reporting.verdicts import WORDS
 
+COMMITTED = "docs/reports"  # two tiers' reports as the repository keeps them; the pipeline writes below reports alone
 TIERS = ("laptop", "overnight", "workstation", "paper")
 SIZES = {"adam_mini": "39 million to 13 billion", "lomo": "7 to 65 billion", "adalomo": "7 to 65 billion"}
 HOLDS, OPEN, FAILS = ("reproduced",), ("direction_only", "same_direction", "opposite_here"), ("contradicted",)
@@ -94,10 +95,11 @@ def standing(rows: list[dict], topics: dict[str, str], topic_of, sizes: str = ""
 
 
 def elsewhere(root: Path, tier: str) -> dict[str, list[dict]]:
-    """{claim: its rows at the other tiers that have a report}."""
+    """{claim: its rows at the other tiers that have a report, made here or else the committed one}."""
     found: dict[str, list[dict]] = {}
     for other in TIERS:
         path = root / "reports" / other / "claims.json"
+        path = path if path.is_file() else root / COMMITTED / other / "claims.json"
         if other != tier and path.is_file():
             for row in read_json(path):
                 found.setdefault(row["id"], []).append(row)
