@@ -140,7 +140,8 @@ def sources(root: Path, chance: random.Random) -> str:
 
 
 def some_claims(root: Path, chance: random.Random) -> str:
-    with replaced(root, "workflow/config/claims.yaml", "claim", chance):
+    name = chance.choice([path.name for path in claims.files(ROOT)])
+    with replaced(root, f"workflow/config/claims/{name}", "claim", chance):
         claims.load(root)
     return "planned"
 

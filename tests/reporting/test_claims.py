@@ -1,4 +1,5 @@
 import itertools
+import shutil
 
 import pytest
 from synthetic import ROOT, checkout, record, write_losses, write_state_memory
@@ -243,6 +244,17 @@ def test_unknown_claim_names_the_nearest_one():
         claims.decide(ROOT, "lomo_table1_stat", "laptop")
 
 
+def test_claims_come_in_the_order_of_the_exhibits_on_the_page():
+    headers = list(planning.exhibits(ROOT))
+    places = [headers.index(claim["exhibit"]) for claim in claims.load(ROOT)]
+    assert places == sorted(places) and len(places) > 100
+
+
+def test_a_checkout_without_claims_says_where_they_stand(tmp_path):
+    with pytest.raises(Misuse, match=r"no claims in .*workflow/config/claims"):
+        claims.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -262,14 +274,13 @@ def test_unknown_claim_names_the_nearest_one():
         (("simulated: true\n    decides: []", "simulated: true\n    decides: [paper]"), "decides at no tier"),
     ],
 )
-def test_a_mistake_in_claims_yaml_is_one_line(tmp_path, change, message):
+def test_a_mistake_in_a_claim_is_one_line(tmp_path, change, message):
     for name in ("src", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "workflow/config").mkdir(parents=True)
+    shutil.copytree(ROOT / "workflow/config/claims", tmp_path / "workflow/config/claims")
     (tmp_path / "workflow/schemas").symlink_to(ROOT / "workflow/schemas")
-    text = (ROOT / "workflow/config/claims.yaml").read_text()
-    assert change[0] in text
-    write_text(tmp_path / "workflow/config/claims.yaml", text.replace(*change, 1))
+    path = next(path for path in claims.files(tmp_path) if change[0] in path.read_text())
+    write_text(path, path.read_text().replace(*change, 1))
     with pytest.raises(Misuse, match=message) as caught:
         claims.load(tmp_path)
     assert "\n" not in str(caught.value)

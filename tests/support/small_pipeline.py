@@ -43,10 +43,9 @@ def make(place: Path, steps: int = 60) -> Path:
     for path in (project / "src/lowmem/exhibits").glob("[a-z]*.py"):
         if path.stem not in EXHIBITS:
             path.unlink()
-    path = project / "workflow/config/claims.yaml"
-    loaded = yaml.safe_load(path.read_text())
-    loaded["claims"] = [claim for claim in loaded["claims"] if claim["exhibit"] in EXHIBITS]
-    path.write_text(yaml.safe_dump(loaded))
+    for path in (project / "workflow/config/claims").glob("*.yaml"):
+        claims = yaml.safe_load(path.read_text())["claims"]
+        path.write_text(yaml.safe_dump({"claims": [claim for claim in claims if claim["exhibit"] in EXHIBITS]}))
     smoke = project / "workflow/config/tiers/smoke.yaml"
     text = re.sub(
         r"openwebtext: \{[^}]*\}",

@@ -1,6 +1,6 @@
 """A newcomer's afternoon: an optimizer, a model, a task, a dataset, an experiment, an exhibit and a claim, a file each.
 
-Nothing else is touched but sources.yaml and claims.yaml, which get an entry; the pipeline finds the rest by file names.
+Nothing else is touched but sources.yaml, which gets an entry; the pipeline finds the rest by file names.
 """
 
 import json
@@ -142,7 +142,9 @@ def extended(project):
     for name, text in FILES.items():
         (project / name).parent.mkdir(exist_ok=True)
         (project / name).write_text(text)
-    (project / "workflow/config/claims.yaml").write_text(yaml.safe_dump({"claims": [CLAIM]}))
+    for path in (project / "workflow/config/claims").glob("*.yaml"):
+        path.unlink()  # those of the others
+    (project / "workflow/config/claims/points.yaml").write_text(yaml.safe_dump({"claims": [CLAIM]}))
     sources = project / "data/sources.yaml"
     sources.write_text(sources.read_text() + "\npoints:\n  about: points\n  licence: none\n  sources: []\n")
     (project / "mine").mkdir()

@@ -1,4 +1,4 @@
-# Every claim, decided by the rule that claims.yaml fixed before the run.
+# Every claim, decided by the rule that workflow/config/claims/ fixed before the run.
 rule claims:
     input:
         exhibits=[planning.exhibit_files(TIER, EXHIBITS[id])[2] for id in sorted({c["exhibit"] for c in CLAIMS})],

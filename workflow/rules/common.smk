@@ -18,6 +18,7 @@ try:
     SOURCES = fetch.listed(ROOT)
     DATASETS = planning.datasets(JOBS)
     CLAIMS = claims.load(ROOT)
+    CLAIM_FILES = [path.relative_to(ROOT).as_posix() for path in claims.files(ROOT)]
 except (Misuse, Failed) as error:
     sys.exit(f"lowmem: {error}")
 

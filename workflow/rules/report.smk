@@ -27,7 +27,7 @@ rule redraw:
     input:
         archived=[f"data/records/{name}.zip" for name in archive.names(ROOT, TIER)],
         code=planning.code_files("reporting/report.py", *(f"exhibits/{id}.py" for id in EXHIBITS)),
-        claims="workflow/config/claims.yaml",
+        claims=CLAIM_FILES,
         templates=REPORT_TEMPLATES,
     output:
         f"reports/{TIER}/archived/index.html",

@@ -9,7 +9,7 @@ FILES = {  # schema: where such a file stands
     "config": "workflow/config/config.yaml, and what `snakemake --config key=value` takes",
     "tier": "workflow/config/tiers/<tier>.yaml",
     "experiment": "workflow/config/experiments/<name>.yaml",
-    "claim": "workflow/config/claims.yaml",
+    "claim": "workflow/config/claims/<topic>.yaml",
 }
 OPENING = """# Configuration
 

@@ -1,4 +1,4 @@
-"""The board: every claim of workflow/config/claims.yaml with its published value, ours and the verdict (verdicts.py).
+"""The board: every claim of workflow/config/claims/ with its published value, ours and the verdict (verdicts.py).
 
 A claim is refused when nothing could decide it: a rule without a possible number, a published value without a source, a
 gate that names no value of the exhibit.
@@ -17,26 +17,44 @@ from lowmem.reporting.verdicts import WORDS, impossible, verdict
 
 
 def load(root: Path) -> list[dict]:
-    """All claims in file order, checked against the schema and the exhibits."""
-    path = root / "workflow/config/claims.yaml"
-    loaded = read_yaml(path)
-    experiments.check(root, loaded, "claim", path)
-    claims, exhibits = loaded["claims"], planning.exhibits(root)
-    ids = [claim["id"] for claim in claims]
-    for claim in claims:
-        if ids.count(claim["id"]) > 1:
-            raise Misuse(f"{path}: claim {claim['id']!r} stands twice; rename one")
-        if claim["exhibit"] not in exhibits:
-            raise Misuse(
-                f"{path}: {claim['id']}: unknown exhibit {claim['exhibit']!r}{nearest(claim['exhibit'], exhibits)}"
-            )
-        rules = {"rule": claim["rule"], **({"gate": claim["gate"]["rule"]} if "gate" in claim else {})}
-        for place, rule in rules.items():
-            if problem := impossible(rule):
-                raise Misuse(f"{path}: {claim['id']}: {place} cannot be decided: {problem}")
-        if claim.get("simulated") and claim["decides"]:
-            raise Misuse(f"{path}: {claim['id']}: a simulation decides at no tier; write decides: []")
-    return claims
+    """All claims in the order of their exhibits, as they stand in workflow/config/claims/<topic>.yaml.
+
+    Misuse where a file is not what its schema says, or holds a claim that nothing could decide.
+    """
+    exhibits, found = planning.exhibits(root), {}
+    for path in files(root):
+        loaded = read_yaml(path)
+        experiments.check(root, loaded, "claim", path)
+        for claim in loaded["claims"]:
+            if claim["id"] in found:
+                raise Misuse(f"{path}: claim {claim['id']!r} stands twice; rename one")
+            if problem := undecidable(claim, exhibits):
+                raise Misuse(f"{path}: {claim['id']}: {problem}")
+            found[claim["id"]] = claim
+    places = {id: place for place, id in enumerate(exhibits)}
+    return sorted(found.values(), key=lambda claim: places[claim["exhibit"]])
+
+
+def files(root: Path) -> list[Path]:
+    """The files that hold claims, one for each topic; Misuse where there are none."""
+    folder = root / "workflow/config/claims"
+    found = sorted(folder.glob("*.yaml"))
+    if not found:
+        raise Misuse(f"no claims in {folder}; it holds a file for each topic, see CONTRIBUTING.md")
+    return found
+
+
+def undecidable(claim: dict, exhibits: dict) -> str | None:
+    """Why nothing could decide a claim; None where an exhibit's value could."""
+    if claim["exhibit"] not in exhibits:
+        return f"unknown exhibit {claim['exhibit']!r}{nearest(claim['exhibit'], exhibits)}"
+    rules = {"rule": claim["rule"], **({"gate": claim["gate"]["rule"]} if "gate" in claim else {})}
+    for place, rule in rules.items():
+        if problem := impossible(rule):
+            return f"{place} cannot be decided: {problem}"
+    if claim.get("simulated") and claim["decides"]:
+        return "a simulation decides at no tier; write decides: []"
+    return None
 
 
 def decide(root: Path, id: str, tier: str, out: Path | None = None) -> dict:
@@ -65,15 +83,14 @@ def decided(claim: dict, header: dict, tier: str, out: Path) -> dict:
     premise = claim.get("gate", {}).get("value")
     if premise and premise not in values:
         raise Misuse(
-            f"claims.yaml: {claim['id']}: its gate names no value of {claim['exhibit']}: {premise!r}"
-            f"{nearest(premise, values)}"
+            f"claim {claim['id']}: its gate names no value of {claim['exhibit']}: {premise!r}{nearest(premise, values)}"
         )
     absent = missing(f"the exhibit has no value {claim['value']!r}")
     return row(claim, values.get(claim["value"], absent), tier, values.get(premise))
 
 
 def gather(root: Path, tier: str, out: Path | None = None) -> list[dict]:
-    """Decide all claims, in file order, into <out>/claims.json and claims.md (default out: reports/<tier>)."""
+    """Decide all claims, in the order of load, into <out>/claims.json and claims.md (default out: reports/<tier>)."""
     out = out or root / "reports" / tier
     headers = planning.exhibits(root)
     tiers = {id: evidence_tier(root, header, tier) for id, header in headers.items()}

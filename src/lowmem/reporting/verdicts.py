@@ -1,4 +1,4 @@
-"""What a number says about a claim, under the rule that the claim has in workflow/config/claims.yaml.
+"""What a number says about a claim, under the rule that the claim has in workflow/config/claims/.
 
 At a tier that the claim names in `decides`: reproduced = the interval lies inside the rule; direction_only = right sign,
 other size; contradicted = on the other side. At any other tier nothing is final: same_direction or opposite_here.

@@ -11,7 +11,7 @@ from lowmem.analysis.stats import Estimate, estimate, least, paired, two_way, wi
 from lowmem.reporting.exhibit import Run, unfinished
 from lowmem.reporting.values import as_estimate, estimated, missing
 
-MARGIN = 0.7  # % of AdamW's loss; the equivalence margin of workflow/config/claims.yaml, drawn as a dotted line
+MARGIN = 0.7  # % of AdamW's loss; the equivalence margin of workflow/config/claims/, drawn as a dotted line
 ONE_RATE = "not run: one rate for both optimizers in this tier"
 WINDOWS = (
     "val_window_losses"  # array of a record: loss on each validation window at the end, equal windows in every run

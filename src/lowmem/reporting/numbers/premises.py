@@ -1,4 +1,4 @@
-"""What has to hold before a comparison of methods says anything: the gates of workflow/config/claims.yaml, and a grid of
+"""What has to hold before a comparison of methods says anything: the gates of workflow/config/claims/, and a grid of
 rates read at one rate for all, as the paper runs it."""
 
 from collections.abc import Iterable
