@@ -56,9 +56,11 @@ $(STAMP): requirements.lock pyproject.toml
 	if [ -z "$$found" ]; then \
 	  echo "make: no Python 3.11, 3.12 or 3.13 with venv found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
 	test -x $(VENV)/bin/python || "$$found" -m venv $(VENV)
-	@echo "make: installing PyTorch and the pipeline's packages into $(VENV) (some minutes, once)"
+	@echo "make: installing into $(VENV) (some minutes, once); 1 of 3: $(TORCH), about 200 MB, with CUDA several GB"
 	@index="$(TORCH_INDEX)"; $(VENV)/bin/python -m pip install --quiet --no-compile $${index:+--retries 1 --extra-index-url "$$index"} "$(TORCH)"
+	@echo "make: 2 of 3: the pipeline's packages, $$(grep -c '^[a-z0-9].*==' requirements.lock) of them, pinned by hash"
 	@$(VENV)/bin/python -m pip install --quiet --no-compile --require-hashes -r requirements.lock
+	@echo "make: 3 of 3: lowmem itself"
 	@$(VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $(STAMP)
 	@echo "make: installed; for a shell of your own: . $(VENV)/bin/activate"

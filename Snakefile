@@ -1,6 +1,7 @@
 # Adam-mini and LOMO, reproduced: from download to verdict. `snakemake --cores all` runs the laptop tier.
 import os
 import sys
+import time
 from pathlib import Path
 
 from snakemake.utils import min_version
@@ -11,6 +12,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 ROOT = Path(str(workflow.current_basedir)).resolve()  # of this file, also where workflow/Snakefile includes it
 # Every step works in this checkout, whatever the shell that started the pipeline says.
 os.environ.update(LOWMEM_ROOT=str(ROOT))
+BEGAN = time.time()
 
 
 workdir: ROOT  # every path here is relative to the checkout, wherever snakemake is called
@@ -40,6 +42,16 @@ onstart:
     estimate.expect(ROOT, TIER, JOBS)  # for the overall time left, which each finished job says
 
 
+onsuccess:
+    for line in report_summary.closing(ROOT, TIER, JOBS, BEGAN):
+        print(line, file=sys.stderr)
+
+
+onerror:
+    for line in report_summary.closing(ROOT, TIER, JOBS, BEGAN):
+        print(line, file=sys.stderr)
+
+
 rule all:
     default_target: True
     input:
@@ -49,11 +61,15 @@ rule all:
 rule figures:
     input:
         [planning.exhibit_files(TIER, header) for header in EXHIBITS.values() if header["kind"] == "figure"],
+    message:
+        "all figures are there"
 
 
 rule tables:
     input:
         [planning.exhibit_files(TIER, header) for header in EXHIBITS.values() if header["kind"] == "table"],
+    message:
+        "all tables are there"
 
 
 # Each exhibit's id is a target that schedules only its own experiments.
@@ -64,3 +80,5 @@ for exhibit_id, header in EXHIBITS.items():
             exhibit_id
         input:
             rules.redraw.output if config.get("redraw") else planning.exhibit_files(TIER, header),
+        message:
+            "{rule} is there"

@@ -233,10 +233,13 @@ def train(root, arguments):
     else:
         narrowed = (arguments.variant, arguments.seed, arguments.dataset)
         selected = planning.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
-    from lowmem import files
-    from lowmem.pipeline import record  # after the arguments are known to be good
+    from lowmem import files, progress
+    from lowmem.pipeline import estimate, record  # after the arguments are known to be good
     from lowmem.training import job, machine
 
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "6"
+    )  # else PyTorch's profiler says when it starts and ends: 144 lines a tier
     if all("train" in run["config"] for run in selected):  # the others may measure memory
         machine.keep_memory()
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
@@ -245,12 +248,11 @@ def train(root, arguments):
         if first:  # a second pipeline, or the orphan of a killed one, may be at the same runs
             for run in selected:
                 stack.enter_context(files.locked(record.folder(root, run)))
+        if first and arguments.experiment:
+            progress.say(estimate.opening(root, arguments.experiment, selected))
         code = job.run_job(root, selected)
         if code == 0 and arguments.done and first:
             planning.write_done(root, selected, arguments.done)
-            from lowmem import progress
-            from lowmem.pipeline import estimate
-
             if left := estimate.time_left(root, selected[0]["tier"]):
                 progress.say(left)
     return code

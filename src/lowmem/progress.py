@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Callable
 
+ROOM = 0.25  # of a core: what a system does anyway
+
 
 def say(text: str) -> None:
     """One line to stderr, in place of an unfinished progress line."""
@@ -91,4 +93,14 @@ def summary(made: dict) -> str:
     for key, value in (made["throughput"] or {}).items():
         if key.endswith("_per_s"):
             numbers.append(f"{value:,.0f} {key.replace('_per_s', '/s')}")
-    return ", ".join(numbers[:5])
+    return ", ".join([*numbers[:5], *filter(None, [company(made)])])
+
+
+def company(made: dict) -> str | None:
+    """'busy machine: others used 1.7 of 2 cores', where a record tells times and others took cores that its run asks for."""
+    load, config, device = made.get("load"), made.get("config") or {}, made.get("device") or {}
+    if not load or not (made.get("throughput") or "rounds" in (config.get("measure") or {})):
+        return None
+    if load["others"] <= load["cores"] - min(device.get("threads") or 1, load["cores"]) + ROOM:
+        return None
+    return f"busy machine: others used {load['others']:.1f} of {load['cores']} cores"

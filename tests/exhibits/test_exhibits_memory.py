@@ -6,13 +6,14 @@ import pytest
 from synthetic import ROOT, checkout, record, write_state_memory
 from synthetic_memory import GIB, write_accuracy, write_equal_batch, write_memory, write_simulated
 
-from lowmem import cli
+from lowmem import cli, kept_files
 from lowmem.errors import Misuse
 from lowmem.exhibits import adam_mini_table2
 from lowmem.files import read_yaml
 from lowmem.memory import plan_command, target_model
 from lowmem.memory.accountant import Cell, account
 from lowmem.pipeline import experiments
+from lowmem.pipeline import record as pipeline_record
 from lowmem.reporting import exhibit
 
 
@@ -137,6 +138,19 @@ def test_equal_batch_shows_ratios_and_what_does_not_fit(root):
     assert "out of memory" in shown.values["largest.sgd"]["reason"]
     assert shown.values["two_passes"]["value"] == pytest.approx(1 / 0.6, rel=0.01)
     assert any("none fits" in map(str, row) for row in shown.rows)
+
+
+@pytest.mark.parametrize(("others", "said"), [(1.7, True), (0.1, False)])
+def test_times_taken_on_a_busy_machine_are_called_so(root, others, said):
+    write_equal_batch(root, "laptop")
+    [run] = experiments.runs(root, "equal_batch", "laptop")
+    made = pipeline_record.load(pipeline_record.folder(root, run))
+    load, device = {"cores": 2, "own": 1.0, "others": others}, {**made["device"], "threads": 2}
+    kept_files.write_json(pipeline_record.folder(root, run) / "record.json", {**made, "load": load, "device": device})
+    _, shown, _ = exhibit.render(root, "extra_equal_batch", "laptop")
+    assert (
+        "Other programs competed for the cores during 1 of 1 runs (they used up to 1.7 of 2)" in shown.caption
+    ) == said
 
 
 def test_adafactor_panel_takes_its_gain_from_equal_batches(root):

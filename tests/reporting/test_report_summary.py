@@ -1,13 +1,15 @@
 """What the page sums up and what its figures say when they are pointed at."""
 
+import os
 import re
+import time
 
 import pytest
 from synthetic import checkout, write_losses
 from synthetic_memory import write_explorer
 
 from lowmem.exhibits import extra_explorer
-from lowmem.files import read_json
+from lowmem.files import read_json, write_json
 from lowmem.pipeline import estimate, experiments
 from lowmem.reporting import exhibit, hover, plots, report_summary
 
@@ -116,4 +118,28 @@ def test_time_left_is_that_of_the_jobs_without_a_result(tmp_path):
     for name, left in (("quadratic", "1 of 2 jobs"), ("rounding", None)):
         (root / "results/smoke" / name).mkdir(parents=True)
         (root / "results/smoke" / name / "done.json").write_text("{}")
-        assert estimate.time_left(root, "smoke") is None if left is None else left in estimate.time_left(root, "smoke")
+        assert (left or "all runs are made; about") in estimate.time_left(root, "smoke")
+    assert estimate.time_left(root, "smoke").endswith("of drawing left")
+
+
+def test_a_pipeline_ends_with_its_time_its_runs_its_verdicts_and_its_page(tmp_path):
+    jobs = {name: {"done": f"results/laptop/{name}/done.json"} for name in ("a", "b")}
+    write_json(tmp_path / jobs["a"]["done"], [{"status": "done"}, {"status": "done"}, {"status": "diverged"}])
+    began = time.time() - 720
+    [line] = report_summary.closing(tmp_path, "laptop", jobs, began)
+    assert line == "tier laptop: 12 min; jobs with results 1 of 2; runs: 2 done, 1 diverged"
+    write_json(tmp_path / "reports/laptop/claims.json", [{"verdict": "reproduced"}, {"verdict": "not_run"}])
+    (tmp_path / "reports/laptop/index.html").touch()
+    more = report_summary.closing(tmp_path, "laptop", jobs, began)[1:]
+    assert more == ["2 claims: 1 reproduced, 1 not run", "page: reports/laptop/index.html"]
+    os.utime(tmp_path / "reports/laptop/index.html", (1, 1))  # of an earlier call: no news
+    assert len(report_summary.closing(tmp_path, "laptop", jobs, began)) == 1
+
+
+def test_a_job_opens_with_what_it_does_and_how_long_that_takes(tmp_path):
+    root = checkout(tmp_path)
+    runs = experiments.runs(root, "quadratic", "smoke")
+    title = experiments.load_experiment(root, "quadratic")["title"]
+    assert estimate.opening(root, "quadratic", runs).startswith(
+        f"quadratic: {title}; {len(runs)} of {len(runs)} runs to make, about "
+    )

@@ -17,5 +17,7 @@ rule claims:
     params:
         tier=TIER,
         claims=CLAIMS,
+    message:
+        "decide every claim"
     shell:
         "PYTHONPATH=src python -m lowmem claims --tier {params.tier} > {log} 2>&1"

@@ -7,7 +7,7 @@ from lowmem import files
 from lowmem.data import fetch, superglue_sources
 from lowmem.errors import Failed, Misuse
 from lowmem.pipeline import archive, estimate, intact, planning
-from lowmem.reporting import claims
+from lowmem.reporting import claims, report_summary
 
 config.update(planning.parse_booleans(config))
 

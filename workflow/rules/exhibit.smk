@@ -28,5 +28,7 @@ for kind, suffix in (("figure", "svg"), ("table", "md")):
         params:
             tier=TIER,
             options=OPTION_ARGUMENTS,
+        message:
+            "draw {wildcards.id}"
         shell:
             "PYTHONPATH=src python -m lowmem exhibit {wildcards.id} --tier {params.tier} {params.options} > {log} 2>&1"

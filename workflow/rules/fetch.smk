@@ -15,5 +15,7 @@ rule fetch:
     params:
         arguments=fetch_arguments,
         sources=fetch_sources,
+    message:
+        "download {wildcards.raw}"
     shell:
         "PYTHONPATH=src python -m lowmem fetch {params.arguments} 2>&1 | tee {log}"

@@ -8,5 +8,7 @@ rule plan:
     params:
         tier=TIER,
         options=OPTION_ARGUMENTS,
+    message:
+        "what will be run"
     shell:
         "PYTHONPATH=src python -m lowmem plan --tier {params.tier} {params.options} 2>&1 | tee {log}"

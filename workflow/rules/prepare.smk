@@ -15,5 +15,7 @@ rule prepare:
         runtime=240,
     params:
         arguments=prepare_arguments,
+    message:
+        "prepare {wildcards.prepared}"
     shell:
         "PYTHONPATH=src python -m lowmem prepare {params.arguments} 2>&1 | tee {log}"

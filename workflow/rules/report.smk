@@ -18,6 +18,8 @@ rule report:
     params:
         tier=TIER,
         options=OPTION_ARGUMENTS,
+    message:
+        "write the page"
     shell:
         "PYTHONPATH=src python -m lowmem report --tier {params.tier} {params.options} > {log} 2>&1"
 
@@ -41,6 +43,8 @@ rule redraw:
         runtime=30,
     params:
         tier=TIER,
+    message:
+        "draw everything from archived records"
     shell:
         "PYTHONPATH=src python -m lowmem report --archived --tier {params.tier} 2>&1 | tee {log}"
 
@@ -55,5 +59,7 @@ rule report_so_far:
     params:
         tier=TIER,
         options=OPTION_ARGUMENTS,
+    message:
+        "draw what there is"
     shell:
         "PYTHONPATH=src python -m lowmem report --so-far --tier {params.tier} {params.options} 2>&1 | tee {log}"

@@ -23,6 +23,8 @@ rule train:
         arguments=lambda w: JOBS[w.job]["arguments"],
         hashes=lambda w: JOBS[w.job]["hashes"],
         launcher=lambda w: JOBS[w.job]["launcher"],
+    message:
+        "run {wildcards.job}"
     shell:
         # tee outlives SIGTERM, since the run has a line to say after its checkpoint
         # glibc reads its tunables before a process starts; huge pages spare nearly all page faults (machine.keep_memory)

@@ -12,6 +12,7 @@ EXHIBIT = {
     "order": 141,
     "kind": "figure",
     "topic": "cost",
+    "times": True,
     "title": "Throughput of Adam-mini and Adafactor",
     "experiments": ["equal_batch", "simulated"],
     "published": "adam_mini.figure_adafactor_throughput",

@@ -13,6 +13,7 @@ EXHIBIT = {
     "order": 10,
     "kind": "table",
     "topic": "cost",
+    "times": True,
     "title": "Throughput at equal batch, and at the largest batch under a cap",
     "experiments": ["equal_batch"],
     "published": None,

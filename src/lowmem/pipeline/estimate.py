@@ -16,6 +16,7 @@ from lowmem.files import read_json, write_json
 from lowmem.pipeline import experiments, planning, record
 
 COSTS = "data/published/costs.json"
+DRAWING = 3.0  # seconds that a table or figure takes, most of it the start of Python and matplotlib
 EXPECTED = "expected.json"  # in results/<tier>: {job: seconds}, written when a pipeline starts
 
 
@@ -108,6 +109,19 @@ def cost(run: dict, speeds: dict, measured: dict, modelled: dict) -> tuple[float
     return run_seconds(run, speeds), "estimate"
 
 
+def opening(root: Path, experiment: str, runs: list[dict]) -> str:
+    """'gpt2_sizes: Loss of Adam-mini and AdamW ...; 9 of 36 runs to make, about 3 min'; runs: those of a job."""
+    speeds, measured, modelled = (
+        experiments.load_tier(root, runs[0]["tier"])["estimate"],
+        costs(root),
+        costs(root, modelled=True),
+    )
+    left = [run for run in runs if not record.reusable(root, run)]
+    seconds = sum(cost(run, speeds, measured, modelled)[0] for run in left)
+    made = f"{len(left)} of {len(runs)} runs to make" + (f", about {progress.duration(seconds)}" if left else "")
+    return f"{experiment}: {experiments.load_experiment(root, experiment)['title']}; {made}"
+
+
 def expect(root: Path, tier: str, jobs: dict) -> None:
     """Write what each job of a pipeline that starts should take, so that `time_left` needs no configuration."""
     speeds, measured, modelled = experiments.load_tier(root, tier)["estimate"], costs(root), costs(root, modelled=True)
@@ -115,20 +129,24 @@ def expect(root: Path, tier: str, jobs: dict) -> None:
         name: speeds["seconds_per_job"] + sum(cost(run, speeds, measured, modelled)[0] for run in job["runs"])
         for name, job in jobs.items()
     }
-    write_json(root / "results" / tier / EXPECTED, {"jobs_at_once": speeds["jobs_at_once"], "seconds": seconds})
+    count = len(planning.exhibits(root))
+    known = {"jobs_at_once": speeds["jobs_at_once"], "seconds": seconds, "drawings": count}
+    write_json(root / "results" / tier / EXPECTED, known)
 
 
 def time_left(root: Path, tier: str) -> str | None:
-    """'whole tier laptop: about 12 min of runs left in 9 of 34 jobs'; None when all is done, or without `expect`."""
+    """'whole tier laptop: about 12 min of runs left in 9 of 34 jobs, then 4 min of drawing'; None without `expect`."""
     path = root / "results" / tier / EXPECTED
     if not path.is_file():
         return None
     known = read_json(path)
     left = {name: s for name, s in known["seconds"].items() if not (path.parent / name / "done.json").is_file()}
+    drawing = f"{progress.duration(known['drawings'] * DRAWING / known['jobs_at_once'])} of drawing"
     if not left:
-        return None
+        return f"whole tier {tier}: all runs are made; about {drawing} left"
     seconds = max(sum(left.values()) / known["jobs_at_once"], *left.values())
-    return f"whole tier {tier}: about {progress.duration(seconds)} of runs left in {len(left)} of {len(known['seconds'])} jobs"
+    jobs = f"{len(left)} of {len(known['seconds'])} jobs"
+    return f"whole tier {tier}: about {progress.duration(seconds)} of runs left in {jobs}, then {drawing}"
 
 
 def show(root: Path, tier: str, options: dict) -> None:

@@ -37,6 +37,7 @@ ROUTING = tuple(
         "provenance",
         "provenance.neutral",
         "pipeline.record",
+        "pipeline.load",
         "progress",
         "pipeline.experiments",
         "pipeline.prerequisites",

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem import kept_files
+from lowmem import kept_files, progress
 from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_yaml, write_json, write_text
 from lowmem.pipeline import archive, experiments, planning, record
@@ -128,7 +128,22 @@ def render(
     runs = Runs(own, beside)
     module = importlib.import_module(f"lowmem.exhibits.{id}")
     with style() if header["kind"] == "figure" else contextlib.nullcontext():
-        return header, module.render(runs, published(root, header), tier), runs
+        shown = module.render(runs, published(root, header), tier)
+    shown.caption += disturbed(runs) if header.get("times") else ""
+    return header, shown, runs
+
+
+def disturbed(runs: Runs) -> str:
+    """A sentence on the runs whose times were taken while other programs competed for the cores; empty without such."""
+    known = [run.record for run in runs if (run.record or {}).get("load")]
+    busy = [one for one in known if progress.company(one)]
+    if not busy:
+        return ""
+    most = max(one["load"]["others"] for one in busy)
+    return (
+        f" Other programs competed for the cores during {len(busy)} of {len(known)} runs (they used up to {most:.1f} of "
+        f"{busy[0]['load']['cores']}), so times are too long and their ratios uncertain."
+    )
 
 
 def style():
@@ -325,6 +340,7 @@ def provenance(run: Run) -> dict:
         "device": record.get("device"),
         "packages": record.get("packages") or {},
         "started": record.get("started"),
+        "load": record.get("load"),
         "ended": record.get("ended"),
         "run_s": (record.get("throughput") or {}).get("run_s"),
         "steps_s": (record.get("throughput") or {}).get("steps_s"),

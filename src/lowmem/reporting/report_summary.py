@@ -1,7 +1,11 @@
 """Parts of the report that sum up over claims or runs: how each paper stands by subject, and where the time went."""
 
+import time
 from datetime import datetime
+from pathlib import Path
 
+from lowmem import progress
+from lowmem.files import read_json
 from lowmem.reporting.verdicts import WORDS
 
 TOPICS = {"cost": "Memory and speed", "training": "How well it trains", "theory": "Why it works"}
@@ -78,3 +82,24 @@ def seconds(run: dict) -> float | None:
     if not run.get("started") or not run.get("ended"):
         return None
     return (datetime.fromisoformat(run["ended"]) - datetime.fromisoformat(run["started"])).total_seconds()
+
+
+def closing(root: Path, tier: str, jobs: dict[str, dict], began: float) -> list[str]:
+    """The last lines of a pipeline: its time, how its runs ended, and, where it decided claims, how they stand and the page.
+
+    began: time.time() at its start.
+    """
+    whole = [read_json(path) for job in jobs.values() if (path := root / job["done"]).is_file()]
+    counts: dict[str, int] = {}
+    for row in (row for rows in whole for row in rows):
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    ended = ", ".join(f"{n} {word}" for word, n in sorted(counts.items(), key=lambda one: -one[1])) or "none"
+    took = progress.duration(time.time() - began)
+    lines = [f"tier {tier}: {took}; jobs with results {len(whole)} of {len(jobs)}; runs: {ended}"]
+    claims, page = root / "reports" / tier / "claims.json", root / "reports" / tier / "index.html"
+    if claims.is_file() and page.is_file() and page.stat().st_mtime >= began:
+        rows = read_json(claims)
+        verdicts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS}
+        counted = ", ".join(f"{n} {WORDS[verdict]}" for verdict, n in verdicts.items() if n)
+        lines += [f"{len(rows)} claims: {counted}", f"page: {page.relative_to(root)}"]
+    return lines
