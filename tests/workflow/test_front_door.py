@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from pathlib import Path
 
@@ -84,6 +85,23 @@ def test_the_wheel_alone_explains_itself_and_names_what_a_plan_needs_and_plans_w
         lowmem, "plan", "llama:20m", "--gpu", "t4", "--seq-len", "8", "--optimizer", "adamw", PYTHONPATH=packages
     )
     assert done.returncode == 0 and "0.02 B parameters" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_a_source_distribution_is_the_whole_package_and_no_test_that_could_not_run(tmp_path):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("src/lowmem", "tests/workflow", "docs", "benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "reports", "api"))
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('made'))"
+    environment = {key: x for key, x in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next((tmp_path / "made").glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"src/lowmem/optim/core/adam_kernel.c", "src/lowmem/py.typed", "CHANGELOG.md"} <= names
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src/lowmem").rglob("*.py")}
+    assert code <= names and not {name for name in names if name.startswith(("tests", "docs", "benchmarks"))}
 
 
 def test_every_optimizer_names_all_its_settings():

@@ -1,5 +1,7 @@
 """Files that must agree with each other: Makefile, lock, environment, profiles, licence."""
 
+import datetime
+import json
 import os
 import re
 import subprocess
@@ -11,6 +13,7 @@ import yaml
 from checkout import ROOT
 from packaging.specifiers import SpecifierSet
 
+import lowmem
 from lowmem.pipeline import experiments, planning
 
 
@@ -174,6 +177,13 @@ def test_targets_that_the_pages_name_exist(root):
     for line in map("".join, lines):
         words = re.sub(r"--(cores|config|workflow-profile) \S+", "", line).split()
         assert set(words) <= known, line
+
+
+def test_every_file_that_names_the_version_names_the_packages_and_the_changelog_dates_it(root):
+    first = re.search(r"^## (\S+) \((\d{4}-\d{2}-\d{2})\)$", read(root, "CHANGELOG.md"), re.MULTILINE)
+    assert first and datetime.date.fromisoformat(first[2])
+    assert first[1] == lowmem.__version__ == yaml.safe_load(read(root, "CITATION.cff"))["version"]
+    assert json.loads(read(root, "codemeta.json"))["version"] == lowmem.__version__
 
 
 def test_no_command_of_the_readme_writes_what_the_repository_keeps(root):
