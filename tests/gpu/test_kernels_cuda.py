@@ -183,6 +183,36 @@ def test_no_step_waits_for_the_gpu(rule):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("rule", ["AdamMini", "AdamW", "Lion", "Adafactor", "SGD"])
+def test_a_grad_scaler_does_not_wait_and_an_overflow_leaves_no_trace(rule):
+    from lowmem import optim
+
+    def train(told):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).cuda()
+        optimizer, scaler = getattr(optim, rule)(model, lr=1e-3), torch.amp.GradScaler(init_scale=1024.0)
+        optimizer.skips_on_device = told
+        for step in range(4):
+            optimizer.zero_grad()
+            torch.manual_seed(step)
+            scaler.scale(model(torch.randn(8, 64, device="cuda")).square().mean()).backward()
+            if step in (0, 2):
+                model[0].weight.grad[3, 5] = torch.inf
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error" if told and step > 1 else "default")
+            try:
+                scaler.step(optimizer)
+                scaler.update()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        steps = {state["step"].item() for state in optimizer.state_dict()["state"].values()}
+        return [p.detach() for p in model.parameters()], steps
+
+    found, steps = train(True)
+    close(found, train(False)[0])
+    assert steps == {2.0}
+
+
 def test_fully_shard_on_one_rank(tmp_path):
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard

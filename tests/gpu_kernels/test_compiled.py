@@ -29,6 +29,9 @@ for capability in (AMPERE, HOPPER):
     nested = dict(TILED, kernel="move_long", capability=capability, kind="bf16", STOCH=True, NEST=True, EVEN=True)
     CASES |= {f"one {capability}": one, f"longest {capability}": longest, f"settle {capability}": settle}
     CASES[f"nested {capability}"] = nested
+    CASES[f"told {capability}"] = dict(ROW, capability=capability, kind="bf16", STOCH=True, EVEN=True, TOLD=True)
+    CASES[f"told, long {capability}"] = dict(CASES[f"move_long {capability}"], TOLD=True)
+    CASES[f"told, codes {capability}"] = dict(CASES[f"codes {capability} True"], TOLD=True)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,10 @@ def test_rows_at_uneven_addresses_never_load_more_than_an_element(compiled, capa
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER])
-@pytest.mark.parametrize("name", ["sums_long", "move_long", "coordinates", "plain", "one", "nested", "longest"])
+@pytest.mark.parametrize(
+    "name",
+    ["sums_long", "move_long", "coordinates", "plain", "one", "nested", "longest", "told", "told, long", "told, codes"],
+)
 def test_every_other_kernel_loads_wide_and_spills_nothing(compiled, name, capability):
     found = compiled[f"{name} {capability}"]
     assert found["wide"] and found["registers"] <= 128 and found["stack"] == 0

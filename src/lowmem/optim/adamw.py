@@ -31,7 +31,7 @@ def update(w: TensorView, totals: dict) -> None:
 ON = ("cuda",)  # devices where many tensors go through one kernel
 
 
-def in_one_kernel(_optimizer, updates: list[Update]) -> list[Update]:
+def in_one_kernel(optimizer, updates: list[Update]) -> list[Update]:
     """Step the tensors that lie on such a device and are of one dtype with torch's fused AdamW; returns the others.
 
     It reads p, g, m, v and writes p, m, v once, where update() above takes 25 passes. It computes in fp32 and rounds to
@@ -50,6 +50,8 @@ def in_one_kernel(_optimizer, updates: list[Update]) -> list[Update]:
     for (_, where, _), (h, step, tensors) in together.items():
         p, g, m, v = map(list, zip(*tensors))
         settings = {key: h[key] for key in ("lr", "beta1", "beta2", "eps", "weight_decay")}
+        if optimizer.overflow is not None:
+            settings["grad_scale"], settings["found_inf"], _ = optimizer.overflow.on(where)
         count = torch.full((), float(step), device=where)  # one for all: the kernel only reads it
         torch._fused_adamw_(p, g, m, v, [], [count] * len(p), amsgrad=False, maximize=False, **settings)
     return rest
@@ -70,7 +72,7 @@ class AdamW(RuleOptimizer):
     stages = (Stage(update),)
     ways_of_codes = (eight_bit_cpu.in_c,)
     ways_on_cpu = (cpu_kernel.in_c,)
-    ways_elsewhere = (in_one_kernel, gpu_step.adam)
+    ways_elsewhere = ways_told = (in_one_kernel, gpu_step.adam)
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)

@@ -142,7 +142,8 @@ def _numbered(lay, stochastic: bool) -> bool:
 
 def _run(optimizer, updates: list[Update], device: torch.device, dtypes: tuple, stochastic: bool, numbers) -> None:
     """All launches for one set of tensors."""
-    one = updates[0].grad if len(updates) == 1 else None
+    overflow = optimizer.overflow
+    one = updates[0].grad if len(updates) == 1 and overflow is None else None
     groups: dict[int, tuple[int, dict]] = {}
     for update in updates:
         groups.setdefault(id(update.hyper), (len(groups), update.hyper))
@@ -155,13 +156,15 @@ def _run(optimizer, updates: list[Update], device: torch.device, dtypes: tuple, 
         gradients, scalars = table[len(numbered) :], table[: len(numbered)].view(torch.float32)
     else:
         gradients, scalars = one, _kept(optimizer, updates[0].hyper, rows, device)
+    if overflow is not None:
+        scalars.view(len(rows), len(ADAM))[:, -1].mul_(overflow.on(device)[2])
     seed = _seed(optimizer, updates[0].state) if stochastic else 0
     pt, gt, mt, vt = map(_type, dtypes)
     given = dict(
         segments=chosen.segments, gradients=gradients, groups=scalars, partial=chosen.partial, rates=chosen.rates
     )
     given |= dict(seed=seed, PT=pt, GT=gt, MT=mt, VT=vt, STOCH=stochastic, NEST=stochastic and chosen.nest)
-    given |= dict(ONE=one is not None, EXPLICIT=interpreted())
+    given |= dict(ONE=one is not None, EXPLICIT=interpreted(), TOLD=overflow is not None)
     with _on(device):
         for launch in chosen.launches:
             _launch(launch, {**given, **launch.constants}, device)

@@ -10,6 +10,7 @@ A rule says what happens to one tensor. It is a subclass with
     replicated  names of state that every process keeps whole, since it is smaller than the parameter
     ways_of_codes, ways_on_cpu, ways_elsewhere
                 faster ways over many tensors at once, tried before the stages
+    ways_told   those of them that can leave a step out on the device (overflow.py)
 
 What happens in step(), in this order; nothing is changed before every check has passed:
 
@@ -33,6 +34,7 @@ from __future__ import annotations
 import collections
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,7 @@ from lowmem.optim.core.layout import Layout, layout
 from lowmem.optim.core.loading import fitted
 from lowmem.optim.core.members import Members
 from lowmem.optim.core.no_decay import as_patterns, check_patterns, is_picked
+from lowmem.optim.core.overflow import Scaled
 from lowmem.optim.core.rule import Stage, Update, as_tensors, compiled_stages, run_stages, views
 from lowmem.optim.core.sharded_update import ShardedUpdate, local_gradient, rounds
 from lowmem.optim.core.sharding import Shard, Shards, is_dtensor, local, reduce_all, shard_of
@@ -72,7 +75,7 @@ from lowmem.optim.core.transfers import wait_for
 Way = Callable[["RuleOptimizer", list[Update]], list[Update]]  # makes the updates that it can; returns the others
 
 
-class RuleOptimizer(Optimizer):
+class RuleOptimizer(Scaled, Optimizer):
     """Common shell of all optimizers here; see the module docstring.
 
     params: an nn.Module (names and blocks are read off it), a Partition, or an iterable of parameters, (name,
@@ -86,6 +89,10 @@ class RuleOptimizer(Optimizer):
     compile: run the stages through torch.compile. offload: keep moments of GPU parameters in pinned CPU memory, and bring
     each over for its own update.
 
+    skips_on_device: set it to True where a torch.amp.GradScaler steps, so that nothing waits for the GPU (overflow.py). After
+    a step that overflowed counters in `state` are one too high until the next step or state_dict(). Frameworks ask GradScaler
+    for less then: Lightning refuses to clip, Accelerate does not see that a step was left out.
+
     DTensor parameters (FSDP2, tensor parallel) are updated as if they were whole: shard the model first.
     """
 
@@ -98,6 +105,7 @@ class RuleOptimizer(Optimizer):
     ways_of_codes: tuple[Way, ...] = ()  # on a CPU, where a first moment is in 8 bits
     ways_on_cpu: tuple[Way, ...] = ()
     ways_elsewhere: tuple[Way, ...] = ()
+    ways_told: tuple[Way, ...] = ()
     shared: dict | None = None  # scalars of one backward, kept over its updates by FusedBackward
 
     def __init__(
@@ -234,7 +242,7 @@ class RuleOptimizer(Optimizer):
                 loss = closure()
         work = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if torch.compiler.is_compiling() or self.check(work):
-            self.update(work)
+            self.update_scaled(work)
             self.finish()
         return loss
 
@@ -276,7 +284,10 @@ class RuleOptimizer(Optimizer):
         hypers: dict = {} if self.shared is None else self.shared
         shards, here, cut = self.shards.of, [], []
         if states:
-            torch._foreach_add_([state["step"] for state in states], 1.0)
+            counters = [state["step"] for state in states]
+            torch._foreach_add_(counters, 1.0)
+            if self.overflow is not None:
+                self.overflow.ahead += counters
         for (group, p, g), state, lay in zip(work, states, layouts):
             step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
             key = (id(group), step, factor)
@@ -292,13 +303,18 @@ class RuleOptimizer(Optimizer):
                 p = local(p.detach())
             if lay.held:
                 here.append(Update(group, p, g, state, hyper, lay))
+        by_stages = self.by_stages if self.overflow is None else partial(self.overflow.guarded, self.by_stages)
         for update in self.execute(here):
-            self.by_stages(update)
+            by_stages(update)
         return cut
 
     def execute(self, updates: list[Update]) -> list[Update]:
         """Make updates by the faster ways that there are for their devices; returns what is left for the stages."""
         if torch.compiler.is_compiling() or self._compile:
+            return updates
+        if self.overflow is not None:
+            for way in self.ways_told:
+                updates = way(self, updates) if updates else []
             return updates
         on_cpu = [update for update in updates if update.param.is_cpu]
         elsewhere = [update for update in updates if not update.param.is_cpu] if len(on_cpu) < len(updates) else []
@@ -374,6 +390,7 @@ class RuleOptimizer(Optimizer):
 
     def save(self) -> dict:
         """As in torch, plus each group's block signatures. With sharded parameters every process must call it."""
+        self.settle()
         if self.shards.of and self.shards.checked:
             complete(self)
         return pack(self, super().save())
@@ -384,12 +401,14 @@ class RuleOptimizer(Optimizer):
         Storage stays this optimizer's: rounding, state_dtype, and with them the dtype of moments. The state of an
         unsharded optimizer is cut to what this process holds; the second moments of an Adam become block means.
         """
+        self.settle()
         groups, state = fitted(self, state_dict)
         self.param_groups = groups
         self.state = collections.defaultdict(dict, state)
 
     def __getstate__(self) -> dict:
-        extra = {key: self.__dict__[key] for key in ("members", "nonfinite", "_compile", "_offload")}
+        self.settle()
+        extra = {key: getattr(self, key) for key in ("members", "nonfinite", "_compile", "_offload", "skips_on_device")}
         return {**super().__getstate__(), **extra, "_no_decay": Link(self._no_decay)}
 
     def __setstate__(self, state: dict) -> None:

@@ -73,9 +73,9 @@ def as_exact(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return x.to(device, dtype, non_blocking=device.type == "cuda").contiguous()
 
 
-def scaled(g: Tensor, factor: float) -> Tensor:
+def scaled(g: Tensor, factor: float | Tensor) -> Tensor:
     """A gradient times a number: 16-bit ones as an fp32 copy, others in place."""
-    if factor == 1.0:
+    if not isinstance(factor, Tensor) and factor == 1.0:
         return g
     return (g.float() if g.dtype in (torch.float16, torch.bfloat16) else g).mul_(factor)
 

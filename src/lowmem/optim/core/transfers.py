@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
+
+
+def download(x: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """(A tensor of the device on its way to the host, what waits until it has come.)"""
+    if x.device.type != "cuda":
+        return x.detach().to("cpu", copy=True), lambda: None
+    there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    there.copy_(x.detach(), non_blocking=True)
+    return there, torch.cuda.current_stream(x.device).record_event().synchronize
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:

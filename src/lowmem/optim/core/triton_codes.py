@@ -25,6 +25,7 @@ from lowmem.optim.core.triton_kernels import (
     bounded,
     gradient_of,
     moved,
+    moving,
     random_bits,
     second_moment,
     stored,
@@ -62,8 +63,8 @@ def rates_of(segments, row, rates, at, mask):
 
 @triton.jit(do_not_specialize=["seed"])
 def codes(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr, GT: tl.constexpr, VT: tl.constexpr,
-          STOCH: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, SHARED: tl.constexpr, ROWS: tl.constexpr,
-          EVEN: tl.constexpr):  # fmt: skip
+          STOCH: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr, SHARED: tl.constexpr,
+          ROWS: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
     first = tl.load(tiles + 2 * t + 1)
@@ -80,7 +81,9 @@ def codes(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr, GT:
         p, q, g, left = tl.multiple_of(p, 16), tl.multiple_of(q, 16), tl.multiple_of(g, 16), tl.multiple_of(left, 8)
     b = tl.arange(0, ROWS)
     at = b[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    mask, numbers = at < left, groups + tl.load(row + GROUP) * NUMBERS
+    numbers = groups + tl.load(row + GROUP) * NUMBERS
+    left = moving(left, numbers, TOLD)
+    mask = at < left
     x = tl.load(g + at, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     root = tl.load(q + at, mask=mask, other=0).to(tl.float32) * (1.0 / LEVELS)
     old = tl.abs(root) * root * tl.load(scale + b, mask=b * BLOCK < left, other=0)[:, None]

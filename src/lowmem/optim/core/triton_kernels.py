@@ -14,8 +14,9 @@ v of a long block is written by one program while all of its tiles need the new 
 
 Constant arguments: PT, GT, MT, VT types of p, g, m, v; STOCH: round 16-bit results by random bits; NEST: elements are
 numbered in chunks, as in a tensor that is sharded along an inner axis; ONE: `gradients` is the only gradient itself, not
-a table of addresses; EVEN: addresses and lengths are such that 16 bytes may be loaded at once; EXPLICIT: conversion to
-bf16 must be written out, since Triton's interpreter truncates.
+a table of addresses; TOLD: a factor of 0 says that the step is not to be made (overflow.py); EVEN: addresses and lengths
+are such that 16 bytes may be loaded at once; EXPLICIT: conversion to bf16 must be written out, since Triton's interpreter
+truncates.
 """
 
 import torch
@@ -95,6 +96,14 @@ def stored(x, noise, KIND: tl.constexpr, STOCH: tl.constexpr, EXPLICIT: tl.const
 
 
 @triton.jit
+def moving(count, numbers, TOLD: tl.constexpr):
+    """How many of so many elements (or rows) there are to move: none where the step is not to be made (overflow.py)."""
+    if TOLD:
+        count = tl.where(tl.load(numbers + FACTOR) != 0, count, 0)
+    return count
+
+
+@triton.jit
 def moved(w, m, x, rate, numbers):
     """(new p, new m) of one Adam step with this rate."""
     m = m + tl.load(numbers + GAIN1) * (x - m)
@@ -115,7 +124,7 @@ def second_moment(v, statistic, numbers):
 
 @triton.jit(do_not_specialize=["seed"])
 def short(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.constexpr, MT: tl.constexpr,
-          STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr,
+          STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr,
           ROWS: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
@@ -131,14 +140,15 @@ def short(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.con
         p, m, g, lanes = tl.multiple_of(p, 16), tl.multiple_of(m, 16), tl.multiple_of(g, 16), tl.multiple_of(lanes, 8)
     b, i = first + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     at = tl.arange(0, ROWS)[:, None] * lanes + i[None, :]
-    mask = (b < blocks)[:, None] & (i < lanes)[None, :]
     numbers = groups + tl.load(row + GROUP) * NUMBERS
+    here = b < moving(blocks, numbers, TOLD)
+    mask = here[:, None] & (i < lanes)[None, :]
     x = tl.load(g + at, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     old_m = tl.load(m + at, mask=mask, other=0).to(tl.float32)
     w = tl.load(p + at, mask=mask, other=0).to(tl.float32)
     statistic = bounded(tl.sum(x * x, axis=1)) / tl.load(row + SIZE).to(tl.float32)
-    new_v, rate = second_moment(tl.load(v + b, mask=b < blocks, other=0), statistic, numbers)
-    tl.store(v + b, new_v, mask=b < blocks)
+    new_v, rate = second_moment(tl.load(v + b, mask=here, other=0), statistic, numbers)
+    tl.store(v + b, new_v, mask=here)
     w, new_m = moved(w, old_m, x, rate[:, None], numbers)
     noise = random_bits(row, start + at.to(tl.int64), seed, STOCH, NEST)
     tl.store(p + at, stored(w, noise & 0xFFFF, PT, STOCH, EXPLICIT), mask=mask)
@@ -184,7 +194,8 @@ def sums_strided(segments, tiles, gradients, groups, partial, GT: tl.constexpr, 
 
 
 @triton.jit
-def settle(segments, tiles, groups, partial, rates, TILE: tl.constexpr, DOWN: tl.constexpr, LANES: tl.constexpr):
+def settle(segments, tiles, groups, partial, rates, TOLD: tl.constexpr, TILE: tl.constexpr, DOWN: tl.constexpr,
+           LANES: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
     block = tl.load(tiles + 2 * t + 1).to(tl.int64)
@@ -203,7 +214,10 @@ def settle(segments, tiles, groups, partial, rates, TILE: tl.constexpr, DOWN: tl
     numbers = groups + tl.load(row + GROUP) * NUMBERS
     v = tl.load(row + V).to(tl.pointer_type(tl.float32)) + block
     mean = bounded(tl.sum(total, axis=0)) / tl.load(row + SIZE).to(tl.float32)
-    new_v, rate = second_moment(tl.load(v), mean, numbers)
+    old_v = tl.load(v)
+    new_v, rate = second_moment(old_v, mean, numbers)
+    if TOLD:
+        new_v = tl.where(tl.load(numbers + FACTOR) != 0, new_v, old_v)
     tl.store(v, new_v)
     tl.store(rates + tl.load(row + RATE) + block, rate)
 
@@ -221,8 +235,8 @@ def update(p, m, x, row, at, start, mask, rate, numbers, seed, PT: tl.constexpr,
 
 @triton.jit(do_not_specialize=["seed"])
 def move_long(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr, GT: tl.constexpr, MT: tl.constexpr,
-              STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TILE: tl.constexpr,
-              EVEN: tl.constexpr):  # fmt: skip
+              STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr,
+              TILE: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
     k, run = tl.load(tiles + 2 * t + 1).to(tl.int64), tl.load(row + RUN)
@@ -237,13 +251,14 @@ def move_long(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr,
         p, m, g, left = tl.multiple_of(p, 16), tl.multiple_of(m, 16), tl.multiple_of(g, 16), tl.multiple_of(left, 8)
     i = tl.arange(0, TILE)
     rate, numbers = tl.load(rates + tl.load(row + RATE) + block), groups + tl.load(row + GROUP) * NUMBERS
-    x = tl.load(g + i, mask=i < left, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
-    update(p, m, x, row, i, start, i < left, rate, numbers, seed, PT, MT, STOCH, NEST, EXPLICIT)
+    mask = i < moving(left, numbers, TOLD)
+    x = tl.load(g + i, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
+    update(p, m, x, row, i, start, mask, rate, numbers, seed, PT, MT, STOCH, NEST, EXPLICIT)
 
 
 @triton.jit(do_not_specialize=["seed"])
 def move_strided(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr, GT: tl.constexpr, MT: tl.constexpr,
-                 STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr,
+                 STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr,
                  DOWN: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
@@ -257,9 +272,9 @@ def move_strided(segments, tiles, gradients, groups, rates, seed, PT: tl.constex
         stride, width = tl.multiple_of(stride, 8), tl.multiple_of(width, 8)
     wide = (width + ACROSS - 1) // ACROSS
     o, c = (k // wide) * DOWN + tl.arange(0, DOWN), (k % wide) * ACROSS + tl.arange(0, ACROSS)
-    mask = (o < outer)[:, None] & (c < width)[None, :]
-    rate = tl.load(rates + tl.load(row + RATE) + c // run, mask=c < width, other=0)
     at, numbers = o[:, None] * stride + c[None, :], groups + tl.load(row + GROUP) * NUMBERS
+    mask = (o < moving(outer, numbers, TOLD))[:, None] & (c < width)[None, :]
+    rate = tl.load(rates + tl.load(row + RATE) + c // run, mask=c < width, other=0)
     x = tl.load(g + at, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     update(p, m, x, row, at, k * 0, mask, rate[None, :], numbers, seed, PT, MT, STOCH, NEST, EXPLICIT)
 
@@ -267,7 +282,7 @@ def move_strided(segments, tiles, gradients, groups, rates, seed, PT: tl.constex
 @triton.jit(do_not_specialize=["seed"])
 def coordinates(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.constexpr, MT: tl.constexpr,
                 VT: tl.constexpr, STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr,
-                TILE: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+                TOLD: tl.constexpr, TILE: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
     start = tl.load(tiles + 2 * t + 1).to(tl.int64) * TILE
@@ -280,7 +295,7 @@ def coordinates(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: 
         p, m, g, left = tl.multiple_of(p, 16), tl.multiple_of(m, 16), tl.multiple_of(g, 16), tl.multiple_of(left, 8)
         v = tl.multiple_of(v, 16)
     i, numbers = tl.arange(0, TILE), groups + tl.load(row + GROUP) * NUMBERS
-    mask = i < left
+    mask = i < moving(left, numbers, TOLD)
     x = tl.load(g + i, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     new_v, rate = second_moment(tl.load(v + i, mask=mask, other=0).to(tl.float32), bounded(x * x), numbers)
     noise = mixed(random_bits(row, start + i.to(tl.int64), seed, STOCH, NEST) + 0x68E31DA4)  # not those of p and m
@@ -290,7 +305,7 @@ def coordinates(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: 
 
 @triton.jit(do_not_specialize=["seed"])
 def plain(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.constexpr, STOCH: tl.constexpr,
-          NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TILE: tl.constexpr,
+          NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr, TILE: tl.constexpr,
           EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
@@ -301,7 +316,7 @@ def plain(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.con
     if EVEN:
         p, g, left = tl.multiple_of(p, 16), tl.multiple_of(g, 16), tl.multiple_of(left, 8)
     i, numbers = tl.arange(0, TILE), groups + tl.load(row + GROUP) * NUMBERS
-    mask = i < left
+    mask = i < moving(left, numbers, TOLD)
     x = tl.load(g + i, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     w = tl.load(p + i, mask=mask, other=0).to(tl.float32) * tl.load(numbers + KEEP) - tl.load(numbers + STEP) * x
     noise = random_bits(row, start + i.to(tl.int64), seed, STOCH, NEST)
