@@ -17,7 +17,7 @@ from lowmem.reporting.numbers import losses
 
 FIGURES = ("fig1", "fig6", "fig8", "fig9", "fig11", "fig12", "fig13", "fig14", "fig15", "fig16")
 IDS = [f"adam_mini_{name}" for name in (*FIGURES, "table4")] + ["extra_adam_mini_backward", "extra_adafactor_lr"]
-BESIDE = {step: 0.1 * math.log10(step) ** 2 for step in (3, 1e-2 / 3e-3)}  # loss one rate beside the best
+BESIDE = 0.1 * math.log10(3) ** 2  # loss one rate beside the best, where rates are a factor 3 apart
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_with_all_records_every_value_is_there_and_nothing_is_nan(full, id):
 def test_gaps_are_those_that_the_records_hold(full):
     table = full("adam_mini_table4").values
     assert table["gap.worst"]["value"] == pytest.approx(0.004, abs=0.001)
-    assert table["gap.worst"]["n"] == 3
+    assert table["gap.worst"]["n"] == 5
     run = full("adam_mini_fig11").values
     assert run["gap.early"]["value"] == pytest.approx(0.004 + 0.03 * 0.9375, abs=0.001)
     assert run["gap.late"]["value"] == pytest.approx(0.004 + 0.03 * 0.0375, abs=0.001)
@@ -85,7 +85,7 @@ def test_leads_are_taken_at_best_rates_over_an_equal_grid(full):
 
 
 @pytest.mark.parametrize("experiment", ["gpt2_baselines", "llama_variants"])
-@pytest.mark.parametrize("tier", ["laptop", "workstation", "paper"])
+@pytest.mark.parametrize("tier", ["workstation", "paper"])
 def test_every_method_of_a_comparison_has_as_many_rates_as_the_others(experiment, tier):
     found = {}
     for run in experiments.runs(ROOT, experiment, tier):
@@ -144,7 +144,7 @@ def test_the_floor_under_distances_is_that_of_adamw_from_its_twin_at_the_same_ra
     assert found["distance.floor"]["value"] / found["distance.adam_mini"]["value"] == pytest.approx(0.1 / 1.02)
     write(root, "gpt2_baselines")
     for run in experiments.runs(root, "gpt2_baselines", "laptop"):
-        if run["variant"] == "adamw_twin-3e.3":
+        if run["variant"].startswith("adamw_twin"):
             (root / "results/laptop" / run["id"] / "record.json").unlink()
     assert "not run" in values(root, "adam_mini_fig8")["distance.floor"]["reason"]
 
@@ -157,7 +157,7 @@ def test_the_twin_is_no_method_of_a_comparison(full):
 
 def test_spread_is_over_all_rates_and_decays(full):
     found = full("adam_mini_fig8").values
-    assert found["spread.adamw"]["value"] == pytest.approx(BESIDE[1e-2 / 3e-3], abs=0.001)
+    assert found["spread.adamw"]["value"] == pytest.approx(0.1 * math.log10(4) ** 2, abs=0.001)
     assert abs(found["spread.difference"]["value"]) < 0.001
 
 
@@ -188,14 +188,13 @@ def test_setbacks_of_the_loss_measure_an_unsteady_run(root):
 
 
 def test_a_diverged_rate_is_never_the_best_and_is_shown(root):
-    write_all(root)
-    diverge(root, "llama_variants", "adam_mini-1e.1")  # the middle one, best before
-    shown = exhibit.make(root, "adam_mini_fig13", "laptop")
+    write(root, "llama_variants", "workstation")
+    diverge(root, "llama_variants", "adam_mini-3e.3", "workstation")  # the middle one, best before
+    shown = exhibit.make(root, "adam_mini_fig13", "workstation")
     row = next(row for row in shown.rows if row[1] == "Adam-mini")
-    assert row[2].endswith("(edge)") and shown.values["lead.adafactor"]["value"] == pytest.approx(
-        0.046 - BESIDE[3], abs=0.001
-    )
-    picture = (root / "reports/laptop/figures/adam_mini_fig13.svg").read_text()
+    assert row[2].endswith("(edge)")
+    assert shown.values["lead.adafactor"]["value"] == pytest.approx(0.046 - BESIDE, abs=0.001)
+    picture = (root / "reports/workstation/figures/adam_mini_fig13.svg").read_text()
     assert not re.search(r"\bnan\b", picture, re.IGNORECASE)
 
 
@@ -227,7 +226,7 @@ def test_a_missing_run_of_a_grid_leaves_no_best_rate(root):
 
 def test_figures_show_where_a_run_diverged(root):
     write_all(root)
-    diverge(root, "llama_scaling", "42k-adam_mini")
+    diverge(root, "llama_long", "42k_long-adam_mini")
     shown = exhibit.make(root, "adam_mini_fig11", "laptop")
     assert shown.values["gap.late"] == {**shown.values["gap.late"], "value": None, "failed": "subject"}
     assert "not finite at step 4" in (root / "reports/laptop/figures/adam_mini_fig11.svg").read_text()

@@ -139,3 +139,13 @@ def test_runs_left_out_because_the_premise_fails_are_not_testable_and_others_are
             assert verdict(claim(gate=gate), gone, tier, premise) == ("not_run", "not run: no record")
     assert verdict(claim(gate=gate), gone, "smoke", refuted)[0] == "not_run"
     assert verdict(claim(), gone, "overnight")[0] == "not_run"
+
+
+def test_a_tier_that_only_shows_gives_no_verdict_whatever_its_number():
+    for value in (-1.0, 0.0, 1.0):
+        found, why = verdict(claim(shown=["laptop"]), losses.over({0: value, 1: value + 1e-3, 2: value}), "laptop")
+        assert found == "not_testable" and "shown at tier laptop" in why
+        assert (
+            verdict(claim(shown=["laptop"]), losses.over({0: value, 1: value, 2: value}), "overnight")[0]
+            != "not_testable"
+        )

@@ -6,7 +6,7 @@ import random
 from lowmem.pipeline import experiments
 
 EXPERIMENTS = ("llama_scaling", "llama_large", "gpt2_baselines", "gpt2_decay", "llama_variants", "adafactor_sweeps")
-EXPERIMENTS += ("leave_x_out", "backward_update", "char_shakespeare")
+EXPERIMENTS += ("llama_long", "leave_x_out", "backward_update", "char_shakespeare")
 OFFSETS = {
     "adamw": 0.0,
     "adamw_twin": 0.0,
@@ -31,11 +31,13 @@ def write(root, experiment, tier="laptop", offset=None, steps=STEPS):
     from synthetic import record
 
     runs = experiments.runs(root, experiment, tier)
-    rates = {}
+    rates, own = {}, {}
     for run in runs:
         rates.setdefault(method(run), set()).add(run["config"]["optimizer"]["lr"])
+        if run["variant"].endswith("-own"):
+            own[method(run)] = {run["config"]["optimizer"]["lr"]}
     for run in runs:
-        extra = (offset or default_offset)(run) + off_rate(run, rates[method(run)])
+        extra = (offset or default_offset)(run) + off_rate(run, own.get(method(run), rates[method(run)]))
         lines = curve(run, extra, steps)
         tokens = lines[-1]["tokens"]
         final = {
@@ -68,7 +70,7 @@ def default_offset(run) -> float:
 
 
 def off_rate(run, rates) -> float:
-    """Nothing at the middle rate of the method's grid, more beside it; nothing where rates have no effect."""
+    """Nothing at the method's own rate or the middle of its grid, more beside it; nothing where rates have no effect."""
     if method(run).endswith("_flags"):
         return 0.0
     middle = sorted(rates)[len(rates) // 2]

@@ -56,7 +56,8 @@ def test_every_file_has_a_licence_whose_text_is_here():
 
 def test_the_badges_name_files_and_commands_that_exist():
     page = (ROOT / "docs/artifact.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`([\w./-]+\.(?:md|json|cff|yaml))`", page)) - {"ro-crate-metadata.json"}
+    named = set(re.findall(r"`([\w./-]+\.(?:md|json|cff|yaml))`", page))
+    named -= {"ro-crate-metadata.json", "reports/laptop/claims.md"}  # what a command writes
     assert named and all((ROOT / name).exists() for name in named), named
     make = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", make, re.MULTILINE) for target in re.findall(r"`make (\w+)`", page))

@@ -11,8 +11,8 @@ from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers.rate_grids import tuned
 from lowmem.training import job
 
-FILE = "workflow/config/experiments/gpt2_sizes.yaml"
-SIZES = {"43k": 0.01, "83k": 0.02, "146k": 0.03}
+FILE = "workflow/config/experiments/llama_scaling.yaml"
+SIZES = {"10k": 0.01, "20k": 0.02, "42k": 0.03}
 
 
 def run(group, lr, seed, loss):
@@ -92,9 +92,9 @@ def with_choice(project, lr):
 def test_a_judging_run_reads_the_number_that_was_chosen(project):
     with_choice(project, 0.0125)
     found = {
-        run["variant"]: run["config"]["optimizer"]["lr"] for run in experiments.runs(project, "gpt2_sizes", "laptop")
+        run["variant"]: run["config"]["optimizer"]["lr"] for run in experiments.runs(project, "llama_scaling", "laptop")
     }
-    assert found["43k-adamw"] == 0.0125 and found["43k-adam_mini"] == 3.0e-3
+    assert found["42k-adamw"] == 0.0125 and found["42k-adam_mini"] == 6.0e-3
 
 
 @pytest.mark.parametrize(
@@ -103,16 +103,16 @@ def test_a_judging_run_reads_the_number_that_was_chosen(project):
 def test_a_rate_that_is_not_chosen_is_one_line_that_says_what_to_do(project, lr, words):
     with_choice(project, lr)
     with pytest.raises(Misuse, match=words):
-        experiments.runs(project, "gpt2_sizes", "laptop")
+        experiments.runs(project, "llama_scaling", "laptop")
 
 
 def test_a_run_with_a_stand_in_rate_is_planned_but_never_made(project):
     stand_in = "adamw: {optimizer: {name: adamw, lr: {chosen: tune/a, until: 0.002}}}"
     edit(project / FILE, "adamw: {optimizer: {name: adamw}}", stand_in)
-    runs = {run["variant"]: run for run in experiments.runs(project, "gpt2_sizes", "laptop")}
-    assert runs["43k-adamw"]["config"]["optimizer"]["lr"] == 0.002 and "waits" not in runs["43k-adam_mini"]
+    runs = {run["variant"]: run for run in experiments.runs(project, "llama_scaling", "laptop")}
+    assert runs["42k-adamw"]["config"]["optimizer"]["lr"] == 0.002 and "waits" not in runs["42k-adam_mini"]
     with pytest.raises(Misuse, match="no rate is chosen yet; run tune in tier laptop, then lowmem rates tune"):
-        job.run_job(project, [runs["43k-adamw"]])
+        job.run_job(project, [runs["42k-adamw"]])
 
 
 def test_two_readings_that_agree_on_the_rate_share_their_runs(project):
@@ -123,8 +123,8 @@ def test_two_readings_that_agree_on_the_rate_share_their_runs(project):
         "    own_rate: {optimizer: {name: adam_mini, lr: {chosen: tune/a}}}",
     )
     with_choice(project, 0.0125)
-    variants = {run["variant"] for run in experiments.runs(project, "gpt2_sizes", "laptop")}
-    assert "43k-adam_mini" in variants and "43k-own_rate" not in variants
+    variants = {run["variant"] for run in experiments.runs(project, "llama_scaling", "laptop")}
+    assert "42k-adam_mini" in variants and "42k-own_rate" not in variants
 
 
 def test_kept_choices_hold_the_rule_and_every_loss(project, monkeypatch):
@@ -149,7 +149,7 @@ def with_pattern(project, until=""):
 
 def rates_of_adam_mini(project):
     found = {
-        run["variant"]: run["config"]["optimizer"]["lr"] for run in experiments.runs(project, "gpt2_sizes", "laptop")
+        run["variant"]: run["config"]["optimizer"]["lr"] for run in experiments.runs(project, "llama_scaling", "laptop")
     }
     return {variant: lr for variant, lr in found.items() if variant.endswith("adam_mini")}
 
@@ -167,10 +167,10 @@ def test_a_rate_until_the_choice_counts_only_before_it(project):
     groups = {f"{size}-adamw": {"lr": lr, "reason": None} for size, lr in SIZES.items()}
     write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
     assert rates_of_adam_mini(project) == {f"{size}-adam_mini": lr for size, lr in SIZES.items()}
-    groups["43k-adamw"] = {"lr": None, "reason": "best rate 1 at the edge"}
+    groups["42k-adamw"] = {"lr": None, "reason": "best rate 1 at the edge"}
     write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
-    with pytest.raises(Misuse, match="tune/43k-adamw has no rate: best rate 1 at the edge"):
-        experiments.runs(project, "gpt2_sizes", "laptop")
+    with pytest.raises(Misuse, match="tune/42k-adamw has no rate: best rate 1 at the edge"):
+        experiments.runs(project, "llama_scaling", "laptop")
 
 
 def test_a_multiple_of_the_choice_is_asked_for_by_times(project):
@@ -184,7 +184,7 @@ def test_a_multiple_of_the_choice_is_asked_for_by_times(project):
 def test_a_multiple_that_is_no_positive_number_is_refused(project, times):
     with_pattern(project, f", times: {times}")
     with pytest.raises(Misuse, match=r"optimizer\.lr"):
-        experiments.runs(project, "gpt2_sizes", "laptop")
+        experiments.runs(project, "llama_scaling", "laptop")
 
 
 def test_the_rate_chosen_beforehand_is_the_best_one_whatever_the_judging_seeds_say():
@@ -201,3 +201,16 @@ def test_the_rate_chosen_beforehand_is_the_best_one_whatever_the_judging_seeds_s
     assert tuned([judged("own", 0.1, 2.0), other])["lion"].lr == 0.1  # what was not run is another question
     assert tuned([judged("1e.1", 0.1, 2.0), judged("4e.1", 0.4, 1.9)])["lion"].rate == "0.4 (edge)"
     assert tuned([judged("own", 0.1, None), judged("same", 0.4, 1.9)])["lion"].lr == 0.4  # diverged: the other one
+
+
+def test_a_tier_that_runs_as_another_takes_that_ones_choice(project):
+    with_choice(project, 0.0125)
+    assert experiments.set_by(project, "llama_large", "overnight") == "laptop"
+    edit(
+        project / "workflow/config/experiments/llama_large.yaml",
+        "optimizer: {lr: 6.0e-3}",
+        "optimizer: {lr: {chosen: tune/a}}",
+    )
+    assert {run["config"]["optimizer"]["lr"] for run in experiments.runs(project, "llama_large", "overnight")} == {
+        0.0125
+    }

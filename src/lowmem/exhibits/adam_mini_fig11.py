@@ -19,7 +19,7 @@ EXHIBIT = {
     "kind": "figure",
     "title": "The longest Llama run of this tier",
     "experiments": ["llama_scaling"],
-    "also": {"overnight": ["llama_long"]},
+    "also": {"laptop": ["llama_long"], "overnight": ["llama_long"]},
     "published": "adam_mini.figure_llama1b",
 }
 

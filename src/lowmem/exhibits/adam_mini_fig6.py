@@ -11,6 +11,7 @@ from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import MARGIN, difference, largest, lost, mean, used, window
 from lowmem.reporting.panels.losses import side_by_side
+from lowmem.reporting.rate_choice import TUNING
 from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
@@ -40,7 +41,7 @@ def per_cent(run: Run) -> float | None:
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: gap.<set>, gap.worst (best searched rate minus Adam), mean.<set>, mean.worst (mean(v) minus searched);
     all four also in per cent of the loss: gap.percent.<set> and so on."""
-    variants = runs.variants()
+    variants = {name: [run for run in group if run.seed < TUNING] for name, group in runs.variants().items()}
     adam = variants.get("adam", [])
     shown = Shown(
         caption=scale.about(runs)
@@ -59,9 +60,15 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     results = {}
     for name in NAMES:
         rates = {float(v.split("_at_")[1]): group for v, group in variants.items() if v.startswith(f"{name}_at_")}
-        results[name] = add_rows(shown, name, rates, variants.get(f"{name}_by_mean", []), adam)
+        if rates:  # smaller tiers leave out fewer sets
+            tuning = {
+                lr: [r for r in runs if r.seed >= TUNING and r.variant == group[0].variant]
+                for lr, group in rates.items()
+            }
+            best = best_rate(tuning if all(tuning.values()) else rates)
+            results[name] = add_rows(shown, name, rates, best, variants.get(f"{name}_by_mean", []), adam)
     for key in ("gap", "mean", "gap.percent", "mean.percent"):
-        shown.values[f"{key}.worst"] = largest(shown.values[f"{key}.{name}"] for name in NAMES)
+        shown.values[f"{key}.worst"] = largest(shown.values[f"{key}.{name}"] for name in results)
     level = mean(adam, MEASURE)["value"]
     shown.figure = draw(results, MARGIN / 100 * level if level else 0.0)
     return shown
@@ -76,9 +83,9 @@ def best_rate(rates: dict[float, list[Run]]) -> float | None:
     return min(scores, key=scores.get) if scores else None
 
 
-def add_rows(shown: Shown, name: str, rates: dict, by_mean: list[Run], adam: list[Run]) -> dict:
+def add_rows(shown: Shown, name: str, rates: dict, best: float | None, by_mean: list[Run], adam: list[Run]) -> dict:
     """Rows of one set of blocks; {"rates": {rate: entry}, "best": rate or None, "mean": entry}, entries minus Adam."""
-    gaps, best = {rate: difference(runs, adam, MEASURE) for rate, runs in sorted(rates.items())}, best_rate(rates)
+    gaps = {rate: difference(runs, adam, MEASURE) for rate, runs in sorted(rates.items())}
     for rate, entry in gaps.items():
         chosen = " (best)" if rate == best else ""
         loss = text(mean(rates[rate], MEASURE), digits=4)
@@ -98,7 +105,7 @@ def add_rows(shown: Shown, name: str, rates: dict, by_mean: list[Run], adam: lis
 
 
 def draw(results: dict[str, dict], margin: float):
-    drawn, panels = plots.figure([list(NAMES)], width=11.2, height=2.9, sharex=True)
+    drawn, panels = plots.figure([list(results) or ["none"]], width=11.2, height=2.9, sharex=True)
     for name, found in results.items():
         rows = [(f"rate {rate:g}", entry, COLOURS["rate"]) for rate, entry in found["rates"].items()]
         rows.append(("lr / √mean(v)", found["mean"], COLOURS["mean"]))
@@ -115,7 +122,7 @@ def draw(results: dict[str, dict], margin: float):
                 fillstyle="none",
                 color=COLOURS["rate"],
             )
-        if name != "1_query":
+        if name != next(iter(results)):
             axes.set_yticklabels([])
         axes.axvline(margin, color=plots.INK, linewidth=1.0, linestyle=(0, (1, 2)))
         axes.set_title(NAMES[name], fontsize=9)

@@ -138,9 +138,9 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
             continue  # the exhibit says why, see unavailable()
         config, after = with_stages(root, config, tier, options)
         own_rate = rates.named(config)
-        waits = rates.awaited(root, config, tier) if own_rate else None
+        waits = rates.awaited(root, config, source) if own_rate else None
         if own_rate:
-            config = rates.resolved(root, config, tier, variant)
+            config = rates.resolved(root, config, source, variant)
             if (hashed := config_hash(config)) in planned:
                 continue  # two readings of a claim agree on the rate: one set of runs serves both
             planned.add(hashed)
