@@ -148,9 +148,9 @@ def test_times_taken_on_a_busy_machine_are_called_so(root, others, said):
     load, device = {"cores": 2, "own": 1.0, "others": others}, {**made["device"], "threads": 2}
     kept_files.write_json(pipeline_record.folder(root, run) / "record.json", {**made, "load": load, "device": device})
     _, shown, _ = exhibit.render(root, "extra_equal_batch", "laptop")
-    assert (
-        "Other programs competed for the cores during 1 of 1 runs (they used up to 1.7 of 2)" in shown.caption
-    ) == said
+    words = "Other programs competed for the cores during 1 of 1 runs (they used up to 1.7 of 2)"
+    assert (words in shown.caption) == said
+    assert shown.values["two_passes"].get("busy") == (words if said else None)
 
 
 def test_adafactor_panel_takes_its_gain_from_equal_batches(root):

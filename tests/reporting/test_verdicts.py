@@ -149,3 +149,10 @@ def test_a_tier_that_only_shows_gives_no_verdict_whatever_its_number():
             verdict(claim(shown=["laptop"]), losses.over({0: value, 1: value, 2: value}), "overnight")[0]
             != "not_testable"
         )
+
+
+def test_a_time_taken_on_a_busy_machine_decides_nothing():
+    quiet = losses.over({0: -1.0, 1: -1.01, 2: -1.02})
+    assert verdict(claim(), quiet, "overnight")[0] == "reproduced"
+    found, why = verdict(claim(), {**quiet, "busy": "Other programs competed"}, "overnight")
+    assert found == "inconclusive" and "decides nothing" in why

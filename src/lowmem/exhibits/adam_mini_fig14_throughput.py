@@ -12,7 +12,7 @@ EXHIBIT = {
     "order": 141,
     "kind": "figure",
     "topic": "cost",
-    "times": True,
+    "times": ["measured.*"],
     "title": "Throughput of Adam-mini and Adafactor",
     "experiments": ["equal_batch", "simulated"],
     "published": "adam_mini.figure_adafactor_throughput",

@@ -6,6 +6,7 @@ or one that ended early is shown as such; nothing is filled in.
 
 import contextlib
 import csv
+import fnmatch
 import importlib
 import io
 import re
@@ -129,20 +130,24 @@ def render(
     module = importlib.import_module(f"lowmem.exhibits.{id}")
     with style() if header["kind"] == "figure" else contextlib.nullcontext():
         shown = module.render(runs, published(root, header), tier)
-    shown.caption += disturbed(runs) if header.get("times") else ""
+    if "times" in header and (competing := disturbed(runs)):
+        shown.caption += f" {competing}, so times are too long and their ratios uncertain."
+        for name, value in shown.values.items():
+            if any(fnmatch.fnmatch(name, pattern) for pattern in header["times"]):
+                value["busy"] = competing
     return header, shown, runs
 
 
 def disturbed(runs: Runs) -> str:
-    """A sentence on the runs whose times were taken while other programs competed for the cores; empty without such."""
+    """On the runs whose times were taken while other programs competed for the cores, in words; empty without such."""
     known = [run.record for run in runs if (run.record or {}).get("load")]
     busy = [one for one in known if progress.company(one)]
     if not busy:
         return ""
     most = max(one["load"]["others"] for one in busy)
     return (
-        f" Other programs competed for the cores during {len(busy)} of {len(known)} runs (they used up to {most:.1f} of "
-        f"{busy[0]['load']['cores']}), so times are too long and their ratios uncertain."
+        f"Other programs competed for the cores during {len(busy)} of {len(known)} runs (they used up to {most:.1f} of "
+        f"{busy[0]['load']['cores']})"
     )
 
 

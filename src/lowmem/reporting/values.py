@@ -25,6 +25,7 @@ class Value(TypedDict, total=False):
     by_seed: dict[str, float]  # the numbers of which it is the mean
     parts: list[dict]  # the values of which it is the worst or least, for Holm's correction
     pooled: dict  # the mean of these parts, the headline of a claim about all of them
+    busy: str  # of a time: what competed for the cores while it was taken, so that it decides nothing
     step: int  # where in training it was seen
     adamw: float  # AdamW's own number there
 

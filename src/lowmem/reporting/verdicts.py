@@ -50,6 +50,8 @@ def verdict(claim: dict, value: dict, tier: str, premise: dict | None = None) ->
     asked = "gate" in claim and (known or value.get("failed") == "subject")
     if asked and (failure := closed(claim["gate"], premise or {})):
         return "not_testable", failure
+    if known and value.get("busy"):
+        return "inconclusive", f"{value['busy']}: such a time decides nothing"
     if claim.get("simulated") and known:
         return simulated(claim["rule"], value)
     return found, why
