@@ -12,8 +12,8 @@ from lowmem.data import superglue_sources
 from lowmem.errors import Failed, Misuse
 from lowmem.finetuning import superglue_prompts
 from lowmem.pipeline import experiments, planning
-from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers.superglue import asked
+from lowmem.reporting.runs import Outcome, Run
 
 ROOT = experiments.find_root()
 FOLDER = "bigbench-1.0.0/bigbench/benchmark_tasks"
@@ -181,7 +181,7 @@ def test_the_published_tier_and_other_words_are_refused():
 
 @pytest.mark.parametrize("part", superglue_sources.IN_BIGBENCH)
 def test_its_questions_do_not_carry_the_name_of_the_task(part):
-    run = Run("a", "superglue", f"{part}-zero", 0, {"data": {"dataset": "bigbench", "part": part}}, "done")
+    run = Run("a", "superglue", f"{part}-zero", 0, {"data": {"dataset": "bigbench", "part": part}}, Outcome("done"))
     task, name = asked(run)
     assert task == part and "BIG-bench" in name and "(for " in name
 

@@ -10,6 +10,7 @@ from lowmem.pipeline import experiments
 from lowmem.reporting import claims, exhibit
 from lowmem.reporting.numbers import hessian
 from lowmem.reporting.panels import matrices
+from lowmem.reporting.runs import load, where
 
 MODULES = hessian.MODULES
 
@@ -61,9 +62,9 @@ def test_a_missing_run_leaves_no_number_for_its_claims_and_keeps_those_of_the_ot
     write(root, "hessian_transformer", "laptop", hessians)
     run = experiments.runs(root, "hessian_transformer", "laptop")[2]
     (root / "results/laptop" / run["id"] / "record.json").unlink()
-    _, shown, _ = exhibit.render(root, "adam_mini_fig7", "laptop")
+    _, shown, runs = exhibit.render(root, "adam_mini_fig7", "laptop")
     assert shown.values["excess.query"]["value"] is None and "seed2" in shown.values["excess.query"]["reason"]
-    assert any(row[-1] == 2 for row in shown.rows) and len(shown.runs_used) == 2
+    assert any(row[-1] == 2 for row in shown.rows) and len(runs.used()) == 2
 
 
 @pytest.mark.parametrize("id", ["adam_mini_fig2", "adam_mini_fig3", "adam_mini_fig7", "adam_mini_fig4"])
@@ -115,7 +116,7 @@ def test_zero_losses_are_compared_without_infinities():
 
 def test_the_order_is_the_smaller_of_both_distances(root):
     write_everything(root)
-    runs = exhibit.load(root, ["quadratic"], "laptop", {}).variants()["paper"]
+    runs = where(load(root, ["quadratic"], "laptop", {}), problem="paper")
     one, mid, low = (
         [adam_mini_fig4.losses(runs, "total", "100", m)[0]] for m in ("single", "adam_frozen", "blockwise")
     )

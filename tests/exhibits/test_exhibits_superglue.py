@@ -12,6 +12,7 @@ from lowmem.pipeline.record import write_arrays
 from lowmem.reporting import claims, exhibit
 from lowmem.reporting.numbers import learnable, same_questions
 from lowmem.reporting.numbers import superglue as ft
+from lowmem.reporting.runs import load
 
 ACCURACY = {"zero": 50.0, "1e.5": 61.0, "3e.5": 66.0, "1e.4": 90.0}
 LOSS = {"zero": 0.9, "1e.5": 0.68, "3e.5": 0.66, "1e.4": 0.67}
@@ -42,13 +43,13 @@ def test_a_task_is_learned_at_the_rate_of_the_lowest_loss_or_not_at_all(root):
 
 def test_few_questions_learn_nothing(root):
     write_pilot(root, questions=400)  # 62 + 2 * 2.4 points
-    runs = exhibit.load(root, ["superglue_pilot"], "overnight", {}).all
+    runs = load(root, ["superglue_pilot"], "overnight", {}).all
     assert set(learnable.verdicts(runs).values()) == {False}
 
 
 def test_stand_ins_decide_nothing_about_the_task_they_stand_in_for(root):
     write_pilot(root, leave_out=("rte", "rte_3", "copa", "copa_3", "multirc"))
-    runs = exhibit.load(root, ["superglue_pilot"], "overnight", {}).all
+    runs = load(root, ["superglue_pilot"], "overnight", {}).all
     assert learnable.verdicts(runs) == {"boolq": True, "wic": True, "wsc": True}
 
 
@@ -59,7 +60,7 @@ def test_a_pilot_without_records_says_so(root):
 
 def test_a_model_that_only_knows_frequencies_has_their_entropy_as_its_loss(root):
     write_pilot(root)
-    run = exhibit.load(root, ["superglue_pilot"], "overnight", {}).all[0]
+    run = load(root, ["superglue_pilot"], "overnight", {}).all[0]
     assert learnable.chance_loss(run) == pytest.approx(0.6640641)
 
 
@@ -115,7 +116,7 @@ def test_methods_are_compared_on_the_same_questions(root):
     gain, loss = values["gain.lomo_lora"], values["loss.lomo_lora"]
     assert 2 < gain["value"] < 6 and gain["low"] > 0 and loss["high"] < 0
     runs = {run["variant"]: [] for run in experiments.runs(root, "superglue", "overnight")}
-    for run in exhibit.load(root, ["superglue"], "overnight", {}).all:
+    for run in load(root, ["superglue"], "overnight", {}).all:
         runs[run.variant].append(run)
     paired = same_questions.error([runs["rte-lomo"]], [runs["rte-lora"]], "accuracy")
     alone = ft.sampling([runs["rte-lomo"]], [runs["rte-lora"]])
@@ -124,7 +125,7 @@ def test_methods_are_compared_on_the_same_questions(root):
 
 def test_the_error_of_the_questions_is_in_the_interval_even_when_seeds_agree(root):
     write_long(root)
-    loaded = exhibit.load(root, ["superglue"], "overnight", {}).all
+    loaded = load(root, ["superglue"], "overnight", {}).all
     lomo, lora = ([run for run in loaded if run.variant == f"rte-{name}"] for name in ("lomo", "lora"))
     difference = same_questions.over_seeds(lomo, "accuracy") - same_questions.over_seeds(lora, "accuracy")
     expected = difference.std(ddof=1) / np.sqrt(QUESTIONS)
@@ -135,7 +136,7 @@ def test_the_error_of_the_questions_is_in_the_interval_even_when_seeds_agree(roo
 
 def test_runs_that_kept_nothing_or_were_asked_differently_have_no_paired_error(root):
     write_long(root)
-    loaded = {run.variant: run for run in exhibit.load(root, ["superglue"], "overnight", {}).all}
+    loaded = {run.variant: run for run in load(root, ["superglue"], "overnight", {}).all}
     lomo, lora = loaded["rte-lomo"], loaded["rte-lora"]
     write_arrays(lora.folder, {})
     assert same_questions.error([[lomo]], [[lora]], "accuracy") is None
@@ -187,7 +188,7 @@ def test_accuracy_is_judged_only_where_adamw_beats_the_most_frequent_answer(root
     write_long(root)
     values = exhibit.render(root, "lomo_table3", "overnight")[1].values
     assert values["long.adamw.above_frequent"]["low"] > 0
-    found = ft.grouped(exhibit.load(root, ["superglue"], "overnight", {}).all)
+    found = ft.grouped(load(root, ["superglue"], "overnight", {}).all)
     assert ft.above_frequent(found, "zero")["high"] < 0
 
 

@@ -10,6 +10,7 @@ from synthetic import checkout, record
 from lowmem.pipeline import experiments
 from lowmem.reporting import claims, exhibit
 from lowmem.reporting.numbers import superglue as ft
+from lowmem.reporting.runs import load
 
 IDS = ["lomo_table3", "lomo_table4", "lomo_fig3", "lomo_fig4", "lomo_fig5", "lomo_eq", "lomo_clipping", "adalomo_fig1"]
 IDS += ["extra_rounding", "extra_peak_memory"]
@@ -99,10 +100,10 @@ def test_no_interval_of_an_accuracy_leaves_what_accuracies_can_be():
 
 def test_a_run_alone_gets_the_interval_of_its_questions(root):
     made.write_accuracies(root, "superglue", level=lambda run: 50.0)
-    runs = [run for run in exhibit.load(root, ["superglue"], "laptop", {}) if run.variant == "boolq-zero"]
+    runs = [run for run in load(root, ["superglue"], "laptop", {}) if run.variant == "boolq-zero"]
     entry = ft.among_questions(ft.last(runs), [runs])
     assert entry["low"] == pytest.approx(38.1, abs=1.5) and entry["high"] == pytest.approx(61.9, abs=1.5)  # of 64
-    several = [run for run in exhibit.load(root, ["superglue"], "laptop", {}) if run.variant.startswith("boolq-lomo")]
+    several = [run for run in load(root, ["superglue"], "laptop", {}) if run.variant.startswith("boolq-lomo")]
     assert ft.among_questions(ft.last(several), [several])["method"] == "t"
 
 
@@ -183,5 +184,6 @@ def test_rounding_is_told_as_a_share_of_what_fp32_changes(full):
         ("rte-adam_mini_backward_1e.5", ("adam_mini_backward", "1e.5")),
     ],
 )
-def test_variants_name_method_and_point(variant, found):
-    assert ft.method(made.Like(variant)) == found
+def test_runs_know_their_method_and_its_point(variant, found):
+    runs = load(experiments.find_root(), ["superglue"], "paper", {})
+    assert {ft.method(run) for run in runs if run.variant == variant} == {found}

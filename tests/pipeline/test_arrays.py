@@ -7,7 +7,7 @@ import pytest
 
 from lowmem.kept_files import Damaged
 from lowmem.pipeline import record
-from lowmem.reporting.exhibit import Run
+from lowmem.reporting.runs import Outcome, Run
 from lowmem.training import job
 
 RUN = {
@@ -34,7 +34,7 @@ def test_a_measuring_task_writes_its_arrays_and_their_hash(made):
     assert written["arrays"]["bytes"] == (made / FOLDER / "arrays.npz").stat().st_size
     loaded = record.read_arrays(made / FOLDER, written)
     assert loaded["total.single"].shape == (5,) and loaded["hessian"].dtype == np.float32
-    run = Run("a", "toy", "only", 0, RUN["config"], "done", record=written, folder=made / FOLDER)
+    run = Run("a", "toy", "only", 0, RUN["config"], Outcome("done", None, written, made / FOLDER))
     assert run.arrays().keys() == loaded.keys()
 
 

@@ -10,6 +10,7 @@ from lowmem import kept_files
 from lowmem.kept_files import Damaged
 from lowmem.pipeline import intact, planning, record
 from lowmem.reporting import exhibit, report
+from lowmem.reporting.runs import Runs
 from lowmem.training import job as train
 
 
@@ -77,7 +78,7 @@ def test_a_damaged_summary_is_asked_for_again(job, text):
 def drawn(out):
     shown = exhibit.Shown("A table.", ["name", "value"], [["a", 1]], {"a": {"value": 1}})
     header = {"id": "toy", "paper": "extra", "label": "Extra", "title": "Toy", "kind": "table"}
-    exhibit.write(out, header, shown, exhibit.Runs([]), "smoke")
+    exhibit.write(out, header, shown, Runs([]), "smoke")
     return header
 
 

@@ -7,7 +7,7 @@ from synthetic import ROOT
 
 from lowmem.files import read_json
 from lowmem.pipeline import archive, experiments, planning
-from lowmem.reporting import claims, exhibit
+from lowmem.reporting import claims, exhibit, tables
 from lowmem.reporting.numbers import superglue
 from lowmem.reporting.report_evidence import COMMITTED
 
@@ -42,7 +42,7 @@ def test_rows_values_and_verdicts_of_the_committed_report_follow_from_the_archiv
         folder = "figures" if header["kind"] == "figure" else "tables"
         written = read_json(report / folder / f"{id}.json")
         _, shown, _ = exhibit.render(ROOT, id, tier, archived=True)
-        assert [[exhibit.cell(value) for value in row] for row in shown.rows] == written["rows"], id
+        assert [[tables.cell(value) for value in row] for row in shown.rows] == written["rows"], id
         assert json.loads(json.dumps(shown.values)) == written["values"], id
         for claim in (one for one in claims.load(ROOT) if one["exhibit"] == id and one["id"] in committed):
             premise = written["values"].get(claim.get("gate", {}).get("value"))

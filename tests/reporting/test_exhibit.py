@@ -13,7 +13,8 @@ from lowmem.errors import Misuse
 from lowmem.exhibits import adam_mini_fig10, lomo_fig1
 from lowmem.files import read_json, write_text
 from lowmem.pipeline import experiments, planning
-from lowmem.reporting import display, exhibit, plots
+from lowmem.reporting import display, exhibit, plots, tables
+from lowmem.reporting.runs import Outcome, Run, by_axis, load, look_up, unfinished, where
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_without_records_every_exhibit_says_not_run_in_every_tier(root, id, tier
     written = paths(root, id, tier)
     assert all(path.is_file() for path in written.values())
     assert "not run: no record" in written["csv"].read_text()
-    assert shown.runs_used == []
+    assert read_json(written["json"])["runs_used"] == []
     assert all(value["value"] is None and value["reason"] for value in shown.values.values())
 
 
@@ -49,7 +50,7 @@ def test_csv_holds_exactly_the_shown_numbers(everything, id):
         columns, *rows = list(csv.reader(f))
     loaded = read_json(written["json"])
     assert columns == shown.columns == loaded["columns"]
-    assert rows == loaded["rows"] == [[exhibit.cell(value) for value in row] for row in shown.rows]
+    assert rows == loaded["rows"] == [[tables.cell(value) for value in row] for row in shown.rows]
     if "md" in written:
         lines = written["md"].read_text().splitlines()[4:]
         assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == rows
@@ -116,20 +117,18 @@ def test_diverged_and_out_of_memory_are_shown_with_their_step(root):
 def test_failed_runs_are_not_run_with_their_reason(root):
     run = experiments.runs(root, "lomo_state_memory", "laptop")[0]
     record(root, run, {}, status="failed", reason="no such file")
-    assert exhibit.look_up(root, run).reason == "not run: failed (no such file)"
+    assert look_up(root, run).reason == "not run: failed (no such file)"
 
 
 def test_reasons_that_differ_in_numbers_alone_are_one_with_their_range():
     def run(seed, reason):
-        return exhibit.Run(f"e/v/seed{seed}", "e", "v", seed, {}, "diverged" if reason else "done", reason)
+        return Run(f"e/v/seed{seed}", "e", "v", seed, {}, Outcome("diverged" if reason else "done", reason))
 
     far = [run(k, f"diverged (loss 9 at step {step})") for k, step in enumerate((85, 232, 99))]
-    assert (
-        exhibit.unfinished([*far, run(3, None)]) == "diverged (loss 9 at step 85 to 232): v/seed0 and 2 more of 4 runs"
-    )
-    told = exhibit.unfinished([*far[:1], run(1, "out of memory at step 7"), run(2, "out of memory at step 7")])
+    assert unfinished([*far, run(3, None)]) == "diverged (loss 9 at step 85 to 232): v/seed0 and 2 more of 4 runs"
+    told = unfinished([*far[:1], run(1, "out of memory at step 7"), run(2, "out of memory at step 7")])
     assert told == "diverged (loss 9 at step 85): v/seed0; out of memory at step 7: v/seed1 and 1 more of 3 runs"
-    assert exhibit.unfinished([run(0, None)]) is None
+    assert unfinished([run(0, None)]) is None
 
 
 def test_unknown_exhibit_names_the_nearest_one(root):
@@ -147,7 +146,7 @@ def test_every_planned_run_is_listed_with_its_outcome(root):
 
 
 def test_markdown_cells_cannot_break_the_table():
-    assert exhibit.markdown("c", ["a|b"], [["x|y\nz"]]).splitlines()[2:] == ["| a\\|b |", "| --- |", "| x\\|y z |"]
+    assert tables.markdown("c", ["a|b"], [["x|y\nz"]]).splitlines()[2:] == ["| a\\|b |", "| --- |", "| x\\|y z |"]
 
 
 def test_table1_shows_both_shapes_of_the_1b_model_and_the_old_partition(root):
@@ -207,9 +206,13 @@ def test_fig10_margin_is_the_one_of_the_claim():
 
 def test_lomo_fig1_finds_how_long_each_gradient_lives(root):
     write_events(root, "laptop")
-    runs = exhibit.load(root, ["lomo_event_order"], "laptop", {})
-    assert lomo_fig1.lifetimes(runs.one("layers3-lomo").curve()) == {"P3": (0, 2), "P2": (2, 4), "P1": (4, 6)}
-    assert lomo_fig1.lifetimes(runs.one("layers3-sgd").curve()) == {"P3": (0, 6), "P2": (1, 6), "P1": (2, 6)}
+    runs = load(root, ["lomo_event_order"], "laptop", {})
+    assert lomo_fig1.lifetimes(runs.one(depth=3, optimizer="lomo").curve()) == {
+        "P3": (0, 2),
+        "P2": (2, 4),
+        "P1": (4, 6),
+    }
+    assert lomo_fig1.lifetimes(runs.one(depth=3, optimizer="sgd").curve()) == {"P3": (0, 6), "P2": (1, 6), "P1": (2, 6)}
 
 
 def test_lomo_fig1_measures_growth_with_depth(root):
@@ -281,3 +284,23 @@ def test_a_new_optimizer_has_a_colour_and_a_name_by_its_file(tmp_path, monkeypat
     assert display.name("sign_descent") == "Sign descent" and plots.look("sign_descent")["color"] in plots.SPARE
     assert display.name("no_file") == "no_file" and plots.look("no_file")["color"] == plots.INK
     assert not {*plots.SPARE} & {plots.COLOURS[name] for name in optim.names()}
+
+
+def test_runs_are_chosen_by_their_place_on_the_axes_and_those_that_were_looked_at_count_as_used(root):
+    write_events(root, "laptop")
+    runs = load(root, ["lomo_event_order"], "laptop", {})
+    assert [run.variant for run in where(runs, depth=6)] == ["layers6-sgd", "layers6-lomo"]
+    assert list(by_axis(runs, "depth")) == [3, 6, 12, 24] and (3, "lomo") in by_axis(runs, "depth", "optimizer")
+    assert by_axis(runs, "rank") == {} and runs.used() == []
+    assert runs.one(depth=6, optimizer="lomo").final("live_peak") and runs.used() == [
+        "lomo_event_order/layers6-lomo/seed0"
+    ]
+    absent = runs.one(depth=7, optimizer="lomo")
+    assert absent.reason == "not run: not planned in this tier" and absent.variant == "7-lomo"
+
+
+def test_an_exhibit_names_the_runs_that_it_read(root):
+    write_events(root, "laptop")
+    exhibit.make(root, "lomo_fig1", "laptop")
+    named = read_json(paths(root, "lomo_fig1", "laptop")["json"])
+    assert named["runs_used"] == [run["id"] for run in named["runs"]] and len(named["runs"]) == 8

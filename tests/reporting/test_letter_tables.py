@@ -7,8 +7,9 @@ import pytest
 from synthetic import ROOT
 
 from lowmem.pipeline import experiments
-from lowmem.reporting import exhibit, plots
+from lowmem.reporting import plots
 from lowmem.reporting.panels import losses
+from lowmem.reporting.runs import load
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_what_training_never_showed_costs_more_than_one_of_all_symbols(entropies
 
 def test_lines_of_tables_stand_where_the_panel_reaches_and_nowhere_for_other_texts():
     for tier in ("laptop", "overnight"):
-        runs = exhibit.load(ROOT, ["gpt2_sizes"], tier, {}).all
+        runs = load(ROOT, ["gpt2_sizes"], tier, {}).all
         assert {(run.config["data"]["dataset"], run.config["data"]["tokenizer"]) for run in runs} <= losses.TEXTS.keys()
     with plots.style():
         _, panels = plots.figure([["near", "far", "other"]])
@@ -50,7 +51,7 @@ def test_lines_of_tables_stand_where_the_panel_reaches_and_nowhere_for_other_tex
     panels["far"].set_ylim(3, 4)
     losses.letter_tables(panels["far"], runs, 3.5)
     panels["other"].set_ylim(2, 3)
-    paper = exhibit.load(ROOT, ["gpt2_sizes"], "paper", {}).all
+    paper = load(ROOT, ["gpt2_sizes"], "paper", {}).all
     losses.letter_tables(panels["other"], paper, 2.5)
     assert not panels["far"].texts and not panels["other"].texts
     assert experiments.runs(ROOT, "gpt2_sizes", "paper")[0]["config"]["data"]["tokenizer"] != "byte"

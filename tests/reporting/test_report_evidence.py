@@ -10,6 +10,7 @@ from lowmem.pipeline import experiments
 from lowmem.reporting import claims, exhibit, report, report_evidence
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import parameters
+from lowmem.reporting.runs import load
 
 
 def row(verdict, statement="Water is wet.", topic="cost"):
@@ -102,9 +103,9 @@ def test_a_claim_shows_its_verdict_at_other_tiers_and_what_others_measured(page)
 
 
 def test_captions_open_with_size_and_text_and_axes_name_their_unit():
-    runs = exhibit.load(ROOT, ["gpt2_sizes"], "laptop", {}).all
+    runs = load(ROOT, ["gpt2_sizes"], "laptop", {}).all
     assert re.match(r"Models of [\d.]+k to [\d.]+k parameters, [\d.]+k training bytes each\. $", scale.about(runs))
     assert scale.loss(runs) == "validation loss (nat per byte)"
-    paper = exhibit.load(ROOT, ["gpt2_sizes"], "paper", {}).all
+    paper = load(ROOT, ["gpt2_sizes"], "paper", {}).all
     assert scale.loss(paper) == "validation loss (nat per token)" and "B parameters" in scale.about(paper)
     assert scale.about([]) == ""

@@ -5,7 +5,6 @@ import random
 from synthetic_losses import write as write_losses
 
 from lowmem.pipeline import experiments
-from lowmem.reporting.numbers import superglue as ft
 
 LEVEL = {"zero": 50.0, "lora": 60.0, "lomo": 63.0, "lora_lomo": 61.0, "prefix": 58.0}  # accuracy; others 62
 PEAK = {"inference": 100, "lomo": 110, "lomo_norm": 111, "adalomo": 112, "adam_mini_backward": 150, "sgd": 200}
@@ -56,9 +55,8 @@ def write_accuracies(root, experiment, tier="laptop", level=None):
 
     for run in experiments.runs(root, experiment, tier):
         name = run["variant"].split("-")[1]
-        method, _ = ft.method(Like(run["variant"]))
         draw = random.Random(f"{run['variant'].split('-')[0]} {run['seed']}")
-        end = (level(run) if level else LEVEL.get(method, 62.0)) + draw.uniform(-1, 1) + 0.01 * len(name)
+        end = (level(run) if level else LEVEL.get(run["axes"]["method"], 62.0)) + draw.uniform(-1, 1) + 0.01 * len(name)
         steps = run["config"]["train"]["steps"]
         lines = []
         for step in range(1, steps + 1):
@@ -72,10 +70,3 @@ def write_accuracies(root, experiment, tier="laptop", level=None):
                 }
         final = {"val_loss": 0.5, "accuracy": end, "most": 55.0, "first": 50.0, "step": steps, "examples": 8 * steps}
         record(root, run, final, lines or [{"step": 0, "examples": 0, **final}])
-
-
-class Like:
-    """What fine_tuning.method reads of a run."""
-
-    def __init__(self, variant: str):
-        self.variant = variant

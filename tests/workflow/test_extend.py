@@ -96,8 +96,9 @@ seeds: [0, 1, 2]
     "src/lowmem/exhibits/extra_points.py": '''"""How well each optimizer fits points on a line."""
 
 from lowmem.reporting.values import text
-from lowmem.reporting.numbers.losses import mean, used
+from lowmem.reporting.numbers.losses import mean
 from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.runs import by_axis
 
 EXHIBIT = {
     "id": "extra_points", "paper": "extra", "label": "Extra", "order": 99, "kind": "table", "title": "Points on a line",
@@ -106,10 +107,10 @@ EXHIBIT = {
 
 
 def render(runs, published, tier):
-    found = {name: mean(group) for name, group in runs.variants().items()}
+    found = {name: mean(group) for name, group in by_axis(runs, "optimizer").items()}
     rows = [[name, text(value, digits=4)] for name, value in found.items()]
     values = {f"{name}.loss": value for name, value in found.items()}
-    return Shown("Mean squared error after 400 steps.", ["optimizer", "error"], rows, values, runs_used=used(runs))
+    return Shown("Mean squared error after 400 steps.", ["optimizer", "error"], rows, values)
 ''',
 }
 TWIN = '''"""Sign descent, coordinate by coordinate."""

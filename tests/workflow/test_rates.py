@@ -7,8 +7,8 @@ from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, write_json
 from lowmem.pipeline import experiments, rates
 from lowmem.reporting import rate_choice
-from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers.rate_grids import tuned
+from lowmem.reporting.runs import Outcome, Run
 from lowmem.training import job
 
 FILE = "workflow/config/experiments/llama_scaling.yaml"
@@ -19,9 +19,9 @@ def run(group, lr, seed, loss):
     """A tuning run with this final loss; None diverged, "missing" was not run."""
     status = "diverged" if loss is None else "missing" if loss == "missing" else "done"
     record = {"metrics": {"final": {"val_loss": loss}}} if status == "done" else None
-    return Run(
-        f"t/{group}-{lr}/seed{seed}", "t", f"{group}-{lr}", seed, {"optimizer": {"lr": lr}}, status, status, record
-    )
+    axes = {**dict(zip(("size", "optimizer"), group.split("-"))), "lr": lr}
+    outcome = Outcome(status, status, record)
+    return Run(f"t/{group}-{lr}/seed{seed}", "t", f"{group}-{lr}", seed, {"optimizer": {"lr": lr}}, outcome, axes)
 
 
 def grid(group, losses):
@@ -129,7 +129,7 @@ def test_two_readings_that_agree_on_the_rate_share_their_runs(project):
 
 def test_kept_choices_hold_the_rule_and_every_loss(project, monkeypatch):
     runs = grid("a", {0.01: (2.5, 2.5), 0.02: (2.4, 2.4), 0.04: (2.5, 2.6)})
-    monkeypatch.setattr("lowmem.reporting.exhibit.load", lambda *_: type("Runs", (), {"all": runs}))
+    monkeypatch.setattr("lowmem.reporting.runs.load", lambda *_: type("Runs", (), {"all": runs}))
     rate_choice.keep(project, "overnight", "tune")
     kept = read_json(rates.place(project, "overnight"))
     assert kept["rule"] == rates.RULE and kept["experiments"]["tune"]["a"]["lr"] == 0.02
@@ -191,13 +191,13 @@ def test_the_rate_chosen_beforehand_is_the_best_one_whatever_the_judging_seeds_s
     def judged(rate, lr, loss):
         config, record = {"optimizer": {"lr": lr}}, {"metrics": {"final": {"val_loss": loss}}}
         status = "done" if loss else "diverged"
-        return Run(f"t/lion-{rate}/seed0", "t", f"lion-{rate}", 0, config, status, status, record, own_rate=True)
+        axes, outcome = {"optimizer": "lion", "rate": rate}, Outcome(status, status, record)
+        return Run(f"t/lion-{rate}/seed0", "t", f"lion-{rate}", 0, config, outcome, axes, own_rate=True)
 
     found = tuned([judged("own", 0.1, 2.0), judged("same", 0.4, 1.9)])["lion"]
     assert (found.lr, found.rate, [run.final("val_loss") for run in found.best]) == (0.1, "0.1", [2.0])
-    other = Run(
-        "t/lion-same/seed0", "t", "lion-same", 0, {"optimizer": {"lr": 0.4}}, "missing", "not run", own_rate=True
-    )
+    axes = {"optimizer": "lion", "rate": "same"}
+    other = Run("t/lion-same/seed0", "t", "lion-same", 0, {"optimizer": {"lr": 0.4}}, axes=axes, own_rate=True)
     assert tuned([judged("own", 0.1, 2.0), other])["lion"].lr == 0.1  # what was not run is another question
     assert tuned([judged("1e.1", 0.1, 2.0), judged("4e.1", 0.4, 1.9)])["lion"].rate == "0.4 (edge)"
     assert tuned([judged("own", 0.1, None), judged("same", 0.4, 1.9)])["lion"].lr == 0.4  # diverged: the other one

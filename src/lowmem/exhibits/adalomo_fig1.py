@@ -1,11 +1,12 @@
 """Figure 1 of AdaLomo: SGD, SGD with momentum, SGD scaled by the second moment, and Adam. Which moment matters?"""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import mean, used
+from lowmem.reporting.numbers.losses import mean
 from lowmem.reporting.numbers.rate_grids import lead, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -37,7 +38,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "learns from scratch.",
             "Second moment: Adam with beta1 = 0.",
         ],
-        runs_used=used(runs),
     )
     for name in METHODS:
         one = methods[name]

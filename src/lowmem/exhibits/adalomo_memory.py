@@ -2,8 +2,10 @@
 
 from lowmem.memory.hardware import OUTSIDE
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
-from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
@@ -38,8 +40,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for size, (gpus, batch) in SETTINGS.items():
         for optimizer in OPTIMIZERS:
-            run = runs.one(f"al.{size}.{optimizer}")
-            use(table, run)
+            run = runs.one(cell=f"al.{size}.{optimizer}")
             place = {"model": size.upper(), "optimizer": display.name(optimizer), "gpus": gpus, "micro_batch": batch}
             memory, theirs_speed = printed(published, "memory_gb_total", **place), printed(published, "tgs", **place)
             table.published += mark(f"{size.upper()}, {display.name(optimizer)}: GB in all", memory)

@@ -1,10 +1,13 @@
 """Figure 1 of Adam-mini: Llama2-7B at a glance. Loss by tokens and by time."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Pair, log_loss, losses, mean, pairs, used
+from lowmem.reporting.numbers.losses import log_loss, losses, mean
+from lowmem.reporting.numbers.pairs import Pair, pairs
 from lowmem.reporting.panels.losses import limits, loss_curves
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -32,7 +35,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[
             f"Rate, length and batch of the published run are not known; {scale.seeds(found)} instead of one run."
         ],
-        runs_used=used(found),
     )
     if tier != "paper":
         shown.deviations.append(f"The model is {size.name.replace('_as_', ', here ')} parameters.")

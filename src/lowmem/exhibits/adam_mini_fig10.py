@@ -8,9 +8,10 @@ import itertools
 import math
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import MARGIN, Pair, largest, log_loss, own_rate, pairs, smallest
+from lowmem.reporting.numbers.losses import largest, log_loss, smallest
+from lowmem.reporting.numbers.pairs import MARGIN, Pair, own_rate, pairs
 from lowmem.reporting.panels.losses import (
     faint,
     gap_curve,
@@ -22,6 +23,8 @@ from lowmem.reporting.panels.losses import (
     tokens_label,
     zero_and_margin,
 )
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import as_estimate, estimated, missing, text
 
 EXHIBIT = {
@@ -103,7 +106,6 @@ def add_row(shown: Shown, size: Pair) -> None:
     if gap["value"] is None:
         shown.rows.append([size.name, count, "", gap["reason"], "", "", "", len(size.seeds)])
         return
-    shown.runs_used += [run.id for group in size.runs.values() for run in group]
     end = size.tokens[-1]
     means = [text(estimated(size.mean(o, end))) for o in ("adamw", "adam_mini")]
     shown.rows.append([size.name, count, f"{end:,}", *means, text(gap, True), text(early(size), True), len(size.seeds)])

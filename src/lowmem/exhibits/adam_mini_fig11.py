@@ -5,10 +5,13 @@ Read off the paper's vector figure, Adam-mini starts behind AdamW and ends ahead
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import MARGIN, Pair, own_rate, pairs, used, window
+from lowmem.reporting.numbers.losses import window
+from lowmem.reporting.numbers.pairs import MARGIN, Pair, own_rate, pairs
 from lowmem.reporting.panels.losses import gap_curve, limit_to_values, loss_curves, zero_and_margin
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -48,7 +51,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[
             f"A fixed validation set and {scale.seeds(found)}; the paper shows one run on a validation stream that moves on."
         ],
-        runs_used=used(found),
     )
     if tier != "paper":
         shown.deviations.append(f"The model is {size.name}, not 1B: the one that this tier trains longest.")

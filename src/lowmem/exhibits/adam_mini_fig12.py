@@ -6,21 +6,13 @@ The paper shows training loss only. At equal seed both optimizers see the same b
 import math
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import (
-    ONE_RATE,
-    Pair,
-    difference,
-    largest,
-    mean,
-    pairs,
-    smallest,
-    train_losses,
-    used,
-    window,
-)
+from lowmem.reporting.numbers.losses import difference, largest, mean, smallest, train_losses, window
+from lowmem.reporting.numbers.pairs import ONE_RATE, Pair, pairs
 from lowmem.reporting.panels.losses import loss_curves, side_by_side
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
@@ -55,7 +47,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             f"Mean over {scale.seeds(found)}; the paper shows one run per curve. Adam-mini makes one block of each value "
             "matrix, as the official script does for runs of this length."
         ],
-        runs_used=used(found),
     )
     if tier != "paper":
         shown.deviations.append("Shapes are those of this tier, with the features of the models they are named after.")

@@ -5,12 +5,14 @@ ways stand here: rates that are used, from a grid as large as Adam-mini's, and t
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import mean, smallest, used
+from lowmem.reporting.numbers.losses import mean, smallest
 from lowmem.reporting.numbers.premises import behind, progress
-from lowmem.reporting.numbers.rate_grids import lead, models, tuned
+from lowmem.reporting.numbers.rate_grids import lead, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -31,8 +33,9 @@ FLAGS = ("adafactor_flags", "zhai_flags")
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: lead.<version>, lead.least, lead_flags.<version>, lead_flags.least, of the first model (20M in the paper);
     premises: adamw.behind.largest, flags.fall.least (how far the loss with the flags fell from its start, nat)."""
-    sizes = models(runs)
-    by_size = {size: chosen(runs, size) for size in sizes}
+    sizes = by_axis(runs, "size")
+    by_size = {size: chosen(group) for size, group in sizes.items()}
+    first = next(iter(sizes))
     shown = Shown(
         caption=scale.about(runs)
         + "Validation loss of each method at its best rate (mean over seeds, thin lines the seeds), and final loss by "
@@ -43,7 +46,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[
             "Adafactor is shown with a rate that is used, too; the released script can only run it with an inert one."
         ],
-        runs_used=used(run for run in runs if run.variant.split("-")[1] in ("adam_mini", *VERSIONS, *FLAGS)),
     )
     shown.published = mark("rates at 20M", printed(published, "20M lrs")) + mark(
         "rates at 1B", printed(published, "1B lrs")
@@ -54,12 +56,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             loss = text(one.gone or mean(one.best))
             rate = "no effect" if name in FLAGS else one.rate
             shown.rows.append([size, display.name(name), rate, one.tried, loss, text(ahead, True) if ahead else ""])
-            if ahead and size == sizes[0]:
+            if ahead and size == first:
                 shown.values[f"{'lead_flags' if name in FLAGS else 'lead'}.{name}"] = ahead
     for key, names in (("lead", VERSIONS), ("lead_flags", FLAGS)):
         found = [shown.values[f"{key}.{name}"] for name in names if f"{key}.{name}" in shown.values]
         shown.values[f"{key}.least"] = smallest(found)
-    methods = tuned(runs, sizes[0])
+    methods = tuned(sizes[first])
     shown.values["adamw.behind.largest"] = behind(
         methods.get("adamw"), [methods[name] for name in VERSIONS if name in methods]
     )
@@ -70,9 +72,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def chosen(runs: Runs, size: str) -> dict:
+def chosen(runs: list[Run]) -> dict:
     """The methods of this figure on one model."""
-    found = tuned(runs, size)
+    found = tuned(runs)
     return {name: found[name] for name in ("adam_mini", *VERSIONS, *FLAGS) if name in found}
 
 

@@ -4,12 +4,14 @@ Rates and the unchanged settings are runs of llama_variants; beta2, epsilon and 
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import difference, mean, smallest, used
+from lowmem.reporting.numbers.losses import difference, mean, smallest
 from lowmem.reporting.numbers.premises import behind
-from lowmem.reporting.numbers.rate_grids import Tuned, lead, models, tuned
+from lowmem.reporting.numbers.rate_grids import Tuned, lead, tuned
 from lowmem.reporting.panels.losses import by_rate
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, by_axis, where
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -29,9 +31,9 @@ KNOBS = {"beta2": "largest beta2", "eps": "epsilon", "warmup": "warm-up"}
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: lead.least, over both versions and all settings, on the first model; premise: adamw.behind.largest."""
-    size = models(runs)[0]
-    methods = tuned([run for run in runs if run.experiment == "llama_variants"], size)
-    sweeps = swept(runs, size)
+    first = next(iter(by_axis(runs, "size").values()))
+    methods = tuned(run for run in first if run.experiment == "llama_variants")
+    sweeps = swept(first)
     shown = Shown(
         caption=scale.about(runs)
         + "Final validation loss of both versions of Adafactor, mean over seeds: by learning rate, and with the "
@@ -40,7 +42,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=["version", "setting", "rate", "final loss (nat)", "lead of Adam-mini (nat)"],
         rows=[],
         deviations=["Which settings the paper swept is known, their values are not."],
-        runs_used=used(runs),
     )
     shown.published = mark("swept", printed(published, "swept"))
     leads = add_rows(shown, methods, sweeps)
@@ -50,20 +51,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def swept(runs: Runs, size: str) -> dict[str, dict[str, list[Run]]]:
-    """{version: {setting: runs}} of adafactor_sweeps."""
-    found: dict[str, dict[str, list[Run]]] = {version: {} for version in VERSIONS}
-    for run in runs:
-        if run.experiment == "adafactor_sweeps" and run.variant.startswith(f"{size}-"):
-            _, version, setting = run.variant.split("-")
-            found[version].setdefault(setting, []).append(run)
-    return found
-
-
-def words(setting: str) -> str:
-    """beta2_0.95 -> largest beta2 0.95; a dot in an exponent stands for its minus sign."""
-    knob, at = setting.split("_")
-    return f"{KNOBS[knob]} {at.replace('e.', 'e-').replace('p', ' % of the run')}" + (" step" if at == "1" else "")
+def swept(runs: list[Run]) -> dict[str, dict[tuple, list[Run]]]:
+    """{version: {(knob, what it is set to): runs}} of adafactor_sweeps."""
+    return {version: by_axis(where(runs, version=version), "knob", "to") for version in VERSIONS}
 
 
 def add_rows(shown: Shown, methods: dict[str, Tuned], sweeps: dict) -> list[dict]:
@@ -76,11 +66,13 @@ def add_rows(shown: Shown, methods: dict[str, Tuned], sweeps: dict) -> list[dict
         shown.rows.append(
             [display.name(version), "best rate", one.rate, text(one.gone or mean(one.best)), text(leads[-1], True)]
         )
-        for setting, group in sweeps[version].items():
+        for (knob, to), group in sweeps[version].items():
             entry = mini.gone or difference(group, mini.best)
             leads.append(entry)
             rate = f"{group[0].config['optimizer']['lr']:g}"
-            shown.rows.append([display.name(version), words(setting), rate, text(mean(group)), text(entry, True)])
+            shown.rows.append(
+                [display.name(version), f"{KNOBS[knob]} {to}", rate, text(mean(group)), text(entry, True)]
+            )
     return leads
 
 
@@ -99,16 +91,16 @@ def draw_rates(axes, methods: dict[str, Tuned]) -> None:
 
 def draw_knob(axes, knob: str, methods: dict[str, Tuned], sweeps: dict) -> None:
     """Loss at each value of one setting; the unchanged setting as a dotted line."""
-    places: list[str] = []
+    places: list[str | float] = []
     for version in VERSIONS:
-        groups = {setting: group for setting, group in sweeps[version].items() if setting.startswith(f"{knob}_")}
-        losses = {setting: mean(group)["value"] for setting, group in groups.items()}
-        known = {setting: loss for setting, loss in losses.items() if loss is not None}
+        groups = {to: group for (own, to), group in sweeps[version].items() if own == knob}
+        losses = {to: mean(group)["value"] for to, group in groups.items()}
+        known = {to: loss for to, loss in losses.items() if loss is not None}
         if not known:
             continue
         look = plots.look(version)
         places = list(groups)
-        axes.plot([places.index(s) for s in known], list(known.values()), marker="o", **look)
+        axes.plot([places.index(to) for to in known], list(known.values()), marker="o", **look)
         lr = next(iter(groups.values()))[0].config["optimizer"]["lr"]
         unchanged = mean(methods[version].rates.get(lr, []))["value"]
         if unchanged is not None:
@@ -116,6 +108,6 @@ def draw_knob(axes, knob: str, methods: dict[str, Tuned], sweeps: dict) -> None:
     if not places:
         plots.empty(axes, "not run: no record")
         return
-    axes.set_xticks(range(len(places)), [words(p).removeprefix(KNOBS[knob]).replace(" of the run", "") for p in places])
+    axes.set_xticks(range(len(places)), [str(to).removesuffix(" of the run") for to in places])
     axes.margins(x=0.25, y=0.25)
     axes.set_title(KNOBS[knob][0].upper() + KNOBS[knob][1:])

@@ -1,8 +1,10 @@
 """Adam-mini against Adafactor: speed measured at equal batch here, and simulated for Llama2-7B. Sweeps: adam_mini_fig14."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
-from lowmem.reporting.numbers.memory import SIMULATED, rate, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import SIMULATED, rate
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
@@ -35,14 +37,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     shown.published += mark("gain over Adafactor", printed(published, "gain_over_adafactor_pct"))
     measured = next(run for run in runs if run.experiment == "equal_batch")
-    use(shown, measured)
     speeds = {"measured": {}, "simulated": {}}  # panel: {optimizer: (tokens/s, why there is none)}
     for optimizer in OPTIMIZERS:
         found = (measured.final("equal") or {}).get(optimizer)
         absent = measured.reason or "not run: not among the optimizers"
         speeds["measured"][optimizer] = (found["tokens_per_s"], None) if found else (None, absent)
-        run = runs.one(f"t2.{optimizer}.2048")
-        use(shown, run)
+        run = runs.one(cell=f"t2.{optimizer}.2048")
         speeds["simulated"][optimizer] = rate(run)
     drawn, panels = plots.figure([["measured", "simulated"]], height=3.0)
     for panel, of_panel in speeds.items():

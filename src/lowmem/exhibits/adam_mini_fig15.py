@@ -5,12 +5,14 @@ files); all five run on the model of Figure 8.
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import mean, smallest, used
+from lowmem.reporting.numbers.losses import mean, smallest
 from lowmem.reporting.numbers.premises import behind, leads_at
 from lowmem.reporting.numbers.rate_grids import choice, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves, side_by_side
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -42,7 +44,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             f"{choice(methods.values())}; {seeds}.",
             "AdaLomo updates inside backward, without clipping by the global norm; it clips each update.",
         ],
-        runs_used=used(runs),
     )
     shown.published += mark("panels", printed(published, "which_panels_exist"))
     for name, one in methods.items():

@@ -4,11 +4,13 @@ All run on one model with one AdamW baseline; each variant is shown at its best 
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import mean, smallest, used
-from lowmem.reporting.numbers.rate_grids import choice, lead, models, tuned
+from lowmem.reporting.numbers.losses import mean, smallest
+from lowmem.reporting.numbers.rate_grids import choice, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs, by_axis
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -32,9 +34,10 @@ PANELS = {
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: value.gap (one block minus rows), mean.lead (least lead of the mean), embedding.excess (whole minus rows)."""
-    methods = tuned(runs, models(runs)[0])
+    first = next(iter(by_axis(runs, "size").values()))
+    methods = tuned(first)
     names = list(dict.fromkeys(name for _, names in PANELS.values() for name in names))
-    found = [run for run in runs if run.variant.split("-")[1] in names]
+    found = [run for run in runs if run.axes["optimizer"] in names]
     shown = Shown(
         caption=scale.about(runs)
         + "Adam-mini with one thing changed, each variant at its best rate: validation loss, mean over seeds (thin lines "
@@ -45,7 +48,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "Models, rates and lengths of the published ablations are unknown. "
             f"{choice(methods[name] for name in names if name in methods)}; {scale.seeds(found)}."
         ],
-        runs_used=used(found),
     )
     shown.published = mark("guidance", printed(published, "guidance"))
     for name in names:

@@ -4,10 +4,12 @@ Transformers, so Adam-mini takes its usual blocks: heads, output neurons, tokens
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.reporting.panels.quarters import curves, sample_strip
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 
 EXHIBIT = {
     "id": "adam_mini_fig17",

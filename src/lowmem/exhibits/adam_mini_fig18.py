@@ -8,10 +8,12 @@ from collections.abc import Iterable
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.reporting.panels.quarters import curves, sample_strip
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, where
 from lowmem.reporting.values import estimated, missing
 
 EXHIBIT = {
@@ -62,7 +64,7 @@ def add_full(shown: Shown, runs: Iterable[Run], tier: str) -> None:
     for run in done if tier != "workstation" else ():
         label = f"ResNet-18, full width (workstation tier, seed {run.seed}, {run.record['device']['name']})"
         add_rows(shown, label, of([run], "resnet18"), ACCURACY)
-    found = [100 * run.final("val_accuracy") for run in done if run.variant.endswith("-adamw")]
+    found = [100 * run.final("val_accuracy") for run in where(done, optimizer="adamw")]
     absent = missing("not run: no record of the workstation tier")
     shown.values["full.accuracy"] = estimated(estimate(found), "%") if found else absent
 

@@ -4,11 +4,13 @@ The third optimizer is ours: one block for each output neuron of a layer; the ve
 """
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
 from lowmem.reporting.panels.losses import side_by_side
 from lowmem.reporting.panels.quarters import curves
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 
 EXHIBIT = {
     "id": "adam_mini_fig19",

@@ -1,8 +1,10 @@
 """Figure 1 of Adam-mini, its panels of memory and throughput. The loss panels are adam_mini_fig1."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
-from lowmem.reporting.numbers.memory import SIMULATED, rate, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import SIMULATED, rate
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
@@ -40,8 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 def memory_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
     """Counted bytes of both moments, with the printed value as a line across the bar."""
     for i, optimizer in enumerate(OPTIMIZERS):
-        run = runs.one(f"llama2_7b-{optimizer}")
-        use(shown, run)
+        run = runs.one(model="llama2_7b", optimizer=optimizer)
         state, theirs = run.final("state_bytes"), printed(published, "memory_GB", optimizer=display.name(optimizer))
         shown.published += mark(f"{display.name(optimizer)}, optimizer state", theirs)
         value = "" if state is None else f"{state / 1e9:.2f}"
@@ -65,8 +66,7 @@ def throughput_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
     """Simulated tokens per second by sequence length, and the printed pair."""
     for i, optimizer in enumerate(OPTIMIZERS):
         for j, length in enumerate(LENGTHS):
-            run = runs.one(f"t2.{optimizer}.{length}")
-            use(shown, run)
+            run = runs.one(cell=f"t2.{optimizer}.{length}")
             speed, reason = rate(run)
             cells = ["throughput", display.name(optimizer), length, run.final("batch") or ""]
             shown.rows.append([*cells, reason or f"{speed:.0f}", "token/s"])

@@ -7,9 +7,11 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.panels import matrices
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs, unfinished
 from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
@@ -38,15 +40,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         published=mark("left panel", printed(published, "left_panel")),
         deviations=["The paper's matrix has about 1024 rows and 4 blocks of 256; ours has 256 rows and 4 of 64."],
     )
-    done = [run for run in runs if run.status == "done"]
+    first = next((run for run in runs if run.status == "done"), None)
     stage = hn.stages(list(runs))[0]
-    found = hn.numbers(done[:1], stage, MODULE, "size", "blocks", "share", "diagonal")
-    picture = done[0].arrays().get(f"{MODULE}@{stage}") if done else None
-    reason = unfinished(runs)
-    if not found or picture is None:
-        reason = reason or "not run: its arrays are lost"
-    else:
-        shown.runs_used, reason = [done[0].id], None
+    found = hn.numbers([first] if first else [], stage, MODULE, "size", "blocks", "share", "diagonal")
+    picture = first.arrays().get(f"{MODULE}@{stage}") if first else None
+    lost = not found or picture is None
+    reason = unfinished(runs) or "not run: its arrays are lost" if lost else None
     size, blocks, share, diagonal = found[0] if found else (0, 0, 0, 0)
     rates = {"sgd": (1, 1.0), "adam_mini": (blocks, share), "adamw": (size, diagonal)}
     for name, (count, inside) in rates.items():

@@ -1,11 +1,13 @@
 """Fine-tuning and ReMax (Figure 20 in our count; the paper's number is unknown): held-out perplexity, then reward."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import alignment as al
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import log_loss, mean, used
+from lowmem.reporting.numbers.losses import log_loss, mean
 from lowmem.reporting.panels.losses import loss_curves
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, where
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -29,7 +31,7 @@ PANELS = {  # panel: (experiment, title, the paper's name of the final value)
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values, Adam-mini minus AdamW: lora.gap, full.gap (nat per word of the answers), learned.gain, rule.gain (reward)."""
-    rule = next((run.config["measure"]["reward"]["share"] for run in runs if run.variant.startswith("rule-")), "")
+    rule = next((run.config["measure"]["reward"]["share"] for run in where(runs, reward="rule")), "")
     shown = Shown(
         caption=f"Data: {al.data_of(runs)}. Model: {al.model_of(runs)}. a, b: perplexity per {al.word_of(runs)} of held-out "
         "answers. c, d: mean reward of sampled answers to held-out questions; c by a reward model of ours, d by a rule, the "
@@ -44,7 +46,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "paper",
         ],
         rows=[],
-        runs_used=used(runs),
         deviations=[
             f"Mean over {scale.seeds(runs)}; the paper shows one run.",
             "The learned rewards of ours and of the paper have no common scale. d is ours.",

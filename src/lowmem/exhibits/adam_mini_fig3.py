@@ -6,9 +6,11 @@ changes with the number of classes, which the paper's later text says sharpens t
 
 from lowmem.analysis.stats import estimate, paired
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.panels import matrices
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, unfinished
 
 EXHIBIT = {
     "id": "adam_mini_fig3",
@@ -53,7 +55,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         shown.published += mark(what.replace("_", " "), printed(published, what))
     groups = by_classes(runs)
     for count, group in groups.items():
-        shown.runs_used += [run.id for run in group if run.status == "done"]
         for stage in hn.stages(group):
             add_row(shown, count, stage, group)
     summarise(shown, groups)

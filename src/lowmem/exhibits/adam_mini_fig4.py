@@ -10,9 +10,11 @@ import numpy as np
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.panels import matrices
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, by_axis, unfinished
 
 EXHIBIT = {
     "id": "adam_mini_fig4",
@@ -53,10 +55,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for what in ("blocks", "adam_setting", "optimal_lr_rule"):
         shown.published += mark(what.replace("_", " "), printed(published, what))
-    groups = runs.variants()
-    for variant, group in groups.items():
-        shown.runs_used += [run.id for run in group if run.status == "done"]
-        add_rows(shown, variant, group)
+    groups = by_axis(runs, "problem")
+    for name, group in groups.items():
+        add_rows(shown, name, group)
     paper, dense = groups.get("paper", []), groups.get("dense", [])
     for key, reading in READINGS.items():
         gaps = [] if unfinished(paper) else [order(paper, key, h) for h in horizons(paper)]
@@ -94,9 +95,9 @@ def inside(runs: list[Run], block: str, adam: str, horizon: str):
     return estimate([decades(worse, better) for worse, better in found])
 
 
-def add_rows(shown: Shown, variant: str, runs: list[Run]) -> None:
+def add_rows(shown: Shown, name: str, runs: list[Run]) -> None:
     """Median losses over draws of the whole problem and of each block alone."""
-    label = {"paper": "three blocks (paper)", "dense": "with a dense block (ours)"}.get(variant, variant)
+    label = {"paper": "three blocks (paper)", "dense": "with a dense block (ours)"}.get(name, name)
     done = [run for run in runs if run.status == "done"]
     if not done:
         shown.rows.append([label, "", "", unfinished(runs), "", "", "", ""])

@@ -9,8 +9,10 @@ from matplotlib.colors import BoundaryNorm
 
 from lowmem.analysis.stats import Estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -56,7 +58,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for what in ("tau", "tau_formula", "trend"):
         shown.published += mark(what.replace("_", " "), printed(published, what))
-    found = {name: runs.one(name) for name in MAPS}
+    found = {name: runs.one(part=name) for name in MAPS}
     for name, run in found.items():
         add_rows(shown, name, run)
     summarise(shown, found)
@@ -69,7 +71,6 @@ def add_rows(shown: Shown, name: str, run: Run) -> None:
     if run.status != "done":
         shown.rows.append([MAPS[name], "", run.reason, "", "", "", "", ""])
         return
-    shown.runs_used.append(run.id)
     for value, row in run.final("rows").items():
         keys = ("trend", "diagonal", "full", "diagonal_similar", "full_similar")
         shown.rows.append([MAPS[name], value, *[text(row[key], style=".3g") for key in keys], row["trend"]["n"]])

@@ -7,11 +7,14 @@ beats Adam; whether the rate that Adam-mini takes, from mean(v), does so too is 
 import math
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import MARGIN, difference, largest, lost, mean, used, window
+from lowmem.reporting.numbers.losses import difference, largest, lost, mean, window
+from lowmem.reporting.numbers.pairs import MARGIN
 from lowmem.reporting.panels.losses import side_by_side
+from lowmem.reporting.published import mark, printed
 from lowmem.reporting.rate_choice import TUNING
+from lowmem.reporting.runs import Run, Runs, by_axis, unfinished, where
 from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
@@ -41,8 +44,8 @@ def per_cent(run: Run) -> float | None:
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: gap.<set>, gap.worst (best searched rate minus Adam), mean.<set>, mean.worst (mean(v) minus searched);
     all four also in per cent of the loss: gap.percent.<set> and so on."""
-    variants = {name: [run for run in group if run.seed < TUNING] for name, group in runs.variants().items()}
-    adam = variants.get("adam", [])
+    judging = [run for run in runs if run.seed < TUNING]
+    adam = where(judging, left_out="adam")
     shown = Shown(
         caption=scale.about(runs)
         + "Training loss over the last tenth of the steps, minus that of Adam at equal seed, mean over seeds with 95 % "
@@ -54,19 +57,16 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "Model, data, blocks and rates of the published figure are unknown; ours are a 4-layer Llama and three tensors.",
             "Two or three left-out blocks share one rate, which is stricter than a rate each.",
         ],
-        runs_used=used(runs),
     )
     shown.published = mark("outcome", printed(published, "outcome")) + mark("layers", printed(published, "depth"))
     results = {}
     for name in NAMES:
-        rates = {float(v.split("_at_")[1]): group for v, group in variants.items() if v.startswith(f"{name}_at_")}
+        rates = by_axis(where(judging, left_out=name), "rate")
+        by_mean = rates.pop("mean", [])
         if rates:  # smaller tiers leave out fewer sets
-            tuning = {
-                lr: [r for r in runs if r.seed >= TUNING and r.variant == group[0].variant]
-                for lr, group in rates.items()
-            }
-            best = best_rate(tuning if all(tuning.values()) else rates)
-            results[name] = add_rows(shown, name, rates, best, variants.get(f"{name}_by_mean", []), adam)
+            tuning = by_axis((run for run in where(runs, left_out=name) if run.seed >= TUNING), "rate")
+            best = best_rate({lr: tuning[lr] for lr in rates} if rates.keys() <= tuning.keys() else rates)
+            results[name] = add_rows(shown, name, rates, best, by_mean, adam)
     for key in ("gap", "mean", "gap.percent", "mean.percent"):
         shown.values[f"{key}.worst"] = largest(shown.values[f"{key}.{name}"] for name in results)
     level = mean(adam, MEASURE)["value"]

@@ -7,10 +7,12 @@ PyTorch's tensors as blocks, from the runs of llama_variants.
 """
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.panels import default_partition, matrices
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs, unfinished
 
 EXHIBIT = {
     "id": "adam_mini_fig7",
@@ -63,7 +65,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         shown.published += mark(f"{panel}, {module}: blocks", printed(published, "blocks", panel=panel, module=module))
     excess = {}
     for name, group in (("1 layer, width 16", toy), (deep_name(deep), deep)):
-        shown.runs_used += [run.id for run in group if run.status == "done"]
         for stage in hn.stages(group):
             for letter, module in zip("abcdefgh", hn.MODULES, strict=True):
                 excess[name, stage, module] = add_row(shown, name, letter, module, stage, group)

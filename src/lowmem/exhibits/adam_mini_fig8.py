@@ -8,12 +8,14 @@ import math
 
 from lowmem.analysis.stats import estimate, paired
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import mean, over, ratio, smallest, used
+from lowmem.reporting.numbers.losses import mean, over, ratio, smallest
 from lowmem.reporting.numbers.premises import behind, leads_at
 from lowmem.reporting.numbers.rate_grids import Tuned, choice, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, faint, loss_curves, mean_of, tokens_label
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, by_axis, unfinished, where
 from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
@@ -58,7 +60,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[f"{choice(methods.values())}; {seeds}. The paper runs all methods at 6e-4, one seed."]
         if tier != "paper"
         else [f"Mean over {seeds}; the paper shows one run per curve."],
-        runs_used=used(runs),
     )
     if tier in ("laptop", "smoke"):
         shown.deviations.append("Output layer untied: tied, a GPT-2 this small spends its few steps on a plateau.")
@@ -158,11 +159,7 @@ def sensitivity(runs: Runs, methods: dict[str, Tuned]) -> dict[str, list[list[Ru
     found, best = {}, methods["adamw"].lr or 0.0
     shared = methods["adamw"].rates.keys() & methods["adam_mini"].rates.keys()
     for optimizer in ("adamw", "adam_mini"):
-        others: dict[str, list[Run]] = {}
-        for run in of(runs, "gpt2_decay"):
-            name, setting = run.variant.split("-")
-            if name == optimizer:
-                others.setdefault(setting, []).append(run)
+        others = by_axis(where(of(runs, "gpt2_decay"), optimizer=optimizer), "setting")
         rates = [runs for lr, runs in methods[optimizer].rates.items() if lr >= best and lr in shared]
         found[optimizer] = [*rates, *others.values()]
     return found

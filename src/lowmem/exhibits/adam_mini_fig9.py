@@ -8,10 +8,13 @@ import math
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Pair, over, own_rate, pairs, used
+from lowmem.reporting.numbers.losses import over
+from lowmem.reporting.numbers.pairs import Pair, own_rate, pairs
 from lowmem.reporting.panels.losses import decades, faint, letter_tables, tokens_label
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
@@ -42,7 +45,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=["model", "parameters", "AdamW loss", "Adam-mini loss", "gap"],
         rows=[],
         deviations=["Operations are 6 N D; the paper's formula is not given."],
-        runs_used=used(runs),
     )
     if tier != "paper":
         shown.deviations.append(

@@ -4,7 +4,9 @@ The state is m and v of every parameter tensor as the optimizers of this package
 in the paper; GiB is 2^30 bytes.
 """
 
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
@@ -60,7 +62,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for model, (name, row) in MODELS.items():
         for optimizer in OPTIMIZERS:
-            run = runs.one(f"{model}-{optimizer}")
+            run = runs.one(model=model, optimizer=optimizer)
             if "not planned" not in (run.reason or ""):
                 add(shown, runs, run, published, model, name, row, optimizer)
     summarise(shown, runs, published)
@@ -75,14 +77,13 @@ def add(shown: Shown, runs: Runs, run: Run, published: dict, model: str, name: s
     theirs = None if model == LLAMA2_1B_BY_SHAPE else printed(published, "state_memory", **place)
     shown.published += mark(f"{name}, {OPTIMIZERS[optimizer]}", theirs)
     paper = "" if theirs is None else f"{theirs['value']:.2f}" + (" (recalled)" if theirs.get("recalled") else "")
-    state, baseline = run.final("state_bytes"), runs.one(f"{model}-adamw").final("state_bytes")
+    state, baseline = run.final("state_bytes"), runs.one(model=model, optimizer="adamw").final("state_bytes")
     key = f"{model}.{optimizer}"
     if state is None:
         shown.rows.append([name, "", OPTIMIZERS[optimizer], run.reason, "", "", "", paper, ""])
         shown.values[f"{key}.state_gb"] = missing(run.reason)
         return
     gigabytes = state / 1e9
-    shown.runs_used.append(run.id)
     shown.values[f"{key}.state_gb"] = exact(gigabytes, "GB")
     shown.rows.append(
         [
@@ -107,7 +108,7 @@ def largest_difference(shown: Shown, runs: Runs, published: dict) -> dict:
             theirs = printed(published, "state_memory", model=row, optimizer=OPTIMIZERS[optimizer].split()[0])
             if row == "Llama2-1B" or theirs is None or theirs.get("recalled"):
                 continue
-            run = runs.one(f"{model}-{optimizer}")
+            run = runs.one(model=model, optimizer=optimizer)
             reason = reason or run.reason
             if run.status == "done":
                 worst = max(worst, 100 * abs(run.final("state_bytes") / 1e9 / theirs["value"] - 1))
@@ -116,7 +117,7 @@ def largest_difference(shown: Shown, runs: Runs, published: dict) -> dict:
 
 def summarise(shown: Shown, runs: Runs, published: dict) -> None:
     """Values for the claims: the ratios over all models, the share of v removed, the saving of v1.0."""
-    pairs = [[runs.one(f"{model}-{optimizer}") for optimizer in ("adam_mini", "adamw")] for model in MODELS]
+    pairs = [[runs.one(model=model, optimizer=optimizer) for optimizer in ("adam_mini", "adamw")] for model in MODELS]
     reason = unfinished(run for pair in pairs for run in pair)
     if reason:
         shown.values["ratio.all"] = missing(reason)
@@ -125,7 +126,7 @@ def summarise(shown: Shown, runs: Runs, published: dict) -> None:
         mean = sum(ratios) / len(ratios)  # low and high are the extremes: the claim is on every row
         shown.values["ratio.all"] = {"value": mean, "low": min(ratios), "high": max(ratios), "range": "all models"}
     shown.values["largest_difference_percent"] = largest_difference(shown, runs, published)
-    adamw, mini, old = (runs.one(f"llama2_7b-{optimizer}") for optimizer in OPTIMIZERS)
+    adamw, mini, old = (runs.one(model="llama2_7b", optimizer=optimizer) for optimizer in OPTIMIZERS)
     if mini.final("second_moment_scalars") is None:
         shown.values["llama2_7b.removed_percent"] = missing(mini.reason)
     else:

@@ -5,8 +5,10 @@ Below it, the independent rerun of the same table on other cards, which the perf
 
 from lowmem.memory import hardware
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.reporting.numbers.memory import SIMULATED, gib, shown, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import SIMULATED, gib, shown
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import exact, missing, value_or_reason
 
 EXHIBIT = {
@@ -61,7 +63,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     gains, lengths = [], 0
     for length in LENGTHS:
-        pair = [runs.one(f"t2.{optimizer}.{length}") for optimizer in OPTIMIZERS]
+        pair = [runs.one(cell=f"t2.{optimizer}.{length}") for optimizer in OPTIMIZERS]
         for optimizer, run in zip(OPTIMIZERS, pair):
             add_length(table, optimizer, length, run)
         if all(run.final("batch") for run in pair):
@@ -69,7 +71,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             lengths += [run.final("batch") for run in pair] == [1, 4]
     add_printed(table, published)
     add_rerun(table, runs)
-    reason = unfinished(runs.one(f"t2.{optimizer}.{length}") for optimizer in OPTIMIZERS for length in LENGTHS)
+    reason = unfinished(runs.one(cell=f"t2.{optimizer}.{length}") for optimizer in OPTIMIZERS for length in LENGTHS)
     if reason or not gains:
         table.values["gain"] = table.values["lengths_as_printed"] = missing(reason or "nothing fits")
     else:
@@ -87,7 +89,6 @@ def add_row(table: Shown, *cells) -> None:
 
 def add_length(table: Shown, optimizer: str, length: int, run: Run) -> None:
     """One simulated row at the largest batch."""
-    use(table, run)
     name = display.name(optimizer)
     if run.status != "done":
         add_row(table, "simulated, A800", name, length, run.reason)
@@ -127,8 +128,7 @@ def add_rerun(table: Shown, runs: Runs) -> None:
     worst, reason, delay, gaps = dict.fromkeys(names, 0.0), None, None, []
     for optimizer in OPTIMIZERS:
         for batch in (1, 2, 3, 4):
-            run = runs.one(f"rerun.{optimizer}.{batch}")
-            use(table, run)
+            run = runs.one(cell=f"rerun.{optimizer}.{batch}")
             measured, memory, note = RERUN.get((optimizer, batch), (None, None, ""))
             theirs = f"{measured:,}" if measured else "not run"
             cells = [f"rerun, A100, {note}" if note else "rerun, A100", display.name(optimizer), 2048, batch]
@@ -160,7 +160,7 @@ def add_rerun(table: Shown, runs: Runs) -> None:
         )
     for name, value in worst.items():
         table.values[f"rerun.largest_{name}"] = value_or_reason(value, "%", reason)
-    equal = [runs.one(f"rerun.{optimizer}.1") for optimizer in OPTIMIZERS]
+    equal = [runs.one(cell=f"rerun.{optimizer}.1") for optimizer in OPTIMIZERS]
     table.values["rerun.equal_batch"] = (
         missing(next(run.reason for run in equal if run.status != "done"))
         if unfinished(equal)

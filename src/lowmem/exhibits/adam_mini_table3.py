@@ -6,9 +6,11 @@ held-out pairs and reward under their own names; a score of a judge appears only
 
 from lowmem.finetuning import judge
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import alignment as al
-from lowmem.reporting.numbers.losses import difference, log_loss, mean, used
+from lowmem.reporting.numbers.losses import difference, log_loss, mean
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
@@ -46,7 +48,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         "with its 95 % interval. MT-Bench stands only where a judge's scores were read.",
         columns=COLUMNS,
         rows=[],
-        runs_used=used(runs),
         deviations=deviations(runs, tier),
     )
     publish(shown, published)

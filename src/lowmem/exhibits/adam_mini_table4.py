@@ -6,9 +6,12 @@ means over seeds on one fixed validation set.
 
 import math
 
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Pair, final_loss, largest, log_loss, mean, own_rate, pairs, used
+from lowmem.reporting.numbers.losses import final_loss, largest, log_loss, mean
+from lowmem.reporting.numbers.pairs import Pair, own_rate, pairs
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -40,7 +43,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             f"A fixed validation set and {scale.seeds(runs)} instead of one run on a validation stream that moves on.",
             "Both optimizers decay all tensors; the official Adam-mini spares the norms.",
         ],
-        runs_used=used(runs),
     )
     if tier != "paper":
         shown.deviations.append("Sizes and data are those of this tier; tokens per parameter are the paper's protocol.")

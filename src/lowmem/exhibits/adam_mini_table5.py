@@ -4,10 +4,12 @@ The last question is ours: does the principle of Hessian blocks help where the p
 model also runs with one block for each filter or output neuron.
 """
 
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import largest
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 
 EXHIBIT = {
     "id": "adam_mini_table5",

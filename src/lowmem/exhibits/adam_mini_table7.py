@@ -5,10 +5,12 @@ only which optimizer is ahead can be compared.
 """
 
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, mean, ratio
 from lowmem.reporting.numbers.quarters import data_of, of
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
@@ -47,7 +49,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for name, label in MODELS.items():
         groups = of(runs, name)
         for optimizer, found in groups.items():
-            shown.runs_used += [run.id for run in found if run.status == "done"]
             cells = [text(measured(found, key), digits=2) for key in ("frechet", "frechet_floor", "class_score")]
             shown.rows.append([label, display.name(optimizer), *cells, "", "", len(found)])
         for key, column in (("distance", "frechet"), ("score", "class_score")):

@@ -5,8 +5,10 @@ from a readable source; what an earlier check of ours gave stands beside our num
 """
 
 from lowmem.analysis.stats import Estimate
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 
 EXHIBIT = {
     "id": "adam_mini_table_kappa",
@@ -37,7 +39,7 @@ COLUMNS = [
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: r.least (smallest median r of the paper's three blocks), r.least_similar, r.ill_conditioned."""
-    run = runs.one("table")
+    run = runs.one(part="table")
     shown = Shown(
         caption="Blocks of 30 under a uniform rotation: median over draws [25 %, 75 %]. D = diag(1 / |Hx|), Gaussian x; "
         "r = κ(DH) / κ(H). Eigenvalues of DH are those of sqrt(D) H sqrt(D); they decide the speed of descent.",
@@ -53,8 +55,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     sets = run.final("sets") or {}
     if run.status != "done":
         shown.rows.append(["", run.reason, *[""] * (len(COLUMNS) - 2)])
-    else:
-        shown.runs_used.append(run.id)
     for name, row in sets.items():
         keys = ("kappa", "kappa_dh", "kappa_similar", "r", "r_similar", "tau")
         shown.rows.append([name, *[text(row[key]) for key in keys], row["draws"], EARLIER.get(name, "")])

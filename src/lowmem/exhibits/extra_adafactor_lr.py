@@ -5,11 +5,12 @@ must agree to the last bit, beside a grid of rates that are used.
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import final_loss, mean, smallest, used
-from lowmem.reporting.numbers.rate_grids import Tuned, lead, models, tuned
+from lowmem.reporting.numbers.losses import final_loss, mean, smallest
+from lowmem.reporting.numbers.rate_grids import Tuned, lead, tuned
 from lowmem.reporting.panels.losses import by_rate
+from lowmem.reporting.runs import Runs, by_axis
 from lowmem.reporting.values import exact, missing, text
 
 EXHIBIT = {
@@ -28,14 +29,13 @@ VERSIONS = {"adafactor": "adafactor_flags", "adafactor_zhai": "zhai_flags"}
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: inert.largest_difference (over rates, seeds and versions), cost.<version>, cost.least."""
-    methods = tuned(runs, models(runs)[0])
+    methods = tuned(next(iter(by_axis(runs, "size").values())))
     shown = Shown(
         caption=scale.about(runs)
         + "Final validation loss of both versions of Adafactor by learning rate: with the rate in use, and with the "
         "published flags, under which all rates give the same run.",
         columns=["version", "rate", "final loss, rate used (nat)", "final loss, published flags (nat)"],
         rows=[],
-        runs_used=used(run for run in runs if run.variant.split("-")[1] in {*VERSIONS, *VERSIONS.values()}),
     )
     for name, flags in VERSIONS.items():
         rates = sorted({*methods[name].rates, *methods[flags].rates})

@@ -1,9 +1,10 @@
 """Adam-mini's rule run inside backward: half the optimizer state and no gradients kept, ours and in no paper."""
 
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import absent, difference, final_loss, mean, used
+from lowmem.reporting.numbers.losses import absent, difference, final_loss, mean
+from lowmem.reporting.runs import Run, Runs, where
 from lowmem.reporting.values import exact, missing, text
 
 EXHIBIT = {
@@ -26,24 +27,23 @@ COLUMNS += ["optimizer state (bytes)", "all three, share of AdamW", "step (ms)"]
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: loss.largest_difference (over seeds, exact), gradient.share (bytes, of plain Adam-mini)."""
-    variants = {name: runs.variants().get(name, []) for name in METHODS}
+    methods = {name: where(runs, method=name) for name in METHODS}
     shown = Shown(
         caption=scale.about(runs)
         + "The same model, data order and settings, nobody clips. Final validation loss: mean over seeds with 95 % "
         "interval. Bytes are counts of what is alive between backward and step; the state includes step counters.",
         columns=COLUMNS,
         rows=[],
-        runs_used=used(runs),
     )
-    base = total(variants["adamw"])
-    for name, group in variants.items():
-        against = difference(group, variants["adam_mini"])
+    base = total(methods["adamw"])
+    for name, group in methods.items():
+        against = difference(group, methods["adam_mini"])
         parts = [memory(group, key) for key in ("parameters", "gradients", "optimizer_state")]
         share = f"{100 * total(group) / base:.1f} %" if base and total(group) else ""
         cells = ["" if part is None else f"{part:,}" for part in parts]
         gap = "" if name == "adam_mini" else text(against, True, digits=6)
         shown.rows.append([display.name(name), text(mean(group), digits=4), gap, *cells, share, milliseconds(group)])
-    shown.values = {"loss.largest_difference": furthest(variants), "gradient.share": gradients(variants)}
+    shown.values = {"loss.largest_difference": furthest(methods), "gradient.share": gradients(methods)}
     return shown
 
 
@@ -65,9 +65,9 @@ def milliseconds(group: list[Run]) -> str:
     return f"{found[len(found) // 2]:.1f}" if found else ""
 
 
-def furthest(variants: dict[str, list[Run]]) -> dict:
+def furthest(methods: dict[str, list[Run]]) -> dict:
     """Largest absolute difference of final losses at equal seed."""
-    inside, plain = variants["adam_mini_backward"], variants["adam_mini"]
+    inside, plain = methods["adam_mini_backward"], methods["adam_mini"]
     gone = absent(inside, plain)
     if gone:
         return gone
@@ -75,8 +75,8 @@ def furthest(variants: dict[str, list[Run]]) -> dict:
     return exact(max(abs(final_loss(run) - theirs[run.seed]) for run in inside), "nat")
 
 
-def gradients(variants: dict[str, list[Run]]) -> dict:
-    inside, plain = variants["adam_mini_backward"], variants["adam_mini"]
+def gradients(methods: dict[str, list[Run]]) -> dict:
+    inside, plain = methods["adam_mini_backward"], methods["adam_mini"]
     gone = absent(inside, plain)
     if gone or not memory(plain, "gradients"):
         return gone or missing("not run: no count of gradient bytes")

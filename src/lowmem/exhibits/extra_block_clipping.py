@@ -1,9 +1,10 @@
 """Ours: what clipping of gradients does to AdamW and Adam-mini at high rates and short warm-up."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import difference, final_loss, mean, used
+from lowmem.reporting.numbers.losses import difference, final_loss, mean
+from lowmem.reporting.runs import Run, Runs, where
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -38,7 +39,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=COLUMNS,
         rows=[],
         deviations=["All gradients are clipped or none; the clipping of that code lies between."],
-        runs_used=used(found),
     )
     rates = sorted({run.config["optimizer"]["lr"] for run in found})
     for warmup in WARMUPS:
@@ -61,8 +61,7 @@ def keys() -> list[tuple[str, str]]:
 
 
 def part(runs: list[Run], warmup: str, clip: str, optimizer: str, lr: float) -> list[Run]:
-    start = f"{warmup}-{clip}-{optimizer}-"
-    return [run for run in runs if run.variant.startswith(start) and run.config["optimizer"]["lr"] == lr]
+    return where(runs, warmup=warmup, clip=clip, optimizer=optimizer, lr=lr)
 
 
 def draw(runs: list[Run], rates: list[float]):

@@ -7,10 +7,11 @@ tiers train a shortened stand-in on another text and show the archived records o
 import statistics
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import difference, log_loss, mean, used
+from lowmem.reporting.numbers.losses import difference, log_loss, mean
 from lowmem.reporting.panels.losses import loss_curves
+from lowmem.reporting.runs import Run, Runs, where
 from lowmem.reporting.values import exact, missing, text
 
 EXHIBIT = {
@@ -57,16 +58,15 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             f"Other training windows than nanoGPT's, and {scale.seeds(real)} where it shows one run; weights decay except "
             "those of norms, as there.",
         ],
-        runs_used=used(own),
     )
     if tier not in REAL:
         shown.deviations.append("Rows marked archived were not run with this report but are kept in data/records.")
-    groups = {name: [run for run in real if run.variant == name] for name in ("adamw", "adam_mini")}
+    groups = {name: where(real, optimizer=name) for name in ("adamw", "adam_mini")}
     for name, group in groups.items():
         add_row(shown, name, group, archive=tier not in REAL)
     if tier not in REAL:
         for name in groups:
-            add_row(shown, name, [run for run in own if run.variant == name])
+            add_row(shown, name, where(own, optimizer=name))
     shown.values = {
         "adamw.starts_loss": mean(groups["adamw"], starts_loss),
         "adamw.val_loss": mean(groups["adamw"]),

@@ -2,8 +2,9 @@
 
 from lowmem.analysis import stats
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Runs, Shown
-from lowmem.reporting.numbers.memory import shown, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import shown
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import missing
 
 EXHIBIT = {
@@ -37,7 +38,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         rows=[],
         deviations=["Measured at this tier's model size, not at 7B; adam_mini_table2 simulates the paper's."],
     )
-    use(table, run)
     labels = list(settings["optimizers"])
     for label in labels:
         if run.status != "done":

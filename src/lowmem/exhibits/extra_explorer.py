@@ -5,8 +5,9 @@ The cells were computed once and are kept in data/records; each takes seconds, a
 
 from lowmem.memory.parts import PARTS
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Run, Runs, Shown, unfinished
-from lowmem.reporting.numbers.memory import GIB, shown, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import GIB, shown
+from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
@@ -47,7 +48,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         bars=["peak GiB per GPU", "tokens/s"],
     )
     for run in runs.archived:
-        use(table, run)
         table.rows.append(row(run))
     done = [run for run in runs.archived if run.status == "done"]
     if not done:
@@ -59,8 +59,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 
 def row(run: Run) -> list[str]:
     """One cell: who, where, whether it fits, memory by component, speed."""
-    model, machine, precision, optimizer, batch = run.variant.split("-")
-    place = [model.replace("_", "-"), MACHINES[machine], PRECISIONS[precision], BATCHES[batch]]
+    at, optimizer = run.axes, run.axes["optimizer"]
+    place = [at["model"].replace("_", "-"), MACHINES[at["machine"]], PRECISIONS[at["precision"]], BATCHES[at["batch"]]]
     if run.status != "done":
         return [display.name(optimizer), *place, run.reason, *[""] * (len(COLUMNS) - 6)]
     fits = run.final("fits")

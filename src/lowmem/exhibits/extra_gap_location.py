@@ -1,9 +1,10 @@
 """Ours: which tensors carry Adam-mini's early deficit? AdamW's second moment for one kind of tensor at a time."""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Runs, Shown, unfinished
-from lowmem.reporting.numbers.losses import difference, mean, used
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.losses import difference, mean
 from lowmem.reporting.panels.losses import side_by_side
+from lowmem.reporting.runs import Runs, by_axis, unfinished
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -33,8 +34,8 @@ NAMES = {
 
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
-    """Values: gap.<variant> (minus AdamW), closed.<variant> (Adam-mini minus the variant: above 0 the variant is ahead)."""
-    groups = (runs if list(runs) else Runs(runs.archived)).variants()
+    """Values: gap.<exact> (minus AdamW), closed.<exact> (Adam-mini minus it: above 0 it is ahead)."""
+    groups = by_axis(list(runs) or runs.archived, "exact")
     adamw, adam_mini = groups.get("all", []), groups.get("none", [])
     shown = Shown(
         caption="A Llama of 42 thousand parameters after 813 steps (0.8 million bytes of Shakespeare) at rate 6e-3: loss on "
@@ -49,7 +50,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ],
         rows=[["AdamW", text(mean(adamw)), "", "", len(adamw)]],
         deviations=["In nobody's paper. What was expected stood in the experiment's file before these runs."],
-        runs_used=used(run for group in groups.values() for run in group),
     )
     for name, label in NAMES.items():
         own = groups.get(name, [])

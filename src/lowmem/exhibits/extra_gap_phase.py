@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import difference, losses, mean, used
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.losses import difference, losses, mean
 from lowmem.reporting.panels.losses import faint
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
@@ -48,7 +49,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[
             "In nobody's paper. What was expected, and a pilot of two seeds, stood in the experiment's file before these runs."
         ],
-        runs_used=used(found),
     )
     for (start, steps, rate), (adamw, adam_mini) in cells.items():
         gap, peak = difference(adam_mini, adamw), largest_on_the_way(adam_mini, adamw)
@@ -66,9 +66,8 @@ def pairs(runs: Iterable[Run]) -> dict[tuple[str, int, float], tuple[list[Run], 
     """{(start, steps, rate): (AdamW's runs, Adam-mini's runs)} in the order of the experiment file."""
     found: dict[tuple, tuple[list[Run], list[Run]]] = {}
     for run in runs:
-        start, _, optimizer, _ = run.variant.split("-")
-        key = (start, run.config["train"]["steps"], run.config["optimizer"]["lr"])
-        found.setdefault(key, ([], []))[optimizer == "adam_mini"].append(run)
+        key = (run.axes["start"], run.config["train"]["steps"], run.config["optimizer"]["lr"])
+        found.setdefault(key, ([], []))[run.axes["optimizer"] == "adam_mini"].append(run)
     return found
 
 

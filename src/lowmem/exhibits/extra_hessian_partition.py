@@ -4,8 +4,9 @@ Our question, in no paper: Adam-mini takes its blocks from the architecture. Her
 the number of blocks is compared with that rule by the adjusted Rand index: 1 the same grouping, 0 as by chance.
 """
 
-from lowmem.reporting.exhibit import Run, Runs, Shown, unfinished
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.runs import Run, Runs, unfinished
 
 EXHIBIT = {
     "id": "extra_hessian_partition",
@@ -47,7 +48,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     network = [run for run in runs if run.experiment == "hessian_mlp" and run.config["measure"].get("clusters")]
     found = {}
     for model, group, modules in (("Transformer", toy, hn.MODULES), ("eight neurons", network, ("hidden",))):
-        shown.runs_used += [run.id for run in group if run.status == "done"]
         for module in modules:
             for stage in hn.stages(group):
                 found[module, stage] = add_row(shown, model, module, stage, group)

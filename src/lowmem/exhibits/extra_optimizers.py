@@ -4,10 +4,10 @@ Nothing is trained for this table: it joins the runs of three other exhibits.
 """
 
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers.losses import difference
-from lowmem.reporting.numbers.memory import use
 from lowmem.reporting.numbers.rate_grids import tuned
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import exact, missing, text
 
 EXHIBIT = {
@@ -33,7 +33,7 @@ COLUMNS += ["best rate", "final loss − AdamW's (nat)", "works in"]
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: <method>.state, <method>.gap."""
     of = {name: [run for run in runs if run.experiment == name] for name in EXHIBIT["experiments"]}
-    peaks, speeds = {run.variant: run for run in of["peak_memory"]}, next(iter(of["equal_batch"]))
+    peaks, speeds = {run.axes["method"]: run for run in of["peak_memory"]}, next(iter(of["equal_batch"]))
     methods = tuned(of["gpt2_baselines"])
     table = Shown(
         caption="State and gradients: bytes over those of the weights, 1.00 being one number per weight in the weights' own "
@@ -48,7 +48,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ],
         bars=["state / weights", "peak memory / AdamW's"],
     )
-    use(table, *peaks.values(), speeds, *of["gpt2_baselines"])
     for name in METHODS:
         table.rows.append(row(table, name, methods, peaks, speeds))
     return table

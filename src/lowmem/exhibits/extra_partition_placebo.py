@@ -1,9 +1,10 @@
 """Ours: a placebo for the partition. Do the Hessian's blocks train better than random blocks of the same sizes?"""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Runs, Shown
-from lowmem.reporting.numbers.losses import difference, mean, used
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.losses import difference, mean
 from lowmem.reporting.panels.losses import side_by_side
+from lowmem.reporting.runs import Runs, by_axis
 from lowmem.reporting.values import text
 
 EXHIBIT = {
@@ -31,7 +32,7 @@ LENGTHS = ("s813", "s2440")
 
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: gap.<blocks>.<length> (minus AdamW), excess.<blocks>.<length> (minus the blocks of the paper)."""
-    groups = (runs if list(runs) else Runs(runs.archived)).variants()
+    groups = by_axis(list(runs) or runs.archived, "blocks", "steps")
     shown = Shown(
         caption="A Llama of 42 thousand parameters, 0.8 and 2.5 million bytes of Shakespeare, rate 6e-3: loss on the whole "
         "held-out text of Adam-mini with other blocks than the paper's minus that with the paper's, paired by seed. Random: "
@@ -48,13 +49,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[
             "In nobody's paper. What would follow from which outcome stood in the experiment's file before these runs."
         ],
-        runs_used=used(run for group in groups.values() for run in group),
     )
     for length in LENGTHS:
-        adamw, paper = groups.get(f"adamw-{length}", []), groups.get(f"paper-{length}", [])
+        adamw, paper = groups.get(("adamw", length), []), groups.get(("paper", length), [])
         shown.rows.append(["AdamW", length[1:], text(mean(adamw)), "", "", len(adamw)])
         for name, label in NAMES.items():
-            own = groups.get(f"{name}-{length}", [])
+            own = groups.get((name, length), [])
             gap, excess = difference(own, adamw), difference(own, paper)
             shown.values |= {f"gap.{name}.{length}": gap, f"excess.{name}.{length}": excess}
             cells = [text(mean(own)), text(gap, signed=True), "" if name == "paper" else text(excess, signed=True)]

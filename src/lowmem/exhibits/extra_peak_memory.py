@@ -1,6 +1,7 @@
 """LOMO's headline measured: the peak memory of a fine-tuning step by optimizer, over that of inference alone."""
 
-from lowmem.reporting.exhibit import Run, Runs, Shown, unfinished
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
@@ -31,18 +32,17 @@ PARTS = ("parameters", "gradients", "optimizer_state", "activations", "temporari
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: <method>.over_inference (ratio of peaks), lomo.over_weights (peak less inference, in weights), order (1 if
     LOMO < SGD < AdamW)."""
-    base = runs.one("inference")
+    base = runs.one(method="inference")
     shown = Shown(
         caption="Peak of PyTorch's allocator in one step after the first (torch.profiler's events on a CPU, torch.cuda's "
         "statistics on a GPU), MB. Components: what is alive at the peak, as the accountant has it.",
         columns=["method", "peak MB", "over inference", *[part.replace("_", " ") for part in PARTS]],
         rows=[],
         deviations=setting(base),
-        runs_used=[run.id for run in runs if run.status == "done"],
     )
     peaks = {}
     for name, words in METHODS.items():
-        run = runs.one(name)
+        run = runs.one(method=name)
         if run.status != "done":
             shown.rows.append([words, run.reason, *[""] * (len(PARTS) + 1)])
         else:
@@ -55,8 +55,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             reason = unfinished([run, base])
             ratio = None if reason else peaks[name] / peaks["inference"]
             shown.values[f"{name}.over_inference"] = missing(reason) if reason else exact(ratio, "times")
-    shown.values["lomo.extra_weights"] = extra(runs.one("lomo"), base)
-    reason = unfinished(runs.one(name) for name in ("lomo", "sgd", "adamw"))
+    shown.values["lomo.extra_weights"] = extra(runs.one(method="lomo"), base)
+    reason = unfinished(runs.one(method=name) for name in ("lomo", "sgd", "adamw"))
     ordered = None if reason else int(peaks["lomo"] < peaks["sgd"] < peaks["adamw"])
     shown.values["order"] = missing(reason) if reason else exact(ordered, "(1: in this order)")
     return shown

@@ -2,8 +2,9 @@
 
 import statistics
 
-from lowmem.reporting.exhibit import Runs, Shown, unfinished
-from lowmem.reporting.numbers.memory import shown, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import shown
+from lowmem.reporting.runs import Runs, unfinished
 from lowmem.reporting.values import missing, value_or_reason
 
 EXHIBIT = {
@@ -32,10 +33,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     errors = []
     for run in runs:
-        use(table, run)
-        model, optimizer, batch = run.variant.split("-")
+        model, optimizer, batch = (run.axes[axis] for axis in ("model", "optimizer", "batch"))
         if run.status != "done":
-            table.rows.append([model, optimizer, batch[1:], run.reason, *[""] * 5])
+            table.rows.append([model, optimizer, batch, run.reason, *[""] * 5])
             continue
         errors.append(abs(run.final("error_percent")))
         resident = run.final("resident_bytes")
@@ -43,7 +43,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         numbers = [shown(run.final(key) / 1e6) for key in ("measured_bytes", "predicted_bytes")]
         error = f"{run.final('error_percent'):+.3f} %"
         memory = "" if resident is None else shown(resident / 1e6, 0)
-        row = [model, optimizer, batch[1:], *numbers, error, memory, run.final("phase")]
+        row = [model, optimizer, batch, *numbers, error, memory, run.final("phase")]
         table.rows.append([*row, f"{run.final('layers')} from {traced}"])
     reason = unfinished(runs)
     for key, pick in (("error.median_percent", statistics.median), ("error.worst_percent", max)):

@@ -1,7 +1,8 @@
 """The planner beside training steps that other people measured: memory, speed, and what is not known of each."""
 
 from lowmem.memory import calibration, training_cells
-from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import exact
 
 EXHIBIT = {

@@ -1,12 +1,13 @@
 """Ours: final loss by learning rate on tuning seeds, and the rates that the rule chose for the runs that judge."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean as mean_of_runs
-from lowmem.reporting.numbers.losses import parameters, used
-from lowmem.reporting.numbers.rate_grids import models, tuned
+from lowmem.reporting.numbers.losses import parameters
+from lowmem.reporting.numbers.rate_grids import tuned
 from lowmem.reporting.panels.losses import by_rate
+from lowmem.reporting.runs import Runs, by_axis
 from lowmem.reporting.values import exact, text
 
 EXHIBIT = {
@@ -28,7 +29,7 @@ NAMES = {"llama": "Llama", "gpt2": "GPT-2"}
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: best.<size>.<optimizer>: the rate with the lowest mean loss; loss.<the same>: that loss."""
     found = list(runs) or runs.archived
-    grids = {size: tuned(found, size) for size in models(found)}
+    grids = {size: tuned(group) for size, group in by_axis(found, "size").items()}
     shown = Shown(
         caption=scale.about([run for run in found if run.status == "done"] or found)
         + "Loss on the whole held-out text after 20 (Llama) or 40 (GPT-2) characters of English prose per parameter, with each "
@@ -37,7 +38,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=["model", "parameters", "optimizer", "rate", "loss (nat per character)", "best", "seeds"],
         rows=[],
         deviations=["The papers name no search for rates; they give both optimizers one rate for each size."],
-        runs_used=used(found),
     )
     for size, methods in grids.items():
         for name, method in methods.items():

@@ -1,7 +1,8 @@
 """What saves memory: LLaMA-7B, one change at a time from plain AdamW, then together. Asked in LOMO's issue 72."""
 
-from lowmem.reporting.exhibit import Runs, Shown
-from lowmem.reporting.numbers.memory import SIMULATED, gib, part, shown, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import SIMULATED, gib, part, shown
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
@@ -52,10 +53,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "dropping gradients early then lowers no peak.",
         ],
     )
-    base = runs.one("ab.baseline")
+    base = runs.one(cell="ab.baseline")
     for cell, name in CELLS.items():
-        run = runs.one(f"ab.{cell}")
-        use(table, run)
+        run = runs.one(cell=f"ab.{cell}")
         if run.status != "done":
             table.rows.append([name, run.reason, *[""] * (len(COLUMNS) - 2)])
             table.values[f"{cell}.peak_gib"] = missing(run.reason)

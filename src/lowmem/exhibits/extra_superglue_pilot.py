@@ -1,9 +1,9 @@
 """Ours: which tasks of SuperGLUE a model of 135 million parameters can learn; decides where accuracy is judged at all."""
 
-from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import learnable
-from lowmem.reporting.numbers.losses import used
 from lowmem.reporting.numbers.superglue import asked
+from lowmem.reporting.runs import Run, Runs
 
 EXHIBIT = {
     "id": "extra_superglue_pilot",
@@ -32,7 +32,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=COLUMNS,
         rows=[],
         deviations=["In nobody's paper. The rule stood in the experiment's file before these runs."],
-        runs_used=used(found),
     )
     for task, rates in learnable.by_task(found).items():
         chosen = learnable.best(rates)

@@ -1,9 +1,10 @@
 """Ours: three bytes per parameter. Does Adam-mini train as well with an 8-bit moment, inside backward, in bf16 weights?"""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown
-from lowmem.reporting.numbers.losses import difference, mean, used
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.losses import difference, mean
 from lowmem.reporting.panels.losses import side_by_side
+from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import Value, exact, missing, text
 
 EXHIBIT = {
@@ -56,11 +57,9 @@ def allocated(runs: list[Run]) -> Value:
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: gap.<kind>.<length> and norm.<kind>.<length> (minus the fp32 moment), state.<kind>.<length> (bytes per
     parameter), allocated.<kind> (the same as the allocator has it, without block scalars, on a Llama of 20 million)."""
-    runs = runs if list(runs) else Runs(runs.archived)
-    trained, measured = (
-        Runs([run for run in runs if run.experiment == name]).variants()
-        for name in ("three_bytes", "three_bytes_state")
-    )
+    found = list(runs) or runs.archived
+    trained = by_axis((run for run in found if run.experiment == "three_bytes"), "kind", "steps")
+    measured = by_axis((run for run in found if run.experiment == "three_bytes_state"), "kind")
     shown = Shown(
         caption="Adam-mini on a Llama of 42 thousand parameters, 0.8 and 2.5 million bytes of Shakespeare, rate 6e-3: loss "
         "on the whole held-out text minus that with an fp32 moment in step(), paired by seed. The norm is that of the "
@@ -78,14 +77,13 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ],
         rows=[],
         deviations=["In nobody's paper. A model this small has many block scalars for its weights."],
-        runs_used=used(run for groups in (trained, measured) for group in groups.values() for run in group),
     )
     held = {name: allocated(measured.get(name, [])) for name in NAMES}
     shown.values |= {f"allocated.{name}": size for name, size in held.items()}
     for length in LENGTHS:
-        exact = trained.get(f"fp32-{length}", [])
+        exact = trained.get(("fp32", length), [])
         for name, label in NAMES.items():
-            own = trained.get(f"{name}-{length}", [])
+            own = trained.get((name, length), [])
             gap, grown = difference(own, exact), difference(own, exact, norm, "2-norm")
             size = {**mean(own, state_bytes), "unit": "bytes per weight"}
             shown.values[f"state.{name}.{length}"] = size
@@ -99,9 +97,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def lengths_of(trained: dict[str, list[Run]]) -> list[str]:
+def lengths_of(trained: dict[tuple, list[Run]]) -> list[str]:
     """The lengths of which any run is there; where there is none, the one that the claims are about."""
-    there = {name.split("-")[-1] for name, group in trained.items() if any(run.record for run in group)}
+    there = {length for (_, length), group in trained.items() if any(run.record for run in group)}
     return [length for length in LENGTHS if length in there] or [LENGTHS[-1]]
 
 

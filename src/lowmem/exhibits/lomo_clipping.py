@@ -1,11 +1,13 @@
 """LOMO's clipping: none, by value, by the global norm (two passes), by each tensor's norm (one), over learning rates."""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import difference, log_loss, lost, used
+from lowmem.reporting.numbers.losses import difference, log_loss, lost
 from lowmem.reporting.numbers.rate_grids import Tuned, tuned
 from lowmem.reporting.panels.losses import limits, of_run
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
@@ -28,7 +30,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: value_minus_norm (per cent of the final loss at the largest rate below 1e-3), usable.<clip> (rates at which
     all seeds learned something and none diverged), usable.norm_minus_none, and <clip>_minus_norm.best for none and
     grouped (each at its best rate)."""
-    methods = tuned(runs)
+    methods = tuned(runs, "clip")
     shown = Shown(
         caption=scale.about(runs)
         + "Final validation loss by learning rate for LOMO with four kinds of clipping. Left: marks are seeds, dashes "
@@ -38,7 +40,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         deviations=[
             "The paper says this in prose, without model or numbers; model, text, rates and thresholds are ours."
         ],
-        runs_used=used(runs),
     )
     for what in ("value_clip_ok_for_lr_below", "grouped_norm_clip"):
         shown.published += mark(what.replace("_", " "), printed(published, what))

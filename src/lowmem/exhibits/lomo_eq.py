@@ -2,9 +2,11 @@
 
 from lowmem.analysis.stats import estimate, least, worst
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import absent, extreme, ratio, used
+from lowmem.reporting.numbers.losses import absent, extreme, ratio
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
@@ -25,7 +27,7 @@ RATE = 3.0e-2  # the published rate of LOMO, and the largest of the experiment
 def render(runs: Runs, published: dict, tier: str) -> Shown:
     """Values: slope.least and slope.most (of log residual by log rate), relative.trained (of the joint step, at the largest
     rate, widest trained model), width.<state> (relative residual of the widest model over that of the narrowest)."""
-    groups = runs.variants()
+    groups = by_axis(runs, "width", "state")
     counts = [run.final("parameters") for run in runs if run.status == "done"]
     size = f"of {scale.between(counts)} parameters" if counts else "small enough for this tier"
     shown = Shown(
@@ -35,20 +37,18 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=["width", "weights", "parameters", "loss (nat)", "slope", "share of the step at 0.03"],
         rows=[],
         deviations=["The paper shows no measurement of this; models, text and widths are ours."],
-        runs_used=used(runs),
     )
     shown.published = mark("order of the dropped term", printed(published, "order_in_alpha"))
-    for variant, group in groups.items():
-        width, state = variant.split("-")
+    for (width, state), group in groups.items():
         done = next((run for run in group if run.status == "done"), None)
         known = [f"{done.final('parameters'):,}", f"{done.final('loss'):.2f}"] if done else ["", ""]
         shown.rows.append(
-            [width[1:], state, *known, text(over(group, "slope"), digits=3), text(over(group, "relative"), digits=4)]
+            [width, state, *known, text(over(group, "slope"), digits=3), text(over(group, "relative"), digits=4)]
         )
     slopes = [over(group, "slope") for group in groups.values()]
     shown.values = {"slope.least": extreme(slopes, least), "slope.most": extreme(slopes, worst)}
     for state in ("fresh", "trained"):
-        widths = [group for variant, group in groups.items() if variant.endswith(state)]
+        widths = [group for (_, own), group in groups.items() if own == state]
         shown.values[f"relative.{state}"] = over(widths[-1], "relative", "of the joint step")
         shown.values[f"width.{state}"] = grown(widths[0], widths[-1])
     shown.figure = draw(groups)
@@ -71,12 +71,11 @@ def grown(narrow: list[Run], wide: list[Run]) -> dict:
     return ratio(ours, theirs)
 
 
-def draw(groups: dict[str, list[Run]]):
+def draw(groups: dict[tuple, list[Run]]):
     drawn, panels = plots.figure([["rate", "width"]], width=9.4, height=3.6, width_ratios=[1.3, 1])
     axes, labels = panels["rate"], []
-    colours = {width: plots.SERIES[k] for k, width in enumerate(dict.fromkeys(v.split("-")[0] for v in groups))}
-    for variant, group in groups.items():
-        width, state = variant.split("-")
+    colours = {width: plots.SERIES[k] for k, width in enumerate(dict.fromkeys(width for width, _ in groups))}
+    for (width, state), group in groups.items():
         curves = [[(row["alpha"], row["residual"]) for row in run.curve()] for run in group if run.status == "done"]
         if not curves:
             continue
@@ -84,7 +83,7 @@ def draw(groups: dict[str, list[Run]]):
         x = [alpha for alpha, _ in curves[0]]
         y = [sum(curve[k][1] for curve in curves) / len(curves) for k in range(len(x))]
         axes.plot(x, y, **look)
-        labels.append((x[-1], y[-1], f"{width[1:]} wide, {state}", colours[width]))
+        labels.append((x[-1], y[-1], f"{width} wide, {state}", colours[width]))
     if not labels:
         for axes in panels.values():
             plots.empty(axes, "not run: no record")
@@ -99,16 +98,16 @@ def draw(groups: dict[str, list[Run]]):
     return drawn
 
 
-def by_width(axes, groups: dict[str, list[Run]]) -> None:
+def by_width(axes, groups: dict[tuple, list[Run]]) -> None:
     labels = []
     for k, state in enumerate(("fresh", "trained")):
-        found = {int(v.split("-")[0][1:]): over(group, "relative") for v, group in groups.items() if v.endswith(state)}
+        found = {width: over(group, "relative") for (width, own), group in groups.items() if own == state}
         points = [(width, entry["value"]) for width, entry in found.items() if entry["value"] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", color=plots.SERIES[k + 2])
             labels.append((*points[-1], f"{state} weights", plots.SERIES[k + 2]))
     axes.set_xscale("log", base=2)
-    widths = sorted({int(variant.split("-")[0][1:]) for variant in groups})
+    widths = sorted({width for width, _ in groups})
     axes.set_xticks(widths, [str(width) for width in widths])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)

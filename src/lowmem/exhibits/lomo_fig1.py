@@ -7,7 +7,9 @@ bytes alive at once as the chain grows, which the paper states as O(n) against O
 import re
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, by_axis, unfinished
 from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
@@ -40,8 +42,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for optimizer in OPTIMIZERS:
         value = printed(published, "gradient_memory", optimizer=display.name(optimizer))
         shown.published += mark(f"{display.name(optimizer)}, gradient memory", value)
-    depths = sorted({depth(run) for run in runs})
-    found = {(d, name): runs.one(f"layers{d}-{name}") for d in depths for name in OPTIMIZERS}
+    depths = sorted(by_axis(runs, "depth"))
+    found = {(d, name): runs.one(depth=d, optimizer=name) for d in depths for name in OPTIMIZERS}
     for (d, optimizer), run in found.items():
         add_row(shown, d, optimizer, run)
     growth(shown, found, depths, unfinished(runs))
@@ -50,10 +52,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     points = [[d, name, *(e[c] for c in columns[2:])] for (d, name), run in found.items() for e in events(run)]
     shown.points = {"columns": columns, "rows": points}
     return shown
-
-
-def depth(run: Run) -> int:
-    return int(re.match(r"layers(\d+)-", run.variant)[1])
 
 
 def events(run: Run) -> list[dict]:
@@ -67,7 +65,6 @@ def add_row(shown: Shown, depth: int, optimizer: str, run: Run) -> None:
         shown.rows.append([depth, name, run.reason, "", "", ""])
         return
     peak, total = run.final("live_peak_bytes"), run.final("total_gradient_bytes")
-    shown.runs_used.append(run.id)
     shown.rows.append([depth, name, run.final("live_peak"), f"{peak:,}", f"{total:,}", f"{peak / total:.1%}"])
 
 

@@ -2,8 +2,10 @@
 
 from lowmem.exhibits.lomo_table1 import components
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed, unfinished
-from lowmem.reporting.numbers.memory import SIMULATED, gib, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import SIMULATED, gib
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs, unfinished
 from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
@@ -38,8 +40,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     bars, reason = {}, None
     for optimizer in OPTIMIZERS:
-        counted, cell = runs.one(optimizer), runs.one(f"l1.{optimizer}.on")
-        use(shown, counted, cell)
+        counted, cell = runs.one(optimizer=optimizer), runs.one(cell=f"l1.{optimizer}.on")
         missing = unfinished([counted, cell])
         reason = reason or missing
         ours = None if missing else share(components(counted), gib(cell, "kept_activation_bytes"))

@@ -4,11 +4,13 @@ import math
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import absent, used, widened
+from lowmem.reporting.numbers.losses import absent, widened
 from lowmem.reporting.panels.superglue import dots, levels, look
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
@@ -50,7 +52,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "Last epoch and a fixed point of the grid where the paper shows the best of both.",
             "Both parts of LoRA + LOMO share one schedule; the adapters' gradients are clipped by their own norm.",
         ],
-        runs_used=used(runs),
     )
     for task in TASKS:
         for name in ("lomo", *METHODS):
@@ -102,10 +103,9 @@ def placed(runs: Runs) -> dict[tuple[str, str, int], list[Run]]:
     """{(task, method, rank; 0 without adapters): runs by seed at the method's first point}."""
     points: dict[tuple, dict[str, list[Run]]] = {}
     for run in runs:
-        task, _ = ft.asked(run)
-        _, name, rank = run.variant.split("-")
-        key = (task, ft.method(run)[0], int(rank[1:]) if rank != "none" else 0)
-        points.setdefault(key, {}).setdefault(name, []).append(run)
+        name, point = ft.method(run)
+        key = (ft.asked(run)[0], name, run.axes["rank"])
+        points.setdefault(key, {}).setdefault(point, []).append(run)
     return {key: ft.first(found) for key, found in points.items()}
 
 

@@ -2,11 +2,13 @@
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import absent, used
+from lowmem.reporting.numbers.losses import absent
 from lowmem.reporting.panels.superglue import by_step
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import estimated, missing, text
 
 EXHIBIT = {
@@ -39,7 +41,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=["method", "runs", "first step (nat)", "last tenth (nat)", "fall in the first third"],
         rows=[],
         deviations=["Another model and fewer steps than the paper's 630; see Table 3."],
-        runs_used=used(run for run in runs if ft.asked(run)[0] in ("boolq", *tasks)),
     )
     shown.published = mark("what the curve looks like", printed(published, "qualitative"))
     panels = {f"{ft.TASKS[task]} (overnight)": (task, long) for task in tasks}

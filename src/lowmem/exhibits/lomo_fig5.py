@@ -1,11 +1,12 @@
 """Figure 5 of LOMO: validation accuracy, by step for LoRA and LOMO, and at the end for every method."""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import used
 from lowmem.reporting.panels.superglue import by_step, dots, level, levels
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
@@ -39,7 +40,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         columns=["method", "runs", "last epoch (%)", "best epoch, one seed (%)"],
         rows=[],
         deviations=["Another model, fewer steps and other batches than the paper's; see Table 3."],
-        runs_used=used(run for run in runs if ft.asked(run)[0] in ("boolq", *tasks)),
     )
     for name in GROUPS:
         found = printed(published, "final_expected_from_table3", optimizer=ft.METHODS[name])

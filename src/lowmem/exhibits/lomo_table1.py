@@ -4,8 +4,10 @@ The paper's GB are GiB. The first three columns are counted, activations are sim
 backward, as the authors measured (issue 80 of their repository).
 """
 
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.reporting.numbers.memory import gib, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import gib
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
@@ -49,14 +51,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ],
     )
     worst, worst_activations, missing = 0.0, 0.0, None
-    counted = [runs.one(optimizer) for optimizer in OPTIMIZERS]
+    counted = [runs.one(optimizer=optimizer) for optimizer in OPTIMIZERS]
     for optimizer, name in OPTIMIZERS.items():
-        run = runs.one(optimizer)
+        run = runs.one(optimizer=optimizer)
         ours = components(run)
-        use(shown, run)
         for checkpointing in (False, True):
-            cell = runs.one(f"l1.{optimizer}.{'on' if checkpointing else 'off'}")
-            use(shown, cell)
+            cell = runs.one(cell=f"l1.{optimizer}.{'on' if checkpointing else 'off'}")
             activations = gib(cell, "kept_activation_bytes")
             missing = missing or cell.reason
             place = {"optimizer": name, "checkpointing": checkpointing}
@@ -87,7 +87,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
 
 def over_params(runs: Runs) -> dict:
     """LOMO with checkpointing: weights, most gradients alive and simulated activations over the weights alone."""
-    counted, cell = runs.one("lomo"), runs.one("l1.lomo.on")
+    counted, cell = runs.one(optimizer="lomo"), runs.one(cell="l1.lomo.on")
     if reason := unfinished([counted, cell]):
         return value_or_reason(None, "times the weights", reason)
     ours = components(counted)

@@ -2,8 +2,10 @@
 
 from lowmem.memory.hardware import OUTSIDE
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed, unfinished
-from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown, use
+from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import value_or_reason
 
 EXHIBIT = {
@@ -53,7 +55,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     wrong, reason = 0, None
     for size, optimizer, gpus in ROWS:
-        run = runs.one(f"l2.{size}.{optimizer}.{gpus}")
+        run = runs.one(cell=f"l2.{size}.{optimizer}.{gpus}")
         memory = printed(published, "memory_gb", params=size.upper(), optimizer=display.name(optimizer), gpus=gpus)
         speed = printed(published, "tgs", params=size.upper(), optimizer=display.name(optimizer), gpus=gpus)
         table.published += mark(f"{size.upper()}, {display.name(optimizer)}, GPUs {gpus}: memory", memory)
@@ -65,20 +67,19 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             wrong += run.final("fits") != (memory["value"] != "OOM")
         if optimizer == "lomo":
             name = f"l2.{size}.lomo_two_passes.{gpus}"
-            add(table, runs.one(name), size, "LOMO, two passes", gpus, memory, speed)
+            add(table, runs.one(cell=name), size, "LOMO, two passes", gpus, memory, speed)
     table.values["rows_wrong"] = value_or_reason(wrong, "rows", reason)
     ratios(table, runs)
     return table
 
 
 def add(table: Shown, run: Run, size: str, name: str, gpus: int, memory: dict | None, speed: dict | None) -> None:
-    """One row with its value `<variant>.tgs`."""
-    use(table, run)
+    """One row with its value `<cell>.tgs`."""
     theirs = "" if memory is None else str(memory["value"])
     printed_speed = "" if speed is None else f"{speed['value']:g}"
     cells = [size.upper(), name, gpus]
     per_gpu, reason = rate_per_gpu(run, gpus)
-    table.values[f"{run.variant}.tgs"] = value_or_reason(per_gpu, "token/s per GPU", reason)
+    table.values[f"{run.axes['cell']}.tgs"] = value_or_reason(per_gpu, "token/s per GPU", reason)
     if run.status != "done":
         table.rows.append([*cells, run.reason, theirs, "", printed_speed, ""])
         return
@@ -87,7 +88,7 @@ def add(table: Shown, run: Run, size: str, name: str, gpus: int, memory: dict | 
         table.rows.append([*cells, need, theirs, "", printed_speed, ""])
         return
     difference = "" if speed is None else f"{100 * (per_gpu / speed['value'] - 1):+.0f} %"
-    if run.variant == "l2.7b.adamw.8":
+    if run.axes["cell"] == "l2.7b.adamw.8":
         difference = "fitted"
     table.rows.append([*cells, shown(gib(run) + OUTSIDE), theirs, shown(per_gpu), printed_speed, difference])
 
@@ -107,13 +108,16 @@ def ratios(table: Shown, runs: Runs) -> None:
         "speedup.13b_over_sgd": ("l2.13b.lomo.2", 2, "l2.13b.sgd.8", 8),
     }
     for key, (ours, mine, base, others) in pairs.items():
-        (a, why_not), (b, why_not_b) = rate_per_gpu(runs.one(ours), mine), rate_per_gpu(runs.one(base), others)
-        reason = unfinished([runs.one(ours), runs.one(base)]) or why_not or why_not_b
+        (a, why_not), (b, why_not_b) = (
+            rate_per_gpu(runs.one(cell=ours), mine),
+            rate_per_gpu(runs.one(cell=base), others),
+        )
+        reason = unfinished([runs.one(cell=ours), runs.one(cell=base)]) or why_not or why_not_b
         table.values[key] = value_or_reason(None if reason else a / b, "x", reason)
-    a, b = runs.one("l2.7b.lomo.1"), runs.one("l2.7b.adamw.8")
+    a, b = runs.one(cell="l2.7b.lomo.1"), runs.one(cell="l2.7b.adamw.8")
     reason = unfinished([a, b])
     share = None if reason else 100 * (gib(a) + OUTSIDE) / (8 * (gib(b) + OUTSIDE))
     table.values["memory_share_percent"] = value_or_reason(share, "%", reason)
-    big = runs.one("l2.65b.lomo.8")
+    big = runs.one(cell="l2.65b.lomo.8")
     free = None if big.status != "done" else gib(big, "usable_bytes") - gib(big)
     table.values["65b.free_gib"] = value_or_reason(free, "GiB", big.reason)

@@ -7,10 +7,11 @@ tier, which show that everything works; no row fills a column of other data.
 from collections.abc import Iterable
 
 from lowmem.data import superglue_sources
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import used
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import missing, text
 
 EXHIBIT = {
@@ -54,7 +55,6 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         "of a row that have a number.",
         columns=["method", "model", "runs", "shown", *headers.values(), "average", *measured.values(), "memory (MB)"],
         rows=[],
-        runs_used=used(runs),
     )
     add_published(shown, published, headers, SIZES if len(by_size) > 1 else SIZES[:1], len(measured))
     known = learnable.verdicts(ft.pilot_runs(runs))

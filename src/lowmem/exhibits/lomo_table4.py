@@ -1,8 +1,9 @@
 """Table 4 of LOMO: settings of the SuperGLUE runs as published, of this tier, and of tier overnight with the rates it tried."""
 
-from lowmem.reporting.exhibit import Run, Runs, Shown, mark, printed
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.numbers.losses import used
+from lowmem.reporting.published import mark, printed
+from lowmem.reporting.runs import Run, Runs, ended, where
 from lowmem.reporting.values import exact, missing
 
 EXHIBIT = {
@@ -59,8 +60,8 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         planned = words(ours) or "not run: not planned in this tier"
         shown.rows.append([group, setting, words(theirs), planned, same, finished(own), overnight, tried])
     compared = [row[4] for row in shown.rows if row[4]]
-    shown.runs_used = used(runs)
-    gone = None if shown.runs_used else missing("not run: no record")  # settings of runs that nobody made say nothing
+    there = any(map(ended, runs))
+    gone = None if there else missing("not run: no record")  # settings of runs that nobody made say nothing
     for name, count in (("settings", len(compared)), ("differences", compared.count("no"))):
         shown.values[name] = gone or exact(count, "settings")
     return shown
@@ -74,7 +75,7 @@ def finished(runs: list[Run]) -> str:
 
 def tuned(runs: list[Run], group: str) -> list[Run]:
     """The tuning runs of a group of rows."""
-    return [run for run in runs if run.variant.split("-")[1] == METHODS.get(group)]
+    return where(runs, method=METHODS.get(group))
 
 
 def belongs(run: Run, group: str) -> bool:

@@ -4,16 +4,15 @@ An experiment file states the paper's settings once, the axes that span its runs
 
     settings < tiers.<tier>.settings < one value of each axis, in the order the axes are written
 
-A run is a plain dictionary {id, experiment, variant, seed, tier, config, config_hash, resources, after, keep_weights};
-after holds the runs that it starts from (prerequisites.py). Its variant is the chosen axis values joined by "-".
+A run is a plain dictionary {id, experiment, variant, axes, seed, tier, config, config_hash, resources, after, keep_weights};
+after holds the runs that it starts from (prerequisites.py). Its variant names its point on the axes, by their values joined
+by "-", and axes holds the same as {axis: value} (grids.py).
 Everything that decides the result is in `config`, so its hash names the result.
 """
 
 import copy
-import fnmatch
 import functools
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from lowmem import optim
 from lowmem.data.schemas import check
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_yaml
-from lowmem.pipeline import model_settings, rates
+from lowmem.pipeline import grids, model_settings, rates
 
 
 def find_root() -> Path:
@@ -119,20 +118,14 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
     of_tier, overlay = load_tier(root, source), (spec.get("tiers") or {}).get(source) or {}
     settings = merge(spec["settings"], overlay.get("settings", {}))
     axes = {**spec.get("axes", {}), **overlay.get("axes", {})}
-    grids = overlay.get("rates", spec.get("rates"))
     seeds = overlay.get("seeds", spec.get("seeds", [0]))
     excluded = overlay.get("exclude", spec.get("exclude", []))
     path = root / f"workflow/config/experiments/{experiment}.yaml"
     found, planned = [], set()
-    for names, lr in combinations(axes, grids):
-        variant = "-".join(names if lr is None else (*names, spelled(lr))) or "only"
-        if any(fnmatch.fnmatch(variant, pattern) for pattern in excluded):
-            continue
+    for point in grids.points(axes, overlay.get("rates", spec.get("rates")), excluded):
         config = settings
-        for axis, name in zip(axes, names):
-            config = merge(config, axes[axis][name] or {})
-        if lr is not None:
-            config = merge(config, {"optimizer": {"lr": lr}})
+        for change in point.overlays:
+            config = merge(config, change)
         config = use_tier_data(config, of_tier, options or {})
         if "unavailable" in (config.get("data") or {}):
             continue  # the exhibit says why, see unavailable()
@@ -140,28 +133,29 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
         own_rate = rates.named(config)
         waits = rates.awaited(root, config, source) if own_rate else None
         if own_rate:
-            config = rates.resolved(root, config, source, variant)
+            config = rates.resolved(root, config, source, point.axes)
             if (hashed := config_hash(config)) in planned:
                 continue  # two readings of a claim agree on the rate: one set of runs serves both
             planned.add(hashed)
-        check_run(root, config, path, place=f" (tier {tier}, variant {variant})")
+        check_run(root, config, path, place=f" (tier {tier}, variant {point.variant})")
         check_files_exist(config, path)
         resources = {"threads": 1, "mem_mb": 2000, "gpus": 0, "minutes": 30, **config.pop("resources", {})}
         for seed in seeds:
-            if any(fnmatch.fnmatch(f"{variant}/seed{seed}", pattern) for pattern in excluded):
+            if grids.fits(f"{point.variant}/seed{seed}", excluded):
                 continue  # where nothing is random, one seed says it all
             found.append(
                 {
-                    "id": f"{experiment}/{variant}/seed{seed}",
+                    "id": f"{experiment}/{point.variant}/seed{seed}",
                     "experiment": experiment,
-                    "variant": variant,
+                    "variant": point.variant,
+                    "axes": point.axes,
                     "seed": seed,
                     "tier": tier,
                     "config": config,
                     "config_hash": config_hash({**config, "seed": seed}),
                     "resources": resources,
                     "after": after,
-                    "keep_weights": seed == seeds[0] and variant in spec.get("keep_weights", ()),
+                    "keep_weights": seed == seeds[0] and point.variant in spec.get("keep_weights", ()),
                     **({"own_rate": True} if own_rate else {}),
                     **({"waits": waits} if waits else {}),
                 }
@@ -169,23 +163,6 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
     if not found:
         raise Misuse(f"{path}: tier {tier} leaves no run; give every axis a value, at least one seed, exclude less")
     return found
-
-
-def combinations(axes: dict, grids: dict | None) -> Iterator[tuple[tuple[str, ...], float | None]]:
-    """(one value of each axis, a rate of the grid that fits these values); None without grids, no rates without a fit."""
-    for names in itertools.product(*axes.values()):
-        if grids is None:
-            yield names, None
-            continue
-        fitting = (grids[pattern] for pattern in grids if fnmatch.fnmatch("-".join(names), pattern))
-        for lr in next(fitting, []):
-            yield names, lr
-
-
-def spelled(lr: float) -> str:
-    """A rate as the last part of a variant: 0.003 is 3e.3, 1 is 1e0 ("-" joins axes)."""
-    digits, power = f"{lr:e}".split("e")
-    return f"{float(digits):g}e{'.' * (int(power) < 0)}{abs(int(power))}"
 
 
 def use_tier_data(config: dict, tier: dict, options: dict) -> dict:

@@ -6,9 +6,8 @@ final validation loss over the tuning seeds; a rate at which any run diverged is
 edge of its grid is no choice, since a better one may lie outside: the grid has to grow for all methods.
 
 What was chosen stands in data/records/<tier>/rates.json with every loss it was chosen from. An experiment's file says
-`lr: {chosen: <experiment>/<group>}` and gets the number; {0}, {1} in the group are the parts of the run's own variant,
-`times` multiplies it, and `until` is a rate for plans made before the choice. Standard library only: Snakemake parses this at
-every call.
+`lr: {chosen: <experiment>/<group>}` and gets the number; {size} or another axis in the group is the run's own value there, `times` multiplies it, and `until` is a rate for plans made before the choice. Standard library only:
+Snakemake parses this at every call.
 """
 
 import functools
@@ -33,14 +32,14 @@ def named(config: dict) -> bool:
     return isinstance((config.get("optimizer") or {}).get("lr"), dict)
 
 
-def resolved(root: Path, config: dict, tier: str, variant: str = "") -> dict:
+def resolved(root: Path, config: dict, tier: str, axes: dict) -> dict:
     """The configuration with the number in place of `optimizer.lr: {chosen: experiment/group}`; Misuse where none is kept.
 
-    A group is named anew for each variant where it holds {0}, {1} ...: boolq-lomo takes rates/{0}-adamw from boolq-adamw.
+    axes: the run's values, which a group may name: with {task: boolq}, rates/{task}-adamw is the choice of boolq-adamw.
     """
     wanted = config["optimizer"]["lr"]
     try:
-        experiment, group = str(wanted["chosen"]).format(*variant.split("-")).split("/")
+        experiment, group = str(wanted["chosen"]).format(**axes).split("/")
         known = wanted.keys() <= {"chosen", "until", "times"} and positive(wanted.get("times", 1))
     except (KeyError, IndexError, ValueError):
         known = False

@@ -11,7 +11,7 @@ from lowmem import kept_files
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_json, read_yaml, write_json, write_text
 from lowmem.pipeline import experiments, planning
-from lowmem.reporting.exhibit import markdown
+from lowmem.reporting.tables import markdown
 from lowmem.reporting.values import missing
 from lowmem.reporting.verdicts import WORDS, impossible, verdict
 

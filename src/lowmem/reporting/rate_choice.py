@@ -9,12 +9,12 @@ from lowmem.pipeline.rates import RULE, TUNING, place
 
 
 def choose(runs: Iterable) -> dict[str, dict]:
-    """{group: {lr, reason, grid: [{lr, losses: {seed: loss}, mean}]}} of finished tuning runs (exhibit.Run), by RULE."""
+    """{group: {lr, reason, grid: [{lr, losses: {seed: loss}, mean}]}} of finished tuning runs (runs.Run), by RULE."""
     groups: dict[str, dict[float, list]] = {}
     for run in runs:
         if run.seed < TUNING:
             raise Misuse(f"{run.id}: seed {run.seed} judges; a rate is chosen from seeds of {TUNING} and more")
-        group = run.variant.rsplit("-", 1)[0]
+        group = "-".join(value for axis, value in run.axes.items() if axis != "lr")
         groups.setdefault(group, {}).setdefault(run.config["optimizer"]["lr"], []).append(run)
     counts: dict[str, set[int]] = {}
     for group, grid in groups.items():
@@ -50,11 +50,11 @@ def keep(root: Path, tier: str, experiment: str, options: dict | None = None) ->
 
     options: as of the runs, in results/ alone. Returns the choice; Failed when a group has none, after the others are written.
     """
-    from lowmem.reporting import exhibit
+    from lowmem.reporting import runs
 
-    own = exhibit.load(root, [experiment], tier, options or {}).all
+    own = runs.load(root, [experiment], tier, options or {}).all
     if all(run.status == "missing" for run in own):
-        own = exhibit.archived_runs(root, f"{tier}/{experiment}")
+        own = runs.archived_runs(root, f"{tier}/{experiment}")
     found = choose(own)
     path = place(root, tier)
     kept = read_json(path) if path.is_file() else {"rule": RULE, "experiments": {}}

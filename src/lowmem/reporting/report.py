@@ -14,7 +14,7 @@ from lowmem import kept_files
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json, read_yaml, write_text
 from lowmem.pipeline import archive, experiments, planning
-from lowmem.reporting import claims, exhibit, report_evidence, report_summary, ro_crate
+from lowmem.reporting import claims, exhibit, report_evidence, report_summary, ro_crate, tables
 from lowmem.reporting.verdicts import WORDS, words
 
 PAPERS = {
@@ -108,8 +108,8 @@ def load(out: Path, header: dict, problem: str | None) -> dict:
         loaded["svg"] = inline(picture, header["id"], f"{header['label']}: {loaded['caption']}")
         links.append((f"{header['id']}.svg", data_link("image/svg+xml", picture)))
     if loaded["points"]:
-        rows = [[exhibit.cell(value) for value in row] for row in loaded["points"]["rows"]]
-        text = exhibit.as_csv(loaded["points"]["columns"], rows)
+        rows = [[tables.cell(value) for value in row] for row in loaded["points"]["rows"]]
+        text = tables.as_csv(loaded["points"]["columns"], rows)
         links.append((f"{header['id']}_points.csv", data_link("text/csv", text)))
     loaded["numeric"] = [numeric(column) for column in zip(*loaded["rows"], strict=True)]
     return {**loaded, "links": links, "missing": None, "partial": unfinished(loaded["runs"])}

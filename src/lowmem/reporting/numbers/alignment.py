@@ -1,27 +1,25 @@
-"""Shared by the exhibits on alignment: runs of sft, reward and remax as optimizers, their measures, and what was used.
-
-Variants are <kind>-<optimizer>: full, lora (sft); first, hh (reward: which pairs); learned, rule (remax).
-"""
+"""Shared by the exhibits on alignment: runs of sft, reward and remax as optimizers, their measures, and what was used."""
 
 import math
 from collections.abc import Iterable
 
 from lowmem.analysis.stats import estimate
 from lowmem.pipeline import experiments
-from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers.losses import absent, difference, mean, parameters
+from lowmem.reporting.runs import Run, where
 from lowmem.reporting.values import estimated, missing
 
 OPTIMIZERS = ("adamw", "adam_mini")
 TASKS = ("sft", "reward", "remax")
+KINDS = {"sft": "tuning", "sft_long": "tuning", "reward": "pairs", "remax": "reward"}  # axis of an experiment
 CUT = ("questions", "answers")  # what a run counts as cut to length
 Groups = dict[str, list[Run]]  # {optimizer: runs by seed}
 
 
 def of(runs: Iterable[Run], experiment: str, kind: str) -> Groups:
-    """Runs of one kind by optimizer; empty lists where none are planned."""
-    found = [run for run in runs if run.experiment == experiment]
-    return {name: [run for run in found if run.variant == f"{kind}-{name}"] for name in OPTIMIZERS}
+    """Runs of one kind (what is tuned, on which pairs, for which reward) by optimizer; empty where none are planned."""
+    found = where((run for run in runs if run.experiment == experiment), **{KINDS[experiment]: kind})
+    return {name: where(found, optimizer=name) for name in OPTIMIZERS}
 
 
 def gap(groups: Groups, measure, unit: str) -> dict:

@@ -1,8 +1,8 @@
 """The numbers of tasks/hessian.py over the runs of an exhibit, as intervals over seeds."""
 
 from lowmem.analysis.stats import Estimate, estimate
-from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers import losses
+from lowmem.reporting.runs import Run
 from lowmem.reporting.values import estimated, missing
 
 MODULES = ("query", "key", "value", "attn.proj", "mlp.fc", "mlp.proj", "embedding", "output")  # of Figure 7, a to h

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable
 
-from lowmem.reporting.exhibit import Run, Runs
 from lowmem.reporting.numbers.superglue import LIVE, TASKS, asked, pilot_runs
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import Value, exact, missing
 
 ERRORS = 2  # standard errors above the most frequent answer
@@ -14,8 +14,7 @@ def by_task(runs: Iterable[Run]) -> dict[str, dict[str, Run]]:
     """{task, with _3 behind it where it was trained for three epochs: {"zero" or rate: run}}, in the order of the file."""
     found: dict[str, dict[str, Run]] = {}
     for run in runs:
-        task, rate = run.variant.rsplit("-", 1)
-        found.setdefault(task, {})[rate] = run
+        found.setdefault(run.axes["task"], {})[run.axes["lr"]] = run
     return found
 
 

@@ -7,12 +7,10 @@ diverged has no number but a reason; averaging what is left would favour whoever
 import math
 from collections.abc import Callable, Iterable
 
-from lowmem.analysis.stats import Estimate, estimate, least, paired, two_way, wider, worst
-from lowmem.reporting.exhibit import Run, unfinished
+from lowmem.analysis.stats import estimate, least, paired, two_way, wider, worst
+from lowmem.reporting.runs import Run, unfinished
 from lowmem.reporting.values import as_estimate, estimated, missing
 
-MARGIN = 0.7  # % of AdamW's loss; the equivalence margin of workflow/config/claims/, drawn as a dotted line
-ONE_RATE = "not run: one rate for both optimizers in this tier"
 WINDOWS = (
     "val_window_losses"  # array of a record: loss on each validation window at the end, equal windows in every run
 )
@@ -93,11 +91,6 @@ def absent(subject: list[Run], baseline: list[Run]) -> dict | None:
 def lost(run: Run) -> bool:
     """Whether a run ended without a result that another try could change."""
     return run.status in ("diverged", "oom")
-
-
-def used(runs: Iterable[Run]) -> list[str]:
-    """Ids of the runs that ended with a result, divergence included."""
-    return [run.id for run in runs if run.status == "done" or lost(run)]
 
 
 def difference(subject: list[Run], baseline: list[Run], measure: Callable = final_loss, unit: str = "nat") -> dict:
@@ -187,126 +180,3 @@ def mean(runs: list[Run], measure: Callable = final_loss) -> dict:
     gone = absent(runs, runs)
     found = [measure(run) for run in runs] if not gone else []
     return gone or (missing("not run: a curve is missing") if None in found else estimated(estimate(found)))
-
-
-def least_squares(points: list[tuple[float, float]]) -> float:
-    """Slope of the straight line through (x, y)."""
-    x, y = (sum(point[k] for point in points) / len(points) for k in (0, 1))
-    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-
-
-# -- AdamW beside Adam-mini ------------------------------------------------------------------------------------------
-
-
-class Pair:
-    """AdamW and Adam-mini on one model: validation losses by seed at common evaluations.
-
-    subject: the variant that stands for Adam-mini, adam_mini_own where it has a rate of its own.
-    """
-
-    def __init__(self, name: str, runs: Iterable[Run], subject: str = "adam_mini"):
-        self.name, runs = name, list(runs)
-        variants = {"adamw": f"{name}-adamw", "adam_mini": f"{name}-{subject}"}
-        self.runs = {o: [run for run in runs if run.variant == variant] for o, variant in variants.items()}
-        self.curves = {
-            o: {run.seed: dict(losses(run)) for run in group if run.status == "done"} for o, group in self.runs.items()
-        }
-        self.gone = absent(self.runs["adam_mini"], self.runs["adamw"])
-        self.seeds = sorted(set.intersection(*({s for s, c in by.items() if c} for by in self.curves.values())))
-        shared = [set(self.curves[o][seed]) for o in self.curves for seed in self.seeds]
-        self.tokens = sorted(set.intersection(*shared)) if shared else []
-        first = next(run for group in self.runs.values() for run in group)
-        self.parameters = parameters(first.config.get("model", {}))
-
-    @property
-    def complete(self) -> bool:
-        return not self.gone and bool(self.tokens)
-
-    def mean(self, optimizer: str, tokens: int) -> Estimate:
-        return estimate([self.curves[optimizer][seed][tokens] for seed in self.seeds])
-
-    def gaps(self, tokens: int) -> dict[int, float]:
-        """{seed: Adam-mini minus AdamW} at a number of tokens."""
-        at = {o: {seed: self.curves[o][seed][tokens] for seed in self.seeds} for o in self.curves}
-        return paired(at["adam_mini"], at["adamw"])
-
-    def part(self, start: float, end: float) -> dict[int, float]:
-        """{seed: mean gap over the evaluations in this part of the run, or at the one nearest to its end}."""
-        last = self.tokens[-1]
-        inside = [t for t in self.tokens if start * last <= t <= end * last]
-        inside = inside or [min(self.tokens, key=lambda tokens: abs(tokens - end * last))]
-        gaps = [self.gaps(tokens) for tokens in inside]
-        return {seed: sum(gap[seed] for gap in gaps) / len(gaps) for seed in self.seeds}
-
-    def trained(self, early: tuple[float, float], late: tuple[float, float]) -> dict[str, dict]:
-        """The gap of the training losses in two parts of the steps and its change: entries "early", "late", "change".
-
-        Training losses stand at every step, on equal batches; two evaluations more or less cannot turn their sign.
-        """
-        measures = {"early": window(*early), "late": window(*late)}
-        found = {name: self.final(measure) for name, measure in measures.items()}
-
-        def change(run: Run) -> float | None:
-            return measures["late"](run) - measures["early"](run) if run.status == "done" else None
-
-        return {**found, "change": self.final(change)}
-
-    def slope(self, start: float = 0.1) -> dict:
-        """Change of the training gap for each e-fold of steps, from this part of the run on: least squares by seed."""
-        if self.gone:
-            return self.gone
-        by_seed = {}
-        for seed in self.seeds:
-            found = [train_losses(next(r for r in self.runs[o] if r.seed == seed)) for o in ("adam_mini", "adamw")]
-            gaps = [ours - theirs for ours, theirs in zip(*found, strict=False)]
-            points = [(math.log(at + 1), gap) for at, gap in enumerate(gaps) if at >= start * len(gaps)]
-            by_seed[seed] = least_squares(points) if len(points) > 2 else None
-        return over(by_seed) if by_seed and None not in by_seed.values() else missing("not run: a curve is missing")
-
-    def gap(self, start: float = 1.0, end: float = 1.0) -> dict:
-        """Mean gap over this part of the run (default: at its last evaluation), as an entry."""
-        if not self.complete:
-            return self.gone or missing("not run: no common evaluation")
-        return over(self.part(start, end))
-
-    def change(self, early: tuple[float, float], late: tuple[float, float]) -> dict:
-        """Gap in the late part minus gap in the early part, paired by seed."""
-        if not self.complete:
-            return self.gap()
-        return over(paired(self.part(*late), self.part(*early)))
-
-    def final(self, measure: Callable = final_loss, unit: str = "nat") -> dict:
-        """The gap at the end of the run, or of another measure of a run, as an entry."""
-        return difference(self.runs["adam_mini"], self.runs["adamw"], measure, unit)
-
-    @property
-    def margin(self) -> float:
-        """The margin of MARGIN % of AdamW's loss in nat, for this model; 0 without a loss."""
-        return MARGIN / 100 * self.mean("adamw", self.tokens[-1]).value if self.complete else 0.0
-
-
-def pairs(runs: Iterable[Run]) -> list[Pair]:
-    """One Pair for each model, in the order of the experiment file."""
-    runs = list(runs)
-    return [Pair(name, runs) for name in dict.fromkeys(run.variant.rsplit("-", 1)[0] for run in runs)]
-
-
-def own_rates(runs: Iterable[Run]) -> list[Pair]:
-    """As pairs, each optimizer at its own best rate; none where the rates were not chosen for each.
-
-    Where both have the same best rate, the experiment plans one set of runs for both readings.
-    """
-    runs = list(runs)
-    if not all(run.own_rate for run in runs):
-        return []
-    planned = {run.variant for run in runs}
-    return [
-        Pair(size.name, runs, "adam_mini_own") if f"{size.name}-adam_mini_own" in planned else size
-        for size in pairs(runs)
-    ]
-
-
-def own_rate(runs: Iterable[Run], measure: Callable[[list[Pair]], dict]) -> dict:
-    """A value of the reading in which each optimizer has its own best rate, or that the tier has none."""
-    sizes = own_rates(runs)
-    return measure(sizes) if sizes else missing(ONE_RATE)

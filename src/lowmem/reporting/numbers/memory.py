@@ -1,6 +1,6 @@
 """Shared by the exhibits of memory and speed: runs of the experiment `simulated` as numbers and words."""
 
-from lowmem.reporting.exhibit import Run, Shown
+from lowmem.reporting.runs import Run
 
 GIB = 2**30
 SIMULATED = (
@@ -28,13 +28,6 @@ def rate(run: Run) -> tuple[float | None, str | None]:
 def shown(value: float | None, digits: int = 2) -> str:
     """A number with fixed digits; nothing where it is unknown."""
     return "" if value is None else f"{value:,.{digits}f}"
-
-
-def use(shown_: Shown, *runs: Run) -> None:
-    """Note which finished runs the exhibit shows."""
-    for run in runs:
-        if run.status == "done" and run.id not in shown_.runs_used:
-            shown_.runs_used.append(run.id)
 
 
 def part(run: Run, *names: str) -> float | None:

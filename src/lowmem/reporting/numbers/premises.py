@@ -3,9 +3,9 @@ rates read at one rate for all, as the paper runs it."""
 
 from collections.abc import Iterable
 
-from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers.losses import final_loss, largest, mean, smallest
 from lowmem.reporting.numbers.rate_grids import Tuned, lead
+from lowmem.reporting.runs import Run
 from lowmem.reporting.values import missing
 
 

@@ -1,6 +1,6 @@
 """Vision, diffusion and graph runs: a metric at 25, 50, 75 and 100 % of training, optimizers paired by seed.
 
-Variants are <model>-<optimizer>. Accuracies are compared in points, losses in per cent: 100 times the difference of their
+Accuracies are compared in points, losses in per cent: 100 times the difference of their
 logarithms, since losses of different models have no common scale. Both are signed so that above 0 is worse.
 """
 
@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers.losses import difference, mean, widened
+from lowmem.reporting.runs import Run, Runs, by_axis, where
 from lowmem.reporting.values import text
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
@@ -55,11 +56,7 @@ def series(run: Run, metric: Metric, by: str) -> list[tuple[float, float]]:
 
 def of(runs: Iterable[Run], model: str) -> dict[str, list[Run]]:
     """{optimizer: runs by seed} of a model, in the order of OPTIMIZERS; empty where none are planned."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        name, optimizer = run.variant.split("-")
-        if name == model:
-            found.setdefault(optimizer, []).append(run)
+    found = by_axis(where(runs, model=model), "optimizer")
     return {optimizer: found[optimizer] for optimizer in OPTIMIZERS if optimizer in found}
 
 
@@ -90,9 +87,6 @@ def sampling(runs: list[Run], metric: Metric) -> float:
 def add_rows(shown: Shown, label: str, groups: dict[str, list[Run]], metric: Metric) -> None:
     """One row for each optimizer: the metric at each quarter, mean over seeds, and how far behind AdamW it ends."""
     for optimizer, runs in groups.items():
-        shown.runs_used += [
-            run.id for run in runs if run.status in ("done", "diverged") and run.id not in shown.runs_used
-        ]
         cells = [short(mean(runs, lambda run, q=q: at(run, metric, q)), metric) for q in QUARTERS]
         gap = "" if optimizer == "adamw" else f"{text(behind(groups, metric, optimizer), True, 2)}"
         shown.rows.append([label, display.name(optimizer), metric.label, *cells, gap, len(runs)])

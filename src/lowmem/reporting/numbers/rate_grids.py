@@ -6,9 +6,9 @@ A method is compared at its best rate, so that none loses because a rate suits a
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lowmem.reporting.exhibit import Run, unfinished
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import difference, final_loss, lost, used
+from lowmem.reporting.numbers.losses import difference, final_loss, lost
+from lowmem.reporting.runs import Run, by_axis, ended, unfinished, where
 from lowmem.reporting.values import missing
 
 
@@ -55,7 +55,7 @@ class Tuned:
     @property
     def tried(self) -> str:
         """The rates at which a run ended as a cell: '0.001, 0.003, 0.01'; one that is planned alone was not tried."""
-        return ", ".join(f"{lr:g}" for lr, runs in self.rates.items() if used(runs))
+        return ", ".join(f"{lr:g}" for lr, runs in self.rates.items() if any(map(ended, runs)))
 
     @property
     def rate(self) -> str:
@@ -66,21 +66,19 @@ class Tuned:
         return f"{self.lr:g}{' (edge)' if edge else ''}"
 
 
-def tuned(runs: Iterable[Run], model: str = "") -> dict[str, Tuned]:
-    """{method: Tuned} of runs whose variants are [model-]method-rate, in the order of the experiment file.
+def tuned(runs: Iterable[Run], methods: str = "optimizer") -> dict[str, Tuned]:
+    """{method: Tuned} of the runs of one model, in the order of the experiment file. methods: the axis they stand on.
 
-    A rate named `own` was chosen for the method by a tuning experiment.
+    `own` on the axis `rate` was chosen for the method by a tuning experiment.
     """
-    found: dict[str, dict[float, list[Run]]] = {}
-    chosen = {}
-    for run in runs:
-        size, method, rate = ("", *run.variant.split("-"))[-3:]
-        if model in ("", size):
-            lr = run.config["optimizer"]["lr"]
-            found.setdefault(method, {}).setdefault(lr, []).append(run)
-            if rate == "own" and run.own_rate:
-                chosen[method] = lr
-    return {method: Tuned(method, dict(sorted(rates.items())), chosen.get(method)) for method, rates in found.items()}
+    found = {}
+    for method, group in by_axis(runs, methods).items():
+        rates: dict[float, list[Run]] = {}
+        for run in group:
+            rates.setdefault(run.config["optimizer"]["lr"], []).append(run)
+        own = next((run.config["optimizer"]["lr"] for run in where(group, rate="own") if run.own_rate), None)
+        found[method] = Tuned(method, dict(sorted(rates.items())), own)
+    return found
 
 
 def choice(methods: Iterable[Tuned]) -> str:
@@ -92,11 +90,6 @@ def choice(methods: Iterable[Tuned]) -> str:
     if len(rates) == 1:
         return f"Every method at the rate {rates.pop():g}"
     return f"Every method at the best of {scale.between([len(one.rates) for one in methods])} rates run here"
-
-
-def models(runs: Iterable[Run]) -> list[str]:
-    """The first part of the variants: sizes in the order of the experiment file."""
-    return list(dict.fromkeys(run.variant.split("-")[0] for run in runs))
 
 
 def lead(method: Tuned, subject: Tuned) -> dict:

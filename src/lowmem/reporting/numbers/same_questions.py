@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from lowmem.finetuning import answer_scores
-from lowmem.reporting.exhibit import Run
+from lowmem.reporting.runs import Run
 
 DRAWS = 400  # of the bootstrap over questions that gives the error of an AUC
 

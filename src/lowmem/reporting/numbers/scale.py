@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from lowmem.reporting.exhibit import Run
-from lowmem.reporting.numbers.losses import lost, parameters
+from lowmem.reporting.numbers.losses import parameters
+from lowmem.reporting.runs import Run, ended
 
 UNITS = {"byte": "byte", "char": "character"}
 
@@ -38,8 +38,8 @@ def about(runs: Iterable[Run]) -> str:
 def seeds(runs: Iterable[Run]) -> str:
     """'3 seeds', or '3 to 5 seeds' where variants have different numbers of them; planned runs count where none has ended."""
     runs = list(runs)
-    ended = [run for run in runs if run.status == "done" or lost(run)] or runs
-    counts = list(Counter((run.experiment, run.variant) for run in ended).values()) or [0]
+    there = [run for run in runs if ended(run)] or runs
+    counts = list(Counter((run.experiment, run.variant) for run in there).values()) or [0]
     return f"{between(counts)} seed{'s' * (counts != [1] * len(counts))}"
 
 

@@ -1,17 +1,16 @@
 """Shared by the exhibits on SuperGLUE: runs as tasks and methods, accuracies, and honest names of what was really asked.
 
-A variant is task-method_point, e.g. boolq-lomo_3e.2; a method's first point is the one fixed before any run.
+A method may have several points, a rate with or without a warm-up; the first is the one fixed before any run.
 """
 
 import math
-import re
 from collections.abc import Iterable
 
 from lowmem.analysis.stats import estimate, share
 from lowmem.data import superglue_sources
-from lowmem.reporting.exhibit import Run, Runs
 from lowmem.reporting.numbers import same_questions
 from lowmem.reporting.numbers.losses import absent, widened
+from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import estimated, missing
 
 TASKS = {"rte": "RTE", "boolq": "BoolQ", "wsc": "WSC", "wic": "WIC", "multirc": "MultiRC", "copa": "COPA"}  # as printed
@@ -65,10 +64,8 @@ def asked(run: Run) -> tuple[str, str]:
 
 
 def method(run: Run) -> tuple[str, str]:
-    """(method, point of its grid): boolq-lomo_3e.2_w20 -> ("lomo", "3e.2_w20")."""
-    name = run.variant.split("-", 1)[1]
-    found = re.fullmatch(r"(.+?)_(\d+e\.\d.*)", name)
-    return (found[1], found[2]) if found else (name, "")
+    """(method, point of its grid), e.g. ("lomo", "3e.2_w20"); "" for the point of a method that has one alone."""
+    return run.axes["method"], run.axes.get("point", "")
 
 
 def grouped(runs: Iterable[Run]) -> dict[tuple[str, str], Points]:

@@ -4,11 +4,12 @@ import itertools
 import statistics
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run, Runs, Shown
+from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import absent, mean, ratio, train_losses, used
-from lowmem.reporting.numbers.rate_grids import Tuned, lead, models, tuned
+from lowmem.reporting.numbers.losses import absent, mean, ratio, train_losses
+from lowmem.reporting.numbers.rate_grids import Tuned, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, corner, faint
+from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import missing, text
 
 SHOWN = ("adamw", "adam_mini", "default_partition")
@@ -17,8 +18,8 @@ WINDOW = 0.02  # of the steps: the moving mean whose rises are counted
 
 def methods(runs: Runs) -> dict[str, Tuned]:
     """The three methods on the largest model of llama_variants: 1B in the paper."""
-    own = [run for run in runs if run.experiment == "llama_variants"]
-    found = tuned(own, models(own)[-1])
+    *_, largest = by_axis((run for run in runs if run.experiment == "llama_variants"), "size").values()
+    found = tuned(largest)
     return {name: found[name] for name in SHOWN}
 
 
@@ -66,7 +67,6 @@ def add(shown: Shown, found: dict[str, Tuned]) -> None:
         shown.rows.append(
             ["Llama", "i", display.name(name), f"best rate {one.rate}", "whole run", loss, "", "", len(one.best)]
         )
-        shown.runs_used += used(run for runs in one.rates.values() for run in runs)
     for key, words in (
         ("default.excess", "excess loss (nat)"),
         ("default.roughness", "largest setback of the loss, times"),

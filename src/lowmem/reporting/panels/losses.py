@@ -3,10 +3,11 @@
 import math
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import Pair, losses
+from lowmem.reporting.numbers.losses import losses
+from lowmem.reporting.numbers.pairs import Pair
 from lowmem.reporting.numbers.rate_grids import Tuned
+from lowmem.reporting.runs import Run
 
 TEXTS = {  # nat per symbol of tables counted on all of the training text (benchmarks/ngram_entropies.py)
     ("sotu", "byte"): {"bigram table": 2.516, "trigram table": 2.095},

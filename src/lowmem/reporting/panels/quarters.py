@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers.quarters import Metric, series
 from lowmem.reporting.panels.losses import loss_curves
+from lowmem.reporting.runs import Run
 
 
 def curves(axes, groups: dict[str, list[Run]], metric: Metric, by: str, xlabel: str, title: str) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Run
 from lowmem.reporting.numbers.superglue import METHODS, Points, first, last
 from lowmem.reporting.panels.losses import faint, mean_of, of_mean, of_run
+from lowmem.reporting.runs import Run
 
 LOOKS = {
     "lora": "adamw",
