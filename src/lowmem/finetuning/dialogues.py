@@ -12,6 +12,7 @@ from pathlib import Path
 from lowmem.errors import Failed, Misuse
 from lowmem.files import read_json
 from lowmem.finetuning.examples import Example
+from lowmem.finetuning.text_task import Start
 
 # role: text around a turn; answer: what opens the answer's turn; space: what an answer begins with
 HUMAN = {"system": "{}", "user": "\n\nHuman: {}", "assistant": "\n\nAssistant: {}", "answer": "\n\nAssistant:"}
@@ -71,17 +72,17 @@ def examples(
 
 
 def both_splits(
-    folder: Path, part: str, keys: tuple[str, ...], words, settings: dict, limit: int
+    begun: Start, part: str, keys: tuple[str, ...], settings: dict
 ) -> tuple[list[Example], list[Example], dict[str, int], tuple[Path, ...]]:
-    """(training examples, held-out examples, counts by split, files read) of a prepared part.
+    """(training examples, held-out examples, counts of what was left out or cut, files read) of a prepared part.
 
-    settings: template, longest, train_examples and val_examples of a task's `measure`; limit: see examples().
+    settings: template, longest, train_examples and val_examples of a task's `measure`.
     """
-    made, counts, paths = {}, {}, []
+    made, counts, paths = {}, {"excluded": excluded(begun.folder)}, []
+    cut = (begun.words, settings["template"], begun.limit, settings["longest"])
     for split in ("train", "val"):
-        path, found = rows(folder, part, split)
-        count = settings[f"{split}_examples"]
-        made[split], counted = examples(found, keys, words, settings["template"], limit, settings["longest"], count)
+        path, found = rows(begun.folder, part, split)
+        made[split], counted = examples(found, keys, *cut, settings[f"{split}_examples"])
         paths.append(path)
         counts |= {f"{split}_{key}": value for key, value in counted.items()}
     return made["train"], made["val"], counts, tuple(paths)

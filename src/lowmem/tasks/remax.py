@@ -17,12 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowmem import distributed
-from lowmem.data import prepare
 from lowmem.errors import Misuse
-from lowmem.finetuning import dialogues, earlier_run, judge, rewards
+from lowmem.finetuning import dialogues, earlier_run, judge, rewards, text_task
 from lowmem.finetuning.examples import Example, padded, picked
 from lowmem.finetuning.generation import generate
-from lowmem.tasks.sft import settled
 from lowmem.training import fsdp
 from lowmem.training.task import Task, micro_batch
 from lowmem.weights import pretrained
@@ -37,11 +35,12 @@ DEFAULTS |= {"questions": None}
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model, train and measure (see DEFAULTS)."""
-    train, settings = config["train"], settled(config, DEFAULTS)
+    train, settings = config["train"], text_task.settled(config, DEFAULTS)
     if settings["kl"] not in ("one_step", "full"):
         raise Misuse(f"measure.kl is {settings['kl']!r}; choose one_step or full")
-    folder, questions = prepare.ready(root, config["data"]), judge.asked(root, settings)
-    model, words = earlier_run.language_model(root, config["model"], device)
+    questions = judge.asked(root, settings)
+    begun = text_task.start(config, root, device)
+    folder, model, words = begun.folder, begun.model, begun.words
     limit = settings["longest"] + settings["answer_tokens"]
     if limit > model.config.block_size:
         raise Misuse(

@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lowmem.data import prepare
-from lowmem.finetuning import dialogues, earlier_run, rewards
-from lowmem.finetuning.examples import Example, by_length, picked
-from lowmem.tasks.sft import length_limit, settled
-from lowmem.training.task import Task, micro_batch
+from lowmem.finetuning import dialogues, rewards, text_task
+from lowmem.finetuning.examples import Example, by_length
+from lowmem.training.task import Task
 
 # As in tasks/sft.py; train_examples and val_examples count pairs.
 DEFAULTS = {"template": "human", "longest": 256, "train_examples": None, "val_examples": None, "bucket": 1}
@@ -18,20 +16,11 @@ DEFAULTS |= {"eval_tokens": 8192}
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model, train and measure (see DEFAULTS)."""
-    train, settings = config["train"], settled(config, DEFAULTS)
-    folder = prepare.ready(root, config["data"])
-    model, words = earlier_run.language_model(root, config["model"], device)
-    model = rewards.with_scalar_head(model, device)
-    limit = length_limit(train, model)
-    learn, held_out, counts, paths = dialogues.both_splits(
-        folder, "pairs", ("chosen", "rejected"), words, settings, limit
-    )
-    size = train["batch_size"]
-    parts = size // micro_batch(train)
-    groups = by_length(held_out, settings["eval_tokens"])
-
-    def batch(index: int) -> list[Example]:
-        return picked(learn, seed, index, size, parts, settings["bucket"])
+    settings = text_task.settled(config, DEFAULTS)
+    begun = text_task.start(config, root, device)
+    scorer = rewards.with_scalar_head(begun.model, device)
+    learn, held_out, counts, paths = dialogues.both_splits(begun, "pairs", ("chosen", "rejected"), settings)
+    groups, words = by_length(held_out, settings["eval_tokens"]), begun.words
 
     def loss(model: torch.nn.Module, batch: list[Example]) -> torch.Tensor:
         return rewards.bradley_terry(*both(model, batch, words.end))
@@ -47,9 +36,12 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
 
     def finish(model: torch.nn.Module) -> tuple[dict, dict]:
         found = hits(margins(model)).cpu().numpy()  # the same pairs in the same order for every run
-        return {"excluded": dialogues.excluded(folder), **counts}, {"hits": found.astype(np.float32)}
+        return counts, {"hits": found.astype(np.float32)}
 
-    return Task(model, batch, loss, evaluate, units=size // parts, unit="pair", inputs=paths, finish=finish)
+    train, bucket = config["train"], settings["bucket"]
+    return text_task.build(
+        scorer, learn, seed, train, list, loss, evaluate, bucket=bucket, unit="pair", inputs=paths, finish=finish
+    )
 
 
 def both(model: torch.nn.Module, pairs: list[Example], end: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import torch
 
-from lowmem.data import prepare
 from lowmem.errors import Failed, Misuse, nearest
-from lowmem.finetuning import answer_scores, likelihoods, superglue_prompts
-from lowmem.finetuning.examples import Example, loss, packed, padded, picked
+from lowmem.finetuning import answer_scores, likelihoods, superglue_prompts, text_task
+from lowmem.finetuning.examples import Example, loss, packed, padded
 from lowmem.progress import say
-from lowmem.training.task import Task, micro_batch
-from lowmem.weights import pretrained
+from lowmem.training.task import Task
 
 # prompts, score: see above. train_examples, val_examples: a split that is longer is sampled down to this. longest: take
 # questions of at most this many tokens, longer ones only where there are too few (null: any). bucket: sort the examples of
@@ -31,35 +29,26 @@ DEFAULTS |= {"bucket": 1, "eval_tokens": 4096, "tuning": False}
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model, train and measure (see DEFAULTS)."""
-    train, asked = config["train"], config.get("measure", {})
-    unknown = sorted(asked.keys() - DEFAULTS)
-    if unknown:
-        raise Misuse(f"measure: unknown key {unknown[0]!r}{nearest(unknown[0], DEFAULTS)}")
-    settings = {**DEFAULTS, **asked}
+    train, settings = config["train"], text_task.settled(config, DEFAULTS)
     if settings["prompts"] not in superglue_prompts.SETS or settings["score"] not in ("sum", "mean"):
         raise Misuse(
             f"measure: prompts is one of {', '.join(superglue_prompts.SETS)} and score sum or mean; got {settings}"
         )
-    folder, name = prepare.ready(root, config["data"]), task_name(config["data"])
-    part = config["data"].get("part")
-    paths = [folder / f"{part + '.' if part else ''}{split}.jsonl" for split in ("train", "val")]
-    model, words = pretrained.language_model(root, config["model"], device)
-    limit = min(train.get("seq_len", model.config.block_size), model.config.block_size)
+    name, part = task_name(config["data"]), config["data"].get("part")
+    begun = text_task.start(config, root, device)
+    paths = [begun.folder / f"{part + '.' if part else ''}{split}.jsonl" for split in ("train", "val")]
+    words, limit = begun.words, begun.limit
     learned, asked_of = (slice(None), slice(None)) if not settings["tuning"] else quarters(paths[0])
     learn = examples(paths[0], name, settings, words, limit, settings["train_examples"], learned)
     held_out = examples(paths[not settings["tuning"]], name, settings, words, limit, settings["val_examples"], asked_of)
-    size = train["batch_size"]
-    parts = size // micro_batch(train)
     groups = likelihoods.passes(likelihoods.trees(held_out), settings["eval_tokens"])
 
-    def batch(index: int) -> dict:
-        chosen = picked(learn, seed, index, size, parts, settings["bucket"])
+    def collate(chosen: list[Example]) -> dict:
         # compiled layers want few shapes
         return padded(chosen, words.end, device) if train.get("compile") else packed(chosen, device)
 
-    last: list[
-        likelihoods.Costs
-    ] = []  # of the last evaluation, which is of the final weights unless a run was interrupted
+    # of the last evaluation, which is of the final weights unless a run was interrupted
+    last: list[likelihoods.Costs] = []
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         last[:] = [likelihoods.costs(model, held_out, groups, device)]
@@ -71,7 +60,10 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         return {}, vars(last[0])
 
     used = paths[:1] if settings["tuning"] else paths
-    return Task(model, batch, loss, evaluate, size // parts, "example", tuple(used), finish)
+    bucket, inputs = settings["bucket"], tuple(used)
+    return text_task.build(
+        begun.model, learn, seed, train, collate, loss, evaluate, bucket=bucket, inputs=inputs, finish=finish
+    )
 
 
 def quarters(path: Path) -> tuple[slice, slice]:
