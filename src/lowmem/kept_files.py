@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowmem import files, progress
+from lowmem import files
 from lowmem.errors import Failed
 
 SEAL = ".sha256"
@@ -158,18 +158,6 @@ def check(path: Path, known: dict | str | None = None) -> str:
     if found is None or found != wanted["sha256"]:
         raise Damaged(path)
     return found
-
-
-def is_good(path: Path) -> bool:
-    """Whether a file with a seal is there and as it was written, and so need not be made; says when it is there and is not."""
-    if not path.is_file():
-        return False
-    try:
-        check(path)
-    except Damaged as error:
-        progress.say(f"{error}; it is made again now")
-        return False
-    return True
 
 
 _hashes: dict[tuple, str] = {}

@@ -95,11 +95,3 @@ def accumulate(hessian: np.ndarray, w: np.ndarray, rates: np.ndarray, steps: int
             w = w - rates[:, None] * gradient / np.sqrt(np.maximum(v, 1e-300))
             losses.append(loss_by_block(hessian, w, sizes))
     return np.array(losses)
-
-
-def closed_form(eigenvalues: np.ndarray, coordinates: np.ndarray, rate: float, steps: int) -> np.ndarray:
-    """Loss of gradient descent at one rate after 0 ... steps, from the eigenvalues and w's coordinates in their basis:
-    sum of lambda c^2 (1 - rate lambda)^(2 t) / 2."""
-    decay = (1 - rate * eigenvalues) ** 2
-    t = np.arange(steps + 1)[:, None]
-    return 0.5 * (eigenvalues * coordinates**2 * decay**t).sum(axis=1)

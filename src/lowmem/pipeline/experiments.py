@@ -128,7 +128,7 @@ def runs(root: Path, experiment: str, tier: str, options: dict | None = None) ->
             config = merge(config, change)
         config = use_tier_data(config, of_tier, options or {})
         if "unavailable" in (config.get("data") or {}):
-            continue  # the exhibit says why, see unavailable()
+            continue  # nothing stands in for it; the exhibit says what it needs
         config, after = with_stages(root, config, tier, options)
         own_rate = rates.named(config)
         waits = rates.awaited(root, config, source) if own_rate else None
@@ -237,12 +237,6 @@ def stages(config: dict) -> Iterator[dict]:
             raise Misuse(
                 f"model.pretrained: {found} is not a run; an experiment's file may name one as experiment and variant"
             )
-
-
-def unavailable(root: Path, dataset: str, tier: str, options: dict | None = None) -> str | None:
-    """What a dataset would need where a tier has nothing to stand in for it; None where it has, or an option names a source."""
-    stand_in = load_tier(root, tier).get("data", {}).get(dataset, {})
-    return None if dataset in (options or {}) else stand_in.get("unavailable")
 
 
 @functools.cache

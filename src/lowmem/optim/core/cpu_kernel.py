@@ -86,7 +86,7 @@ def _segments(cache: dict, p: torch.Tensor, m: torch.Tensor, v: torch.Tensor | N
 
 def seconds(lay) -> int:
     """Numbers in the second moment: one per element, or one per block of the whole parameter."""
-    return lay.frame[1] if len(lay.frame) == 3 and lay.blocks.kind != "coordinate" else lay.held
+    return lay.frame[1] if lay.shared else lay.held
 
 
 def is_plain(t: torch.Tensor, numel: int, dtype: torch.dtype = torch.float32) -> bool:

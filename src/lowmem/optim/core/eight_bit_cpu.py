@@ -74,8 +74,7 @@ def _fits(update: Update) -> bool:
 
 def _by_blocks(update: Update) -> bool:
     """Whether elements share a second moment."""
-    lay = update.layout
-    return "exp_avg_sq" in update.state and len(lay.frame) == 3 and lay.blocks.kind != "coordinate"
+    return "exp_avg_sq" in update.state and update.layout.shared
 
 
 def _coded(update: Update, numbers: Scalars, rates: int | None) -> Coded:

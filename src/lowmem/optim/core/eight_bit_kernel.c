@@ -18,7 +18,7 @@ enum {
 };
 
 typedef struct {
-    int64_t offset, first, outer, stride, blocks, run;  /* rule.Layout.strips, in order of offset */
+    int64_t offset, first, outer, stride, blocks, run;  /* layout.Layout.strips, in order of offset */
 } Strip;
 
 typedef struct {

@@ -114,9 +114,9 @@ def _fits_adam(group: dict, p: Tensor, g: Tensor, state: dict, h: dict, lay) -> 
     kept = _in_codes(p, m, state.get("exp_avg" + SCALE), lay) if m.dtype == torch.int8 else _alike(p, (m,), lay.held)
     if h.get("reduce", "mean") != "mean" or not kept or not _alike(p, (p, g), lay.held):
         return False
-    if len(lay.frame) == 1 or lay.blocks.kind == "coordinate":  # a v for every element held here
-        return _alike(p, (v,), lay.held)
-    return v.dtype == torch.float32 and _alike(p, (v,), lay.blocks.count)
+    if lay.shared:
+        return v.dtype == torch.float32 and _alike(p, (v,), lay.blocks.count)
+    return _alike(p, (v,), lay.held)
 
 
 def _in_codes(p: Tensor, m: Tensor, scale: Tensor | None, lay) -> bool:

@@ -132,8 +132,7 @@ def _strips(t: Tensors, merged: str) -> list[Strip]:
 
 def _coded(t: Tensors, merged: str) -> list[Strip]:
     """Strips that find rates, where elements share a v, and the tensor itself."""
-    shared = len(t.lay.frame) == 3 and t.lay.blocks.kind != "coordinate"
-    found = _strips(t, merged) if shared else []
+    found = _strips(t, merged) if t.lay.shared else []
     for strip in found:
         strip.kind = f"sums of {strip.kind}"
     at = [t.p.data_ptr(), t.m.data_ptr(), t.v.data_ptr()]
@@ -141,7 +140,7 @@ def _coded(t: Tensors, merged: str) -> list[Strip]:
     row += [0, t.lay.held, t.lay.held, 0, zlib.crc32(t.lay.blocks.name.encode())]
     aligned = t.aligned and t.lay.held % EVERY == 0 and all(address % 16 == 0 for address in at)
     rows = max(1, TILE // BLOCK)
-    constants = dict(ROWS=rows, SHARED=shared, EVEN=aligned)
+    constants = dict(ROWS=rows, SHARED=t.lay.shared, EVEN=aligned)
     return [*found, Strip(row, "codes", constants, -(-t.lay.held // (rows * BLOCK)), rows)]
 
 

@@ -136,11 +136,3 @@ def as_dtype(value):
 def plain_name(name: str) -> str:
     """A parameter's name without what wrappers (torch.compile, DistributedDataParallel, checkpoints) put into it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS).removeprefix("module.")
-
-
-def as_numbers(group: dict) -> dict:
-    """The settings of a group, tensor-valued ones (lr) as numbers; the group as it is while torch.compile traces."""
-    if torch.compiler.is_compiling():
-        return group
-    scalar = {k: v.item() for k, v in group.items() if isinstance(v, torch.Tensor) and v.numel() == 1}
-    return {k: scalar.get(k, v) for k, v in group.items() if k != "params"}

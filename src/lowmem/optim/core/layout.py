@@ -43,6 +43,11 @@ class Layout:
         """Whether another process may hold the rest of a block (or of the tensor)."""
         return any(piece.partial for piece in self.pieces)
 
+    @property
+    def shared(self) -> bool:
+        """Whether the elements of a block share one second moment, and none has its own."""
+        return len(self.frame) == 3 and self.blocks.kind != "coordinate"
+
     @functools.cached_property
     def strips(self) -> tuple[tuple[int, ...], ...]:
         """(offset in storage, first block, outer, stride, blocks, run) of each piece, for the C kernel."""
