@@ -25,7 +25,7 @@ from lowmem.reporting.panels.losses import (
 )
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Runs
-from lowmem.reporting.values import as_estimate, estimated, missing, text
+from lowmem.reporting.values import Value, as_estimate, estimated, missing, text
 
 EXHIBIT = {
     "id": "adam_mini_fig10",
@@ -87,13 +87,13 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def early(size: Pair) -> dict:
+def early(size: Pair) -> Value:
     """The gap of the training losses around a quarter of the run. A diverged side decides nothing here."""
     entry = size.trained(EARLY, LATE)["early"]
     return entry if entry["value"] is not None else missing(entry["reason"])
 
 
-def shrink(size: Pair) -> dict:
+def shrink(size: Pair) -> Value:
     """Early minus late training gap: above 0 where Adam-mini catches up. A diverged side decides nothing here."""
     change = size.trained(LATE, EARLY)["change"]
     return change if change["value"] is not None else missing(change["reason"])

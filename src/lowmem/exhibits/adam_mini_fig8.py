@@ -16,7 +16,7 @@ from lowmem.reporting.numbers.rate_grids import Tuned, choice, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, faint, loss_curves, mean_of, tokens_label
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Run, Runs, by_axis, unfinished, where
-from lowmem.reporting.values import estimated, missing, text
+from lowmem.reporting.values import Value, estimated, missing, text
 
 EXHIBIT = {
     "id": "adam_mini_fig8",
@@ -129,7 +129,7 @@ def sketches(run: Run) -> dict[int, list[float]]:
     return {row["tokens"]: row["sketch"] for row in run.curve() if row.get("sketch")}
 
 
-def end(gaps: dict) -> dict:
+def end(gaps: dict) -> Value:
     """The last distance, mean over seeds."""
     return (
         gaps
@@ -138,7 +138,7 @@ def end(gaps: dict) -> dict:
     )
 
 
-def closer(baseline: dict, subject: dict) -> dict:
+def closer(baseline: dict, subject: dict) -> Value:
     """Distance of a baseline over that of Adam-mini at the end: geometric mean over seeds; above 1 Adam-mini is closer."""
     for gaps in (baseline, subject):
         if "value" in gaps:

@@ -7,7 +7,7 @@ in the paper; GiB is 2^30 bytes.
 from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Run, Runs, unfinished
-from lowmem.reporting.values import exact, missing
+from lowmem.reporting.values import Value, exact, missing
 
 EXHIBIT = {
     "id": "adam_mini_table1",
@@ -100,7 +100,7 @@ def add(shown: Shown, runs: Runs, run: Run, published: dict, model: str, name: s
     )
 
 
-def largest_difference(shown: Shown, runs: Runs, published: dict) -> dict:
+def largest_difference(shown: Shown, runs: Runs, published: dict) -> Value:
     """Percent between our count and the printed cell, at its largest over the confirmed cells (1B stays out)."""
     worst, reason = 0.0, None
     for model, (_, row) in MODELS.items():

@@ -11,7 +11,7 @@ from lowmem.reporting.numbers import alignment as al
 from lowmem.reporting.numbers.losses import difference, log_loss, mean
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Run, Runs, unfinished
-from lowmem.reporting.values import missing, text
+from lowmem.reporting.values import Value, missing, text
 
 EXHIBIT = {
     "id": "adam_mini_table3",
@@ -104,7 +104,7 @@ def before(runs: list[Run], series) -> str:
     return found["reason"] if found["value"] is None else f"{found['value']:.3f}"
 
 
-def score(runs: list[Run]) -> dict:
+def score(runs: list[Run]) -> Value:
     """The judge's mean score over seeds, as an entry, or why there is none."""
     gone = unfinished(runs) or no_judge(runs)
     return missing(gone) if gone else mean(runs, lambda run: judge.judged(run.folder))
@@ -120,7 +120,7 @@ def no_judge(runs: list[Run]) -> str | None:
     return f"not run: {judge.SCORES} is missing beside {len(lacking)} of {len(runs)} records" if lacking else None
 
 
-def judged_gap(groups: al.Groups) -> dict:
+def judged_gap(groups: al.Groups) -> Value:
     """Adam-mini minus AdamW in the judge's score, paired by seed, as an entry."""
     gone = no_judge([*groups["adamw"], *groups["adam_mini"]])
     if gone and not unfinished([*groups["adamw"], *groups["adam_mini"]]):

@@ -12,7 +12,7 @@ from lowmem.reporting.numbers.losses import final_loss, largest, log_loss, mean
 from lowmem.reporting.numbers.pairs import Pair, own_rate, pairs
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Runs
-from lowmem.reporting.values import text
+from lowmem.reporting.values import Value, text
 
 EXHIBIT = {
     "id": "adam_mini_table4",
@@ -57,11 +57,11 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def worst_gap(sizes: list[Pair]) -> dict:
+def worst_gap(sizes: list[Pair]) -> Value:
     return largest(size.final() for size in sizes)
 
 
-def worst_percent(sizes: list[Pair]) -> dict:
+def worst_percent(sizes: list[Pair]) -> Value:
     return largest(size.final(log_loss, "%") for size in sizes)
 
 

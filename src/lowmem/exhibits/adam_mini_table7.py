@@ -11,7 +11,7 @@ from lowmem.reporting.numbers.losses import absent, mean, ratio
 from lowmem.reporting.numbers.quarters import data_of, of
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Run, Runs, unfinished
-from lowmem.reporting.values import missing, text
+from lowmem.reporting.values import Value, missing, text
 
 EXHIBIT = {
     "id": "adam_mini_table7",
@@ -57,14 +57,14 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def measured(runs: list[Run], key: str) -> dict:
+def measured(runs: list[Run], key: str) -> Value:
     """Mean of a number over seeds, as an entry; pictures without classes have no classifier that could measure them."""
     if runs and not unfinished(runs) and any(run.final(key) is None for run in runs):
         return missing(UNMEASURED)
     return mean(runs, lambda run: run.final(key))
 
 
-def compared(subject: list[Run], baseline: list[Run], key: str) -> dict:
+def compared(subject: list[Run], baseline: list[Run], key: str) -> Value:
     """Subject over baseline at equal seed, geometric mean, as an entry."""
     gone = absent(subject, baseline)
     ours, theirs = ({run.seed: run.final(key) for run in group} for group in (subject, baseline))

@@ -11,7 +11,7 @@ from lowmem.reporting.numbers.losses import final_loss, mean, smallest
 from lowmem.reporting.numbers.rate_grids import Tuned, lead, tuned
 from lowmem.reporting.panels.losses import by_rate
 from lowmem.reporting.runs import Runs, by_axis
-from lowmem.reporting.values import exact, missing, text
+from lowmem.reporting.values import Value, exact, missing, text
 
 EXHIBIT = {
     "id": "extra_adafactor_lr",
@@ -52,7 +52,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def inert(methods: list[Tuned]) -> dict:
+def inert(methods: list[Tuned]) -> Value:
     """Largest difference of final losses between rates at equal seed: an exact number, since nothing is estimated."""
     largest = 0.0
     for method in methods:

@@ -5,7 +5,7 @@ from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, difference, final_loss, mean
 from lowmem.reporting.runs import Run, Runs, where
-from lowmem.reporting.values import exact, missing, text
+from lowmem.reporting.values import Value, exact, missing, text
 
 EXHIBIT = {
     "id": "extra_adam_mini_backward",
@@ -65,7 +65,7 @@ def milliseconds(group: list[Run]) -> str:
     return f"{found[len(found) // 2]:.1f}" if found else ""
 
 
-def furthest(methods: dict[str, list[Run]]) -> dict:
+def furthest(methods: dict[str, list[Run]]) -> Value:
     """Largest absolute difference of final losses at equal seed."""
     inside, plain = methods["adam_mini_backward"], methods["adam_mini"]
     gone = absent(inside, plain)
@@ -75,7 +75,7 @@ def furthest(methods: dict[str, list[Run]]) -> dict:
     return exact(max(abs(final_loss(run) - theirs[run.seed]) for run in inside), "nat")
 
 
-def gradients(methods: dict[str, list[Run]]) -> dict:
+def gradients(methods: dict[str, list[Run]]) -> Value:
     inside, plain = methods["adam_mini_backward"], methods["adam_mini"]
     gone = absent(inside, plain)
     if gone or not memory(plain, "gradients"):

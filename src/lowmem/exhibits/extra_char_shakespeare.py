@@ -12,7 +12,7 @@ from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, log_loss, mean
 from lowmem.reporting.panels.losses import loss_curves
 from lowmem.reporting.runs import Run, Runs, where
-from lowmem.reporting.values import exact, missing, text
+from lowmem.reporting.values import Value, exact, missing, text
 
 EXHIBIT = {
     "id": "extra_char_shakespeare",
@@ -101,7 +101,7 @@ def starts_loss(run: Run) -> float | None:
     return run.final("starts_loss")
 
 
-def usual(group: list[Run]) -> dict:
+def usual(group: list[Run]) -> Value:
     """Wall seconds of the median run with its evaluations; the slowest of several tells about the machine's other work."""
     times = [(run.record.get("throughput") or {}).get("run_s") for run in group if run.status == "done"]
     if not times or None in times:

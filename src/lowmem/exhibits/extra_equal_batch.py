@@ -5,7 +5,7 @@ from lowmem.reporting import display
 from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers.memory import shown
 from lowmem.reporting.runs import Runs
-from lowmem.reporting.values import missing
+from lowmem.reporting.values import Value, missing
 
 EXHIBIT = {
     "id": "extra_equal_batch",
@@ -57,7 +57,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return table
 
 
-def value(ratio: dict | None) -> dict:
+def value(ratio: dict | None) -> Value:
     """A ratio with its interval for the claims."""
     return missing("out of memory: not one sequence fits") if ratio is None else {**ratio, "unit": "x"}
 
@@ -68,7 +68,7 @@ def interval(ratio: dict | None) -> str:
     return f"{ratio['value']:.2f}" + (f" [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio["low"] is not None else "")
 
 
-def slowdown(run) -> dict:
+def slowdown(run) -> Value:
     """Step time of LOMO with norm clipping over LOMO without, round by round."""
     rounds: dict[str, list[float]] = {}
     for line in run.curve():

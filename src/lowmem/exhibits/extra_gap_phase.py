@@ -8,7 +8,7 @@ from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers.losses import difference, losses, mean
 from lowmem.reporting.panels.losses import faint
 from lowmem.reporting.runs import Run, Runs
-from lowmem.reporting.values import missing, text
+from lowmem.reporting.values import Value, missing, text
 
 EXHIBIT = {
     "id": "extra_gap_phase",
@@ -82,7 +82,7 @@ def gaps_along(adam_mini: list[Run], adamw: list[Run]) -> dict[int, dict[int, fl
     return found
 
 
-def largest_on_the_way(adam_mini: list[Run], adamw: list[Run]) -> dict:
+def largest_on_the_way(adam_mini: list[Run], adamw: list[Run]) -> Value:
     """The largest mean gap over the evaluations after a twentieth of the run, with its step and AdamW's loss there."""
     along = gaps_along(adam_mini, adamw)
     late = {tokens: gaps for tokens, gaps in along.items() if tokens >= 0.05 * max(along)}

@@ -2,7 +2,7 @@
 
 from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.runs import Run, Runs, unfinished
-from lowmem.reporting.values import exact, missing
+from lowmem.reporting.values import Value, exact, missing
 
 EXHIBIT = {
     "id": "extra_peak_memory",
@@ -62,7 +62,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def extra(run: Run, base: Run) -> dict:
+def extra(run: Run, base: Run) -> Value:
     """What a LOMO step needs beyond inference, in sizes of the weights."""
     if reason := unfinished([run, base]):
         return missing(reason)

@@ -5,7 +5,7 @@ import statistics
 from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers.memory import shown
 from lowmem.reporting.runs import Runs, unfinished
-from lowmem.reporting.values import missing, value_or_reason
+from lowmem.reporting.values import exact, missing, value_or_reason
 
 EXHIBIT = {
     "id": "extra_planner_accuracy",
@@ -48,5 +48,5 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     reason = unfinished(runs)
     for key, pick in (("error.median_percent", statistics.median), ("error.worst_percent", max)):
         table.values[key] = value_or_reason(None if reason else pick(errors), "%", reason)
-    table.values["cells"] = missing(reason) if reason else {"value": len(errors)}
+    table.values["cells"] = missing(reason) if reason else exact(len(errors))
     return table

@@ -4,7 +4,7 @@ from lowmem.analysis.stats import estimate
 from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers.losses import absent
 from lowmem.reporting.runs import Run, Runs, by_axis
-from lowmem.reporting.values import estimated, missing, text
+from lowmem.reporting.values import Value, estimated, missing, text
 
 EXHIBIT = {
     "id": "extra_rounding",
@@ -56,13 +56,13 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def percent(group: list[Run], key: str, factor: float) -> dict:
+def percent(group: list[Run], key: str, factor: float) -> Value:
     """Mean over seeds of a final number, as an entry."""
     gone = absent(group, group)
     return gone or estimated(estimate([factor * run.final(key) for run in group]), "%")
 
 
-def kept(group: list[Run], full: list[Run]) -> dict:
+def kept(group: list[Run], full: list[Run]) -> Value:
     """Share of changed weights over that with fp32 storage at equal seed."""
     if gone := absent(group, full):
         return gone

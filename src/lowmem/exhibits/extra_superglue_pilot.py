@@ -4,6 +4,7 @@ from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers import learnable
 from lowmem.reporting.numbers.superglue import asked
 from lowmem.reporting.runs import Run, Runs
+from lowmem.reporting.values import exact
 
 EXHIBIT = {
     "id": "extra_superglue_pilot",
@@ -39,7 +40,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             learned = learnable.learned(rates) if run is chosen else None
             shown.rows.append(row(run, rate, {True: "yes", False: "no", None: ""}[learned]))
         if chosen is not None:
-            shown.values[f"{task}.learned"] = {"value": int(learnable.learned(rates))}
+            shown.values[f"{task}.learned"] = exact(int(learnable.learned(rates)))
     return shown
 
 

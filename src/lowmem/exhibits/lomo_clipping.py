@@ -8,7 +8,7 @@ from lowmem.reporting.numbers.rate_grids import Tuned, tuned
 from lowmem.reporting.panels.losses import limits, of_run
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Runs
-from lowmem.reporting.values import exact, missing
+from lowmem.reporting.values import Value, exact, missing
 
 EXHIBIT = {
     "id": "lomo_clipping",
@@ -63,7 +63,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def usable(method: Tuned) -> dict:
+def usable(method: Tuned) -> Value:
     """Number of rates at which every seed finished below its untrained loss."""
     runs = [run for group in method.rates.values() for run in group]
     waiting = next((run for run in runs if run.status != "done" and not lost(run)), None)
@@ -73,7 +73,7 @@ def usable(method: Tuned) -> dict:
     return exact(len(fine), f"of {len(method.rates)} rates")
 
 
-def more(ours: dict, theirs: dict) -> dict:
+def more(ours: dict, theirs: dict) -> Value:
     """Difference of two counts."""
     gone = next((entry for entry in (ours, theirs) if entry["value"] is None), None)
     return gone or exact(ours["value"] - theirs["value"], "rates")
@@ -85,7 +85,7 @@ def learned(run) -> bool:
     return run.status == "done" and start is not None and run.final("val_loss") < start
 
 
-def between(method: Tuned, other: Tuned) -> dict:
+def between(method: Tuned, other: Tuned) -> Value:
     return method.gone or other.gone or difference(method.best, other.best)
 
 

@@ -7,7 +7,7 @@ from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, extreme, ratio
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Run, Runs, by_axis
-from lowmem.reporting.values import estimated, missing, text
+from lowmem.reporting.values import Value, estimated, missing, text
 
 EXHIBIT = {
     "id": "lomo_eq",
@@ -55,13 +55,13 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def over(group: list[Run], key: str, unit: str = "") -> dict:
+def over(group: list[Run], key: str, unit: str = "") -> Value:
     """Mean of a final number over seeds, as an entry."""
     gone = absent(group, group)
     return gone or estimated(estimate([run.final(key) for run in group]), unit)
 
 
-def grown(narrow: list[Run], wide: list[Run]) -> dict:
+def grown(narrow: list[Run], wide: list[Run]) -> Value:
     """Relative residual of the widest over that of the narrowest model at equal seed; below 1: wider is smoother."""
     if gone := absent(wide, narrow):
         return gone

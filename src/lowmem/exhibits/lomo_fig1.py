@@ -78,10 +78,7 @@ def growth(shown: Shown, found: dict, depths: list[int], reason: str | None) -> 
     first, last = depths[0], depths[-1]
     sizes = [found[d, "lomo"].final("largest_gradient_bytes") for d in depths]
     shown.values = {
-        names[0]: {
-            "value": max(peaks[d, "lomo"] / size for d, size in zip(depths, sizes, strict=True)),
-            "unit": "× the largest gradient",
-        },
+        names[0]: exact(max(peaks[d, "lomo"] / size for d, size in zip(depths, sizes)), "× the largest gradient"),
         names[1]: exact(peaks[last, "lomo"] / peaks[first, "lomo"], f"× from {first} to {last} layers"),
         # relative to the depth: 1 means exactly proportional
         names[2]: exact(peaks[last, "sgd"] / peaks[first, "sgd"] / (last / first), "× the growth in depth"),

@@ -11,7 +11,7 @@ from lowmem.reporting.numbers.losses import absent, widened
 from lowmem.reporting.panels.superglue import dots, levels, look
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Run, Runs
-from lowmem.reporting.values import estimated, missing, text
+from lowmem.reporting.values import Value, estimated, missing, text
 
 EXHIBIT = {
     "id": "lomo_fig3",
@@ -113,7 +113,7 @@ def ranks(cells: dict) -> list[int]:
     return sorted({rank for _, _, rank in cells})
 
 
-def gain(cells: dict, tasks) -> dict:
+def gain(cells: dict, tasks) -> Value:
     """Mean over tasks and ranks of the difference at equal seed, then over seeds, as an entry."""
     pairs = [
         (cells[task, "lora_lomo", rank], cells[task, "lora", rank])

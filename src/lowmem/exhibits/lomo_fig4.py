@@ -9,7 +9,7 @@ from lowmem.reporting.numbers.losses import absent
 from lowmem.reporting.panels.superglue import by_step
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Run, Runs
-from lowmem.reporting.values import estimated, missing, text
+from lowmem.reporting.values import Value, estimated, missing, text
 
 EXHIBIT = {
     "id": "lomo_fig4",
@@ -68,7 +68,7 @@ def parts(run: Run) -> tuple[float, float, float]:
     return losses[0], sum(middle) / len(middle), sum(late) / len(late)
 
 
-def early_drop(groups: list[list[Run]]) -> dict:
+def early_drop(groups: list[list[Run]]) -> Value:
     """Mean over tasks (a group of seeds each), then over seeds, as an entry; without a number where the loss did not fall."""
     gone = absent(ft.flat(groups), ft.flat(groups))
     if gone:

@@ -85,7 +85,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def over_params(runs: Runs) -> dict:
+def over_params(runs: Runs) -> Value:
     """LOMO with checkpointing: weights, most gradients alive and simulated activations over the weights alone."""
     counted, cell = runs.one(optimizer="lomo"), runs.one(cell="l1.lomo.on")
     if reason := unfinished([counted, cell]):

@@ -7,7 +7,7 @@ from lowmem.analysis.stats import estimate
 from lowmem.pipeline import experiments
 from lowmem.reporting.numbers.losses import absent, difference, mean, parameters
 from lowmem.reporting.runs import Run, where
-from lowmem.reporting.values import estimated, missing
+from lowmem.reporting.values import Value, estimated, missing
 
 OPTIMIZERS = ("adamw", "adam_mini")
 TASKS = ("sft", "reward", "remax")
@@ -22,7 +22,7 @@ def of(runs: Iterable[Run], experiment: str, kind: str) -> Groups:
     return {name: where(found, optimizer=name) for name in OPTIMIZERS}
 
 
-def gap(groups: Groups, measure, unit: str) -> dict:
+def gap(groups: Groups, measure, unit: str) -> Value:
     """Adam-mini minus AdamW at the end, paired by seed, as an entry of Shown.values."""
     return difference(groups["adam_mini"], groups["adamw"], measure, unit)
 
@@ -50,12 +50,12 @@ def rewards(run: Run) -> list[tuple[int, float]]:
     return [(row["step"], row["reward"]) for row in run.curve() if row.get("reward") is not None]
 
 
-def at_start(runs: list[Run], series) -> dict:
+def at_start(runs: list[Run], series) -> Value:
     """What a measure was before the first step, mean over seeds, as an entry."""
     return mean(runs, lambda run: next((y for x, y in series(run) if x == 0), None))
 
 
-def accuracy(runs: list[Run]) -> dict:
+def accuracy(runs: list[Run]) -> Value:
     """Percent of held-out pairs in the right order: each pair's mean over seeds, then a bootstrap interval over pairs.
 
     The pairs are the same for all runs and few, so that which pairs they are matters more than the seed.

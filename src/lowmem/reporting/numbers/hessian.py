@@ -3,7 +3,7 @@
 from lowmem.analysis.stats import Estimate, estimate
 from lowmem.reporting.numbers import losses
 from lowmem.reporting.runs import Run
-from lowmem.reporting.values import estimated, missing
+from lowmem.reporting.values import Value, estimated, missing
 
 MODULES = ("query", "key", "value", "attn.proj", "mlp.fc", "mlp.proj", "embedding", "output")  # of Figure 7, a to h
 
@@ -41,19 +41,19 @@ def over_seeds(values: list[float | None]) -> Estimate | None:
     return estimate(known) if known else None
 
 
-def value(e: Estimate | None, reason: str | None, unit: str | None = None) -> dict:
+def value(e: Estimate | None, reason: str | None, unit: str | None = None) -> Value:
     """An entry of Shown.values: the estimate, or why there is none."""
     if e is None or reason:
         return missing(reason or "not run: no number in the records")
     return estimated(e, unit)
 
 
-def smallest(estimates: list[Estimate | None], reason: str | None, unit: str | None = None) -> dict:
+def smallest(estimates: list[Estimate | None], reason: str | None, unit: str | None = None) -> Value:
     """The least of several estimates, with its parts, as an entry."""
     return gone(estimates, reason, unit) or losses.smallest(value(e, None, unit) for e in estimates)
 
 
-def largest(estimates: list[Estimate | None], reason: str | None, unit: str | None = None) -> dict:
+def largest(estimates: list[Estimate | None], reason: str | None, unit: str | None = None) -> Value:
     return gone(estimates, reason, unit) or losses.largest(value(e, None, unit) for e in estimates)
 
 

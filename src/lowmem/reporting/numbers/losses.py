@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from lowmem.analysis.stats import estimate, least, paired, two_way, wider, worst
 from lowmem.reporting.runs import Run, unfinished
-from lowmem.reporting.values import as_estimate, estimated, missing
+from lowmem.reporting.values import Value, as_estimate, estimated, missing
 
 WINDOWS = (
     "val_window_losses"  # array of a record: loss on each validation window at the end, equal windows in every run
@@ -65,12 +65,12 @@ def parameters(model: dict) -> int | None:
 # -- numbers for claims ----------------------------------------------------------------------------------------------
 
 
-def over(by_seed: dict[int, float], unit: str = "nat") -> dict:
+def over(by_seed: dict[int, float], unit: str = "nat") -> Value:
     """Mean over seeds with its interval, as an entry that keeps the numbers of the seeds."""
     return estimated(estimate(list(by_seed.values())), unit, by_seed)
 
 
-def widened(entry: dict, error: float) -> dict:
+def widened(entry: Value, error: float) -> Value:
     """An entry whose interval over seeds also has the standard error of the sample that all seeds are evaluated on."""
     if entry["value"] is None or entry.get("low") is None:
         return entry
@@ -78,7 +78,7 @@ def widened(entry: dict, error: float) -> dict:
     return {**entry, "low": e.low, "high": e.high}
 
 
-def absent(subject: list[Run], baseline: list[Run]) -> dict | None:
+def absent(subject: list[Run], baseline: list[Run]) -> Value | None:
     """Why two groups of runs cannot be compared; None when all runs are done."""
     runs = {run.id: run for run in [*subject, *baseline]}.values()
     reason = unfinished(runs) or (None if subject and baseline else "not run: not planned in this tier")
@@ -93,7 +93,7 @@ def lost(run: Run) -> bool:
     return run.status in ("diverged", "oom")
 
 
-def difference(subject: list[Run], baseline: list[Run], measure: Callable = final_loss, unit: str = "nat") -> dict:
+def difference(subject: list[Run], baseline: list[Run], measure: Callable = final_loss, unit: str = "nat") -> Value:
     """Subject minus baseline, mean of the differences at equal seed with its interval, as an entry of Shown.values."""
     gone = absent(subject, baseline)
     if gone:
@@ -131,7 +131,7 @@ def log_loss(run: Run) -> float | None:
     return None if loss is None else 100 * math.log(loss)
 
 
-def ratio(ours: dict[int, float], theirs: dict[int, float]) -> dict:
+def ratio(ours: dict[int, float], theirs: dict[int, float]) -> Value:
     """Geometric mean of ours / theirs at equal seed, with its interval, as an entry. Both: {seed: number above 0}."""
     logs = estimate([math.log(ours[seed] / theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
     middle, low, high = (None if end is None else math.exp(end) for end in (logs.value, logs.low, logs.high))
@@ -141,7 +141,7 @@ def ratio(ours: dict[int, float], theirs: dict[int, float]) -> dict:
 PART = ("value", "low", "high", "n", "method")
 
 
-def extreme(entries: Iterable[dict], how: Callable) -> dict:
+def extreme(entries: Iterable[Value], how: Callable) -> Value:
     """The worst or least (stats.py) of several entries, end by end; missing if one of them is, since it could be that.
 
     "parts" are the entries, for Holm's correction; "pooled" is their mean, the headline of a claim about all of them.
@@ -158,7 +158,7 @@ def extreme(entries: Iterable[dict], how: Callable) -> dict:
     return {**found, "parts": [{key: entry[key] for key in PART} for entry in entries], **pooled(entries)}
 
 
-def pooled(entries: list[dict]) -> dict:
+def pooled(entries: list[Value]) -> dict[str, Value]:
     """{"pooled": mean over the entries at equal seed}, which allows for runs that they share; {} without common seeds."""
     seeds = set.intersection(*(set(entry.get("by_seed", {})) for entry in entries))
     if not seeds:
@@ -167,15 +167,15 @@ def pooled(entries: list[dict]) -> dict:
     return {"pooled": over(means, entries[0]["unit"])}
 
 
-def largest(entries: Iterable[dict]) -> dict:
+def largest(entries: Iterable[Value]) -> Value:
     return extreme(entries, worst)
 
 
-def smallest(entries: Iterable[dict]) -> dict:
+def smallest(entries: Iterable[Value]) -> Value:
     return extreme(entries, least)
 
 
-def mean(runs: list[Run], measure: Callable = final_loss) -> dict:
+def mean(runs: list[Run], measure: Callable = final_loss) -> Value:
     """Mean of a measure over seeds, as an entry."""
     gone = absent(runs, runs)
     found = [measure(run) for run in runs] if not gone else []

@@ -93,7 +93,7 @@ class Pair:
 
         return {**found, "change": self.final(change)}
 
-    def slope(self, start: float = 0.1) -> dict:
+    def slope(self, start: float = 0.1) -> Value:
         """Change of the training gap for each e-fold of steps, from this part of the run on: least squares by seed."""
         if self.gone:
             return self.gone
@@ -105,19 +105,19 @@ class Pair:
             by_seed[seed] = least_squares(points) if len(points) > 2 else None
         return over(by_seed) if by_seed and None not in by_seed.values() else missing("not run: a curve is missing")
 
-    def gap(self, start: float = 1.0, end: float = 1.0) -> dict:
+    def gap(self, start: float = 1.0, end: float = 1.0) -> Value:
         """Mean gap over this part of the run (default: at its last evaluation), as an entry."""
         if not self.complete:
             return self.gone or missing("not run: no common evaluation")
         return over(self.part(start, end))
 
-    def change(self, early: tuple[float, float], late: tuple[float, float]) -> dict:
+    def change(self, early: tuple[float, float], late: tuple[float, float]) -> Value:
         """Gap in the late part minus gap in the early part, paired by seed."""
         if not self.complete:
             return self.gap()
         return over(paired(self.part(*late), self.part(*early)))
 
-    def final(self, measure: Callable = final_loss, unit: str = "nat") -> dict:
+    def final(self, measure: Callable = final_loss, unit: str = "nat") -> Value:
         """The gap at the end of the run, or of another measure of a run, as an entry."""
         return difference(self.runs["adam_mini"], self.runs["adamw"], measure, unit)
 
@@ -147,7 +147,7 @@ def own_rates(runs: Iterable[Run]) -> list[Pair]:
     return [Pair(name, group, subjects[name]) for name, group in sizes]
 
 
-def own_rate(runs: Iterable[Run], measure: Callable[[list[Pair]], dict]) -> dict:
+def own_rate(runs: Iterable[Run], measure: Callable[[list[Pair]], Value]) -> Value:
     """A value of the reading in which each optimizer has its own best rate, or that the tier has none."""
     sizes = own_rates(runs)
     return measure(sizes) if sizes else missing(ONE_RATE)

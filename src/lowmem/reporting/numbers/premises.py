@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from lowmem.reporting.numbers.losses import final_loss, largest, mean, smallest
 from lowmem.reporting.numbers.rate_grids import Tuned, lead
 from lowmem.reporting.runs import Run
-from lowmem.reporting.values import missing
+from lowmem.reporting.values import Value, missing
 
 
-def behind(adamw: Tuned | None, baselines: Iterable[Tuned]) -> dict:
+def behind(adamw: Tuned | None, baselines: Iterable[Tuned]) -> Value:
     """AdamW minus each baseline, each at its best rate, the largest: above 0 a baseline is ahead of AdamW itself, and a
     comparison with Adam-mini does not ask the paper's question."""
     return largest(lead(adamw, one) for one in baselines) if adamw else missing("not run: no AdamW in this tier")
 
 
-def leads_at(lr: float | None, subject: Tuned, baselines: Iterable[Tuned]) -> dict:
+def leads_at(lr: float | None, subject: Tuned, baselines: Iterable[Tuned]) -> Value:
     """Smallest lead of the subject over the baselines with this one rate for all of them."""
     baselines = list(baselines)
     if lr is None:
@@ -27,7 +27,7 @@ def leads_at(lr: float | None, subject: Tuned, baselines: Iterable[Tuned]) -> di
     return smallest(lead(one, alone[0]) for one in alone[1:])
 
 
-def progress(runs: list[Run]) -> dict:
+def progress(runs: list[Run]) -> Value:
     """How far a method's validation loss has fallen from its start (nat), mean over seeds: below about 0 it stands still."""
 
     def fall(run: Run) -> float | None:

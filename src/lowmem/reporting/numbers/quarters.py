@@ -12,7 +12,7 @@ from lowmem.reporting import display
 from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers.losses import difference, mean, widened
 from lowmem.reporting.runs import Run, Runs, by_axis, where
-from lowmem.reporting.values import text
+from lowmem.reporting.values import Value, text
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 OPTIMIZERS = ("adamw", "adam_mini", "adam_mini_neuron")
@@ -60,7 +60,7 @@ def of(runs: Iterable[Run], model: str) -> dict[str, list[Run]]:
     return {optimizer: found[optimizer] for optimizer in OPTIMIZERS if optimizer in found}
 
 
-def behind(groups: dict[str, list[Run]], metric: Metric, subject: str = "adam_mini", base: str = "adamw") -> dict:
+def behind(groups: dict[str, list[Run]], metric: Metric, subject: str = "adam_mini", base: str = "adamw") -> Value:
     """How far the subject ends behind the base, paired by seed, as an entry of Shown.values."""
 
     def measure(run: Run) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, final_loss, lost
 from lowmem.reporting.runs import Run, by_axis, ended, unfinished, where
-from lowmem.reporting.values import missing
+from lowmem.reporting.values import Value, missing
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Tuned:
         return {lr: sum(found) / len(found) for lr, found in done.items()}
 
     @property
-    def gone(self) -> dict | None:
+    def gone(self) -> Value | None:
         if self.chosen in self.scores:
             return None
         runs = [run for group in self.rates.values() for run in group]
@@ -92,7 +92,7 @@ def choice(methods: Iterable[Tuned]) -> str:
     return f"Every method at the best of {scale.between([len(one.rates) for one in methods])} rates run here"
 
 
-def lead(method: Tuned, subject: Tuned) -> dict:
+def lead(method: Tuned, subject: Tuned) -> Value:
     """Final loss of a baseline minus that of the subject, each at its best rate: above 0 the subject is ahead."""
     for side, failed in ((subject, "subject"), (method, "baseline")):
         if side.gone:

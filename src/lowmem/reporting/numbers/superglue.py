@@ -11,7 +11,7 @@ from lowmem.data import superglue_sources
 from lowmem.reporting.numbers import same_questions
 from lowmem.reporting.numbers.losses import absent, widened
 from lowmem.reporting.runs import Run, Runs
-from lowmem.reporting.values import estimated, missing
+from lowmem.reporting.values import Value, estimated, missing
 
 TASKS = {"rte": "RTE", "boolq": "BoolQ", "wsc": "WSC", "wic": "WIC", "multirc": "MultiRC", "copa": "COPA"}  # as printed
 STAND_INS = {  # table of a package: (task, what it is)
@@ -102,7 +102,7 @@ def losses(run: Run) -> list[tuple[int, float]]:
     return [(row["step"], row["train_loss"]) for row in run.curve() if row.get("train_loss") is not None]
 
 
-def last(runs: list[Run]) -> dict:
+def last(runs: list[Run]) -> Value:
     """Mean accuracy over seeds at the last epoch, as an entry; the interval allows for the questions that all seeds share."""
     gone = absent(runs, runs)
     return gone or percent([run.final("accuracy") for run in runs], sampling([runs]))
@@ -119,7 +119,7 @@ def sampling(*sides: list[list[Run]]) -> float:
     return 100 * math.sqrt(variance)
 
 
-def among_questions(entry: dict, groups: list[list[Run]]) -> dict:
+def among_questions(entry: Value, groups: list[list[Run]]) -> Value:
     """An accuracy of one seed gets the interval that follows from how many questions were asked; others stay."""
     if entry.get("n") != 1:
         return entry
@@ -132,14 +132,14 @@ def questions(run: Run) -> int:
     return run.final("questions") or run.config["measure"].get("val_examples", 1000)
 
 
-def percent(shares: list[float], error: float = 0.0) -> dict:
+def percent(shares: list[float], error: float = 0.0) -> Value:
     """Mean of accuracies as an entry; the t-interval of few seeds may leave 0 to 100, which no accuracy can."""
     found = widened(estimated(estimate(shares), "%"), error)
     ends = {key: min(max(found[key], 0.0), 100.0) for key in ("low", "high") if found[key] is not None}
     return {**found, **ends}
 
 
-def above_frequent(found: dict[tuple[str, str], Points], name: str) -> dict:
+def above_frequent(found: dict[tuple[str, str], Points], name: str) -> Value:
     """A method's average accuracy minus that of always giving each task's most frequent answer, as an entry: the premise of
     reading its accuracy as learning. Missing where a record does not say how frequent that answer is."""
     groups = [first(points) for (_, other), points in found.items() if other == name]
@@ -154,7 +154,7 @@ def above_frequent(found: dict[tuple[str, str], Points], name: str) -> dict:
     }
 
 
-def best(points: Points) -> dict:
+def best(points: Points) -> Value:
     """The best accuracy of any point and epoch at the first seed, on the split that is reported: as the paper prints it."""
     runs = [group[0] for group in points.values() if group]
     gone = absent(runs, runs)
@@ -162,7 +162,7 @@ def best(points: Points) -> dict:
     return gone or {"value": max(found), "n": 1, "unit": "%"}
 
 
-def gain(found: dict[tuple[str, str], Points], subject: str, baseline: str, what: str = "accuracy") -> dict:
+def gain(found: dict[tuple[str, str], Points], subject: str, baseline: str, what: str = "accuracy") -> Value:
     """Subject minus baseline at the last epoch: the mean over tasks at equal seed, then over seeds, as an entry.
 
     what: "accuracy" (points) or "choice_loss" (nat per question). The interval has the error of the seeds and of the
@@ -184,7 +184,7 @@ def gain(found: dict[tuple[str, str], Points], subject: str, baseline: str, what
     return widened(found_value, error)
 
 
-def average(found: dict[tuple[str, str], Points], name: str) -> dict:
+def average(found: dict[tuple[str, str], Points], name: str) -> Value:
     """Mean over the tasks of this method, then over seeds, as an entry; see among_questions for a single seed."""
     groups = [first(points) for (_, other), points in found.items() if other == name]
     gone = absent(flat(groups), flat(groups))
@@ -215,7 +215,7 @@ def mean_by_seed(groups: list[list[Run]], what: str = "accuracy"):
     return lambda seed: sum(at(group, seed) for group in groups) / len(groups)
 
 
-def beside(runs: list[Run], what: str) -> dict:
+def beside(runs: list[Run], what: str) -> Value:
     """Mean over seeds of "auc" or "choice_loss" with the error of seeds and questions, as an entry."""
     gone = absent(runs, runs)
     if gone:

@@ -10,7 +10,7 @@ from lowmem.reporting.numbers.losses import absent, mean, ratio, train_losses
 from lowmem.reporting.numbers.rate_grids import Tuned, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, corner, faint
 from lowmem.reporting.runs import Run, Runs, by_axis
-from lowmem.reporting.values import missing, text
+from lowmem.reporting.values import Value, missing, text
 
 SHOWN = ("adamw", "adam_mini", "default_partition")
 WINDOW = 0.02  # of the steps: the moving mean whose rises are counted
@@ -45,7 +45,7 @@ def smooth(run: Run) -> list[float]:
     return [sum(losses[at : at + width]) / width for at in range(len(losses) - width + 1)]
 
 
-def roughness(default: list[Run], proposed: list[Run]) -> dict:
+def roughness(default: list[Run], proposed: list[Run]) -> Value:
     """Largest setback under the default partition over that under the paper's: geometric mean over seeds."""
     gone = absent(default, proposed)
     if gone:
