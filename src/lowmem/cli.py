@@ -79,6 +79,7 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse prints its usage before the error; here the error is the one line."""
 
     def error(self, message: str):
+        """A wrong command line ends as every misuse does: one line, exit code 2."""
         raise Misuse(f"{message} (see {self.prog} --help)")
 
 
@@ -212,18 +213,21 @@ def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def fetch(root, arguments):
+    """`lowmem fetch`: print the folder with the raw files."""
     from lowmem.data import fetch
 
     print(fetch.fetch(root, arguments.dataset, arguments.source, folder=arguments.folder))
 
 
 def prepare(root, arguments):
+    """`lowmem prepare`: print the folder with the prepared files."""
     from lowmem.data import prepare
 
     print(prepare.prepare(root, arguments.dataset, arguments.source, tokenizer=arguments.tokenizer))
 
 
 def train(root, arguments):
+    """`lowmem train`: make the records of the selected runs."""
     from lowmem.pipeline import planning
 
     if (arguments.file is None) == (arguments.experiment is None):
@@ -268,12 +272,14 @@ def more_open_files(count: int) -> None:
 
 
 def exhibit(root, arguments):
+    """`lowmem exhibit`: draw one table or figure."""
     from lowmem.reporting import exhibit
 
     exhibit.make(root, arguments.id, arguments.tier, options(root, arguments))
 
 
 def published(root, arguments):
+    """`lowmem published check`: compare published values with the papers' own pages."""
     from lowmem.reporting import published_check
 
     papers = arguments.papers or list(published_check.PAPERS)
@@ -288,6 +294,7 @@ def published(root, arguments):
 
 
 def claim(root, arguments):
+    """`lowmem claim`: print one claim's verdict."""
     from lowmem.reporting import claims
     from lowmem.reporting.verdicts import WORDS
 
@@ -296,12 +303,14 @@ def claim(root, arguments):
 
 
 def claims(root, arguments):
+    """`lowmem claims`: write the board of all verdicts."""
     from lowmem.reporting import claims
 
     claims.gather(root, arguments.tier)
 
 
 def report(root, arguments):
+    """`lowmem report`: write a page, or the README's block."""
     from lowmem.reporting import report
 
     if arguments.so_far + arguments.archived + arguments.readme > 1:
@@ -316,6 +325,7 @@ def report(root, arguments):
 
 
 def plan(root, arguments):
+    """`lowmem plan`: what a model needs on a GPU, or what a tier would take."""
     if arguments.explain:
         from lowmem.memory import plan_columns
 
@@ -346,12 +356,14 @@ def plan(root, arguments):
 
 
 def preflight(root, arguments):
+    """`lowmem preflight`: say what would stop a tier; 1 where something would."""
     from lowmem.pipeline import preflight
 
     return preflight.check(root, arguments.tier, options(root, arguments), arguments.experiments or None)
 
 
 def choose_rates(root, arguments):
+    """`lowmem rates`: choose learning rates from tuning runs and print them."""
     from lowmem.reporting import rate_choice
 
     for experiment in arguments.experiments:
@@ -360,6 +372,7 @@ def choose_rates(root, arguments):
 
 
 def blocks(root, arguments):
+    """`lowmem blocks`: print the partition of a model."""
     from lowmem import blocks
     from lowmem.models import _by_name
 
@@ -371,6 +384,7 @@ def blocks(root, arguments):
 
 
 def records(root, arguments):
+    """`lowmem records`: show, compare, keep or verify records."""
     from lowmem.pipeline import archive, record
 
     if arguments.action == "verify":

@@ -37,6 +37,7 @@ def world() -> int:
 
 
 def rank() -> int:
+    """This process's number; 0 where there is one process."""
     return sys.modules["torch.distributed"].get_rank() if world() > 1 else 0
 
 
@@ -177,6 +178,7 @@ def split_batch(batch: int, micro: int, ranks: int) -> tuple[int, int]:
 
 
 def device() -> str:
+    """What collectives of the process group run on: cuda with nccl, else cpu."""
     import torch.distributed as dist
 
     return "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -39,6 +39,7 @@ class Hashed:
         self.file, self.pool, self.hash, self.bytes = file, pool, hashlib.sha256(), 0
 
     def write(self, data) -> int:
+        """Write and hash; large pieces are hashed while they are written."""
         view = memoryview(data).cast("B")
         self.bytes += len(view)
         if len(view) < ASIDE:
@@ -51,6 +52,7 @@ class Hashed:
             hashing.result()  # before the caller may change what it handed over
 
     def flush(self) -> None:
+        """As the file's."""
         self.file.flush()
 
     def known(self) -> dict:
@@ -108,6 +110,7 @@ def digest(value: dict) -> str:
 
 
 def seal_of(path: Path) -> Path:
+    """Where the seal of a file lies."""
     return path.with_name(path.name + SEAL)
 
 

@@ -31,6 +31,7 @@ def spectrum(generator: np.random.Generator, how: dict, size: int) -> np.ndarray
 
 
 def block_diagonal(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """The blocks, (n_i, n_i) each, along the diagonal of one matrix (n, n) that is 0 elsewhere."""
     whole, at = np.zeros([sum(len(b) for b in blocks)] * 2), 0
     for block in blocks:
         whole[at : at + len(block), at : at + len(block)] = block

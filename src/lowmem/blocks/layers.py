@@ -120,6 +120,7 @@ def _multiplies_from_right(module: nn.Module, weight: nn.Parameter) -> int:
 
 
 def out_features(layer: nn.Module) -> int:
+    """Outputs of a linear layer, by whichever name its class has for them."""
     return next(getattr(layer, key) for key in ("out_features", "nf", "out_channels") if hasattr(layer, key))
 
 

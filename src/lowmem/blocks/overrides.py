@@ -29,6 +29,7 @@ def matched(overrides: dict[str, object], names: dict[str, str], frozen: Iterabl
 
 
 def from_override(name: str, shape, how) -> ParamBlocks:
+    """The blocks of one parameter as a user asks for them; Misfit where that does not fit its shape."""
     shape = tuple(shape)
     if isinstance(how, ParamBlocks):
         if how.shape != shape:

@@ -45,6 +45,7 @@ class ParamBlocks:
 
     @property
     def numel(self) -> int:
+        """Elements of the parameter."""
         return math.prod(self.shape)
 
     @property

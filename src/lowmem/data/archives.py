@@ -25,6 +25,7 @@ LARGEST = 2 << 30  # bytes that are read whole: of one file, or of those that a 
 
 
 def is_archive(path: Path) -> bool:
+    """Whether a file is an archive that members() reads, by its ending."""
     return Path(path).name.endswith((".whl", ".zip", ".tgz", ".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".deb"))
 
 
@@ -68,6 +69,7 @@ def safe(name: str, path: Path) -> str:
 
 
 def zip_members(path: Path) -> Iterator[tuple[str, BinaryIO | None]]:
+    """(name, stream) of each file of a zip or wheel; None in place of the stream for a symbolic link."""
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.is_dir():

@@ -150,14 +150,17 @@ def recorded(source: dict) -> dict:
 
 
 def without_commit(source: dict) -> dict:
+    """A source without the commit that its files were taken from."""
     return {key: value for key, value in source.items() if key != "commit"}
 
 
 def is_file_good(path: Path, pin: dict) -> bool:
+    """Whether a file has the bytes and the hash of its pin."""
     return path.is_file() and path.stat().st_size == pin["bytes"] and sha256(path) == pin["sha256"]
 
 
 def is_pinned_and_there(path: Path, pin: dict) -> bool:
+    """Whether a file is there and has the hash of its pin; False for a pin without one."""
     return bool(pin["sha256"]) and path.is_file() and sha256(path) == pin["sha256"]
 
 
@@ -199,6 +202,7 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
 
 
 def advice(candidates: list[dict]) -> str:
+    """What to do when no source could be fetched."""
     names = [name for source in candidates for name in source["files"]]
     if not names:
         return "Mend one of these and call again"

@@ -77,6 +77,7 @@ def check(arrays: dict[str, np.ndarray], place: Path) -> None:
 
 
 def in_range(numbers: np.ndarray, count: int) -> bool:
+    """Whether all numbers are indices below count."""
     return len(numbers) == 0 or (int(np.min(numbers)) >= 0 and int(np.max(numbers)) < count)
 
 

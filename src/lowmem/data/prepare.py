@@ -272,6 +272,7 @@ def write_tokens(documents, root: Path, name: str, work: Path, show) -> dict:
 
 
 def batches(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """(split, text) of many documents at once, BATCH_CHARACTERS or a little more in each list."""
     batch, size = [], 0
     for split, text in documents:
         batch.append((split, text))

@@ -53,6 +53,7 @@ class Kind(Form):
     __slots__ = ()
 
     def found(self) -> np.dtype:
+        """The dtype that was noted; Refused where it is no number."""
         name = self.arguments[0] if self.arguments else None
         if not isinstance(name, str) or name not in KINDS:
             raise Refused(f"it holds an array of {str(name)[:20]!r} and not of numbers")
@@ -69,6 +70,7 @@ class Array(Form):
     __slots__ = ()
 
     def found(self) -> np.ndarray:
+        """The array that was noted; Refused where its state is not that of one."""
         if self.arguments[:1] != (NAMES["numpy.ndarray"],) or not isinstance(self.state, tuple) or len(self.state) != 5:
             raise Refused("it builds an array in an odd way")
         _, shape, kind, fortran, content = self.state
@@ -81,6 +83,7 @@ class Buffer(Form):
     __slots__ = ()
 
     def found(self) -> np.ndarray:
+        """The array that was noted; Refused for other arguments."""
         if self.state is not None or len(self.arguments) != 4 or self.arguments[3] not in ("C", "F"):
             raise Refused("it builds an array in an odd way")
         return filled(*self.arguments)
@@ -92,6 +95,7 @@ class Scalar(Form):
     __slots__ = ()
 
     def found(self):
+        """Refused, always."""
         raise Refused("it makes an array in an odd way")
 
 
@@ -101,6 +105,7 @@ class Rows(Form):
     __slots__ = ("data", "indices", "indptr", "shape")
 
     def found(self) -> "Rows":
+        """Itself, checked: a matrix in compressed rows; Refused where it is none."""
         state = self.state if isinstance(self.state, dict) else {}
         shape = state.get("_shape", state.get("shape"))
         parts = {key: converted(state.get(key)) for key in ("data", "indices", "indptr")}
@@ -165,6 +170,7 @@ def filled(content, kind, shape, order: str) -> np.ndarray:
 
 
 def is_shape(value, dimensions: int | None = None) -> bool:
+    """Whether a value is a shape of an array: at most 8 whole numbers, `dimensions` of them where that is given."""
     plain = isinstance(value, tuple) and all(type(n) is int and 0 <= n < 1 << 40 for n in value)
     return plain and len(value) <= 8 and dimensions in (None, len(value))
 
@@ -184,6 +190,7 @@ def latin1(text, encoding) -> bytes:
 
 
 def a_list(*content) -> list:
+    """list(*content), from lists and tuples alone."""
     if any(not isinstance(part, (list, tuple)) for part in content) or len(content) > 1:
         raise Refused("it makes a list in an odd way")
     return list(*content)
@@ -214,6 +221,8 @@ NAMES = {
 
 
 class Reader(pickle.Unpickler):
+    """An unpickler that hands out forms in place of classes and functions."""
+
     def find_class(self, module: str, name: str):
         try:
             return NAMES[f"{module}.{name}"]

@@ -36,6 +36,7 @@ class Tokenizer:
 
     @property
     def dtype(self) -> np.dtype:
+        """The smallest kind of number that holds every token: uint8, or uint16 in little-endian order."""
         return np.dtype("u1") if self.vocab_size <= 256 else np.dtype("<u2")
 
 
@@ -205,6 +206,7 @@ def gpt2(file: bytes) -> Tokenizer:
 
 
 def need_tokenizers():
+    """The package tokenizers; Failed, with how to install it, where it is missing."""
     try:
         import tokenizers
     except ImportError as error:

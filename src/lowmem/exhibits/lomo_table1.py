@@ -8,7 +8,7 @@ from lowmem.reporting.exhibit import Shown
 from lowmem.reporting.numbers.memory import gib
 from lowmem.reporting.published import mark, printed
 from lowmem.reporting.runs import Run, Runs, unfinished
-from lowmem.reporting.values import value_or_reason
+from lowmem.reporting.values import Value, value_or_reason
 
 EXHIBIT = {
     "id": "lomo_table1",

@@ -39,6 +39,7 @@ class Tree:
                     self.options.append((question, option))
 
     def child(self, parent: int, token: int, depth: int) -> int:
+        """Index of the node for a token below a parent; a new one where there is none yet."""
         key = (parent, token)
         if key not in self.known:
             self.known[key] = len(self.tokens)

@@ -22,31 +22,37 @@ class Question:
 
 
 def boolq(row: dict, prompts: str) -> tuple[str, tuple]:
+    """(text and question, its possible answers)."""
     asked = row["question"] if prompts == "code" else capital(row["question"]) + "?"
     return f"{row['passage']} {asked}", ("No", "Yes")
 
 
 def rte(row: dict, prompts: str) -> tuple[str, tuple]:
+    """(text and question, its possible answers)."""
     return f'{row["premise"]}\nDoes this mean that "{row["hypothesis"]}" is true? Yes or No?', ("Yes", "No")
 
 
 def wic(row: dict, prompts: str) -> tuple[str, tuple]:
+    """(text and question, its possible answers)."""
     asked = f'Does the word "{row["word"]}" have the same meaning in these two sentences? Yes, No?'
     return f"{asked}\n{row['sentence1']}\n{row['sentence2']}", ("No", "Yes")
 
 
 def wsc(row: dict, prompts: str) -> tuple[str, tuple]:
+    """(text and question, its possible answers)."""
     pronoun, name = row["span2_text"], row["span1_text"]
     who = f'"{pronoun}" refer to "{name}"' if prompts == "code" else f'"{pronoun.lower()}" refer to {name}'
     return f"{row['text']}\nIn the previous sentence, does the pronoun {who}? Yes or No?", ("No", "Yes")
 
 
 def multirc(row: dict, prompts: str) -> tuple[str, tuple]:
+    """(text and question, its possible answers)."""
     asked = f'Question: {row["question"]}\nI found this answer "{row["answer"]}". Is that correct? Yes or No?'
     return f"{row['paragraph']}\n{asked}" if "paragraph" in row else asked, ("No", "Yes")
 
 
 def copa(row: dict, prompts: str) -> tuple[str, tuple]:
+    """(the beginning, its possible ends)."""
     link = {"cause": "because", "effect": "so"}[row["question"]]
     choices = (row["choice1"], row["choice2"])
     if prompts == "code":
@@ -55,14 +61,17 @@ def copa(row: dict, prompts: str) -> tuple[str, tuple]:
 
 
 def piqa(row: dict, prompts: str) -> tuple[str, tuple]:
+    """(the beginning, its possible ends)."""
     return row["goal"], (row["choice1"], row["choice2"])
 
 
 def capital(text: str) -> str:
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
 def small(text: str) -> str:
+    """The text with a small first letter."""
     return text[:1].lower() + text[1:]
 
 

@@ -99,9 +99,11 @@ class Lora(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """The frozen weight, by the name under which attention code asks for it."""
         return self.base_layer.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O): the frozen layer plus twice its low-rank part."""
         out = self.base_layer(x)
         extra = self.lora_B(self.lora_A(self.dropout(x.to(self.dtype)))) * 2.0
         return (out + extra).to(out.dtype)
@@ -120,6 +122,7 @@ class Packed(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O), with the weight unpacked for this product."""
         shape = (self.out_features, self.in_features)
         out = _Unpacked.apply(x.to(self.dtype), self.weight, shape)
         return (out if self.bias is None else out + self.bias).to(x.dtype)

@@ -54,6 +54,7 @@ class Cell:
 
     @property
     def data_parallel(self) -> int:
+        """Groups of GPUs that each read other data."""
         return self.gpus // self.tensor_parallel
 
 

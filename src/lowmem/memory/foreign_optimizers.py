@@ -44,6 +44,7 @@ class Foreign:
         self.state = {p: self.moments(local(p)) for p in self.parameters}
 
     def moments(self, own: Tensor) -> dict[str, Tensor]:
+        """State of one parameter as that package keeps it, of the shapes and dtypes that it would have."""
         if self.kind in AO:
             return self.coded(own, *AO[self.kind])
         if self.kind != "adamw8bit":
@@ -55,6 +56,7 @@ class Foreign:
         return made | {f"{key} scales": own.new_zeros(-(-count // BLOCK), dtype=torch.float32) for key in made}
 
     def coded(self, own: Tensor, bits: int, block: int, table: int) -> dict[str, Tensor]:
+        """Two moments in codes of `bits` bits with one scale per `block`; small or odd tensors keep theirs whole."""
         count = own.numel()
         if count < SMALL or count % block:
             return {key: torch.zeros_like(own) for key in ("first", "second")}

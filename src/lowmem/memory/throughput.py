@@ -29,6 +29,7 @@ class Speed:
     tokens_per_s: float
 
     def hours(self, tokens: float) -> float:
+        """Hours that so many tokens take."""
         return tokens / self.tokens_per_s / 3600
 
     def kilowatt_hours(self, tokens: float, gpu: Gpu, gpus: int) -> float:

@@ -32,9 +32,11 @@ class Shuffled(nn.Module):
         self.register_buffer("inverse", torch.argsort(order), persistent=False)
 
     def forward(self, stored: Tensor) -> Tensor:
+        """The weight in its own order, from what is stored."""
         return _Permute.apply(stored, self.order, self.inverse)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
+        """What is stored for a weight."""
         return weight.flatten()[self.inverse].view(weight.shape)
 
 

@@ -32,6 +32,7 @@ class Residual(nn.Module):
         self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, C, S, S)"""
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
@@ -43,6 +44,7 @@ class Down(nn.Module):
         self.conv = nn.Conv2d(n_input, n_output, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, O, S / 2, S / 2)"""
         return self.conv(x) + fewer_channels(F.pixel_unshuffle(x, 2), self.conv.out_channels)
 
 
@@ -54,6 +56,7 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(n_input, 4 * n_output, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, O, 2 S, 2 S)"""
         return F.pixel_shuffle(self.conv(x) + more_channels(x, self.conv.out_channels), 2)
 
 
@@ -95,6 +98,7 @@ class Autoencoder(nn.Module):
         return self.out(F.silu(self.up(x)))
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (B, C, S, S) -> their reconstruction, of the same shape."""
         return self.decode(self.encode(images))
 
 

@@ -50,6 +50,7 @@ class Block(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B, T, E), condition (B, E) -> (B, T, E)"""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, -1)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
@@ -88,6 +89,7 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(self, images: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+        """images (B, C, S, S), times (B,), labels (B,) or None -> predicted noise, shaped as the images."""
         if labels is None:
             labels = torch.full_like(times, self.config.n_class, dtype=torch.long)
         x = self.patches(images).flatten(2).transpose(1, 2) + self.positions  # (B, T, E)

@@ -62,6 +62,7 @@ def make_graph(features: Tensor, edges: Tensor) -> Graph:
 
 
 def sparse(places: Tensor, values: Tensor, shape: tuple) -> Tensor:
+    """A checked sparse matrix: places (2, N), values (N,)."""
     return torch.sparse_coo_tensor(places, values, shape, check_invariants=True)
 
 
@@ -88,6 +89,7 @@ class GraphConvolution(nn.Module):
         nn.init.xavier_uniform_(self.linear.weight)
 
     def forward(self, graph: Graph, x: Tensor) -> Tensor:
+        """features (N, I) of the nodes -> (N, O)"""
         return torch.sparse.mm(graph.adjacency, project(self.linear, x)) + self.bias
 
 
@@ -106,6 +108,7 @@ class GraphAttention(nn.Module):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, graph: Graph, x: Tensor) -> Tensor:
+        """features (N, I) of the nodes -> (N, O), heads one behind the other or averaged."""
         h = project(self.linear, x).view(-1, *self.shape)  # (N, H, D)
         scores = (h * self.source).sum(-1)[graph.source] + (h * self.target).sum(-1)[graph.target]  # (E, H)
         weights = edge_softmax(F.leaky_relu(scores, 0.2), graph.target, len(h))
@@ -142,6 +145,7 @@ class GNN(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(config.n_hidden) for _ in range(norms))
 
     def forward(self, graph: Graph) -> Tensor:
+        """Logits (N, classes) of all nodes."""
         x, activation = graph.features, F.relu if self.config.kind == "gcn" else F.elu
         for number, layer in enumerate(self.layers):
             x = layer(graph, drop(x, self.config.dropout, self.training))

@@ -53,6 +53,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)"""
         heads = (*x.shape[:2], self.n_head, self.head_dim)  # (B, T, H, D)
         q = self.wq(x).view(heads).transpose(1, 2)  # (B, H, T, D)
         k = self.wk(x).view(heads).transpose(1, 2)
@@ -72,6 +73,7 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)"""
         return self.down(F.gelu(self.up(x)))
 
 
@@ -87,6 +89,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)"""
         x = x + self.dropout(self.attention(self.norm1(x)))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
@@ -120,6 +123,7 @@ class GPT2(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, ignore_index: int = -1) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V), or with targets (B, T) their mean cross-entropy without ignore_index."""
         length = tokens.shape[1]
         x = self.dropout(self.tokens(tokens) + self.positions.weight[:length])  # (B, T, C)
         for block in self.blocks:

@@ -100,6 +100,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask=None, cache: list | None = None, lengths=None):
+        """x (B, T, C), cos and sin of the positions -> (B, T, C); cache, lengths: see Llama.forward."""
         batch, length, _ = x.shape
         q = self.wq(x).view(batch, length, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.wk(x).view(batch, length, self.n_kv_head, self.head_dim).transpose(1, 2)  # (B, K, T, D)
@@ -121,6 +122,7 @@ class Mlp(nn.Module):
         self.down = nn.Linear(config.n_hidden, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)"""
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
@@ -135,6 +137,7 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask=None, cache: list | None = None, lengths=None):
+        """(B, T, C) -> (B, T, C); see Attention.forward."""
         x = x + self.attention(self.norm1(x), cos, sin, mask, cache, lengths)
         return x + self.mlp(self.norm2(x))
 

@@ -25,6 +25,7 @@ class LoraLinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O): the base layer plus the scaled low-rank part."""
         base = self.base_layer(x)
         inner = self.lora_B(self.lora_A(self.dropout(x)))
         return base + (self.scale * inner).to(base.dtype)

@@ -31,6 +31,7 @@ class MLP(nn.Module):
         self.output = nn.Linear(config.n_hidden, config.n_output, bias=config.bias)
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        """inputs (B, I) -> logits (B, O), or with targets (B,) their mean cross-entropy."""
         logits = self.output(ACTIVATIONS[self.config.activation](self.hidden(inputs)))  # (B, O)
         return logits if targets is None else F.cross_entropy(logits, targets)
 

@@ -26,6 +26,7 @@ class PrefixAttention(nn.Module):
         nn.init.normal_(self.prefix.weight, std=0.02)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask=None, cache: list | None = None, lengths=None):
+        """As Llama's attention, with the learned prefix before the keys and values of every text."""
         inner, (batch, length, _) = self.inner, x.shape
         shape = (batch, length, -1, inner.head_dim)
         q, k, v = (linear(x).view(shape).transpose(1, 2) for linear in (inner.wq, inner.wk, inner.wv))

@@ -41,6 +41,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(n_input, n_output, 1, stride, bias=False), nn.BatchNorm2d(n_output))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, I, S, S) -> (B, O, S / stride, S / stride)"""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
@@ -73,6 +74,7 @@ class ResNet(nn.Module):
         return self.blocks(self.pool(F.relu(self.norm(self.conv(images))))).mean((2, 3))
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        """images (B, 3, S, S) -> logits (B, classes), or with targets (B,) their mean cross-entropy."""
         logits = self.head(self.features(images))
         return logits if targets is None else F.cross_entropy(logits.float(), targets)
 

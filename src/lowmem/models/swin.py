@@ -43,6 +43,7 @@ class WindowAttention(Attention):
         self.register_buffer("places", relative_places(window), persistent=False)  # (M^2, M^2)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (windows, M^2, E), mask (windows of one image, M^2, M^2) or None -> x's shape."""
         bias = self.relative_position_bias_table[self.places.flatten()]  # (M^4, H)
         bias = bias.view(*self.places.shape, -1).permute(2, 0, 1)[None]  # (1, H, M^2, M^2)
         if mask is not None:
@@ -101,6 +102,7 @@ class Block(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, R, R, E) -> (B, R, R, E)"""
         y = torch.roll(self.norm1(x), (-self.shift, -self.shift), (1, 2)) if self.shift else self.norm1(x)
         y = image_of(self.attention(windows_of(y, self.window), self.mask), self.window, x.shape[1])
         y = torch.roll(y, (self.shift, self.shift), (1, 2)) if self.shift else y
@@ -124,6 +126,7 @@ class Merging(nn.Module):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, R, R, E) -> (B, R / 2, R / 2, 2 E)"""
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(corners, -1)))
 
@@ -153,6 +156,7 @@ class Swin(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        """images (B, C, S, S) -> logits (B, classes), or with targets (B,) their mean cross-entropy."""
         x = self.norm_in(self.patches(images).permute(0, 2, 3, 1))  # (B, R, R, E)
         logits = self.head(self.norm(self.layers(x)).mean((1, 2)))
         return logits if targets is None else F.cross_entropy(logits.float(), targets)

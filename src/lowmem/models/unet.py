@@ -45,6 +45,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)  # a block starts as its shortcut
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x (B, I, S, S), time (B, F) -> (B, O, S, S)"""
         y = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(time))[:, :, None, None]
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(y))))
 
@@ -62,6 +63,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.wo.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, O, S, S) -> (B, O, S, S)"""
         y = self.norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1, S^2, O)
         y = self.wo(F.scaled_dot_product_attention(self.wq(y), self.wk(y), self.wv(y)))
         return x + y[:, 0].transpose(1, 2).reshape(x.shape)
@@ -75,6 +77,7 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, O, S, S) -> (B, O, 2 S, 2 S)"""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -87,6 +90,7 @@ class Step(nn.Module):
         self.attention = Attention(n_output, config) if size in config.attention else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x (B, I, S, S), time (B, F) -> (B, O, S, S)"""
         return self.attention(self.block(x, time))
 
 
@@ -125,6 +129,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.weight)
 
     def forward(self, images: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+        """images (B, C, S, S), times (B,) -> predicted noise, shaped as the images; labels are not read."""
         time = self.time(time_features(times, self.config.width))
         x = self.first(images)
         kept = [x]

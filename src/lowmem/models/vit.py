@@ -42,6 +42,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(width, width)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (B, T, E), bias (added to the scores) or None -> (B, T, E)"""
         heads = (*x.shape[:2], self.n_head, self.head_dim)
         q, k, v = (layer(x).view(heads).transpose(1, 2) for layer in (self.wq, self.wk, self.wv))  # (B, H, T, D)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
@@ -57,6 +58,7 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., E) -> (..., E)"""
         return self.down(F.gelu(self.up(x)))
 
 
@@ -71,6 +73,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, E)"""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -96,6 +99,7 @@ class ViT(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        """images (B, C, S, S) -> logits (B, classes), or with targets (B,) their mean cross-entropy."""
         x = self.patches(images).flatten(2).transpose(1, 2)  # (B, T - 1, E)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:

@@ -39,6 +39,7 @@ def find_root() -> Path:
 
 
 def tier_names(root: Path) -> list[str]:
+    """All tiers, by the names of their files."""
     return sorted(path.stem for path in (root / "workflow/config/tiers").glob("*.yaml"))
 
 

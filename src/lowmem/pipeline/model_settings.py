@@ -60,4 +60,5 @@ def wanted(kind: str, default) -> str:
 
 
 def least(default) -> int:
+    """The smallest value that a count may take: 1, or its default where that is smaller."""
     return default if isinstance(default, int) and default < 1 else 1

@@ -177,6 +177,7 @@ def in_order(jobs: dict[str, dict]) -> dict[str, dict]:
 
 
 def dataset_of(run: dict) -> str | None:
+    """The dataset that a run reads; None without one."""
     return (run["config"].get("data") or {}).get("dataset")
 
 

@@ -24,6 +24,7 @@ RULE = (
 
 
 def place(root: Path, tier: str) -> Path:
+    """The file with the rates that were chosen for a tier."""
     return Path(root) / "data/records" / tier / "rates.json"
 
 

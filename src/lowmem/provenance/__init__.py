@@ -129,6 +129,7 @@ def imported(path: Path) -> list[Path]:
 
 
 def tree(path: Path) -> ast.Module:
+    """Syntax tree of a Python file."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 

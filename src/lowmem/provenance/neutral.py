@@ -33,6 +33,7 @@ def code_of(files: dict[str, str | None]) -> str:
 
 
 def is_code(name: str) -> bool:
+    """Whether a hashed file is code, and not data."""
     return name.startswith("src/")
 
 

@@ -137,6 +137,7 @@ def row(claim: dict, value: dict, tier: str, premise: dict | None = None) -> dic
 
 
 def ends(value: dict) -> list[float] | None:
+    """[low, high] of a value; None without an interval."""
     return None if value.get("low") is None else [value["low"], value["high"]]
 
 
@@ -162,6 +163,7 @@ def shown_value(row: dict) -> str:
 
 
 def with_interval(value, interval: list[float] | None) -> str:
+    """A number and its interval, both to two digits of the interval's width."""
     if not interval:
         return number(value)
     low, high = interval

@@ -49,6 +49,7 @@ def bars(axes: Axes) -> list[tuple[str, list]]:
 
 
 def name(line) -> str:
+    """What a line of a figure is called when it is pointed at."""
     return named(str(line.get_label()), line.get_color(), line.get_linestyle())
 
 

@@ -189,8 +189,10 @@ def same(part: str, cell: str) -> bool:
 
 
 def is_number(value) -> bool:
+    """Whether a published value is a number, which true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def listed(value) -> list:
+    """A published value as a list."""
     return value if isinstance(value, list) else [value]

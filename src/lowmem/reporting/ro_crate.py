@@ -70,6 +70,7 @@ def articles(papers: dict[str, dict]) -> list[dict]:
 
 
 def file(path: Path, out: Path) -> dict:
+    """A file of the report as an entity of the crate."""
     return {
         "@id": path.relative_to(out).as_posix(),
         "@type": "File",

@@ -55,18 +55,22 @@ class Run:
 
     @property
     def status(self) -> str:
+        """As in Outcome."""
         return self.seen().status
 
     @property
     def reason(self) -> str | None:
+        """As in Outcome."""
         return self.seen().reason
 
     @property
     def record(self) -> dict | None:
+        """The record; None without one of this configuration."""
         return self.seen().record
 
     @property
     def folder(self) -> Path | None:
+        """Where the record lies; None without one."""
         return self.seen().folder
 
     def final(self, key: str):

@@ -10,6 +10,7 @@ def cell(value) -> str:
 
 
 def as_csv(columns: list[str], rows: list[list[str]]) -> str:
+    """The rows under their column names as csv."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([columns, *rows])
     return buffer.getvalue()

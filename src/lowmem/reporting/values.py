@@ -31,6 +31,7 @@ class Value(TypedDict, total=False):
 
 
 def exact(value: float, unit: str | None = None) -> Value:
+    """A number without an interval."""
     return {"value": value} if unit is None else {"value": value, "unit": unit}
 
 
@@ -62,6 +63,7 @@ def text(found: Value, signed: bool = False, digits: int | None = None, style: s
 
 
 def as_estimate(found: Value) -> Estimate:
+    """The estimate that an entry was made of."""
     from lowmem.analysis.stats import Estimate
 
     return Estimate(found["value"], found["low"], found["high"], found["n"], found["method"])

@@ -130,6 +130,7 @@ def refuted(gate: dict, premise: dict) -> str | None:
 
 
 def failing(gate: dict, premise: dict) -> str:
+    """The sentence on a premise that does not hold."""
     return f"premise fails ({gate['premise']}): {as_words(premise)}, needed {words(gate['rule'])}"
 
 
@@ -241,4 +242,5 @@ def impossible(rule: dict) -> str | None:
 
 
 def listed(value) -> list:
+    """A value as a list, [] for None."""
     return [] if value is None else value if isinstance(value, list) else [value]

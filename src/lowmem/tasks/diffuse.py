@@ -110,10 +110,12 @@ class Latents:
             self.bound = (x / self.scale).abs().max().item()
 
     def encode(self, images: Tensor) -> Tensor:
+        """images (B, C, S, S) -> what is diffused: themselves, or scaled latents."""
         with torch.no_grad(), torch.autocast(self.data.device, enabled=False):
             return self.network.encode(images) / self.scale if self.network else images
 
     def decode(self, x: Tensor) -> Tensor:
+        """What was diffused -> images in [-1, 1]."""
         with torch.no_grad(), torch.autocast(self.data.device, enabled=False):
             return self.network.decode(x * self.scale).clamp(-1, 1) if self.network else x
 

@@ -116,10 +116,12 @@ def look(model, data, places: dict, settings: dict, seed: int, stage: str, array
 
 
 def about(blocks: ParamBlocks) -> dict:
+    """What the record says of a parameter's blocks."""
     return {"blocks": blocks.count, "kind": blocks.kind, "size": blocks.numel, "shape": list(blocks.shape)}
 
 
 def loss_now(model, data) -> float:
+    """Loss on the sample of which the Hessian is taken."""
     with torch.no_grad():
         return mean_loss(model, data.sample).item()
 

@@ -65,9 +65,11 @@ def measure(config: dict, seed: int, root: Path) -> dict:
 
 
 def norm(tensors: list[torch.Tensor]) -> float:
+    """2-norm of all tensors together."""
     return torch.nn.utils.get_total_norm(tensors).item()
 
 
 @torch.no_grad()
 def move(parameters: list[nn.Parameter], directions: list[torch.Tensor], by: float) -> None:
+    """Add `by` times the directions to the parameters, in place."""
     torch._foreach_add_(parameters, directions, alpha=by)

@@ -81,6 +81,7 @@ def task_name(data: dict) -> str:
 
 
 def lines_of(path: Path) -> list[str]:
+    """The lines of a file; Failed, with what is in its folder, when it is missing."""
     if not path.is_file():
         raise Failed(
             f"{path} is not there; the folder holds: {', '.join(sorted(p.name for p in path.parent.iterdir()))}"
@@ -138,4 +139,5 @@ def tokens_of(name: str, line: str, place: str, prompt_set: str, words) -> Examp
 
 
 def labels_of(lines: list[str]) -> set:
+    """Labels that occur in lines of JSON."""
     return {json.loads(line)["label"] for line in lines}

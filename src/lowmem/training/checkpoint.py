@@ -17,6 +17,7 @@ from lowmem.progress import say
 
 
 def place(folder: Path, config_hash: str) -> Path:
+    """Where the checkpoint of a configuration lies."""
     return Path(folder) / f"checkpoint-{config_hash}"
 
 
@@ -63,4 +64,5 @@ def load(path: Path) -> dict | None:
 
 
 def remove(path: Path) -> None:
+    """Remove a checkpoint, if it is there."""
     shutil.rmtree(path, ignore_errors=True)

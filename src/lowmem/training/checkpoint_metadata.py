@@ -28,6 +28,8 @@ ALLOWED = {
 
 
 class Unpickler(pickle.Unpickler):
+    """Reads the metadata of a sharded checkpoint: its own classes, PyTorch's dtypes, and nothing else."""
+
     def find_class(self, module: str, name: str):
         found = getattr(torch, name, None) if module == "torch" and name.isidentifier() else None
         if isinstance(found, torch.dtype):
@@ -60,6 +62,8 @@ class Reader(dcp.FileSystemReader):
 
 
 class Planner(dcp.DefaultLoadPlanner):
+    """Loads as PyTorch does, but reads bytes as data alone."""
+
     def load_bytes(self, read_item, value: io.BytesIO) -> None:
         plain = io.BytesIO()
         torch.save(torch.load(value, weights_only=True), plain)  # raises where it is more than data

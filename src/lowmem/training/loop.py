@@ -157,10 +157,12 @@ class Loop:
         return self.val
 
     def metrics(self) -> dict:
+        """Training loss, the last evaluation and what was seen until now."""
         seen = {"step": self.step, f"{self.task.unit}s": self.step * self.units}
         return {"train_loss": self.train_loss, **self.val, **seen}
 
     def diverge(self, what: str) -> None:
+        """End the run as diverged: `what` (a loss or a norm) is not finite."""
         self.made.update(status="diverged", reason=f"{what} is not finite at step {self.step}")
         self.val = dict.fromkeys(self.val)  # the last evaluation was of earlier weights
 
@@ -262,6 +264,7 @@ class Loop:
         return hashed.hexdigest() == notes["curve_sha256"]
 
     def finish(self) -> None:
+        """Close the run: final metrics, arrays and status in what becomes the record."""
         self.made["status"] = self.made["status"] or "done"
         final, arrays = self.metrics(), None
         if self.task.finish and self.made["status"] == "done":

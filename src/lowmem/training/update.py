@@ -77,6 +77,7 @@ class Updates:
         return loss
 
     def loss(self, batch) -> torch.Tensor:
+        """The task's loss of a micro-batch, a scalar."""
         with self.autocast():
             return self.task.loss(self.stepped, batch)
 
@@ -89,6 +90,7 @@ class Updates:
             self.stepped = torch.compile(self.model)
 
     def autocast(self):
+        """bf16 for products where the configuration says so."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.bf16)
 
     def clip(self) -> float:

@@ -53,6 +53,7 @@ def frechet(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def matrix_root(symmetric: np.ndarray) -> np.ndarray:
+    """Square root of a symmetric matrix without negative eigenvalues, (n, n)."""
     values, vectors = np.linalg.eigh(symmetric)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 

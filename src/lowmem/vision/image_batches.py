@@ -40,6 +40,7 @@ class Pictures:
 
     @property
     def classes(self) -> int:
+        """How many classes the labels have."""
         return int(self.arrays["train_labels"].max()) + 1
 
     @property

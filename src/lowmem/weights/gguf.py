@@ -73,6 +73,7 @@ class Gguf:
 
     @property
     def names(self) -> list[str]:
+        """Names of the tensors, in the file's order."""
         return list(self._table)
 
     def tensor(self, name: str) -> np.ndarray:

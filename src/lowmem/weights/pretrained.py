@@ -224,6 +224,8 @@ def gguf_words(about: dict, path: Path) -> Tokenizer:
 
 
 def as_words(tokenizer, end: int) -> Tokenizer:
+    """A tokenizer of the package tokenizers as ours."""
+
     def encode(text: str, start: bool = False) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=start).ids
 

@@ -40,6 +40,7 @@ def token(value, size: int, place: Path) -> int:
 
 
 def is_whole(value, least: int, most: int) -> bool:
+    """Whether a value is a whole number between these bounds, which true and false are not."""
     return type(value) is int and least <= value <= most
 
 

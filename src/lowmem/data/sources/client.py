@@ -78,6 +78,7 @@ def watch(process: subprocess.Popen, work: Path, show: Callable[[int], None]) ->
 
 
 def folder_size(folder: Path) -> int:
+    """Bytes of all files below a folder; what vanishes while it looks counts nothing."""
     size = 0
     for place, _folders, names in os.walk(folder):
         for name in names:
@@ -104,6 +105,7 @@ def reason(printed: str) -> str:
 
 
 def shortened(line: str, width: int = 160) -> str:
+    """A line of at most `width` characters, cut with three dots."""
     return line if len(line) <= width else line[: width - 3] + "..."
 
 

@@ -80,6 +80,7 @@ def finished_shards(progress: dict) -> dict:
 
 
 def shard_name(split: str, index: int) -> str:
+    """File name of one shard of a split."""
     return f"{split}-{index:05d}.jsonl.gz"
 
 

@@ -168,6 +168,7 @@ def plain(text) -> str:
 
 
 def forget(part: Path, tag: Path) -> None:
+    """Remove a partial download and the note of which version it is of."""
     part.unlink(missing_ok=True)
     tag.unlink(missing_ok=True)
 
@@ -181,10 +182,12 @@ def remember(etag: str | None, tag: Path) -> None:
 
 
 def size_of(path: Path) -> int:
+    """Bytes of a file; 0 without one."""
     return path.stat().st_size if path.is_file() else 0
 
 
 def checked(address: str) -> str:
+    """The address, if it is https; else Failed."""
     if urllib.parse.urlsplit(address).scheme not in SCHEMES:
         raise Failed(f"{address} is not https")
     return address
@@ -198,4 +201,5 @@ class CheckedRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def opener() -> urllib.request.OpenerDirector:
+    """What opens addresses and follows redirects to https alone."""
     return urllib.request.build_opener(CheckedRedirects())

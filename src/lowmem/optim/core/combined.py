@@ -37,6 +37,7 @@ class CombinedOptimizer(Optimizer):
 
     @property
     def grad_norm(self) -> float | None:
+        """Gradient norm of the last backward, of the parameters updated inside it; None where none was taken."""
         return self.fused.grad_norm
 
     def backward(self, loss) -> Tensor:
@@ -59,9 +60,11 @@ class CombinedOptimizer(Optimizer):
         self.beside.zero_grad(set_to_none)
 
     def save(self) -> dict:
+        """The state of both optimizers."""
         return {"fused": self.fused.state_dict(), "beside": self.beside.state_dict()}
 
     def load(self, state_dict: dict) -> None:
+        """Take over what save() returned."""
         self.fused.load_state_dict(state_dict["fused"])
         self.beside.load_state_dict(state_dict["beside"])
         self.share()

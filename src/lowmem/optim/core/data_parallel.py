@@ -21,6 +21,7 @@ NO_DDP = (
 
 
 def is_distributed() -> bool:
+    """Whether a process group is there."""
     return dist.is_available() and dist.is_initialized()
 
 

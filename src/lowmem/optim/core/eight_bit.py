@@ -28,6 +28,7 @@ CODE = f"root, blocks of {BLOCK}"
 
 
 def scale_count(numel: int) -> int:
+    """Scales of so many elements: one for every BLOCK of them."""
     return -(-numel // BLOCK)
 
 

@@ -12,6 +12,7 @@ LARGEST = 1e30  # of a mean of squares: one gradient of 1e20 must not make a mom
 
 
 def is_factored(shape: tuple[int, ...]) -> bool:
+    """Whether a parameter's second moment is kept as rows and columns: from two axes on."""
     return len(shape) >= 2
 
 

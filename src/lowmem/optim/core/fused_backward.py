@@ -263,6 +263,7 @@ class FusedBackward(Optimizer):
         return {**self.inner.state_dict(), "fused": fused}
 
     def load(self, state_dict: dict) -> None:
+        """Take over what save() returned."""
         fused = state_dict.get("fused", {})
         self.inner.load_state_dict({key: value for key, value in state_dict.items() if key != "fused"})
         self.params.read(self.param_groups, self.inner.model())
@@ -270,6 +271,7 @@ class FusedBackward(Optimizer):
         self.loss_scale.clean_steps = fused.get("clean_steps", self.loss_scale.clean_steps)
 
     def state_bytes(self) -> int:
+        """Bytes of the state of this process, see RuleOptimizer.state_bytes."""
         return self.inner.state_bytes()
 
     def __getstate__(self) -> dict:

@@ -29,6 +29,7 @@ class Hook:
 
     @property
     def owner(self):
+        """The optimizer that armed it; None once that is gone."""
         return self._owner()
 
     def __call__(self, p: Tensor) -> None:

@@ -368,10 +368,12 @@ class RuleOptimizer(Scaled, Optimizer):
 
     @staticmethod
     def init(p: Tensor, group: dict, blocks: ParamBlocks, dtype: torch.dtype) -> dict[str, Tensor]:
+        """State of one parameter before its first step, {key: tensor} on what this process holds; none by default."""
         return {}
 
     @staticmethod
     def replicated(blocks: ParamBlocks) -> tuple[str, ...]:
+        """Keys of the state that every process holds whole, because it belongs to blocks and not to elements."""
         return ()
 
     @staticmethod
@@ -380,10 +382,12 @@ class RuleOptimizer(Scaled, Optimizer):
 
     @staticmethod
     def reduction(group: dict) -> str:
+        """How sums over parts of a block are joined over processes: "sum" or "max"."""
         return "sum"
 
     @staticmethod
     def scalars(group: dict, step: float) -> dict:
+        """Numbers of a step that all tensors of a group share, in double: w.hyper of a stage."""
         return {"lr": group["lr"], "weight_decay": group["weight_decay"]}
 
     # -- saving --------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Box:
 
     @property
     def numel(self) -> int:
+        """Elements of the box."""
         return math.prod(self.lengths)
 
 

@@ -20,6 +20,7 @@ LOW = "weight_low"  # state: bits of a bf16 weight that follow the 16 of the wei
 
 
 def is_scale(key: str) -> bool:
+    """Whether a key of the state holds the scales of another one."""
     return key.endswith(SCALE)
 
 

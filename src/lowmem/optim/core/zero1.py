@@ -167,6 +167,7 @@ class Zero1(Optimizer):
                         v.copy_(new)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch, for the gradients of the whole parameters."""
         for p in self._whole:
             if set_to_none or p.grad is None:
                 p.grad = None

@@ -28,15 +28,18 @@ def gap(groups: Groups, measure, unit: str) -> Value:
 
 
 def perplexity(run: Run) -> float | None:
+    """Held-out perplexity of the answers at the end; None for a run that did not finish."""
     loss = run.final("val_loss")
     return None if loss is None else math.exp(loss)
 
 
 def loss(run: Run) -> float | None:
+    """Held-out loss at the end, nat per answer token; None for a run that did not finish."""
     return run.final("val_loss")
 
 
 def reward(run: Run) -> float | None:
+    """Mean reward at the end; None for a run that did not finish."""
     return run.final("reward")
 
 

@@ -24,6 +24,7 @@ def inside(share: float, low: float, high: float) -> str:
 
 
 def dig(entry: dict, key: str):
+    """The entry at a path like "a.b.c" of dictionaries in each other; None where it ends before."""
     for part in key.split("."):
         entry = entry.get(part) if isinstance(entry, dict) else None
     return entry
@@ -54,6 +55,7 @@ def smallest(estimates: list[Estimate | None], reason: str | None, unit: str | N
 
 
 def largest(estimates: list[Estimate | None], reason: str | None, unit: str | None = None) -> Value:
+    """The worst of several estimates, with its parts, as an entry."""
     return gone(estimates, reason, unit) or losses.largest(value(e, None, unit) for e in estimates)
 
 
@@ -75,4 +77,5 @@ def at(stage: str) -> str:
 
 
 def plural(kind: str) -> str:
+    """The plural of a kind of block."""
     return {"head": "heads", "token": "tokens", "neuron": "neurons"}.get(kind, kind)

@@ -168,10 +168,12 @@ def pooled(entries: list[Value]) -> dict[str, Value]:
 
 
 def largest(entries: Iterable[Value]) -> Value:
+    """The worst of several entries, see extreme."""
     return extreme(entries, worst)
 
 
 def smallest(entries: Iterable[Value]) -> Value:
+    """The least of several entries, see extreme."""
     return extreme(entries, least)
 
 

@@ -62,9 +62,11 @@ class Pair:
 
     @property
     def complete(self) -> bool:
+        """Whether all runs are done and share an evaluation."""
         return not self.gone and bool(self.tokens)
 
     def mean(self, optimizer: str, tokens: int) -> Estimate:
+        """Mean validation loss over seeds after so many tokens, nat."""
         return estimate([self.curves[optimizer][seed][tokens] for seed in self.seeds])
 
     def gaps(self, tokens: int) -> dict[int, float]:

@@ -33,6 +33,7 @@ class Tuned:
 
     @property
     def gone(self) -> Value | None:
+        """Why there is no best rate; None where there is one."""
         if self.chosen in self.scores:
             return None
         runs = [run for group in self.rates.values() for run in group]
@@ -43,6 +44,7 @@ class Tuned:
 
     @property
     def lr(self) -> float | None:
+        """The best rate; None where there is none."""
         if self.gone:
             return None
         return self.chosen if self.chosen in self.scores else min(self.scores, key=self.scores.get)

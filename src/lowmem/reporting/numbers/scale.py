@@ -64,6 +64,7 @@ def fine_tuned(runs: Iterable[Run]) -> str:
 
 
 def between(numbers: list[int]) -> str:
+    """'43k to 146k', or one number where all are equal."""
     low, high = short(min(numbers)), short(max(numbers))
     return low if low == high else f"{low} to {high}"
 

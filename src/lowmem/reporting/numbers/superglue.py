@@ -195,6 +195,7 @@ def average(found: dict[tuple[str, str], Points], name: str) -> Value:
 
 
 def flat(groups: list[list[Run]]) -> list[Run]:
+    """All runs of several groups."""
     return [run for group in groups for run in group]
 
 

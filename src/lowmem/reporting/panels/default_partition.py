@@ -40,6 +40,7 @@ def setback(run: Run) -> float:
 
 
 def smooth(run: Run) -> list[float]:
+    """Moving mean of the training loss, over WINDOW of the steps."""
     losses = train_losses(run)
     width = max(1, round(WINDOW * len(losses)))
     return [sum(losses[at : at + width]) / width for at in range(len(losses) - width + 1)]
