@@ -26,7 +26,13 @@ def update(w, totals):
 
 
 class SignDescent(RuleOptimizer):
-    """State: none."""
+    """Sign descent. State: none.
+
+    lr: size of every step. weight_decay: weights lose lr * weight_decay of themselves at each step.
+
+    Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
+    params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.
+    """
 
     stages = (Stage(update),)
 
