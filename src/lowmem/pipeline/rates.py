@@ -6,8 +6,9 @@ final validation loss over the tuning seeds; a rate at which any run diverged is
 edge of its grid is no choice, since a better one may lie outside: the grid has to grow for all methods.
 
 What was chosen stands in data/records/<tier>/rates.json with every loss it was chosen from. An experiment's file says
-`lr: {chosen: <experiment>/<group>}` and gets the number; {size} or another axis in the group is the run's own value there, `times` multiplies it, and `until` is a rate for plans made before the choice. Standard library only:
-Snakemake parses this at every call.
+`lr: {chosen: <experiment>/<group>}` and gets the number; {size} or another axis in the group is the run's own value there,
+`times` multiplies it, and `until` is a rate for plans made before the choice. Standard library only: Snakemake parses this at
+every call.
 """
 
 import functools
