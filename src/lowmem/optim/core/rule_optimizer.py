@@ -242,7 +242,8 @@ class RuleOptimizer(Scaled, Optimizer):
                 loss = closure()
         work = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if torch.compiler.is_compiling() or self.check(work):
-            self.update_scaled(work)
+            scaled = self._settle is not None or getattr(self, "found_inf", None) is not None  # by a GradScaler
+            (self.update_scaled if scaled else self.update)(work)
             self.finish()
         return loss
 
