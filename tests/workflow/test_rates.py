@@ -143,7 +143,7 @@ def with_pattern(project, until=""):
     edit(
         project / FILE,
         "    adam_mini: {optimizer: {name: adam_mini}}",
-        f'    adam_mini: {{optimizer: {{name: adam_mini, lr: {{chosen: "tune/{{0}}-adamw"{until}}}}}}}',
+        f'    adam_mini: {{optimizer: {{name: adam_mini, lr: {{chosen: "tune/{{size}}-adamw"{until}}}}}}}',
     )
 
 
@@ -154,7 +154,7 @@ def rates_of_adam_mini(project):
     return {variant: lr for variant, lr in found.items() if variant.endswith("adam_mini")}
 
 
-def test_a_group_can_be_named_by_the_parts_of_a_variant(project):
+def test_a_group_can_be_named_by_the_axes_of_a_run(project):
     with_pattern(project)
     groups = {f"{size}-adamw": {"lr": lr, "reason": None} for size, lr in SIZES.items()}
     write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
