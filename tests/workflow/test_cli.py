@@ -40,7 +40,7 @@ def test_version_is_that_of_the_package(capsys):
         (("claim", "no_such_claim"), "unknown claim 'no_such_claim'"),
         (("plan", "--tier", "labtop"), "unknown tier 'labtop' (did you mean 'laptop'?)"),
         (("records", "diff", "one"), "two folders"),
-        (("blocks", "lora"), "lora is no model of its own"),
+        (("blocks", "lora"), "lora is not a model by itself"),
         (("blocks", "gpt22"), "unknown model 'gpt22' (did you mean 'gpt2'?)"),
     ],
 )

@@ -57,7 +57,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "The model does not know allocator retries: near full memory real runs slow down, as two cells show. One operation "
             "on DTensors takes the 90 microseconds that PyTorch's own test expected when 2.8 was new, which the rerun used. "
             "The column 'with delay' adds to every step the seconds that the first cell lacks.",
-            "The task speaks of eight cells of the rerun; seven have a number. The eighth, AdamW at batch 4, is shown.",
+            "Of the rerun's eight cells seven have a published number; the eighth, AdamW at batch 4, is shown.",
             "The printed pair was measured with version 1.0 of Adam-mini and was not measured again for 1.1.",
         ],
     )

@@ -111,7 +111,7 @@ def once(pairs: list[tuple]) -> dict:
 
 def no_number(text: str):
     """For json: refuse NaN and Infinity, which are no JSON."""
-    raise ValueError(f"{text} is not a number that can be meant")
+    raise ValueError(f"{text} is not a valid number")
 
 
 @functools.cache

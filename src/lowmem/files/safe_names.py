@@ -41,7 +41,7 @@ def at_home(name) -> Path:
         or max(map(len, str(name).encode("utf-8", "surrogatepass").split(b"/"))) > 255
         or len(str(name)) > 4000
     ):
-        raise Misuse(f"{str(name)[:80]!r}... is no folder's name; write a shorter one without odd signs")
+        raise Misuse(f"{str(name)[:80]!r}... is not a folder name; write a shorter one without unusual characters")
     try:
         return Path(name).expanduser()
     except RuntimeError as error:

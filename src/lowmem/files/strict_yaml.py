@@ -53,7 +53,7 @@ def checked(node, sizes: dict[int, int], depth: int = 0) -> int:
                 raise Odd(f"the key {key.value[:80]!r} stands twice", key.start_mark.line + 1)
             seen.add(name)
         if not inside and node.tag.endswith(":float") and not math.isfinite(float_of(node.value)):
-            raise Odd(f"{node.value[:20]} is not a number that can be meant", line)
+            raise Odd(f"{node.value[:20]} is not a valid number", line)
         if not inside and node.tag.endswith(":int") and len(str(node.value)) > 40:
             raise Odd("a whole number of more than 40 digits", line)
         children = [child for pair in inside for child in (pair if isinstance(pair, tuple) else (pair,))]

@@ -155,7 +155,7 @@ def read_arrays(path: Path, record: dict) -> dict:
                 raise kept_files.Damaged(path / ARRAYS, f"holds more than {LARGEST >> 30} GB of arrays; do not use it")
             arrays = dict(loaded)
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("a member is no array")
+            raise ValueError("a member is not an array")
         return arrays
     except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise kept_files.Damaged(path / ARRAYS, f"holds no arrays ({type(error).__name__}); run it again") from error

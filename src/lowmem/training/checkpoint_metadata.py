@@ -56,7 +56,7 @@ class Reader(dcp.FileSystemReader):
         except Exception as error:  # a damaged pickle raises nearly anything
             raise Damaged(path, f"is not read: {' '.join(str(error).split())[:200]}") from error
         if not known:
-            raise Damaged(path, "is not read: it names files that are no part of the checkpoint")
+            raise Damaged(path, "is not read: it names files that are not part of the checkpoint")
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return found
 

@@ -46,7 +46,7 @@ class Gguf:
         if version not in (2, 3):
             raise ValueError(f"version {version}, known are 2 and 3")
         if fields * LEAST_FIELD + tensors * LEAST_TENSOR > len(self.data):
-            raise ValueError(f"it speaks of {fields} fields and {tensors} tensors, more than it has room for")
+            raise ValueError(f"it announces {fields} fields and {tensors} tensors, more than it has room for")
         self.fields = {}
         for _ in range(fields):
             key = self._string()

@@ -30,7 +30,7 @@ def tensors(folder: Path) -> dict[str, Path]:
         found = {name: folder / file for name, file in named.items()}
         absent = sorted({path.name for path in found.values() if not path.is_file()})
         if absent:
-            raise Failed(f"{folder}: {absent[0]} is missing, of which {INDEX} speaks; get it again")
+            raise Failed(f"{folder}: {INDEX} names {absent[0]}, which is missing; get it again")
         return found
     files = sorted(folder.glob("*.safetensors"))
     if not files:

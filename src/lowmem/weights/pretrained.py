@@ -169,7 +169,7 @@ def opened(path: Path, changed: int) -> tuple[dict, dict[str, Tensor], dict]:
             "tied": "output.weight" not in file.names,
         }
     except (KeyError, TypeError) as error:
-        raise Failed(f"{path} does not say {error}; it is damaged or no Llama") from error
+        raise Failed(f"{path} does not say {error}; it is damaged or not a Llama") from error
     config = shape.checked(stated, path)
     config["norm_eps"] = round(config["norm_eps"], 12)  # stored in fp32
     weights = {

@@ -14,7 +14,7 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
         raise Misuse(f"{folder} is not a folder; give --folder DIR")
     here, there = folder.resolve(), into.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
-        raise Misuse(f"{folder} is, holds or lies in {into}, which is written anew; give a folder elsewhere")
+        raise Misuse(f"{folder} is, holds or lies in {into}, which is about to be replaced; give a folder elsewhere")
     names, done = [], 0
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

@@ -25,7 +25,7 @@ TORCHS = {  # what scripts pass to torch's optimizers
     **dict.fromkeys(("fused", "foreach"), ALONE),
     "capturable": UNCAPTURED,
     "differentiable": "steps are not differentiated; leave it out",
-    "amsgrad": "it is no part of these methods; leave it out",
+    "amsgrad": "these methods have no such setting; leave it out",
     "maximize": "call (-loss).backward()",
 }
 NOT_SETTINGS = {"self", "defaults", "partition_settings", "inner", "params"}

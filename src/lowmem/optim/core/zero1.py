@@ -85,7 +85,7 @@ class Zero1(Optimizer):
         if thawed is not None:
             raise RuntimeError(
                 f"{self.members.names.get(thawed, 'a parameter')}: was frozen when Zero1 shared the parameters out; build the "
-                "optimizer anew after thawing"
+                "optimizer again after thawing"
             )
         check_members(self)
         for p, (part, shard) in self._parts.items():
@@ -129,7 +129,7 @@ class Zero1(Optimizer):
         """Settings that schedulers and users change in these groups go to the inner optimizer's."""
         now = [p for group in self.param_groups for p in group["params"]]
         if len(self.param_groups) != len(self.inner.param_groups) or list(map(id, now)) != list(map(id, self._whole)):
-            raise RuntimeError("the groups hold other parameters than Zero1 has shared out; build the optimizer anew")
+            raise RuntimeError("the groups hold other parameters than Zero1 has shared out; build the optimizer again")
         for group, inside in zip(self.param_groups, self.inner.param_groups):
             inside.update({key: value for key, value in group.items() if key != "params"})
 

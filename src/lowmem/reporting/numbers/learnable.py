@@ -75,7 +75,7 @@ def premise(runs: Runs, task: str, tier: str) -> Value:
     """The margin, for the gate of a claim about a task: of tiers that train the pilot's model on as little as the pilot."""
     if tier in (*LIVE, "overnight"):
         return margin(pilot_runs(runs), task)
-    return missing("not run: the pilot speaks of shorter runs than this tier's")
+    return missing("not run: the pilot covers shorter runs than this tier's")
 
 
 def trained(long: Iterable[Run]) -> list[str]:
