@@ -4,7 +4,7 @@
 
 A Llama of 42 thousand parameters learns the bytes of this repository's documents with Adam-mini in fp32. Beside it every
 candidate keeps the same moving average of the same gradients (beta1 0.95), but stores it in 8 bits after each step, so that its
-errors add up as they would in training. Shown: |m' - m| / |m| over all parameters and for the embedding alone, the
+errors add up as they would in training. ExhibitResult: |m' - m| / |m| over all parameters and for the embedding alone, the
 average over the second half of the run; bias: how much of the error stays in its mean over these steps, about 0.56 where
 rounding has none, since an error lives on for 1 / (1 - beta1) steps; size: |m'| / |m| of the embedding; bytes per element.
 

@@ -29,8 +29,8 @@ def cross_entropies(train: np.ndarray, test: np.ndarray, symbols: int) -> list[f
         known, counts = np.unique(whole, return_counts=True)
         heads, totals = np.unique(whole // 256, return_counts=True)
         kinds = np.bincount(np.searchsorted(heads, known // 256), minlength=len(heads))  # distinct symbols after each
-        seen, at = look_up(heads, asked // 256)
-        there, place = look_up(known, asked)
+        seen, at = load_run(heads, asked // 256)
+        there, place = load_run(known, asked)
         total, kind = np.where(seen, totals[at], 0), np.where(seen, kinds[at], 0)
         count = np.where(there, counts[place], 0)
         below = np.where(total + kind > 0, (count + kind * below) / np.maximum(total + kind, 1), below)
@@ -47,7 +47,7 @@ def codes(text: np.ndarray, length: int) -> np.ndarray:
     return found
 
 
-def look_up(table: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def load_run(table: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(whether it is there, where) of each code in a sorted table."""
     at = np.minimum(np.searchsorted(table, wanted), len(table) - 1)
     return table[at] == wanted, at

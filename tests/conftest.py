@@ -36,7 +36,7 @@ def everything(tmp_path_factory):
     import synthetic
 
     from lowmem.files import read_json
-    from lowmem.reporting.exhibit import Shown
+    from lowmem.reporting.exhibit import ExhibitResult
 
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -45,7 +45,7 @@ def everything(tmp_path_factory):
         kept = place / "everything.json"
         if not kept.exists():
             synthetic.draw(place / "everything", kept)
-        return place / "everything", {id: Shown(**row) for id, row in read_json(kept).items()}
+        return place / "everything", {id: ExhibitResult(**row) for id, row in read_json(kept).items()}
 
 
 @pytest.fixture

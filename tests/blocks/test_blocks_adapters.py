@@ -31,7 +31,7 @@ TENSORS = {
 }  # fmt: skip
 
 
-class Tuned(nn.Module):
+class RateGrid(nn.Module):
     """A frozen layer with one bare tensor on it."""
 
     def __init__(self, attribute, shape):
@@ -50,7 +50,7 @@ def attention(make):
 @pytest.mark.parametrize("attribute", TENSORS)
 def test_bare_tensors_of_adapters_are_cut_by_what_they_make(attribute):
     shape, (query, value), axis = TENSORS[attribute]
-    found = partition(attention(lambda: Tuned(attribute, shape)))
+    found = partition(attention(lambda: RateGrid(attribute, shape)))
     blocks = {name: found[f"{name}.{attribute}.default"] for name in ("attn.q_proj", "attn.v_proj", "attn.out", "mlp")}
     assert [b.count for b in blocks.values()] == [query, value, value, value]
     assert query == 1 or {b.axis for b in blocks.values()} == {axis}
@@ -58,7 +58,7 @@ def test_bare_tensors_of_adapters_are_cut_by_what_they_make(attribute):
 
 def test_rows_of_the_second_matrix_that_feed_a_head_are_one_block():
     """Read off by gradient: the rows of an adapter on queries that reach one head."""
-    layer, heads = Tuned("hada_w1_a", (WIDTH, RANK)), nn.ModuleDict({"attn": Attention(width=WIDTH, heads=HEADS)})
+    layer, heads = RateGrid("hada_w1_a", (WIDTH, RANK)), nn.ModuleDict({"attn": Attention(width=WIDTH, heads=HEADS)})
     heads["attn"].q_proj = layer
     p = layer.hada_w1_a["default"]
     made = (p @ torch.randn(RANK, WIDTH)) * torch.randn(WIDTH, WIDTH)  # a Hadamard product keeps rows apart
@@ -100,4 +100,4 @@ def test_trained_tokens_and_prompts_have_a_block_each():
 
 def test_a_tensor_that_no_adapter_is_known_to_have_is_asked_about():
     with pytest.raises(Misfit, match=r"strange_core\.default: a bare parameter"):
-        partition(attention(lambda: Tuned("strange_core", (4, 5))))
+        partition(attention(lambda: RateGrid("strange_core", (4, 5))))

@@ -15,7 +15,7 @@ from lowmem.finetuning import judge
 from lowmem.pipeline import experiments
 from lowmem.reporting import claims, exhibit
 from lowmem.reporting.numbers import alignment
-from lowmem.reporting.runs import Run, look_up
+from lowmem.reporting.runs import Run, load_run
 
 IDS = ("adam_mini_table3", "adam_mini_fig20")
 CLAIMS = {claim["id"]: claim for claim in claims.load(ROOT) if claim["exhibit"] in IDS}
@@ -97,7 +97,7 @@ def test_a_diverged_run_of_adam_mini_contradicts_and_of_adamw_decides_nothing(ro
         record(root, run, {"val_loss": 2.0}, [])
     lost = next(run for run in planned if run["variant"] == f"full-{optimizer}")
     record(root, lost, {"step": 9}, [], status="diverged", reason="loss is not finite at step 9")
-    found = [look_up(root, run) for run in planned]
+    found = [load_run(root, run) for run in planned]
     value = alignment.gap(alignment.of(found, "sft", "full"), alignment.loss, "nat")
     assert claims.verdict(CLAIMS["adam_mini_sft_full_on_par"], value, "laptop")[0] == verdict
 

@@ -10,7 +10,7 @@ from synthetic import checkout, record
 from lowmem.pipeline import experiments
 from lowmem.reporting import claims, exhibit
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.runs import load
+from lowmem.reporting.runs import load, where
 
 IDS = ["lomo_table3", "lomo_table4", "lomo_fig3", "lomo_fig4", "lomo_fig5", "lomo_eq", "lomo_clipping", "adalomo_fig1"]
 IDS += ["extra_rounding", "extra_peak_memory"]
@@ -103,8 +103,9 @@ def test_a_run_alone_gets_the_interval_of_its_questions(root):
     runs = [run for run in load(root, ["superglue"], "laptop", {}) if run.variant == "boolq-zero"]
     entry = ft.among_questions(ft.last(runs), [runs])
     assert entry["low"] == pytest.approx(38.1, abs=1.5) and entry["high"] == pytest.approx(61.9, abs=1.5)  # of 64
-    several = [run for run in load(root, ["superglue"], "laptop", {}) if run.variant.startswith("boolq-lomo")]
-    assert ft.among_questions(ft.last(several), [several])["method"] == "t"
+    made.write_accuracies(root, "superglue", "workstation", level=lambda run: 50.0)
+    several = where(load(root, ["superglue"], "workstation", {}), task="boolq", method="lomo", point="3e.2")
+    assert len(several) == 3 and ft.among_questions(ft.last(several), [several])["method"] == "t"
 
 
 def test_gains_are_means_over_tasks_of_the_last_epoch_and_best_takes_any_epoch(root):

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.rate_grids import Tuned, choice
+from lowmem.reporting.numbers.rate_grids import RateGrid, choice
 
 
 def run(steps, batch, status="done", weights=None, **model):
@@ -34,12 +34,12 @@ def test_a_caption_counts_the_seeds_of_each_variant_that_ended_and_planned_ones_
 
 
 def test_rates_are_said_to_be_chosen_beforehand_only_where_every_method_has_a_chosen_one():
-    grid = Tuned("a", {1e-3: [], 3e-3: [], 1e-2: []})
-    told = Tuned("b", {1e-3: [], 3e-3: []}, chosen=1e-3)
+    grid = RateGrid("a", {1e-3: [], 3e-3: [], 1e-2: []})
+    told = RateGrid("b", {1e-3: [], 3e-3: []}, chosen=1e-3)
     assert choice([grid]) == "Every method at the best of 3 rates run here"
     assert choice([grid, told]) == "Every method at the best of 2 to 3 rates run here"
     assert choice([told]) == "Every method at a rate of its own, chosen beforehand on other seeds"
-    assert choice([Tuned("c", {6e-4: []}), Tuned("d", {6e-4: []})]) == "Every method at the rate 0.0006"
+    assert choice([RateGrid("c", {6e-4: []}), RateGrid("d", {6e-4: []})]) == "Every method at the rate 0.0006"
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_captions_of_what_was_trained_open_with_its_size(everything):
 
 def test_a_rate_that_is_planned_alone_was_not_tried():
     done, broken, absent = (types.SimpleNamespace(id="i", status=status) for status in ("done", "diverged", "missing"))
-    assert Tuned("a", {1e-3: [done, absent], 3e-3: [broken], 1e-2: [absent]}).tried == "0.001, 0.003"
+    assert RateGrid("a", {1e-3: [done, absent], 3e-3: [broken], 1e-2: [absent]}).rates_tried == "0.001, 0.003"

@@ -1,5 +1,5 @@
 """What the host does beside a GPU: uploads once a step, counts steps by itself, waits once for offloaded state, and
-refuses to be recorded into a CUDA graph. Shown without a GPU."""
+refuses to be recorded into a CUDA graph. ExhibitResult without a GPU."""
 
 import pytest
 import torch

@@ -76,7 +76,7 @@ def test_a_damaged_summary_is_asked_for_again(job, text):
 
 
 def drawn(out):
-    shown = exhibit.Shown("A table.", ["name", "value"], [["a", 1]], {"a": {"value": 1}})
+    shown = exhibit.ExhibitResult("A table.", ["name", "value"], [["a", 1]], {"a": {"value": 1}})
     header = {"id": "toy", "paper": "extra", "label": "Extra", "title": "Toy", "kind": "table"}
     exhibit.write(out, header, shown, Runs([]), "smoke")
     return header

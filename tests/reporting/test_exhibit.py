@@ -14,7 +14,7 @@ from lowmem.exhibits import adam_mini_fig10, lomo_fig1
 from lowmem.files import read_json, write_text
 from lowmem.pipeline import experiments, planning
 from lowmem.reporting import display, exhibit, plots, tables
-from lowmem.reporting.runs import Outcome, Run, by_axis, load, look_up, unfinished, where
+from lowmem.reporting.runs import Outcome, Run, by_axis, load, load_run, unfinished, where
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_diverged_and_out_of_memory_are_shown_with_their_step(root):
 def test_failed_runs_are_not_run_with_their_reason(root):
     run = experiments.runs(root, "lomo_state_memory", "laptop")[0]
     record(root, run, {}, status="failed", reason="no such file")
-    assert look_up(root, run).reason == "not run: failed (no such file)"
+    assert load_run(root, run).reason == "not run: failed (no such file)"
 
 
 def test_reasons_that_differ_in_numbers_alone_are_one_with_their_range():

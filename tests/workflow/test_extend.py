@@ -103,7 +103,7 @@ seeds: [0, 1, 2]
 
 from lowmem.reporting.values import text
 from lowmem.reporting.numbers.losses import mean
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.runs import by_axis
 
 EXHIBIT = {
@@ -116,7 +116,7 @@ def render(runs, published, tier):
     found = {name: mean(group) for name, group in by_axis(runs, "optimizer").items()}
     rows = [[name, text(value, digits=4)] for name, value in found.items()]
     values = {f"{name}.loss": value for name, value in found.items()}
-    return Shown("Mean squared error after 400 steps.", ["optimizer", "error"], rows, values)
+    return ExhibitResult("Mean squared error after 400 steps.", ["optimizer", "error"], rows, values)
 ''',
 }
 TWIN = '''"""Sign descent, coordinate by coordinate."""

@@ -1,7 +1,7 @@
 """Figure 1 of AdaLomo: SGD, SGD with momentum, SGD scaled by the second moment, and Adam. Which moment matters?"""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean
 from lowmem.reporting.numbers.rate_grids import lead, tuned
@@ -24,10 +24,10 @@ EXHIBIT = {
 METHODS = ("sgd", "momentum", "variance", "adam")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: variance_over_momentum (nats by which the second moment alone is ahead), each method's lead over SGD."""
     methods = tuned(runs)
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Right: final "
         "loss by learning rate, best rates marked.",
@@ -45,7 +45,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         if ahead:
             shown.values[f"{name}_over_sgd"] = ahead
         cells = [text(one.gone or mean(one.best)), text(ahead, True) if ahead else ""]
-        shown.rows.append([display.name(name), one.rate, one.tried, *cells])
+        shown.rows.append([display.name(name), one.rate, one.rates_tried, *cells])
     shown.values["variance_over_momentum"] = lead(methods["momentum"], methods["variance"])
     shown.figure = draw(methods)
     return shown

@@ -2,9 +2,9 @@
 
 from lowmem.memory.hardware import OUTSIDE
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import value_or_reason
 
@@ -26,9 +26,9 @@ COLUMNS = ["model", "optimizer", "GPUs", "batch per GPU", "total GiB", "recalled
 COLUMNS += ["recalled tokens/s"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Four rows per model size; the recalled numbers decide nothing."""
-    table = Shown(
+    table = ExhibitResult(
         caption=f"LLaMA on A800-80GB, memory over all GPUs. {SIMULATED}",
         columns=COLUMNS,
         rows=[],
@@ -43,8 +43,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             run = runs.one(cell=f"al.{size}.{optimizer}")
             place = {"model": size.upper(), "optimizer": display.name(optimizer), "gpus": gpus, "micro_batch": batch}
             memory, theirs_speed = printed(published, "memory_gb_total", **place), printed(published, "tgs", **place)
-            table.published += mark(f"{size.upper()}, {display.name(optimizer)}: GB in all", memory)
-            table.published += mark(f"{size.upper()}, {display.name(optimizer)}: tokens/s per GPU", theirs_speed)
+            table.published += published_entry(f"{size.upper()}, {display.name(optimizer)}: GB in all", memory)
+            table.published += published_entry(
+                f"{size.upper()}, {display.name(optimizer)}: tokens/s per GPU", theirs_speed
+            )
             theirs = ["" if value is None else f"{value['value']:g}" for value in (memory, theirs_speed)]
             cells = [size.upper(), display.name(optimizer), gpus, batch]
             speed, reason = rate(run)

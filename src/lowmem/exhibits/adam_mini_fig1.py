@@ -1,12 +1,12 @@
 """Figure 1 of Adam-mini: Llama2-7B at a glance. Loss by tokens and by time."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import log_loss, losses, mean
 from lowmem.reporting.numbers.pairs import Pair, pairs
 from lowmem.reporting.panels.losses import limits, loss_curves
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import text
 
@@ -22,11 +22,11 @@ EXHIBIT = {
 }
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values, Adam-mini minus AdamW at equal tokens: loss.gap (nat), loss.gap.percent (of AdamW's loss)."""
     size = next(size for size in pairs(runs) if size.name.startswith("7b"))
     found = [run for group in size.runs.values() for run in group]
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(found)
         + "Validation loss by tokens and by time in training steps, mean over seeds, thin lines the seeds. Both "
         "optimizers use equal batches here; the paper's hours come from a four times larger batch per GPU for Adam-mini.",
@@ -39,7 +39,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     if tier != "paper":
         shown.deviations.append(f"The model is {size.name.replace('_as_', ', here ')} parameters.")
     for name in ("AdamW", "Adam-mini"):
-        shown.published += mark(f"{name}, last point by eye", printed(published, "end_points_by_eye", optimizer=name))
+        shown.published += published_entry(
+            f"{name}, last point by eye", printed(published, "end_points_by_eye", optimizer=name)
+        )
     gap = shown.values["loss.gap"] = size.gap()
     shown.values["loss.gap.percent"] = size.final(log_loss, "%")
     for optimizer, group in size.runs.items():

@@ -8,7 +8,7 @@ import itertools
 import math
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import largest, log_loss, smallest
 from lowmem.reporting.numbers.pairs import MARGIN, Pair, own_rate, pairs
@@ -23,7 +23,7 @@ from lowmem.reporting.panels.losses import (
     tokens_label,
     zero_and_margin,
 )
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import Value, as_estimate, estimated, missing, text
 
@@ -52,10 +52,10 @@ COLUMNS = [
 ]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows by size. Values: gap.<size>, over sizes gap.worst and gap.worst.percent (of AdamW's loss), gap.shrink (early minus
     late training gap), early.least; own_rate.gap.worst.percent where each optimizer has its own best rate."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Left: validation loss, mean over seeds. Middle: the gap at equal seed, thin lines the seeds; the axis is linear "
         "up to 0.02 and logarithmic beyond. Right: in per cent of AdamW's loss, so that bytes and the paper's tokens share an "
@@ -99,7 +99,7 @@ def shrink(size: Pair) -> Value:
     return change if change["value"] is not None else missing(change["reason"])
 
 
-def add_row(shown: Shown, size: Pair) -> None:
+def add_row(shown: ExhibitResult, size: Pair) -> None:
     """One row of losses and gaps; a size with a run missing or diverged says which instead of averaging the rest."""
     gap, count = size.gap(), f"{size.parameters:,}" if size.parameters else ""
     shown.values[f"gap.{size.name}"] = gap
@@ -133,11 +133,11 @@ def published_gaps(published: dict) -> dict[str, float]:
     return gaps
 
 
-def publish(shown: Shown, published: dict) -> None:
+def publish(shown: ExhibitResult, published: dict) -> None:
     for size in PUBLISHED_SIZES:
         for optimizer in ("AdamW", "Adam-mini"):
             value = printed(published, "mean_train_loss_19_20B", size=size, optimizer=optimizer)
-            shown.published += mark(f"{size}, {optimizer}, training loss at 19 to 20 B tokens", value)
+            shown.published += published_entry(f"{size}, {optimizer}, training loss at 19 to 20 B tokens", value)
 
 
 def draw(sizes: list[Pair], printed_gaps: dict[str, float]):

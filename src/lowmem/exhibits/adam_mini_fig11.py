@@ -5,12 +5,12 @@ Read off the paper's vector figure, Adam-mini starts behind AdamW and ends ahead
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import window
 from lowmem.reporting.numbers.pairs import MARGIN, Pair, own_rate, pairs
 from lowmem.reporting.panels.losses import gap_curve, limit_to_values, loss_curves, zero_and_margin
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import text
 
@@ -34,12 +34,12 @@ PUBLISHED |= {"100-130k": 115, "130-160k": 145, "160-180k": 170, "180-200k": 190
 PUBLISHED_STEPS = 200
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows by part of the run. Values, of training losses: gap.early, gap.late, gap.change (late minus early), gap.slope (by
     e-fold of steps from a tenth of the run on); own_rate.gap.late where each optimizer has its own best rate."""
     size = pairs(runs)[-1]
     found = [run for group in size.runs.values() for run in group]
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(found)
         + "The longest of the Llama runs: validation loss, and the gap Adam-mini minus AdamW at "
         "equal seed over the share of the run that is done; mean over seeds, thin lines the seeds, shaded the 95 % interval. "
@@ -73,12 +73,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def publish(shown: Shown, published: dict) -> list[tuple[float, float]]:
+def publish(shown: ExhibitResult, published: dict) -> list[tuple[float, float]]:
     """[(share of the run, gap)] of the paper."""
     found = []
     for steps, middle in PUBLISHED.items():
         cell = printed(published, f"{WHAT}{steps}")
-        shown.published += mark(f"gap at {steps} of 200k steps", cell)
+        shown.published += published_entry(f"gap at {steps} of 200k steps", cell)
         if cell:
             found.append((middle / PUBLISHED_STEPS, cell["value"]))
     return found

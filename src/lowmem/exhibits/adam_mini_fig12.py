@@ -6,12 +6,12 @@ The paper shows training loss only. At equal seed both optimizers see the same b
 import math
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, largest, mean, smallest, train_losses, window
 from lowmem.reporting.numbers.pairs import ONE_RATE, Pair, pairs
 from lowmem.reporting.panels.losses import loss_curves, side_by_side
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import missing, text
 
@@ -33,11 +33,11 @@ STAGES = {  # name: (measure, what the published value is called)
 }
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows by size and stage. Values: gap.<size>, gap.worst (end), early.least; own_rate.gap.worst."""
     sizes = [size for size in pairs(runs) if size.name.startswith(("8b", "13b"))]
     found = [run for size in sizes for group in size.runs.values() for run in group]
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(found)
         + "Training loss, moving mean over 5 % of the steps, mean over seeds; right: Adam-mini minus AdamW in per "
         "cent of the loss, at equal seed and batches with 95 % intervals, and the published gaps (open diamonds, per token).",
@@ -60,14 +60,16 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def add_row(shown: Shown, published: dict, size: Pair, stage: str) -> tuple[dict, float | None, dict, float | None]:
+def add_row(
+    shown: ExhibitResult, published: dict, size: Pair, stage: str
+) -> tuple[dict, float | None, dict, float | None]:
     """One row; (our gap, the published gap, both in per cent of the loss)."""
     measure, what, words = STAGES[stage]
     gap = difference(size.runs["adam_mini"], size.runs["adamw"], measure)
     paper = size.name.split("_")[0].upper()
     cells = [printed(published, what, size=paper, optimizer=o) for o in ("AdamW", "Adam-mini")]
     for optimizer, cell in zip(("AdamW", "Adam-mini"), cells, strict=True):
-        shown.published += mark(f"{paper}, {optimizer}, training loss, {what.replace('_', ' ')}", cell)
+        shown.published += published_entry(f"{paper}, {optimizer}, training loss, {what.replace('_', ' ')}", cell)
     theirs = None if None in cells else cells[1]["value"] - cells[0]["value"]
     share = None if None in cells else 100 * math.log(cells[1]["value"] / cells[0]["value"])
     means = [text(mean(size.runs[o], measure)) for o in ("adamw", "adam_mini")]

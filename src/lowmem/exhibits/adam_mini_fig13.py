@@ -5,13 +5,13 @@ ways stand here: rates that are used, from a grid as large as Adam-mini's, and t
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean, smallest
 from lowmem.reporting.numbers.premises import behind, progress
 from lowmem.reporting.numbers.rate_grids import lead, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import text
 
@@ -30,13 +30,13 @@ VERSIONS = ("adafactor", "adafactor_zhai")
 FLAGS = ("adafactor_flags", "zhai_flags")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: lead.<version>, lead.least, lead_flags.<version>, lead_flags.least, of the first model (20M in the paper);
     premises: adamw.behind.largest, flags.fall.least (how far the loss with the flags fell from its start, nat)."""
     sizes = by_axis(runs, "size")
     by_size = {size: chosen(group) for size, group in sizes.items()}
     first = next(iter(sizes))
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Validation loss of each method at its best rate (mean over seeds, thin lines the seeds), and final loss by "
         "learning rate with the best marked. Flags: those of the released script, relative step and warm-up, which make the "
@@ -47,7 +47,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "Adafactor is shown with a rate that is used, too; the released script can only run it with an inert one."
         ],
     )
-    shown.published = mark("rates at 20M", printed(published, "20M lrs")) + mark(
+    shown.published = published_entry("rates at 20M", printed(published, "20M lrs")) + published_entry(
         "rates at 1B", printed(published, "1B lrs")
     )
     for size, methods in by_size.items():
@@ -55,7 +55,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             ahead = lead(one, methods["adam_mini"]) if name != "adam_mini" else None
             loss = text(one.gone or mean(one.best))
             rate = "no effect" if name in FLAGS else one.rate
-            shown.rows.append([size, display.name(name), rate, one.tried, loss, text(ahead, True) if ahead else ""])
+            shown.rows.append(
+                [size, display.name(name), rate, one.rates_tried, loss, text(ahead, True) if ahead else ""]
+            )
             if ahead and size == first:
                 shown.values[f"{'lead_flags' if name in FLAGS else 'lead'}.{name}"] = ahead
     for key, names in (("lead", VERSIONS), ("lead_flags", FLAGS)):

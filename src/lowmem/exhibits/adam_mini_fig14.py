@@ -4,13 +4,13 @@ Rates and the unchanged settings are runs of llama_variants; beta2, epsilon and 
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, mean, smallest
 from lowmem.reporting.numbers.premises import behind
-from lowmem.reporting.numbers.rate_grids import Tuned, lead, tuned
+from lowmem.reporting.numbers.rate_grids import RateGrid, lead, tuned
 from lowmem.reporting.panels.losses import by_rate
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, by_axis, where
 from lowmem.reporting.values import text
 
@@ -29,12 +29,12 @@ VERSIONS = ("adafactor", "adafactor_zhai")
 KNOBS = {"beta2": "largest beta2", "eps": "epsilon", "warmup": "warm-up"}
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: lead.least, over both versions and all settings, on the first model; premise: adamw.behind.largest."""
     first = next(iter(by_axis(runs, "size").values()))
     methods = tuned(run for run in first if run.experiment == "llama_variants")
     sweeps = swept(first)
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Final validation loss of both versions of Adafactor, mean over seeds: by learning rate, and with the "
         "largest beta2, epsilon or warm-up changed at one rate (lines as on the left; dotted: the unchanged setting). "
@@ -43,7 +43,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         rows=[],
         deviations=["Which settings the paper swept is known, their values are not."],
     )
-    shown.published = mark("swept", printed(published, "swept"))
+    shown.published = published_entry("swept", printed(published, "swept"))
     leads = add_rows(shown, methods, sweeps)
     shown.values["lead.least"] = smallest(leads)
     shown.values["adamw.behind.largest"] = behind(methods.get("adamw"), [methods[name] for name in VERSIONS])
@@ -56,7 +56,7 @@ def swept(runs: list[Run]) -> dict[str, dict[tuple, list[Run]]]:
     return {version: by_axis(where(runs, version=version), "knob", "to") for version in VERSIONS}
 
 
-def add_rows(shown: Shown, methods: dict[str, Tuned], sweeps: dict) -> list[dict]:
+def add_rows(shown: ExhibitResult, methods: dict[str, RateGrid], sweeps: dict) -> list[dict]:
     """Rows of Adam-mini, each version's grid and its swept settings; the leads of Adam-mini."""
     mini, leads = methods["adam_mini"], []
     shown.rows.append(["Adam-mini", "best rate", mini.rate, text(mini.gone or mean(mini.best)), ""])
@@ -76,7 +76,7 @@ def add_rows(shown: Shown, methods: dict[str, Tuned], sweeps: dict) -> list[dict
     return leads
 
 
-def draw(methods: dict[str, Tuned], sweeps: dict):
+def draw(methods: dict[str, RateGrid], sweeps: dict):
     drawn, panels = plots.figure([["rate", *KNOBS]], height=3.6, width_ratios=[1.5, 1, 1, 1])
     draw_rates(panels["rate"], methods)
     for knob in KNOBS:
@@ -84,12 +84,12 @@ def draw(methods: dict[str, Tuned], sweeps: dict):
     return drawn
 
 
-def draw_rates(axes, methods: dict[str, Tuned]) -> None:
+def draw_rates(axes, methods: dict[str, RateGrid]) -> None:
     by_rate(axes, {name: methods[name] for name in ("adam_mini", *VERSIONS)})
     axes.set_title("Learning rate")
 
 
-def draw_knob(axes, knob: str, methods: dict[str, Tuned], sweeps: dict) -> None:
+def draw_knob(axes, knob: str, methods: dict[str, RateGrid], sweeps: dict) -> None:
     """Loss at each value of one setting; the unchanged setting as a dotted line."""
     places: list[str | float] = []
     for version in VERSIONS:

@@ -1,9 +1,9 @@
 """Adam-mini against Adafactor: speed measured at equal batch here, and simulated for Llama2-7B. Sweeps: adam_mini_fig14."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import SIMULATED, rate
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import value_or_reason
 
@@ -23,9 +23,9 @@ EXHIBIT = {
 OPTIMIZERS = ("adafactor", "adamw", "adam_mini")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Two panels: measured on this machine, simulated on 2 x A800."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Left: whole training steps at equal batch, measured on this tier's machine. Right: Llama2-7B at the "
         f"largest batch on 2 x A800-80GB, 2048 tokens. {SIMULATED}",
         columns=["panel", "optimizer", "tokens/s", "x Adafactor"],
@@ -35,7 +35,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "loop on a CPU."
         ],
     )
-    shown.published += mark("gain over Adafactor", printed(published, "gain_over_adafactor_pct"))
+    shown.published += published_entry("gain over Adafactor", printed(published, "gain_over_adafactor_pct"))
     measured = next(run for run in runs if run.experiment == "equal_batch")
     speeds = {"measured": {}, "simulated": {}}  # panel: {optimizer: (tokens/s, why there is none)}
     for optimizer in OPTIMIZERS:
@@ -52,7 +52,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def rows(shown: Shown, panel: str, speeds: dict) -> None:
+def rows(shown: ExhibitResult, panel: str, speeds: dict) -> None:
     """Numbers of one panel, and its gain in percent."""
     (base, no_base), (ours, no_ours) = speeds["adafactor"], speeds["adam_mini"]
     for optimizer, (speed, reason) in speeds.items():

@@ -5,13 +5,13 @@ files); all five run on the model of Figure 8.
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean, smallest
 from lowmem.reporting.numbers.premises import behind, leads_at
 from lowmem.reporting.numbers.rate_grids import choice, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves, side_by_side
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import text
 
@@ -29,11 +29,11 @@ EXHIBIT = {
 BASELINES = ("came", "sm3", "lion", "lamb", "adalomo")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: lead.<baseline>, lead.least; same_rate.lead.least (all at AdamW's best rate); premise: adamw.behind.largest."""
     methods = {n: one for n, one in tuned(runs).items() if n in ("adamw", "adam_mini", *BASELINES)}
     seeds = scale.seeds(run for one in methods.values() for run in one.best)
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Left: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. Middle: final "
         "loss by learning rate, best rates marked. Right: lead of Adam-mini at equal seed with 95 % intervals.",
@@ -45,12 +45,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "AdaLomo updates inside backward, without clipping by the global norm; it clips each update.",
         ],
     )
-    shown.published += mark("panels", printed(published, "which_panels_exist"))
+    shown.published += published_entry("panels", printed(published, "which_panels_exist"))
     for name, one in methods.items():
         if name in BASELINES:
             shown.values[f"lead.{name}"] = lead(one, methods["adam_mini"])
         ahead = text(shown.values[f"lead.{name}"], True) if name in BASELINES else ""
-        shown.rows.append([display.name(name), one.rate, one.tried, text(one.gone or mean(one.best)), ahead])
+        shown.rows.append([display.name(name), one.rate, one.rates_tried, text(one.gone or mean(one.best)), ahead])
     baselines = [methods[name] for name in BASELINES if name in methods]
     shown.values["lead.least"] = smallest(list(shown.values.values()))
     shown.values["adamw.behind.largest"] = behind(methods.get("adamw"), baselines)

@@ -4,12 +4,12 @@ All run on one model with one AdamW baseline; each variant is shown at its best 
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean, smallest
 from lowmem.reporting.numbers.rate_grids import choice, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, loss_curves
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs, by_axis
 from lowmem.reporting.values import text
 
@@ -32,13 +32,13 @@ PANELS = {
 }
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: value.gap (one block minus rows), mean.lead (least lead of the mean), embedding.excess (whole minus rows)."""
     first = next(iter(by_axis(runs, "size").values()))
     methods = tuned(first)
     names = list(dict.fromkeys(name for _, names in PANELS.values() for name in names))
     found = [run for run in runs if run.axes["optimizer"] in names]
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Adam-mini with one thing changed, each variant at its best rate: validation loss, mean over seeds (thin lines "
         "the seeds), and below it the final loss by rate, best rates marked.",
@@ -49,14 +49,14 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             f"{choice(methods[name] for name in names if name in methods)}; {scale.seeds(found)}."
         ],
     )
-    shown.published = mark("guidance", printed(published, "guidance"))
+    shown.published = published_entry("guidance", printed(published, "guidance"))
     for name in names:
         one = methods.get(name)
         if one is None:
             continue
         behind = lead(one, methods["adam_mini"]) if name != "adam_mini" else None
         cells = [text(one.gone or mean(one.best)), text(behind, True) if behind else ""]
-        shown.rows.append([display.name(name), one.rate, one.tried, *cells])
+        shown.rows.append([display.name(name), one.rate, one.rates_tried, *cells])
     shown.values = {
         "value.gap": lead(methods["value_whole"], methods["adam_mini"]),
         "mean.lead": smallest(lead(methods[name], methods["adam_mini"]) for name in STATISTICS),

@@ -4,11 +4,11 @@ Transformers, so Adam-mini takes its usual blocks: heads, output neurons, tokens
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.reporting.panels.quarters import curves, sample_strip
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 
 EXHIBIT = {
@@ -31,9 +31,9 @@ MODELS = {
 PANELS = {"Swin-Transformer": "accuracy", "DiT-XL-2 (675M)": "training loss", "DC-AE-Diffusion": "training loss"}
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <model>.behind for swin, vit, dit, dcae."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.counted(runs, "training pictures")
         + f"Data: {data_of(runs)}. Mean over seeds, thin lines the seeds. Samples: the same starting noise and classes "
         f"for both optimizers{'' if tier == 'paper' else ': both run alike here, neither well'}. {BEHIND}",
@@ -51,7 +51,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for panel, what in PANELS.items():
         for optimizer in ("AdamW", "Adam-mini"):
             value = printed(published, "end_by_eye", panel=panel, optimizer=optimizer)
-            shown.published += mark(f"{panel}, {optimizer}, {what} at the end, by eye", value)
+            shown.published += published_entry(f"{panel}, {optimizer}, {what} at the end, by eye", value)
     groups = {name: of(runs, name) for name in MODELS}
     for name, (label, metric) in MODELS.items():
         add_rows(shown, label, groups[name], metric)

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
 from lowmem.reporting.panels.quarters import curves, sample_strip
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, where
 from lowmem.reporting.values import estimated, missing
 
@@ -29,9 +29,9 @@ EXHIBIT = {
 }
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: resnet18.behind, ddpm.behind, full.accuracy (AdamW, full ResNet-18 on Fashion-MNIST)."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.counted(runs, "training pictures")
         + f"Data: {data_of(runs)}. Mean over seeds, thin lines the seeds. Samples: the same starting noise for all "
         f"optimizers. {BEHIND}",
@@ -48,7 +48,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     for panel, what in (("ResNet-18 ImageNet", "accuracy"), ("DDPM", "training loss")):
         for optimizer in ("AdamW", "Adam-mini"):
             end = printed(published, "end_by_eye", panel=panel, optimizer=optimizer)
-            shown.published += mark(f"{panel}, {optimizer}, {what} at the end, by eye", end)
+            shown.published += published_entry(f"{panel}, {optimizer}, {what} at the end, by eye", end)
     resnet, ddpm = of(runs, "resnet18"), of(runs, "ddpm")
     add_rows(shown, "ResNet-18", resnet, ACCURACY)
     add_rows(shown, "DDPM", ddpm, LOSS)
@@ -58,7 +58,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def add_full(shown: Shown, runs: Iterable[Run], tier: str) -> None:
+def add_full(shown: ExhibitResult, runs: Iterable[Run], tier: str) -> None:
     """Accuracy of AdamW on the full ResNet-18: runs of the workstation tier, kept ones in the report of another tier."""
     done = [run for run in runs if run.status == "done" and run.experiment == "resnet"]
     for run in done if tier != "workstation" else ():

@@ -4,12 +4,12 @@ The third optimizer is ours: one block for each output neuron of a layer; the ve
 """
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
 from lowmem.reporting.panels.losses import side_by_side
 from lowmem.reporting.panels.quarters import curves
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 
 EXHIBIT = {
@@ -26,11 +26,11 @@ EXHIBIT = {
 MODELS = {"gcn": "GCN", "gat": "GAT"}
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <model>.behind (validation), <model>.behind_test, for gcn and gat."""
     found = {run.final("isolated_nodes") for run in runs if run.status == "done"}
     lonely = ", ".join(map(str, sorted(found))) or "not known"
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.counted(runs, "epochs")
         + f"Data: {data_of(runs)}; nodes without an edge: {lonely} (they keep their "
         "own features). Validation accuracy by epoch, mean over seeds, thin lines the seeds; right: test accuracy at "
@@ -43,7 +43,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         shown.deviations.append("A graph of WordNet's nouns, our own construction, in place of ogbn-arxiv.")
     if tier in ("laptop", "smoke"):
         shown.deviations.append("One rate for all optimizers, chosen for AdamW.")
-    shown.published = mark("numbers", printed(published, "numbers"))
+    shown.published = published_entry("numbers", printed(published, "numbers"))
     groups = {name: of(runs, name) for name in MODELS}
     bars = []
     for name, label in MODELS.items():

@@ -1,9 +1,9 @@
 """Figure 1 of Adam-mini, its panels of memory and throughput. The loss panels are adam_mini_fig1."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import SIMULATED, rate
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import value_or_reason
 
@@ -23,9 +23,9 @@ OPTIMIZERS = ("adamw", "adam_mini")
 LENGTHS = (512, 1024, 2048, 4096)
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Bars of state memory, and of throughput at the largest batch over sequence lengths, with the printed values."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Left: both moments of Llama2-7B in fp32, counted. Right: tokens per second on 2 x A800-80GB at each "
         f"optimizer's largest batch, whose size stands on the bar. {SIMULATED}",
         columns=["panel", "optimizer", "tokens per sequence", "batch per GPU", "value", "unit"],
@@ -39,12 +39,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def memory_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
+def memory_panel(axes, runs: Runs, published: dict, shown: ExhibitResult) -> None:
     """Counted bytes of both moments, with the printed value as a line across the bar."""
     for i, optimizer in enumerate(OPTIMIZERS):
         run = runs.one(model="llama2_7b", optimizer=optimizer)
         state, theirs = run.final("state_bytes"), printed(published, "memory_GB", optimizer=display.name(optimizer))
-        shown.published += mark(f"{display.name(optimizer)}, optimizer state", theirs)
+        shown.published += published_entry(f"{display.name(optimizer)}, optimizer state", theirs)
         value = "" if state is None else f"{state / 1e9:.2f}"
         shown.rows.append(["memory", display.name(optimizer), "", "", value or run.reason, "GB"])
         shown.values[f"memory.{optimizer}"] = value_or_reason(state and state / 1e9, "GB", run.reason)
@@ -62,7 +62,7 @@ def memory_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
     axes.set_ylim(0, 62)
 
 
-def throughput_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
+def throughput_panel(axes, runs: Runs, published: dict, shown: ExhibitResult) -> None:
     """Simulated tokens per second by sequence length, and the printed pair."""
     for i, optimizer in enumerate(OPTIMIZERS):
         for j, length in enumerate(LENGTHS):
@@ -78,7 +78,7 @@ def throughput_panel(axes, runs: Runs, published: dict, shown: Shown) -> None:
             axes.bar(at, speed, 0.38, color=plots.COLOURS[optimizer])
             axes.text(at, speed + 120, f"{run.final('batch')}", ha="center", fontsize=8)
         theirs = printed(published, "throughput", optimizer=display.name(optimizer))
-        shown.published += mark(f"{display.name(optimizer)}, throughput", theirs)
+        shown.published += published_entry(f"{display.name(optimizer)}, throughput", theirs)
         if theirs is not None:
             at = len(LENGTHS) + (i - 0.5) * 0.4
             axes.bar(at, theirs["value"], 0.38, facecolor="none", edgecolor=plots.COLOURS[optimizer], hatch="///")

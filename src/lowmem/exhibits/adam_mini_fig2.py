@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.panels import matrices
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs, unfinished
 from lowmem.reporting.values import exact, missing
 
@@ -30,14 +30,14 @@ MODULE = "query"
 COLUMNS = ["optimizer", "rates", "parameters per rate", "|H| between parameters that share a rate"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: rates of each optimizer."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="|H| of the query weights of a one-layer Transformer, three times. Bright: pairs of parameters that "
         f"share one rate; dimmed: pairs that do not. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}.",
         columns=COLUMNS,
         rows=[],
-        published=mark("left panel", printed(published, "left_panel")),
+        published=published_entry("left panel", printed(published, "left_panel")),
         deviations=["The paper's matrix has about 1024 rows and 4 blocks of 256; ours has 256 rows and 4 of 64."],
     )
     first = next((run for run in runs if run.status == "done"), None)

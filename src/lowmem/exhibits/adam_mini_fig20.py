@@ -1,12 +1,12 @@
 """Fine-tuning and ReMax (Figure 20 in our count; the paper's number is unknown): held-out perplexity, then reward."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import alignment as al
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import log_loss, mean
 from lowmem.reporting.panels.losses import loss_curves
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, where
 from lowmem.reporting.values import text
 
@@ -29,10 +29,10 @@ PANELS = {  # panel: (experiment, title, the paper's name of the final value)
 }
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values, Adam-mini minus AdamW: lora.gap, full.gap (nat per word of the answers), learned.gain, rule.gain (reward)."""
     rule = next((run.config["measure"]["reward"]["share"] for run in where(runs, reward="rule")), "")
-    shown = Shown(
+    shown = ExhibitResult(
         caption=f"Data: {al.data_of(runs)}. Model: {al.model_of(runs)}. a, b: perplexity per {al.word_of(runs)} of held-out "
         "answers. c, d: mean reward of sampled answers to held-out questions; c by a reward model of ours, d by a rule, the "
         f"share of an answer's characters that match {rule}. Mean over seeds, thin lines the seeds.",
@@ -72,7 +72,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         draw(panels[kind], groups, tuning, title, al.word_of(runs))
     shown.values["reward.accuracy"] = al.accuracy(al.of(runs, "reward", "first")["adamw"])
     for what in ("lora_final_ppl.start", "remax_reward.start"):
-        shown.published += mark(what, printed(published, what))
+        shown.published += published_entry(what, printed(published, what))
     shown.figure = drawn
     return shown
 
@@ -87,10 +87,10 @@ def draw(axes, groups: dict[str, list[Run]], tuning: bool, title: str, word: str
         axes.autoscale(axis="y")  # no seed is left out
 
 
-def paper(shown: Shown, published: dict, final: str | None, optimizer: str) -> str:
+def paper(shown: ExhibitResult, published: dict, final: str | None, optimizer: str) -> str:
     """The paper's value at the end of a curve, as a cell."""
     if final is None:
         return ""
     found = printed(published, final.format(optimizer)) or printed(published, final, optimizer=optimizer)
-    shown.published += mark(f"{final.format(optimizer)}, {optimizer}", found)
+    shown.published += published_entry(f"{final.format(optimizer)}, {optimizer}", found)
     return "" if found is None else f"{found['value']:g}"

@@ -6,10 +6,10 @@ changes with the number of classes, which the paper's later text says sharpens t
 
 from lowmem.analysis.stats import estimate, paired
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.panels import matrices
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, unfinished
 
 EXHIBIT = {
@@ -35,11 +35,11 @@ COLUMNS = [
 ]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: excess.least and share.least over the stages at most classes, classes.effect (most minus fewest,
     without the first stage)."""
     data = next(iter(runs)).config["data"]["dataset"]
-    shown = Shown(
+    shown = ExhibitResult(
         caption="|H| of the hidden layer's weights, ordered by the neuron they enter (white lines) and averaged over "
         f"tiles; data: {data}. Below: share of |H| inside the blocks, and the middle 95 % of 200 random partitions. "
         "Right: that share by number of classes, a dot for each seed; "
@@ -52,7 +52,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     if data != "cifar100":
         shown.deviations.append(f"{data} stands in for CIFAR-100; sizes and length are those of this tier.")
     for what in ("mnist_rerun_diag_to_offdiag_mean_abs_ratio", "class_count_effect"):
-        shown.published += mark(what.replace("_", " "), printed(published, what))
+        shown.published += published_entry(what.replace("_", " "), printed(published, what))
     groups = by_classes(runs)
     for count, group in groups.items():
         for stage in hn.stages(group):
@@ -70,7 +70,7 @@ def by_classes(runs: Runs) -> dict[int, list[Run]]:
     return dict(sorted(found.items()))
 
 
-def add_row(shown: Shown, count: int, stage: str, runs: list[Run]) -> None:
+def add_row(shown: ExhibitResult, count: int, stage: str, runs: list[Run]) -> None:
     found = hn.numbers(runs, stage, "hidden", "share", "null", "null_high", "contrast")
     if not found:
         shown.rows.append([count, hn.at(stage), "", unfinished(runs), "", "", ""])
@@ -96,7 +96,7 @@ def shares(runs: list[Run]) -> dict[int, float]:
     return found
 
 
-def summarise(shown: Shown, groups: dict[int, list[Run]]) -> None:
+def summarise(shown: ExhibitResult, groups: dict[int, list[Run]]) -> None:
     """Values for the claims."""
     most, fewest = max(groups), min(groups)
     reason = unfinished(groups[most])

@@ -10,10 +10,10 @@ import numpy as np
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.panels import matrices
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, by_axis, unfinished
 
 EXHIBIT = {
@@ -40,9 +40,9 @@ SHOWN_FLOOR = 1e-12
 COLUMNS = ["problem", "what is minimised", "steps", *[name for name, _ in METHODS.values()], "draws"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows: median losses. Values: order.<reading> (paper's problem), inside.block1 and inside.dense."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Loss against steps, median over draws with the range from 25 to 75 %; losses below 1e-12 are cut. Every "
         "method has its best rate: the known optimum, or for accumulated v the best of a grid. Single blocks (d, h) are solved "
         f"for themselves. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}.",
@@ -54,7 +54,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ],
     )
     for what in ("blocks", "adam_setting", "optimal_lr_rule"):
-        shown.published += mark(what.replace("_", " "), printed(published, what))
+        shown.published += published_entry(what.replace("_", " "), printed(published, what))
     groups = by_axis(runs, "problem")
     for name, group in groups.items():
         add_rows(shown, name, group)
@@ -95,7 +95,7 @@ def inside(runs: list[Run], block: str, adam: str, horizon: str):
     return estimate([decades(worse, better) for worse, better in found])
 
 
-def add_rows(shown: Shown, name: str, runs: list[Run]) -> None:
+def add_rows(shown: ExhibitResult, name: str, runs: list[Run]) -> None:
     """Median losses over draws of the whole problem and of each block alone."""
     label = {"paper": "three blocks (paper)", "dense": "with a dense block (ours)"}.get(name, name)
     done = [run for run in runs if run.status == "done"]

@@ -9,9 +9,9 @@ from matplotlib.colors import BoundaryNorm
 
 from lowmem.analysis.stats import Estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import text
 
@@ -41,10 +41,10 @@ COLUMNS = [
 ]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: trend.worst (largest rank correlation of tau and r over all rows), dense.least (smallest median r at full
     rotation), diagonal.largest_kappa (median r of diagonal blocks at the largest condition number)."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Left, middle: median r over draws, by tau; empty where fewer than 20 draws fell. Right: median r by "
         "tau, range from 25 to 75 %; solid: singular values of D H, dashed: eigenvalues of sqrt(D) H sqrt(D), "
         "which decide the speed of descent. Eigenvalues are spaced by equal ratios; intervals: 95 % bootstrap.",
@@ -57,7 +57,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ],
     )
     for what in ("tau", "tau_formula", "trend"):
-        shown.published += mark(what.replace("_", " "), printed(published, what))
+        shown.published += published_entry(what.replace("_", " "), printed(published, what))
     found = {name: runs.one(part=name) for name in MAPS}
     for name, run in found.items():
         add_rows(shown, name, run)
@@ -67,7 +67,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def add_rows(shown: Shown, name: str, run: Run) -> None:
+def add_rows(shown: ExhibitResult, name: str, run: Run) -> None:
     if run.status != "done":
         shown.rows.append([MAPS[name], "", run.reason, "", "", "", "", ""])
         return
@@ -80,7 +80,7 @@ def as_estimate(value: dict) -> Estimate:
     return Estimate(value["value"], value["low"], value["high"], value["n"], "bootstrap")
 
 
-def summarise(shown: Shown, found: dict[str, Run]) -> None:
+def summarise(shown: ExhibitResult, found: dict[str, Run]) -> None:
     reason = "; ".join(f"{name}: {run.reason}" for name, run in found.items() if run.status != "done") or None
     rows = [] if reason else [row for run in found.values() for row in run.final("rows").values()]
     for ending in ("", "_similar"):

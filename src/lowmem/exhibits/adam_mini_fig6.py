@@ -7,12 +7,12 @@ beats Adam; whether the rate that Adam-mini takes, from mean(v), does so too is 
 import math
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, largest, lost, mean, window
 from lowmem.reporting.numbers.pairs import MARGIN
 from lowmem.reporting.panels.losses import side_by_side
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.rate_choice import TUNING
 from lowmem.reporting.runs import Run, Runs, by_axis, unfinished, where
 from lowmem.reporting.values import missing, text
@@ -41,12 +41,12 @@ def per_cent(run: Run) -> float | None:
     return None if loss is None else 100 * math.log(loss)
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: gap.<set>, gap.worst (best searched rate minus Adam), mean.<set>, mean.worst (mean(v) minus searched);
     all four also in per cent of the loss: gap.percent.<set> and so on."""
     judging = [run for run in runs if run.seed < TUNING]
     adam = where(judging, left_out="adam")
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Training loss over the last tenth of the steps, minus that of Adam at equal seed, mean over seeds with 95 % "
         "intervals: for each rate of the grid, for the best of them (a ring), and for Adam-mini's rate from mean(v). "
@@ -58,7 +58,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "Two or three left-out blocks share one rate, which is stricter than a rate each.",
         ],
     )
-    shown.published = mark("outcome", printed(published, "outcome")) + mark("layers", printed(published, "depth"))
+    shown.published = published_entry("outcome", printed(published, "outcome")) + published_entry(
+        "layers", printed(published, "depth")
+    )
     results = {}
     for name in NAMES:
         rates = by_axis(where(judging, left_out=name), "rate")
@@ -83,7 +85,9 @@ def best_rate(rates: dict[float, list[Run]]) -> float | None:
     return min(scores, key=scores.get) if scores else None
 
 
-def add_rows(shown: Shown, name: str, rates: dict, best: float | None, by_mean: list[Run], adam: list[Run]) -> dict:
+def add_rows(
+    shown: ExhibitResult, name: str, rates: dict, best: float | None, by_mean: list[Run], adam: list[Run]
+) -> dict:
     """Rows of one set of blocks; {"rates": {rate: entry}, "best": rate or None, "mean": entry}, entries minus Adam."""
     gaps = {rate: difference(runs, adam, MEASURE) for rate, runs in sorted(rates.items())}
     for rate, entry in gaps.items():

@@ -7,11 +7,11 @@ PyTorch's tensors as blocks, from the runs of llama_variants.
 """
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.panels import default_partition, matrices
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs, unfinished
 
 EXHIBIT = {
@@ -39,14 +39,14 @@ COLUMNS = [
 ]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: excess.<module> (mass inside minus the null's upper end, first stage), share.least, excess.deep;
     default.excess and default.roughness of panel i (reporting/panels/default_partition.py)."""
     toy = [run for run in runs if run.experiment == "hessian_transformer"]
     deep = [run for run in runs if run.experiment == "hessian_deep"]
     trained = default_partition.methods(runs)
     seeds = scale.seeds(run for group in default_partition.at_adamw_rate(trained).values() for run in group)
-    shown = Shown(
+    shown = ExhibitResult(
         caption="|H| of each module's weights after about 1 % of training, rows and columns ordered by block (white "
         "lines), averaged over tiles. Below: share of |H| inside the blocks, and the middle 95 % of 200 random "
         f"partitions of equal sizes. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}. Intervals: 95 % over seeds. "
@@ -62,7 +62,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ],
     )
     for panel, module in zip("abcdefgh", hn.MODULES, strict=True):
-        shown.published += mark(f"{panel}, {module}: blocks", printed(published, "blocks", panel=panel, module=module))
+        shown.published += published_entry(
+            f"{panel}, {module}: blocks", printed(published, "blocks", panel=panel, module=module)
+        )
     excess = {}
     for name, group in (("1 layer, width 16", toy), (deep_name(deep), deep)):
         for stage in hn.stages(group):
@@ -79,7 +81,7 @@ def deep_name(runs: list) -> str:
     return f"{model['n_layer']} layers, width {model['n_embd']}, sampled"
 
 
-def add_row(shown: Shown, model: str, letter: str, module: str, stage: str, runs: list):
+def add_row(shown: ExhibitResult, model: str, letter: str, module: str, stage: str, runs: list):
     """One row; returns the estimate over seeds of (share minus the null's 97.5 %)."""
     keys = ("share", "null", "null_high", "contrast", "blocks", "kind", "tensors")
     found = hn.numbers(runs, stage, module, *keys)
@@ -100,7 +102,7 @@ def add_row(shown: Shown, model: str, letter: str, module: str, stage: str, runs
     return excess
 
 
-def summarise(shown: Shown, toy: list, deep: list, excess: dict) -> None:
+def summarise(shown: ExhibitResult, toy: list, deep: list, excess: dict) -> None:
     """Values for the claims, at the first stage, where the paper's panels stand."""
     reason = unfinished(toy) or (None if toy else "not run: no run is planned")
     first = hn.stages(toy)[0] if toy else ""

@@ -8,13 +8,13 @@ import math
 
 from lowmem.analysis.stats import estimate, paired
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean, over, ratio, smallest
 from lowmem.reporting.numbers.premises import behind, leads_at
-from lowmem.reporting.numbers.rate_grids import Tuned, choice, lead, tuned
+from lowmem.reporting.numbers.rate_grids import RateGrid, choice, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, faint, loss_curves, mean_of, tokens_label
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, by_axis, unfinished, where
 from lowmem.reporting.values import Value, estimated, missing, text
 
@@ -34,14 +34,14 @@ METHODS = ("adamw", "adam_mini", *BASELINES)
 TWIN = "adamw_twin"
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: lead.<baseline>, lead.least, closer.<baseline>, closer.least, spread.<optimizer>, spread.difference;
     same_rate.lead.least (all at AdamW's best rate); distance.floor (of AdamW from itself, see floor); premises:
     adamw.behind.largest, distance.adam_mini (from AdamW, in AdamW's own movement)."""
     tried = tuned(of(runs, "gpt2_baselines"))
     methods = {name: one for name, one in tried.items() if name in METHODS}
     seeds = scale.seeds(run for one in methods.values() for run in one.best)
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "a: validation loss of each method at its best rate, mean over seeds, thin lines the seeds. b: distance of the "
         "weights from those of AdamW at equal seed, as a share of how far AdamW has moved from its first evaluation on; "
@@ -73,7 +73,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         far = text(end(gaps[name]), digits=2) if name in gaps else ""
         ahead = text(shown.values[f"lead.{name}"], True) if name in BASELINES else ""
         loss = text(one.gone or mean(one.best))
-        shown.rows.append([display.name(name), one.rate, one.tried, loss, ahead, far])
+        shown.rows.append([display.name(name), one.rate, one.rates_tried, loss, ahead, far])
     gaps[TWIN] = floor(tried.get(TWIN), methods["adamw"])
     shown.values["distance.floor"] = end(gaps[TWIN])
     shown.rows.append([display.name(TWIN), methods["adamw"].rate, "", "", "", text(end(gaps[TWIN]), digits=2)])
@@ -97,7 +97,7 @@ def of(runs: Runs, experiment: str) -> list[Run]:
 # -- b: distances ----------------------------------------------------------------------------------------------------
 
 
-def distances(method: Tuned, adamw: Tuned) -> dict:
+def distances(method: RateGrid, adamw: RateGrid) -> dict:
     """{seed: [(tokens, distance / movement of AdamW)]}, or an entry that says why not.
 
     Distance: between the weights of both methods, each at its best rate. Movement: of AdamW since its first evaluation
@@ -117,12 +117,12 @@ def distances(method: Tuned, adamw: Tuned) -> dict:
     return found
 
 
-def floor(twin: Tuned | None, adamw: Tuned) -> dict:
+def floor(twin: RateGrid | None, adamw: RateGrid) -> dict:
     """As distances(), of AdamW from itself at its best rate: the twin's first weights are a relative 1e-6 beside AdamW's."""
     if twin is None or adamw.gone:
         return adamw.gone or missing("not run: not planned in this tier")
     runs = twin.rates.get(adamw.lr, [])
-    return distances(Tuned(TWIN, {adamw.lr: runs}), adamw)
+    return distances(RateGrid(TWIN, {adamw.lr: runs}), adamw)
 
 
 def sketches(run: Run) -> dict[int, list[float]]:
@@ -150,7 +150,7 @@ def closer(baseline: dict, subject: dict) -> Value:
 # -- c and d: sensitivity --------------------------------------------------------------------------------------------
 
 
-def sensitivity(runs: Runs, methods: dict[str, Tuned]) -> dict[str, list[list[Run]]]:
+def sensitivity(runs: Runs, methods: dict[str, RateGrid]) -> dict[str, list[list[Run]]]:
     """{optimizer: runs by setting}: the rates that both have, from AdamW's best one on, and the settings of gpt2_decay.
 
     A smaller rate has not finished its descent when a short run ends, so that its loss says how far it got and nothing
@@ -165,7 +165,7 @@ def sensitivity(runs: Runs, methods: dict[str, Tuned]) -> dict[str, list[list[Ru
     return found
 
 
-def spread(shown: Shown, settings: dict[str, list[list[Run]]]) -> None:
+def spread(shown: ExhibitResult, settings: dict[str, list[list[Run]]]) -> None:
     """Largest minus smallest final loss over the settings, by seed; a diverged setting leaves no spread."""
     by_seed, gone = {}, None
     for optimizer, groups in settings.items():
@@ -191,14 +191,14 @@ def spread(shown: Shown, settings: dict[str, list[list[Run]]]) -> None:
 # -- picture ---------------------------------------------------------------------------------------------------------
 
 
-def publish(shown: Shown, published: dict) -> None:
+def publish(shown: ExhibitResult, published: dict) -> None:
     for optimizer in ("AdamW", "Adam-mini", "Adafactor", "SM3", "LAMB"):
         cell = printed(published, "v1_panel_end_loss_by_eye_25B", optimizer=optimizer)
-        shown.published += mark(f"{optimizer}, validation loss at 25 B tokens, first version, by eye", cell)
-    shown.published += mark("rate of all methods", printed(published, "lr_all_methods"))
+        shown.published += published_entry(f"{optimizer}, validation loss at 25 B tokens, first version, by eye", cell)
+    shown.published += published_entry("rate of all methods", printed(published, "lr_all_methods"))
 
 
-def draw(methods: dict[str, Tuned], gaps: dict, decay: list[Run]):
+def draw(methods: dict[str, RateGrid], gaps: dict, decay: list[Run]):
     drawn, panels = plots.figure([["a", "a", "b", "b"], ["c", "c", "d", "d"]], width=9.6, height=6.6)
     loss_curves(panels["a"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
     panels["a"].set_title("a  Best rate of each method")
@@ -229,7 +229,7 @@ def draw_distances(axes, gaps: dict, unit: str) -> None:
     plots.end_labels(axes, labels)
 
 
-def draw_decay(axes, methods: dict[str, Tuned], decay: list[Run]) -> None:
+def draw_decay(axes, methods: dict[str, RateGrid], decay: list[Run]) -> None:
     """Final loss by weight decay at one rate; the decay of the grid's own runs is one of the points."""
     labels = []
     for name, one in methods.items():

@@ -8,12 +8,12 @@ import math
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import over
 from lowmem.reporting.numbers.pairs import Pair, own_rate, pairs
 from lowmem.reporting.panels.losses import decades, faint, letter_tables, tokens_label
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import estimated, missing, text
 
@@ -33,11 +33,11 @@ PUBLISHED_SIZES = {"39M": 38738304, "67M": 66857472, "102M": 101924480, "162M": 
 PUBLISHED_SIZES["1B"] = 1055991808
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows by size, then the fits. Values: slope.adamw, slope.adam_mini, slope.difference, and
     own_rate.slope.difference where each optimizer has its own best rate."""
     sizes = pairs(runs)
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Left: validation loss against training operations (6 x parameters x tokens), mean over seeds. Middle: loss at "
         "the end against parameters with the straight-line fits, bands over the fits of single seeds. Right: the same "
@@ -89,7 +89,7 @@ def slopes(sizes: list[Pair]) -> dict[str, dict]:
     return {**found, "slope.difference": over(change, "in slope")}
 
 
-def summarise(shown: Shown, sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
+def summarise(shown: ExhibitResult, sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
     """Values and rows of the fits. Returns {optimizer: {seed: (slope, intercept)}}, empty where a size is missing."""
     entries = slopes(sizes)
     shown.values |= entries
@@ -101,19 +101,19 @@ def summarise(shown: Shown, sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
     return fits_of(sizes)
 
 
-def publish(shown: Shown, published: dict) -> dict[str, list[tuple[int, float]]]:
+def publish(shown: ExhibitResult, published: dict) -> dict[str, list[tuple[int, float]]]:
     """{optimizer: [(parameters, loss)]} of the paper."""
     found: dict[str, list] = {o: [] for o in NAMES}
     for size, count in PUBLISHED_SIZES.items():
         for optimizer, name in NAMES.items():
             cell = printed(published, f"end_loss_{name}", size=size)
-            shown.published += mark(f"{size}, {name}, loss at the end", cell)
+            shown.published += published_entry(f"{size}, {name}, loss at the end", cell)
             if cell:
                 found[optimizer].append((count, cell["value"]))
     return found
 
 
-def draw(shown: Shown, sizes: list[Pair], fits: dict, paper: dict) -> None:
+def draw(shown: ExhibitResult, sizes: list[Pair], fits: dict, paper: dict) -> None:
     drawn, panels = plots.figure([["flops", "size", "paper"]], height=3.7, width_ratios=[1.2, 1, 1])
     complete = [size for size in sizes if size.complete]
     if not complete:

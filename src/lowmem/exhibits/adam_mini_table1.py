@@ -4,8 +4,8 @@ The state is m and v of every parameter tensor as the optimizers of this package
 in the paper; GiB is 2^30 bytes.
 """
 
-from lowmem.reporting.exhibit import Shown
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.exhibit import ExhibitResult
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import Value, exact, missing
 
@@ -44,9 +44,9 @@ COLUMNS = [
 LLAMA2_1B_BY_SHAPE = "llama_1b_official"  # the published 8.80 GB cannot belong to this shape, so its row shows none
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows model by model, AdamW first; the v1.0 partition for Llama2-7B, as in the paper's first version."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Memory of the two moments in fp32. Counted, not measured: the numbers hold for any machine.",
         columns=COLUMNS,
         rows=[],
@@ -69,13 +69,15 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def add(shown: Shown, runs: Runs, run: Run, published: dict, model: str, name: str, row: str, optimizer: str) -> None:
+def add(
+    shown: ExhibitResult, runs: Runs, run: Run, published: dict, model: str, name: str, row: str, optimizer: str
+) -> None:
     """One row, its published mark, and its value `<model>.<optimizer>.state_gb`."""
     place = {"model": row, "optimizer": OPTIMIZERS[optimizer].split()[0]}
     if optimizer == "adam_mini_v1.0":
         place["partition"] = "v1.0"
     theirs = None if model == LLAMA2_1B_BY_SHAPE else printed(published, "state_memory", **place)
-    shown.published += mark(f"{name}, {OPTIMIZERS[optimizer]}", theirs)
+    shown.published += published_entry(f"{name}, {OPTIMIZERS[optimizer]}", theirs)
     paper = "" if theirs is None else f"{theirs['value']:.2f}" + (" (recalled)" if theirs.get("recalled") else "")
     state, baseline = run.final("state_bytes"), runs.one(model=model, optimizer="adamw").final("state_bytes")
     key = f"{model}.{optimizer}"
@@ -100,7 +102,7 @@ def add(shown: Shown, runs: Runs, run: Run, published: dict, model: str, name: s
     )
 
 
-def largest_difference(shown: Shown, runs: Runs, published: dict) -> Value:
+def largest_difference(shown: ExhibitResult, runs: Runs, published: dict) -> Value:
     """Percent between our count and the printed cell, at its largest over the confirmed cells (1B stays out)."""
     worst, reason = 0.0, None
     for model, (_, row) in MODELS.items():
@@ -115,7 +117,7 @@ def largest_difference(shown: Shown, runs: Runs, published: dict) -> Value:
     return missing(reason) if reason else exact(worst, "%")
 
 
-def summarise(shown: Shown, runs: Runs, published: dict) -> None:
+def summarise(shown: ExhibitResult, runs: Runs, published: dict) -> None:
     """Values for the claims: the ratios over all models, the share of v removed, the saving of v1.0."""
     pairs = [[runs.one(model=model, optimizer=optimizer) for optimizer in ("adam_mini", "adamw")] for model in MODELS]
     reason = unfinished(run for pair in pairs for run in pair)
@@ -143,4 +145,4 @@ def summarise(shown: Shown, runs: Runs, published: dict) -> None:
         saving = 100 * (1 - old.final("state_bytes") / adamw.final("state_bytes"))
         shown.values["llama2_7b.saving_v1.0_percent"] = exact(saving, "%")
     saving = printed(published, "saving", model="Llama2-7B", partition="v1.0")
-    shown.published += mark("Llama2-7B, saving of Adam-mini v1.0", saving)
+    shown.published += published_entry("Llama2-7B, saving of Adam-mini v1.0", saving)

@@ -5,9 +5,9 @@ Below it, the independent rerun of the same table on other cards, which the perf
 
 from lowmem.memory import hardware
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import SIMULATED, gib, shown
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import exact, missing, value_or_reason
 
@@ -41,9 +41,9 @@ COLUMNS = ["what", "optimizer", "tokens per sequence", "batch per GPU", "peak Gi
 COLUMNS += ["printed or measured", "difference", "with delay", "memory, % (measured)"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Two rows per sequence length, the printed pair, then the cells of the rerun."""
-    table = Shown(
+    table = ExhibitResult(
         caption=f"Llama2-7B on two GPUs. {SIMULATED}",
         columns=COLUMNS,
         rows=[],
@@ -82,12 +82,12 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return table
 
 
-def add_row(table: Shown, *cells) -> None:
+def add_row(table: ExhibitResult, *cells) -> None:
     """A row of these cells, empty to the right of them."""
     table.rows.append([*cells, *[""] * (len(COLUMNS) - len(cells))])
 
 
-def add_length(table: Shown, optimizer: str, length: int, run: Run) -> None:
+def add_length(table: ExhibitResult, optimizer: str, length: int, run: Run) -> None:
     """One simulated row at the largest batch."""
     name = display.name(optimizer)
     if run.status != "done":
@@ -101,28 +101,28 @@ def add_length(table: Shown, optimizer: str, length: int, run: Run) -> None:
     add_row(table, "simulated, A800", name, length, *cells)
 
 
-def add_printed(table: Shown, published: dict) -> None:
+def add_printed(table: ExhibitResult, published: dict) -> None:
     """The paper's own pair and what it derives from it."""
     for optimizer, batch in (("AdamW", 1), ("Adam-mini", 4)):
         value = printed(published, "tokens_per_s", optimizer=optimizer, batch_per_gpu=batch)
         hours = printed(published, "hours_1B_tokens", optimizer=optimizer)
         if value is None:
             continue
-        table.published += mark(f"{optimizer}, batch {batch} per GPU", value)
+        table.published += published_entry(f"{optimizer}, batch {batch} per GPU", value)
         recalled = f"{hours['value']} (recalled)" if hours else ""
         cells = [optimizer, "not stated", batch, "", "", recalled, f"{value['value']:,.2f}"]
         add_row(table, "printed, A800", *cells)
     memory = printed(published, "tokens_per_s", optimizer="AdamW", batch_per_gpu=2)
     if memory is not None:
-        table.published += mark("AdamW, batch 2 per GPU", memory)
+        table.published += published_entry("AdamW, batch 2 per GPU", memory)
         add_row(table, "printed, A800", "AdamW", "not stated", 2, memory["value"])
-    table.published += mark("gain", printed(published, "throughput_gain_pct"))
-    table.published += mark("wall-clock saved", printed(published, "wallclock_saving_pct"))
+    table.published += published_entry("gain", printed(published, "throughput_gain_pct"))
+    table.published += published_entry("wall-clock saved", printed(published, "wallclock_saving_pct"))
     for what, key in (("throughput", "2xA100_SXM_torch2.8_seq2048_30steps"), ("memory", "memory_percent_of_80GB")):
-        table.published += mark(f"independent rerun, {what}", printed(published, f"independent_rerun_{key}"))
+        table.published += published_entry(f"independent rerun, {what}", printed(published, f"independent_rerun_{key}"))
 
 
-def add_rerun(table: Shown, runs: Runs) -> None:
+def add_rerun(table: ExhibitResult, runs: Runs) -> None:
     """Each cell of the rerun beside what the model says of it, as it is and with one delay fitted to the first cell."""
     names = ("error_percent", "error_without_retries", "error_with_delay", "memory_error_percent")
     worst, reason, delay, gaps = dict.fromkeys(names, 0.0), None, None, []

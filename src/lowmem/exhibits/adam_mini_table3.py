@@ -6,10 +6,10 @@ held-out pairs and reward under their own names; a score of a judge appears only
 
 from lowmem.finetuning import judge
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import alignment as al
 from lowmem.reporting.numbers.losses import difference, log_loss, mean
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import Value, missing, text
 
@@ -38,10 +38,10 @@ STAGES = {  # (experiment, kind): label
 NEEDS_HH = "not run: needs hh_rlhf=hub or hh_rlhf_dir"
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: judged.<lora|full|learned> (points of the judge, Adam-mini minus AdamW), reward.accuracy, hh.accuracy (%),
     long.full.gap (nat, of the archived runs; long.full.gap.percent of AdamW's loss)."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption=f"Data: {al.data_of(runs)}. Model: {al.model_of(runs)}. Held-out perplexity is per {al.word_of(runs)} of the "
         "answers (lower is better); pair accuracy is the share of held-out pairs whose preferred answer gets the higher "
         "score, with an interval over pairs; reward is the mean over answers to held-out questions. Mean over seeds "
@@ -67,7 +67,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def add_rows(shown: Shown, label: str, experiment: str, kind: str, groups: al.Groups) -> None:
+def add_rows(shown: ExhibitResult, label: str, experiment: str, kind: str, groups: al.Groups) -> None:
     """A row for each optimizer, and the judge's value where the paper has one."""
     for optimizer, runs in groups.items():
         name, start, end, gap = measured(experiment, groups, runs)
@@ -128,13 +128,13 @@ def judged_gap(groups: al.Groups) -> Value:
     return difference(groups["adam_mini"], groups["adamw"], lambda run: judge.judged(run.folder), "points of the judge")
 
 
-def publish(shown: Shown, published: dict) -> None:
+def publish(shown: ExhibitResult, published: dict) -> None:
     """The paper's scores as rows of their own."""
     for kind, cell in CELLS.items():
         label = next(label for (_, own), label in STAGES.items() if own == kind)
         for optimizer in ("AdamW", "Adam-mini"):
             found = printed(published, "MT-Bench score", cell=cell, optimizer=optimizer)
-            shown.published += mark(f"{cell}, {optimizer}", found)
+            shown.published += published_entry(f"{cell}, {optimizer}", found)
             if found:
                 told = f"{found['value']:.2f}" + (" (recalled)" if found.get("recalled") else "")
                 shown.rows.append([f"{label} (paper)", optimizer, "MT-Bench score", "", "", "", told, 1])

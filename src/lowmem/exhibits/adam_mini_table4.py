@@ -6,11 +6,11 @@ means over seeds on one fixed validation set.
 
 import math
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import final_loss, largest, log_loss, mean
 from lowmem.reporting.numbers.pairs import Pair, own_rate, pairs
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import Value, text
 
@@ -30,10 +30,10 @@ COLUMNS = ["model", "parameters", "tokens", "tokens per parameter", "AdamW perpl
 COLUMNS += ["loss gap, Adam-mini − AdamW (nat)", "seeds"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows by size, ours first, then the paper's. Values: gap.<size>, over sizes gap.worst and gap.worst.percent (of
     AdamW's loss); both with own_rate. before where each optimizer has its own best rate."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Validation perplexity at the end, mean over seeds. The gap is that of the losses at equal seed with its "
         "95 % interval: below zero Adam-mini is ahead. Rows marked paper are the published cells.",
@@ -65,7 +65,7 @@ def worst_percent(sizes: list[Pair]) -> Value:
     return largest(size.final(log_loss, "%") for size in sizes)
 
 
-def add_row(shown: Shown, size: Pair) -> None:
+def add_row(shown: ExhibitResult, size: Pair) -> None:
     gap = shown.values[f"gap.{size.name}"] = size.final()
     config = size.runs["adamw"][0].config["train"]
     tokens = config["steps"] * config["batch_size"] * config["seq_len"]
@@ -82,11 +82,11 @@ def perplexity(size: Pair, optimizer: str) -> str:
     return text(found, digits=3)
 
 
-def publish(shown: Shown, published: dict, size: str, tokens: float) -> None:
+def publish(shown: ExhibitResult, published: dict, size: str, tokens: float) -> None:
     """The paper's cells as a row, and among the published values."""
     cells = [printed(published, "perplexity", size=size, tokens_B=tokens, optimizer=o) for o in ("AdamW", "Adam-mini")]
     for optimizer, cell in zip(("AdamW", "Adam-mini"), cells, strict=True):
-        shown.published += mark(f"{size}, {optimizer}, perplexity", cell)
+        shown.published += published_entry(f"{size}, {optimizer}, perplexity", cell)
     if None not in cells:
         gap = math.log(cells[1]["value"] / cells[0]["value"])
         numbers = [f"{cell['value']:.3f}" for cell in cells]

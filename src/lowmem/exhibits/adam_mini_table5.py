@@ -4,11 +4,11 @@ The last question is ours: does the principle of Hessian blocks help where the p
 model also runs with one block for each filter or output neuron.
 """
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import largest
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, LOSS, add_rows, behind, data_of, of
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 
 EXHIBIT = {
@@ -30,10 +30,10 @@ MODELS = {
 }
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <model>.behind, <model>.neuron_behind (by neuron against per tensor), behind.points (worst of the accuracies),
     neuron.points (worst of the accuracies: is one block per neuron behind one per tensor?)."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.counted((run for run in runs if run.config["task"] != "nodes"), "training pictures")
         + scale.counted((run for run in runs if run.config["task"] == "nodes"), "epochs")
         + f"Data: {data_of(runs)}. Metric at 25, 50, 75 and 100 % of training, mean over seeds. Adam-mini: one block per "
@@ -61,11 +61,11 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def publish(shown: Shown, published: dict, label: str, metric, row: str) -> None:
+def publish(shown: ExhibitResult, published: dict, label: str, metric, row: str) -> None:
     """The paper's row of each optimizer, as far as it is known."""
     for optimizer in ("AdamW", "Adam-mini"):
         found = printed(published, "metric at 25, 50, 75, 100 % of training", row=row.format(optimizer))
-        shown.published += mark(row.format(optimizer), found)
+        shown.published += published_entry(row.format(optimizer), found)
         if found:
             cells = [f"{metric.scale * value:.{metric.digits}f}" for value in found["value"]]
             shown.rows.append([f"{label} (paper)", optimizer, row.split("{} ")[1], *cells, "", 1])

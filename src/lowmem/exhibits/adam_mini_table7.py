@@ -5,11 +5,11 @@ only which optimizer is ahead can be compared.
 """
 
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, mean, ratio
 from lowmem.reporting.numbers.quarters import data_of, of
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import Value, missing, text
 
@@ -31,9 +31,9 @@ COLUMNS = ["model", "optimizer", "Fréchet distance, own classifier", "the same 
 COLUMNS += ["class score, own classifier", "FID", "Inception score", "seeds"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <model>.distance and <model>.score, Adam-mini over AdamW at equal seed, for dit, dcae, ddpm."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.counted(runs, "training pictures")
         + f"Data: {data_of(runs)}. Distance (lower is better) between samples and test pictures in features of a small "
         "classifier of ours; beside it that of as many training pictures, which no model should beat. Score (higher is "
@@ -73,11 +73,11 @@ def compared(subject: list[Run], baseline: list[Run], key: str) -> Value:
     return gone or ratio(ours, theirs)
 
 
-def publish(shown: Shown, published: dict, name: str) -> None:
+def publish(shown: ExhibitResult, published: dict, name: str) -> None:
     """The paper's row of each optimizer."""
     for optimizer in ("AdamW", "Adam-mini") if name in PUBLISHED else ():
         found = {what: printed(published, what, model=PUBLISHED[name], optimizer=optimizer) for what in ("FID", "IS")}
         for what, value in found.items():
-            shown.published += mark(f"{PUBLISHED[name]}, {optimizer}, {what}", value)
+            shown.published += published_entry(f"{PUBLISHED[name]}, {optimizer}, {what}", value)
         cells = ["" if value is None else f"{value['value']:.2f}" for value in found.values()]
         shown.rows.append([f"{PUBLISHED[name]} (paper)", optimizer, "", "", "", *cells, 1])

@@ -5,9 +5,9 @@ from a readable source; what an earlier check of ours gave stands beside our num
 """
 
 from lowmem.analysis.stats import Estimate
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 
 EXHIBIT = {
@@ -37,10 +37,10 @@ COLUMNS = [
 ]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: r.least (smallest median r of the paper's three blocks), r.least_similar, r.ill_conditioned."""
     run = runs.one(part="table")
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Blocks of 30 under a uniform rotation: median over draws [25 %, 75 %]. D = diag(1 / |Hx|), Gaussian x; "
         "r = κ(DH) / κ(H). Eigenvalues of DH are those of sqrt(D) H sqrt(D); they decide the speed of descent.",
         columns=COLUMNS,
@@ -51,7 +51,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             "diagonal or well-conditioned.",
         ],
     )
-    shown.published += mark("definition", printed(published, "definition"))
+    shown.published += published_entry("definition", printed(published, "definition"))
     sets = run.final("sets") or {}
     if run.status != "done":
         shown.rows.append(["", run.reason, *[""] * (len(COLUMNS) - 2)])

@@ -5,10 +5,10 @@ must agree to the last bit, beside a grid of rates that are used.
 """
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import final_loss, mean, smallest
-from lowmem.reporting.numbers.rate_grids import Tuned, lead, tuned
+from lowmem.reporting.numbers.rate_grids import RateGrid, lead, tuned
 from lowmem.reporting.panels.losses import by_rate
 from lowmem.reporting.runs import Runs, by_axis
 from lowmem.reporting.values import Value, exact, missing, text
@@ -27,10 +27,10 @@ EXHIBIT = {
 VERSIONS = {"adafactor": "adafactor_flags", "adafactor_zhai": "zhai_flags"}
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: inert.largest_difference (over rates, seeds and versions), cost.<version>, cost.least."""
     methods = tuned(next(iter(by_axis(runs, "size").values())))
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Final validation loss of both versions of Adafactor by learning rate: with the rate in use, and with the "
         "published flags, under which all rates give the same run.",
@@ -52,7 +52,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def inert(methods: list[Tuned]) -> Value:
+def inert(methods: list[RateGrid]) -> Value:
     """Largest difference of final losses between rates at equal seed: an exact number, since nothing is estimated."""
     largest = 0.0
     for method in methods:
@@ -66,7 +66,7 @@ def inert(methods: list[Tuned]) -> Value:
     return exact(largest, "nat")
 
 
-def draw(methods: dict[str, Tuned]):
+def draw(methods: dict[str, RateGrid]):
     drawn, panels = plots.figure([list(VERSIONS)], height=3.4)
     for name, flags in VERSIONS.items():
         by_rate(panels[name], {key: methods[key] for key in (name, flags)}, cut=False)

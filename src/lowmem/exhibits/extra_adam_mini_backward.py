@@ -1,7 +1,7 @@
 """Adam-mini's rule run inside backward: half the optimizer state and no gradients kept, ours and in no paper."""
 
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, difference, final_loss, mean
 from lowmem.reporting.runs import Run, Runs, where
@@ -25,10 +25,10 @@ COLUMNS = ["method", "final loss (nat)", "minus Adam-mini (nat)", "weights (byte
 COLUMNS += ["optimizer state (bytes)", "all three, share of AdamW", "step (ms)"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: loss.largest_difference (over seeds, exact), gradient.share (bytes, of plain Adam-mini)."""
     methods = {name: where(runs, method=name) for name in METHODS}
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "The same model, data order and settings, nobody clips. Final validation loss: mean over seeds with 95 % "
         "interval. Bytes are counts of what is alive between backward and step; the state includes step counters.",

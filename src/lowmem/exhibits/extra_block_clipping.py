@@ -1,7 +1,7 @@
 """Ours: what clipping of gradients does to AdamW and Adam-mini at high rates and short warm-up."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, final_loss, mean
 from lowmem.reporting.runs import Run, Runs, where
@@ -26,11 +26,11 @@ COLUMNS = ["warm-up", "rate", "clipping", "AdamW (nat per character)", "Adam-min
 COLUMNS += ["Adam-mini − AdamW", "Adam-mini without − with clipping", "seeds"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows by warm-up, rate and clipping. Values: gap.<warm-up>.<rate>.<clip>, Adam-mini minus AdamW; and
     effect.<warm-up>.<rate>, Adam-mini without minus with clipping."""
     found = list(runs) or runs.archived
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(found)
         + "Loss on the whole held-out text at the best rate of AdamW and at twice and four times that, with the usual and a "
         "short warm-up; gradients clipped by their global norm, or not. Marks: seeds; lines: their means; a "

@@ -7,7 +7,7 @@ tiers train a shortened stand-in on another text and show the archived records o
 import statistics
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, log_loss, mean
 from lowmem.reporting.panels.losses import loss_curves
@@ -32,13 +32,13 @@ COLUMNS = ["optimizer", "text", "tier", "steps", "loss on nanoGPT's windows (nat
 COLUMNS += ["seconds a run", "seeds", "machine"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: adamw.starts_loss (on nanoGPT's windows), adamw.val_loss (on all of the text), adamw.seconds (median of the
     runs), gap (Adam-mini minus AdamW, all of the text; gap.percent of AdamW's loss), all of the published setting.
     """
     own = list(runs)
     real = own if tier in REAL else runs.archived
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Validation loss of a GPT-2 of 0.8 million parameters on characters of tinyshakespeare, settings of nanoGPT's "
         "README; mean over seeds, thin lines the seeds; diamond: the published loss after 2,000 steps.",
         columns=COLUMNS,
@@ -78,7 +78,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def add_row(shown: Shown, name: str, group: list[Run], archive: bool = False) -> None:
+def add_row(shown: ExhibitResult, name: str, group: list[Run], archive: bool = False) -> None:
     run = next(iter(group), None)
     if run is None:
         shown.rows.append([display.name(name), "", "", "", "not run: no record", "", "", 0, ""])

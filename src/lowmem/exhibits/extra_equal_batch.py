@@ -2,7 +2,7 @@
 
 from lowmem.analysis import stats
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import shown
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import Value, missing
@@ -25,12 +25,12 @@ COLUMNS = ["optimizer", "equal batch: peak MB", "tokens/s", "x AdamW [95 %]"]
 COLUMNS += ["largest batch", "its peak MB", "its tokens/s", "its x AdamW [95 %]"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """A row per optimizer: at equal batch, then at the largest."""
     run = next(iter(runs))
     settings = run.config["measure"]
     use_gpu = settings.get("device") == "cuda"
-    table = Shown(
+    table = ExhibitResult(
         caption=f"Training steps of one model, {settings['seq_len']} tokens per sequence, all optimizers in turn in one "
         f"process: at batch {settings['batch']}, and at the largest batch whose predicted peak stays under "
         f"{settings['cap_mb']:g} MB. Measured on {'the GPU' if use_gpu else 'the CPU'}; ratios within rounds.",

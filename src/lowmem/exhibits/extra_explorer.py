@@ -5,7 +5,7 @@ The cells were computed once and are kept in data/records; each takes seconds, a
 
 from lowmem.memory.parts import PARTS
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import GIB, shown
 from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import exact, missing
@@ -31,9 +31,9 @@ COLUMNS = ["optimizer", "model", "machine", "precision", "sequences per GPU", "f
 COLUMNS += [*PARTS, "tokens/s"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: cells (how many are known)."""
-    table = Shown(
+    table = ExhibitResult(
         caption="Training steps on 2048 tokens per sequence, every layer recomputed in backward. Choose model, machine, "
         "precision and batch; the parts are what is alive at the peak, GiB per GPU. Simulated: no GPU was used.",
         columns=COLUMNS,

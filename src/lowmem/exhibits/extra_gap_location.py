@@ -1,7 +1,7 @@
 """Ours: which tensors carry Adam-mini's early deficit? AdamW's second moment for one kind of tensor at a time."""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.losses import difference, mean
 from lowmem.reporting.panels.losses import side_by_side
 from lowmem.reporting.runs import Runs, by_axis, unfinished
@@ -33,11 +33,11 @@ NAMES = {
 }
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: gap.<exact> (minus AdamW), closed.<exact> (Adam-mini minus it: above 0 it is ahead)."""
     groups = by_axis(list(runs) or runs.archived, "exact")
     adamw, adam_mini = groups.get("all", []), groups.get("none", [])
-    shown = Shown(
+    shown = ExhibitResult(
         caption="A Llama of 42 thousand parameters after 813 steps (0.8 million bytes of Shakespeare) at rate 6e-3: loss on "
         "the whole held-out text minus that of AdamW, paired by seed, where AdamW's second moment (one per weight) is kept "
         "for one kind of tensor and the blocks of the paper for the rest. Bars: 95 % over seeds.",

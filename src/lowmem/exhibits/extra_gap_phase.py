@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.losses import difference, losses, mean
 from lowmem.reporting.panels.losses import faint
 from lowmem.reporting.runs import Run, Runs
@@ -34,12 +34,12 @@ COLUMNS = ["model and start", "steps", "rate", "AdamW (nat per byte)", "Adam-min
 COLUMNS += ["largest gap on the way", "at AdamW's loss", "seeds"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: gap.<start>.<steps>.<rate> at the end, peak.<the same>: the largest mean gap over evaluations after a
     twentieth of the run."""
     found = list(runs) or runs.archived
     cells = pairs(found)
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Models of 42 and 85 thousand parameters on bytes of Shakespeare, 0.8 to 72 million tokens: difference of "
         "the validation losses of Adam-mini and AdamW, paired by seed, at the end on the whole held-out text. Left: along "
         "runs of four lengths at rate 6e-3 (thin: seeds). Middle: at the end, by rate and length. Right: other starts at "

@@ -4,7 +4,7 @@ Our question, in no paper: Adam-mini takes its blocks from the architecture. Her
 the number of blocks is compared with that rule by the adjusted Rand index: 1 the same grouping, 0 as by chance.
 """
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
 from lowmem.reporting.runs import Run, Runs, unfinished
 
@@ -33,10 +33,10 @@ COLUMNS = [
 ]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: agreement.least and above_chance.least over the Transformer's modules, agreement.mlp and
     above_chance.mlp; first stage each, where Figures 3 and 7 start."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Adjusted Rand index (1: same grouping, 0: as by chance) of a spectral clustering of |H| with the rule; "
         "mean and 95 % interval over seeds. Weights without any curvature are left out. Grouping by input is the "
         "wrong axis of the same matrix.",
@@ -60,7 +60,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def add_row(shown: Shown, model: str, module: str, stage: str, runs: list[Run]) -> tuple | None:
+def add_row(shown: ExhibitResult, model: str, module: str, stage: str, runs: list[Run]) -> tuple | None:
     """One row; returns estimates of the agreement and of its distance from the null's upper end."""
     names = ("agreement", "null_high", "agreement_by_input", "live")
     keys = ("blocks", "kind", "size", *[f"clusters.{name}" for name in names])

@@ -3,7 +3,7 @@
 The table is data/published/independent.yaml as it stands; the page shows each entry also beside the claims it bears on.
 """
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import exact
 
@@ -21,10 +21,10 @@ EXHIBIT = {
 COLUMNS = ["who", "at which scale", "what", "AdamW", "Adam-mini", "Adam-mini − AdamW", "found", "known against it"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """A row for each number of others, and one for what has none; the first of an entry says whose it is and what it means.
     Values: wen.mean_gap, wen.cells_behind."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Runs of other people, 125M to 8B parameters, one seed each where it is known. Losses in nat per token. They "
         "stand beside our verdicts and decide none.",
         columns=COLUMNS,

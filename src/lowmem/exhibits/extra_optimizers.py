@@ -4,7 +4,7 @@ Nothing is trained for this table: it joins the runs of three other exhibits.
 """
 
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.losses import difference
 from lowmem.reporting.numbers.rate_grids import tuned
 from lowmem.reporting.runs import Run, Runs
@@ -30,12 +30,12 @@ COLUMNS = ["optimizer", "state / weights", "gradients kept / weights", "peak mem
 COLUMNS += ["best rate", "final loss − AdamW's (nat)", "works in"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <method>.state, <method>.gap."""
     of = {name: [run for run in runs if run.experiment == name] for name in EXHIBIT["experiments"]}
     peaks, speeds = {run.axes["method"]: run for run in of["peak_memory"]}, next(iter(of["equal_batch"]))
     methods = tuned(of["gpt2_baselines"])
-    table = Shown(
+    table = ExhibitResult(
         caption="State and gradients: bytes over those of the weights, 1.00 being one number per weight in the weights' own "
         "precision. Peak memory: one fine-tuning step, measured (Peak memory). Speed: whole training steps at equal batch, "
         "measured (Equal batch). Loss: GPT-2 of this tier, each method at the best of its own rates, above 0 is worse.",
@@ -53,7 +53,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return table
 
 
-def row(table: Shown, name: str, methods: dict, peaks: dict[str, Run], speeds: Run) -> list[str]:
+def row(table: ExhibitResult, name: str, methods: dict, peaks: dict[str, Run], speeds: Run) -> list[str]:
     grid, peak, base = methods.get(name), peaks.get(name), peaks.get("adamw")
     runs = [run for run in [*(grid.best if grid else []), *([peak] if peak else [])] if run.status == "done"]
     state = runs[0].record["memory"] if runs else None  # bytes of a training run, else of the measured step

@@ -1,7 +1,7 @@
 """Ours: a placebo for the partition. Do the Hessian's blocks train better than random blocks of the same sizes?"""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.losses import difference, mean
 from lowmem.reporting.panels.losses import side_by_side
 from lowmem.reporting.runs import Runs, by_axis
@@ -30,10 +30,10 @@ NAMES = {
 LENGTHS = ("s813", "s2440")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: gap.<blocks>.<length> (minus AdamW), excess.<blocks>.<length> (minus the blocks of the paper)."""
     groups = by_axis(list(runs) or runs.archived, "blocks", "steps")
-    shown = Shown(
+    shown = ExhibitResult(
         caption="A Llama of 42 thousand parameters, 0.8 and 2.5 million bytes of Shakespeare, rate 6e-3: loss on the whole "
         "held-out text of Adam-mini with other blocks than the paper's minus that with the paper's, paired by seed. Random: "
         "as many blocks of the same sizes, whose weights are drawn at random. Bars: 95 % over seeds.",

@@ -1,6 +1,6 @@
 """LOMO's headline measured: the peak memory of a fine-tuning step by optimizer, over that of inference alone."""
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import Value, exact, missing
 
@@ -29,11 +29,11 @@ METHODS = {
 PARTS = ("parameters", "gradients", "optimizer_state", "activations", "temporaries")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <method>.over_inference (ratio of peaks), lomo.over_weights (peak less inference, in weights), order (1 if
     LOMO < SGD < AdamW)."""
     base = runs.one(method="inference")
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Peak of PyTorch's allocator in one step after the first (torch.profiler's events on a CPU, torch.cuda's "
         "statistics on a GPU), MB. Components: what is alive at the peak, as the accountant has it.",
         columns=["method", "peak MB", "over inference", *[part.replace("_", " ") for part in PARTS]],

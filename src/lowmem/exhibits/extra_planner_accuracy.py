@@ -2,7 +2,7 @@
 
 import statistics
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import shown
 from lowmem.reporting.runs import Runs, unfinished
 from lowmem.reporting.values import exact, missing, value_or_reason
@@ -22,9 +22,9 @@ EXHIBIT = {
 COLUMNS = ["model", "optimizer", "batch", "measured MB", "predicted MB", "error", "resident MB", "peak at", "layers"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """A row per cell; the claims read the median and the worst error."""
-    table = Shown(
+    table = ExhibitResult(
         caption="Peak of PyTorch's allocator during one training step (measured: events of torch.profiler on a CPU, "
         "torch.cuda's statistics on a GPU) and as predicted from shallow models on fake tensors. Resident: what the "
         "process grew by, which also holds caches and libraries.",

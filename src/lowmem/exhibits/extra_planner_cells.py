@@ -1,7 +1,7 @@
 """The planner beside training steps that other people measured: memory, speed, and what is not known of each."""
 
 from lowmem.memory import calibration, training_cells
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import exact
 
@@ -31,9 +31,9 @@ COLUMNS = [
 COLUMNS += ["where"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """A row per cell. Values: {held_out, tuning, known}.{cells, median_percent, worst_percent}, hit rates of the intervals."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Peak memory of PyTorch's allocator as other people measured it, GB of 1e9 bytes, and as the planner predicts "
         "it. Held out: cells on which no constant was set, by a rule on their ids that was fixed before any prediction. "
         "Setting unknown: the range over what the source does not say.",

@@ -1,7 +1,7 @@
 """Ours: final loss by learning rate on tuning seeds, and the rates that the rule chose for the runs that judge."""
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import mean as mean_of_runs
 from lowmem.reporting.numbers.losses import parameters
@@ -26,11 +26,11 @@ EXHIBIT = {
 NAMES = {"llama": "Llama", "gpt2": "GPT-2"}
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: best.<size>.<optimizer>: the rate with the lowest mean loss; loss.<the same>: that loss."""
     found = list(runs) or runs.archived
     grids = {size: tuned(group) for size, group in by_axis(found, "size").items()}
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about([run for run in found if run.status == "done"] or found)
         + "Loss on the whole held-out text after 20 (Llama) or 40 (GPT-2) characters of English prose per parameter, with each "
         "of the rates, a factor 2 apart, as many for every method; mean over "

@@ -1,7 +1,7 @@
 """How much of a LOMO step arrives in 16-bit weights: share of weights that change, with both kinds of rounding."""
 
 from lowmem.analysis.stats import estimate
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.losses import absent
 from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import Value, estimated, missing, text
@@ -26,10 +26,10 @@ STORAGE = {
 }
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: changed.<storage> (percent of weights), kept.<storage> (that share over fp32's), accuracy.<storage>."""
     groups = by_axis(runs, "storage")
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Share of all weights that differ after a step of LOMO at its published rate and clipping, mean over the steps "
         "and then over seeds; loss and accuracy after the last step. All weights compute in bf16; only their storage differs.",
         columns=["storage", "weights changed (%)", "of fp32's", "validation loss (nat)", "accuracy (%)"],

@@ -1,6 +1,6 @@
 """What saves memory: LLaMA-7B, one change at a time from plain AdamW, then together. Asked in LOMO's issue 72."""
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import SIMULATED, gib, part, shown
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import exact, missing
@@ -41,9 +41,9 @@ PARTS = {
 COLUMNS = ["setting", "peak GiB per GPU", "saved", *PARTS, "host"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """A row per setting: the parts are those at the peak, wherever in the step that is."""
-    table = Shown(
+    table = ExhibitResult(
         caption=f"LLaMA-7B, 8 sequences of 512 tokens per GPU; parts at the moment of the peak. {SIMULATED}",
         columns=COLUMNS,
         rows=[],

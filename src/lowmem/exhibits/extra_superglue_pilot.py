@@ -1,6 +1,6 @@
 """Ours: which tasks of SuperGLUE a model of 135 million parameters can learn; decides where accuracy is judged at all."""
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import learnable
 from lowmem.reporting.numbers.superglue import asked
 from lowmem.reporting.runs import Run, Runs
@@ -22,10 +22,10 @@ COLUMNS = ["data", "training", "accuracy (%)", "needed (%)", "most frequent (%)"
 COLUMNS += ["loss by chance", "questions", "core minutes", "learned"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <task>.learned (1 or 0, with _3 in the name for three epochs)."""
     found = list(runs) or runs.archived
-    shown = Shown(
+    shown = ExhibitResult(
         caption="AdamW on all weights of SmolLM2-135M at three rates, one seed; accuracy, AUC and loss on questions of the "
         "training file that nothing was trained on. Needed: two standard errors above always giving the most frequent answer. "
         "A task is learned when the rate with the lowest loss is above that. Loss by chance: of a model that knows how "

@@ -1,7 +1,7 @@
 """Ours: three bytes per parameter. Does Adam-mini train as well with an 8-bit moment, inside backward, in bf16 weights?"""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.losses import difference, mean
 from lowmem.reporting.panels.losses import side_by_side
 from lowmem.reporting.runs import Run, Runs, by_axis
@@ -54,13 +54,13 @@ def allocated(runs: list[Run]) -> Value:
     return exact((kept - 4 * blocks) / weights, "bytes per weight")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: gap.<kind>.<length> and norm.<kind>.<length> (minus the fp32 moment), state.<kind>.<length> (bytes per
     parameter), allocated.<kind> (the same as the allocator has it, without block scalars, on a Llama of 20 million)."""
     found = list(runs) or runs.archived
     trained = by_axis((run for run in found if run.experiment == "three_bytes"), "kind", "steps")
     measured = by_axis((run for run in found if run.experiment == "three_bytes_state"), "kind")
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Adam-mini on a Llama of 42 thousand parameters, 0.8 and 2.5 million bytes of Shakespeare, rate 6e-3: loss "
         "on the whole held-out text minus that with an fp32 moment in step(), paired by seed. The norm is that of the "
         "token embedding after training; state: moments, scales and block scalars, counted on the tensors; allocated: what "

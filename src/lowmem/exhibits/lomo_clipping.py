@@ -1,12 +1,12 @@
 """LOMO's clipping: none, by value, by the global norm (two passes), by each tensor's norm (one), over learning rates."""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, log_loss, lost
-from lowmem.reporting.numbers.rate_grids import Tuned, tuned
+from lowmem.reporting.numbers.rate_grids import RateGrid, tuned
 from lowmem.reporting.panels.losses import limits, of_run
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import Value, exact, missing
 
@@ -26,12 +26,12 @@ COLOURS = dict(zip(NAMES, (plots.INK, *plots.SERIES[:3]), strict=True))
 BELOW = 1.0e-3  # where the paper finds value clipping sufficient
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: value_minus_norm (per cent of the final loss at the largest rate below 1e-3), usable.<clip> (rates at which
     all seeds learned something and none diverged), usable.norm_minus_none, and <clip>_minus_norm.best for none and
     grouped (each at its best rate)."""
     methods = tuned(runs, "clip")
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.about(runs)
         + "Final validation loss by learning rate for LOMO with four kinds of clipping. Left: marks are seeds, dashes "
         "their mean; a cross: a seed diverged. Right: minus the loss with the global norm at the same rate, paired by seed.",
@@ -42,7 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         ],
     )
     for what in ("value_clip_ok_for_lr_below", "grouped_norm_clip"):
-        shown.published += mark(what.replace("_", " "), printed(published, what))
+        shown.published += published_entry(what.replace("_", " "), printed(published, what))
     for name, method in methods.items():
         for rate, group in method.rates.items():
             score = method.scores.get(rate)
@@ -63,7 +63,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return shown
 
 
-def usable(method: Tuned) -> Value:
+def usable(method: RateGrid) -> Value:
     """Number of rates at which every seed finished below its untrained loss."""
     runs = [run for group in method.rates.values() for run in group]
     waiting = next((run for run in runs if run.status != "done" and not lost(run)), None)
@@ -85,11 +85,11 @@ def learned(run) -> bool:
     return run.status == "done" and start is not None and run.final("val_loss") < start
 
 
-def between(method: Tuned, other: Tuned) -> Value:
+def between(method: RateGrid, other: RateGrid) -> Value:
     return method.gone or other.gone or difference(method.best, other.best)
 
 
-def draw(methods: dict[str, Tuned]):
+def draw(methods: dict[str, RateGrid]):
     """Left: the loss of every seed at every rate, methods side by side. Right: minus that of the global norm, paired."""
     drawn, panels = plots.figure([["loss", "gap"]], height=3.6, width_ratios=[1.3, 1])
     axes, right = panels["loss"], panels["gap"]

@@ -2,10 +2,10 @@
 
 from lowmem.analysis.stats import estimate, least, worst
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, extreme, ratio
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import Value, estimated, missing, text
 
@@ -24,13 +24,13 @@ EXHIBIT = {
 RATE = 3.0e-2  # the published rate of LOMO, and the largest of the experiment
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: slope.least and slope.most (of log residual by log rate), relative.trained (of the joint step, at the largest
     rate, widest trained model), width.<state> (relative residual of the widest model over that of the narrowest)."""
     groups = by_axis(runs, "width", "state")
     counts = [run.final("parameters") for run in runs if run.status == "done"]
     size = f"of {scale.between(counts)} parameters" if counts else "small enough for this tier"
-    shown = Shown(
+    shown = ExhibitResult(
         caption=f"A Llama {size}: distance between two SGD steps in turn and one step along both gradients, mean over seeds. "
         "Left: against the rate, with the slope of a second-order term (dotted). Right: as a share of the "
         "joint step at LOMO's published rate, by width.",
@@ -38,7 +38,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         rows=[],
         deviations=["The paper shows no measurement of this; models, text and widths are ours."],
     )
-    shown.published = mark("order of the dropped term", printed(published, "order_in_alpha"))
+    shown.published = published_entry("order of the dropped term", printed(published, "order_in_alpha"))
     for (width, state), group in groups.items():
         done = next((run for run in group if run.status == "done"), None)
         known = [f"{done.final('parameters'):,}", f"{done.final('loss'):.2f}"] if done else ["", ""]

@@ -7,8 +7,8 @@ bytes alive at once as the chain grows, which the paper states as O(n) against O
 import re
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.exhibit import ExhibitResult
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, by_axis, unfinished
 from lowmem.reporting.values import exact, missing
 
@@ -28,9 +28,9 @@ OPTIMIZERS = ("sgd", "lomo")
 COLUMNS = ["layers", "optimizer", "most live gradients", "most live bytes", "all gradients (bytes)", "share alive"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows: peaks by depth and optimizer. Values: LOMO's peak in largest gradients, growth of both with depth."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="One training step on a chain of equal linear layers, logged by hooks. A bar lasts while a gradient "
         "is alive; a dot is the update of its parameter. LOMO keeps the same few gradients at any depth.",
         columns=COLUMNS,
@@ -41,7 +41,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for optimizer in OPTIMIZERS:
         value = printed(published, "gradient_memory", optimizer=display.name(optimizer))
-        shown.published += mark(f"{display.name(optimizer)}, gradient memory", value)
+        shown.published += published_entry(f"{display.name(optimizer)}, gradient memory", value)
     depths = sorted(by_axis(runs, "depth"))
     found = {(d, name): runs.one(depth=d, optimizer=name) for d in depths for name in OPTIMIZERS}
     for (d, optimizer), run in found.items():
@@ -59,7 +59,7 @@ def events(run: Run) -> list[dict]:
     return run.curve() if run.status == "done" else []
 
 
-def add_row(shown: Shown, depth: int, optimizer: str, run: Run) -> None:
+def add_row(shown: ExhibitResult, depth: int, optimizer: str, run: Run) -> None:
     name = display.name(optimizer)
     if run.status != "done":
         shown.rows.append([depth, name, run.reason, "", "", ""])
@@ -68,7 +68,7 @@ def add_row(shown: Shown, depth: int, optimizer: str, run: Run) -> None:
     shown.rows.append([depth, name, run.final("live_peak"), f"{peak:,}", f"{total:,}", f"{peak / total:.1%}"])
 
 
-def growth(shown: Shown, found: dict, depths: list[int], reason: str | None) -> None:
+def growth(shown: ExhibitResult, found: dict, depths: list[int], reason: str | None) -> None:
     """Values for the claims, or why there are none."""
     names = ("lomo.peak_in_largest_gradients", "lomo.growth", "sgd.growth")
     if reason:

@@ -2,9 +2,9 @@
 
 from lowmem.exhibits.lomo_table1 import components
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import SIMULATED, gib
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs, unfinished
 from lowmem.reporting.values import value_or_reason
 
@@ -29,9 +29,9 @@ PARTS = {  # part: (in the paper's figure, shade)
 }
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """A bar of ours and a bar of the paper's for each optimizer, in percent of its own total."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="Shares of the memory of LLaMA-7B, 8 sequences of 512 tokens with activation checkpointing: weights, "
         f"gradients and state counted, activations simulated. {SIMULATED}",
         columns=["optimizer", "part", "ours (%)", "published (%)"],
@@ -47,7 +47,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         theirs = {}
         for part, (key, _) in PARTS.items():
             value = printed(published, key, optimizer=display.name(optimizer))
-            shown.published += mark(f"{display.name(optimizer)}, {part}", value)
+            shown.published += published_entry(f"{display.name(optimizer)}, {part}", value)
             theirs[part] = None if value is None else value["value"]
             row = [display.name(optimizer), part, missing or f"{ours[part]:.1f}"]
             shown.rows.append([*row, "" if value is None else f"{value['value']:.1f}"])

@@ -4,12 +4,12 @@ import math
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.numbers.losses import absent, widened
 from lowmem.reporting.panels.superglue import dots, levels, look
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import Value, estimated, missing, text
 
@@ -31,7 +31,7 @@ METHODS = ("lora", "lora_lomo")
 PRINTED = {"lora": "LoRA", "lora_lomo": "LoRA+LOMO"}
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: gain (LoRA + LOMO minus LoRA in points, mean over tasks and ranks at equal seed), gain.<task>; long.gain of the
     runs of tier overnight, at rank 2 on the tasks that it trains, which is that tier's gain; adamw.above_frequent, the
     premise of both."""
@@ -40,7 +40,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     instead = learnable.in_place_of("boolq", tasks, ft.pilot_runs(runs))
     cells = placed(own)
     headers = {task: name for run in own for task, name in [ft.asked(run)]}
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.fine_tuned([*own, *long_runs])
         + "Accuracy at the last epoch by rank of the adapters, mean over seeds with 95 % intervals, every method at the "
         "point fixed beforehand; open diamonds: published for LLaMA-13B, filled for LoRA + LOMO. At the left: LOMO alone. Last "
@@ -64,7 +64,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
                     method=PRINTED.get(name, "LoRA+LOMO"),
                 )
                 if (name == "lomo") == (rank == 0):
-                    shown.published += mark(f"{ft.TASKS[task]}, {ft.METHODS[name]}, rank {rank or 'none'}", found)
+                    shown.published += published_entry(
+                        f"{ft.TASKS[task]}, {ft.METHODS[name]}, rank {rank or 'none'}", found
+                    )
                 if (task, name, rank) in cells:
                     number = ft.last(cells[task, name, rank])
                     shown.rows.append([headers[task], ft.METHODS[name], rank or "none", text(number, digits=1)])

@@ -2,12 +2,12 @@
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.numbers.losses import absent
 from lowmem.reporting.panels.superglue import by_step
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import Value, estimated, missing, text
 
@@ -26,7 +26,7 @@ EXHIBIT = {
 GROUPS = ("lora", "lomo")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: early_drop.<method>: share of the whole fall of the loss on BoolQ that lies in the first third of the steps;
     with long. before it, the mean over the tasks that tier overnight trains; boolq.learned_margin, the premise of BoolQ's."""
     long_runs = ft.long_runs(runs, tier)
@@ -34,7 +34,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     instead = learnable.in_place_of("boolq", tasks, ft.pilot_runs(runs))
     left = "" if tier == "overnight" and tasks else "Left: the runs of this report on BoolQ; right: "
     overnight = f"{'those' if left else 'Runs'} of tier overnight{instead and f' on {instead}'}"
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.fine_tuned([*runs, *long_runs])
         + f"Training loss of each step, mean over seeds, thin lines the seeds. {left}{overnight}. "
         "Only the tokens of the answer count.",
@@ -42,7 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         rows=[],
         deviations=["Another model and fewer steps than the paper's 630; see Table 3."],
     )
-    shown.published = mark("what the curve looks like", printed(published, "qualitative"))
+    shown.published = published_entry("what the curve looks like", printed(published, "qualitative"))
     panels = {f"{ft.TASKS[task]} (overnight)": (task, long) for task in tasks}
     if tier != "overnight" or not tasks:
         panels = {f"BoolQ ({tier}{', live: judges nothing' * (tier in ft.LIVE)})": ("boolq", own), **panels}

@@ -1,11 +1,11 @@
 """Figure 5 of LOMO: validation accuracy, by step for LoRA and LOMO, and at the end for every method."""
 
 from lowmem.reporting import plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
 from lowmem.reporting.panels.superglue import by_step, dots, level, levels
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import missing, text
 
@@ -24,7 +24,7 @@ EXHIBIT = {
 GROUPS = ("lora", "lomo")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <method>.last (accuracy on BoolQ at the end, percent) of zero, lora and lomo; long.<task>.<method>.last of every
     method on the tasks that tier overnight trains; boolq.learned_margin, the premise of BoolQ's."""
     long_runs = ft.long_runs(runs, tier)
@@ -33,7 +33,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     left = "Left: BoolQ after each epoch, mean over seeds, thin lines the seeds; a small tier takes a few steps, which judge "
     left = "" if tier == "overnight" and tasks else f"{left}nothing. Right: "
     right = f"{'at' if left else 'At'} the end of the runs of tier overnight{instead and f' on {instead}'}; "
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.fine_tuned([*runs, *long_runs])
         + f"Accuracy on validation questions. {left}{right}small marks are seeds, large ones their mean, bars 95 % with "
         "the error of seeds and questions. Dotted: no training, and always the most frequent answer.",
@@ -43,7 +43,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     )
     for name in GROUPS:
         found = printed(published, "final_expected_from_table3", optimizer=ft.METHODS[name])
-        shown.published += mark(f"{ft.METHODS[name]}, end", found)
+        shown.published += published_entry(f"{ft.METHODS[name]}, end", found)
     for name in ("zero", *GROUPS):
         points = own.get(("boolq", name), {})
         end = ft.last(ft.first(points))

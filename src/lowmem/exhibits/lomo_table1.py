@@ -4,9 +4,9 @@ The paper's GB are GiB. The first three columns are counted, activations are sim
 backward, as the authors measured (issue 80 of their repository).
 """
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import gib
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import Value, value_or_reason
 
@@ -29,9 +29,9 @@ PARTS = ["params", "gradients", "optim_states"]
 PRINTED = [*PARTS, "activations", "total_printed"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Two rows for each optimizer and checkpointing setting: ours and the published one."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="GiB of LLaMA-7B with 16-bit weights and gradients, 8 sequences of 512 tokens. Weights, gradients and "
         "state are counted (the gradient column is the most that is alive at once), activations and the peak simulated.",
         columns=COLUMNS,
@@ -66,7 +66,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
             )
             if None not in theirs.values():
                 shown.rows.append([name, "on" if checkpointing else "off", "published", *their_cells(theirs), ""])
-                shown.published += mark(
+                shown.published += published_entry(
                     f"{name}, activations, {'with' if checkpointing else 'without'} checkpointing",
                     theirs["activations"],
                 )
@@ -74,7 +74,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
                     error = 100 * abs(activations / theirs["activations"]["value"] - 1)
                     worst_activations = max(worst_activations, error)
             for part in PARTS if not checkpointing and theirs[PARTS[0]] else []:
-                shown.published += mark(f"{name}, {part}", theirs[part])
+                shown.published += published_entry(f"{name}, {part}", theirs[part])
                 if ours is not None:
                     worst = max(worst, abs(ours[part] - theirs[part]["value"]))
         for part in PARTS:

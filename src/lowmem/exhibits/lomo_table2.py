@@ -2,9 +2,9 @@
 
 from lowmem.memory.hardware import OUTSIDE
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.memory import SIMULATED, gib, rate, shown
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import value_or_reason
 
@@ -35,9 +35,9 @@ COLUMNS = ["model", "optimizer", "GPUs", "memory (GB per GPU)", "printed memory"
 COLUMNS += ["printed tokens/s", "difference"]
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """A row per printed one, and one for LOMO's two passes, which the paper may have used or not."""
-    table = Shown(
+    table = ExhibitResult(
         caption=f"Per-GPU memory (GiB; the paper's GB are GiB) with {OUTSIDE:g} GiB outside PyTorch's allocator, and "
         f"tokens per second and GPU. {SIMULATED}",
         columns=COLUMNS,
@@ -58,8 +58,10 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         run = runs.one(cell=f"l2.{size}.{optimizer}.{gpus}")
         memory = printed(published, "memory_gb", params=size.upper(), optimizer=display.name(optimizer), gpus=gpus)
         speed = printed(published, "tgs", params=size.upper(), optimizer=display.name(optimizer), gpus=gpus)
-        table.published += mark(f"{size.upper()}, {display.name(optimizer)}, GPUs {gpus}: memory", memory)
-        table.published += mark(f"{size.upper()}, {display.name(optimizer)}, GPUs {gpus}: tokens/s per GPU", speed)
+        table.published += published_entry(f"{size.upper()}, {display.name(optimizer)}, GPUs {gpus}: memory", memory)
+        table.published += published_entry(
+            f"{size.upper()}, {display.name(optimizer)}, GPUs {gpus}: tokens/s per GPU", speed
+        )
         add(table, run, size, display.name(optimizer), gpus, memory, speed)
         if run.status != "done":
             reason = reason or run.reason
@@ -73,7 +75,9 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     return table
 
 
-def add(table: Shown, run: Run, size: str, name: str, gpus: int, memory: dict | None, speed: dict | None) -> None:
+def add(
+    table: ExhibitResult, run: Run, size: str, name: str, gpus: int, memory: dict | None, speed: dict | None
+) -> None:
     """One row with its value `<cell>.tgs`."""
     theirs = "" if memory is None else str(memory["value"])
     printed_speed = "" if speed is None else f"{speed['value']:g}"
@@ -99,7 +103,7 @@ def rate_per_gpu(run: Run, gpus: int) -> tuple[float | None, str | None]:
     return (None if found is None else found / gpus), reason
 
 
-def ratios(table: Shown, runs: Runs) -> None:
+def ratios(table: ExhibitResult, runs: Runs) -> None:
     """The headline ratios; None where a run is missing or does not fit."""
     pairs = {
         "speedup.7b": ("l2.7b.lomo.1", 1, "l2.7b.adamw.8", 8),

@@ -7,10 +7,10 @@ tier, which show that everything works; no row fills a column of other data.
 from collections.abc import Iterable
 
 from lowmem.data import superglue_sources
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import missing, text
 
@@ -34,7 +34,7 @@ PAIRS = (("lomo", "lora"), ("lomo", "zero"), ("lora", "zero"), ("lomo", "adamw")
 SIZES = ("7B", "13B", "30B", "65B")
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: gain.<ours>_<theirs> of PAIRS (points, mean over tasks), loss.<the same> (nat per question), and the premise
     adamw.above_frequent (AdamW's average over that of the most frequent answers); each also as long.<name>, from the runs
     of tier overnight."""
@@ -45,7 +45,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
     measured = {
         (task, what): f"{ft.TASKS[task]}: {told}" for task in learnable.trained(long) for what, told in BESIDE.items()
     }
-    shown = Shown(
+    shown = ExhibitResult(
         caption=scale.fine_tuned([*live, *long])
         + "Accuracy in percent, on the same questions for all. Last epoch: mean over seeds at the point fixed before, with its "
         "95 % interval, which has the error of the seeds and of the questions; where one run stands alone, the interval of a "
@@ -120,7 +120,7 @@ def names(*groups: list[Run]) -> dict[str, str]:
     return headers
 
 
-def add_frequent(shown: Shown, source: list[Run], label: str, headers: dict, blank: int) -> None:
+def add_frequent(shown: ExhibitResult, source: list[Run], label: str, headers: dict, blank: int) -> None:
     """What always giving the most frequent answer gets: each source has its own questions."""
     asked = dict(ft.asked(run) for run in source)
     frequent = [most(source, task) if asked.get(task) == header else "" for task, header in headers.items()]
@@ -137,7 +137,7 @@ def waits(found: dict, method: str) -> bool:
 
 
 def add_rows(
-    shown: Shown,
+    shown: ExhibitResult,
     found: dict,
     name: str,
     source: list[Run],
@@ -217,14 +217,14 @@ def most(runs: Iterable[Run], task: str) -> str:
     return next((f"{share:.1f}" for share in found if share is not None), "")
 
 
-def add_published(shown: Shown, published: dict, headers: dict, rows: tuple[str, ...], blank: int) -> None:
+def add_published(shown: ExhibitResult, published: dict, headers: dict, rows: tuple[str, ...], blank: int) -> None:
     """Every size as published values, some of them as rows."""
     for size in SIZES:
         for name, theirs in ft.PUBLISHED.items():
             cells = []
             for task, header in zip((*ft.TASKS.values(), "Avg"), (*headers.values(), "Avg"), strict=True):
                 found = printed(published, task, method=theirs, params=size)
-                shown.published += mark(f"{ft.METHODS[name]}, LLaMA-{size}, {task}", found)
+                shown.published += published_entry(f"{ft.METHODS[name]}, LLaMA-{size}, {task}", found)
                 number = "" if found is None else f"{found['value']:.1f}"
                 cells.append(number if header == task else f"{number} on {task}")
             if size in rows:

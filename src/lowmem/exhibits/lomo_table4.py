@@ -1,8 +1,8 @@
 """Table 4 of LOMO: settings of the SuperGLUE runs as published, of this tier, and of tier overnight with the rates it tried."""
 
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import superglue as ft
-from lowmem.reporting.published import mark, printed
+from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, ended, where
 from lowmem.reporting.values import exact, missing
 
@@ -22,9 +22,9 @@ EXHIBIT = {
 METHODS = {"LOMO": "lomo", "LoRA": "lora", "LoRA + LOMO": "lora_lomo"}
 
 
-def render(runs: Runs, published: dict, tier: str) -> Shown:
+def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: differences (settings of this tier that are not the published ones), settings (all)."""
-    shown = Shown(
+    shown = ExhibitResult(
         caption="What the paper states, and what the configurations of this tier say; several values are a grid. Tier "
         "overnight takes the rate that a tuning experiment chose among those tried, on questions of the training file.",
         columns=[
@@ -50,7 +50,7 @@ def render(runs: Runs, published: dict, tier: str) -> Shown:
         own = [run for run in live if belongs(run, group)]
         ours = distinct(read(run) for run in own)
         theirs = listed(found["value"]) if found else None
-        shown.published += mark(f"{group}: {setting}", found)
+        shown.published += published_entry(f"{group}: {setting}", found)
         same = "" if found is None or not ours else "yes" if ours == theirs else "no"
         finished_long = [
             run for run in long if belongs(run, group) and run.status == "done"

@@ -20,7 +20,7 @@ from lowmem.reporting.values import Value, check
 
 
 @dataclass
-class Shown:
+class ExhibitResult:
     """What an exhibit shows.
 
     rows: cells exactly as markdown and csv show them. values: for the claims (values.py). published: [{label, value, unit,
@@ -43,7 +43,7 @@ class Shown:
 
 def make(
     root: Path, id: str, tier: str, options: dict | None = None, out: Path | None = None, archived: bool = False
-) -> Shown:
+) -> ExhibitResult:
     """Render one exhibit and write its files below `out` (default reports/<tier>). Returns what is shown.
 
     archived: from the records kept in data/records alone, not from results/.
@@ -55,7 +55,7 @@ def make(
 
 def render(
     root: Path, id: str, tier: str, options: dict | None = None, archived: bool = False
-) -> tuple[dict, Shown, Runs]:
+) -> tuple[dict, ExhibitResult, Runs]:
     """(header, what is shown, the runs it was given) of one exhibit; writes nothing."""
     headers = planning.exhibits(root)
     if id not in headers:
@@ -98,7 +98,7 @@ def style():
     return plots.style()
 
 
-def write(out: Path, header: dict, shown: Shown, runs: Runs, tier: str) -> None:
+def write(out: Path, header: dict, shown: ExhibitResult, runs: Runs, tier: str) -> None:
     """Write <id>.{md|svg}, <id>.csv and <id>.json into tables/ or figures/, each atomically."""
     folder = out / ("figures" if header["kind"] == "figure" else "tables")
     widths = {len(row) for row in shown.rows} - {len(shown.columns)}

@@ -30,8 +30,8 @@ def printed(published: dict, what: str, **at) -> dict | None:
     return None
 
 
-def mark(label: str, value: dict | None) -> list[dict]:
-    """A published value as an entry of Shown.published; an empty list where it is unknown."""
+def published_entry(label: str, value: dict | None) -> list[dict]:
+    """A published value as an entry of ExhibitResult.published; an empty list where it is unknown."""
     if value is None:
         return []
     entry = {"label": label, "value": value["value"], "unit": value.get("unit")}

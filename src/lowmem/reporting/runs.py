@@ -132,7 +132,7 @@ def by_axis(runs: Iterable[Run], *axes: str) -> dict:
 
 def load(root: Path, names: list[str], tier: str, options: dict) -> Runs:
     """All runs of the experiments with their records, if these exist and belong to the present configuration."""
-    return Runs([look_up(root, run) for name in names for run in experiments.runs(root, name, tier, options)])
+    return Runs([load_run(root, run) for name in names for run in experiments.runs(root, name, tier, options)])
 
 
 def archived_runs(root: Path, name: str) -> list[Run]:
@@ -151,7 +151,7 @@ def archived_runs(root: Path, name: str) -> list[Run]:
             made = record.load(folder)
             if without_source(made["config"]) == without_source(run["config"]):
                 run = {**run, "config": made["config"], "config_hash": made["config_hash"]}
-        found.append(look_up(root, run, folder))
+        found.append(load_run(root, run, folder))
     return found
 
 
@@ -160,7 +160,7 @@ def without_source(config: dict) -> dict:
     return {**config, "data": {key: value for key, value in config.get("data", {}).items() if key != "source"}}
 
 
-def look_up(root: Path, run: dict, folder: Path | None = None) -> Run:
+def load_run(root: Path, run: dict, folder: Path | None = None) -> Run:
     """One planned run with its record (default: in results/), or with the reason why there is none."""
     known = {key: run[key] for key in ("id", "experiment", "variant", "seed", "config")}
     outcome = outcome_of(root, run, folder or root / "results" / run["tier"] / run["id"])
@@ -182,10 +182,10 @@ def outcome_of(root: Path, run: dict, folder: Path) -> Outcome:
         return Outcome("missing", "not run: the record belongs to another configuration")
     if problem := record.integrity_problem(folder, made, {"curve": record.CURVE}):  # lost arrays cost a picture alone
         return Outcome("missing", f"not run: the record is damaged ({problem})")
-    return Outcome(made["status"], why(made), made, folder)
+    return Outcome(made["status"], failure_reason(made), made, folder)
 
 
-def why(record: dict) -> str | None:
+def failure_reason(record: dict) -> str | None:
     """Short text on a run that did not finish: diverged and out of memory are results and name their step."""
     status, reason = record["status"], record.get("reason")
     if status == "done":

@@ -11,7 +11,7 @@ SIDES = ("subject", "baseline")
 
 
 class Value(TypedDict, total=False):
-    """One entry of Shown.values, as <id>.json holds it. Without n and interval a number is exact."""
+    """One entry of ExhibitResult.values, as <id>.json holds it. Without n and interval a number is exact."""
 
     value: float | None  # None: there is no number, and `reason` says why
     reason: str

@@ -23,7 +23,7 @@ def of(runs: Iterable[Run], experiment: str, kind: str) -> Groups:
 
 
 def gap(groups: Groups, measure, unit: str) -> Value:
-    """Adam-mini minus AdamW at the end, paired by seed, as an entry of Shown.values."""
+    """Adam-mini minus AdamW at the end, paired by seed, as an entry of ExhibitResult.values."""
     return difference(groups["adam_mini"], groups["adamw"], measure, unit)
 
 

@@ -43,7 +43,7 @@ def over_seeds(values: list[float | None]) -> Estimate | None:
 
 
 def value(e: Estimate | None, reason: str | None, unit: str | None = None) -> Value:
-    """An entry of Shown.values: the estimate, or why there is none."""
+    """An entry of ExhibitResult.values: the estimate, or why there is none."""
     if e is None or reason:
         return missing(reason or "not run: no number in the records")
     return estimated(e, unit)

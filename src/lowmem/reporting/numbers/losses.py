@@ -94,7 +94,7 @@ def lost(run: Run) -> bool:
 
 
 def difference(subject: list[Run], baseline: list[Run], measure: Callable = final_loss, unit: str = "nat") -> Value:
-    """Subject minus baseline, mean of the differences at equal seed with its interval, as an entry of Shown.values."""
+    """Subject minus baseline, mean of the differences at equal seed with its interval, as an entry of ExhibitResult.values."""
     gone = absent(subject, baseline)
     if gone:
         return gone

@@ -4,18 +4,18 @@ rates read at one rate for all, as the paper runs it."""
 from collections.abc import Iterable
 
 from lowmem.reporting.numbers.losses import final_loss, largest, mean, smallest
-from lowmem.reporting.numbers.rate_grids import Tuned, lead
+from lowmem.reporting.numbers.rate_grids import RateGrid, lead
 from lowmem.reporting.runs import Run
 from lowmem.reporting.values import Value, missing
 
 
-def behind(adamw: Tuned | None, baselines: Iterable[Tuned]) -> Value:
+def behind(adamw: RateGrid | None, baselines: Iterable[RateGrid]) -> Value:
     """AdamW minus each baseline, each at its best rate, the largest: above 0 a baseline is ahead of AdamW itself, and a
     comparison with Adam-mini does not ask the paper's question."""
     return largest(lead(adamw, one) for one in baselines) if adamw else missing("not run: no AdamW in this tier")
 
 
-def leads_at(lr: float | None, subject: Tuned, baselines: Iterable[Tuned]) -> Value:
+def leads_at(lr: float | None, subject: RateGrid, baselines: Iterable[RateGrid]) -> Value:
     """Smallest lead of the subject over the baselines with this one rate for all of them."""
     baselines = list(baselines)
     if lr is None:
@@ -23,7 +23,7 @@ def leads_at(lr: float | None, subject: Tuned, baselines: Iterable[Tuned]) -> Va
     absent = [one.name for one in (subject, *baselines) if lr not in one.rates]
     if absent:
         return missing(f"not run: {', '.join(absent)} at AdamW's best rate {lr:g}")
-    alone = [Tuned(one.name, {lr: one.rates[lr]}) for one in (subject, *baselines)]
+    alone = [RateGrid(one.name, {lr: one.rates[lr]}) for one in (subject, *baselines)]
     return smallest(lead(one, alone[0]) for one in alone[1:])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lowmem.reporting import display
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers.losses import difference, mean, widened
 from lowmem.reporting.runs import Run, Runs, by_axis, where
 from lowmem.reporting.values import Value, text
@@ -61,7 +61,7 @@ def of(runs: Iterable[Run], model: str) -> dict[str, list[Run]]:
 
 
 def behind(groups: dict[str, list[Run]], metric: Metric, subject: str = "adam_mini", base: str = "adamw") -> Value:
-    """How far the subject ends behind the base, paired by seed, as an entry of Shown.values."""
+    """How far the subject ends behind the base, paired by seed, as an entry of ExhibitResult.values."""
 
     def measure(run: Run) -> float | None:
         last = at(run, metric, 1)
@@ -84,7 +84,7 @@ def sampling(runs: list[Run], metric: Metric) -> float:
     return 100 * math.sqrt(2 * middle * (1 - middle) / asked)
 
 
-def add_rows(shown: Shown, label: str, groups: dict[str, list[Run]], metric: Metric) -> None:
+def add_rows(shown: ExhibitResult, label: str, groups: dict[str, list[Run]], metric: Metric) -> None:
     """One row for each optimizer: the metric at each quarter, mean over seeds, and how far behind AdamW it ends."""
     for optimizer, runs in groups.items():
         cells = [short(mean(runs, lambda run, q=q: at(run, metric, q)), metric) for q in QUARTERS]

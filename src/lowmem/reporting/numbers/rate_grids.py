@@ -13,7 +13,7 @@ from lowmem.reporting.values import Value, missing
 
 
 @dataclass(frozen=True)
-class Tuned:
+class RateGrid:
     """A method with all its rates, {rate: runs by seed}, and its best one: the lowest mean final loss over seeds.
 
     A rate at which a run diverged is worse than any number. Without all its runs a grid has no best rate: `gone` says
@@ -55,7 +55,7 @@ class Tuned:
         return self.rates[self.lr] if self.lr else [run for group in self.rates.values() for run in group]
 
     @property
-    def tried(self) -> str:
+    def rates_tried(self) -> str:
         """The rates at which a run ended as a cell: '0.001, 0.003, 0.01'; one that is planned alone was not tried."""
         return ", ".join(f"{lr:g}" for lr, runs in self.rates.items() if any(map(ended, runs)))
 
@@ -68,8 +68,8 @@ class Tuned:
         return f"{self.lr:g}{' (edge)' if edge else ''}"
 
 
-def tuned(runs: Iterable[Run], methods: str = "optimizer") -> dict[str, Tuned]:
-    """{method: Tuned} of the runs of one model, in the order of the experiment file. methods: the axis they stand on.
+def tuned(runs: Iterable[Run], methods: str = "optimizer") -> dict[str, RateGrid]:
+    """{method: RateGrid} of the runs of one model, in the order of the experiment file. methods: the axis they stand on.
 
     `own` on the axis `rate` was chosen for the method by a tuning experiment.
     """
@@ -79,11 +79,11 @@ def tuned(runs: Iterable[Run], methods: str = "optimizer") -> dict[str, Tuned]:
         for run in group:
             rates.setdefault(run.config["optimizer"]["lr"], []).append(run)
         own = next((run.config["optimizer"]["lr"] for run in where(group, rate="own") if run.own_rate), None)
-        found[method] = Tuned(method, dict(sorted(rates.items())), own)
+        found[method] = RateGrid(method, dict(sorted(rates.items())), own)
     return found
 
 
-def choice(methods: Iterable[Tuned]) -> str:
+def choice(methods: Iterable[RateGrid]) -> str:
     """At which rates these methods are compared: 'Every method at the best of 3 rates run here'."""
     methods = list(methods)
     if all(one.chosen for one in methods):
@@ -94,7 +94,7 @@ def choice(methods: Iterable[Tuned]) -> str:
     return f"Every method at the best of {scale.between([len(one.rates) for one in methods])} rates run here"
 
 
-def lead(method: Tuned, subject: Tuned) -> Value:
+def lead(method: RateGrid, subject: RateGrid) -> Value:
     """Final loss of a baseline minus that of the subject, each at its best rate: above 0 the subject is ahead."""
     for side, failed in ((subject, "subject"), (method, "baseline")):
         if side.gone:

@@ -4,10 +4,10 @@ import itertools
 import statistics
 
 from lowmem.reporting import display, plots
-from lowmem.reporting.exhibit import Shown
+from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, mean, ratio, train_losses
-from lowmem.reporting.numbers.rate_grids import Tuned, lead, tuned
+from lowmem.reporting.numbers.rate_grids import RateGrid, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, corner, faint
 from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import Value, missing, text
@@ -16,14 +16,14 @@ SHOWN = ("adamw", "adam_mini", "default_partition")
 WINDOW = 0.02  # of the steps: the moving mean whose rises are counted
 
 
-def methods(runs: Runs) -> dict[str, Tuned]:
+def methods(runs: Runs) -> dict[str, RateGrid]:
     """The three methods on the largest model of llama_variants: 1B in the paper."""
     *_, largest = by_axis((run for run in runs if run.experiment == "llama_variants"), "size").values()
     found = tuned(largest)
     return {name: found[name] for name in SHOWN}
 
 
-def at_adamw_rate(found: dict[str, Tuned]) -> dict[str, list[Run]]:
+def at_adamw_rate(found: dict[str, RateGrid]) -> dict[str, list[Run]]:
     """{method: runs at the rate that is best for AdamW}; all its runs where that is not known."""
     lr = found["adamw"].lr
     return {name: one.rates.get(lr, one.best) for name, one in found.items()}
@@ -58,7 +58,7 @@ def roughness(default: list[Run], proposed: list[Run]) -> Value:
     return ratio(ours, theirs)
 
 
-def add(shown: Shown, found: dict[str, Tuned]) -> None:
+def add(shown: ExhibitResult, found: dict[str, RateGrid]) -> None:
     """Rows and values of panel i."""
     at = at_adamw_rate(found)
     shown.values["default.excess"] = lead(found["default_partition"], found["adam_mini"])
@@ -77,7 +77,7 @@ def add(shown: Shown, found: dict[str, Tuned]) -> None:
         shown.rows.append(cells)
 
 
-def draw(axes, rates, found: dict[str, Tuned]) -> None:
+def draw(axes, rates, found: dict[str, RateGrid]) -> None:
     """Left (axes): training loss at AdamW's best rate, seeds thin. Right (rates): final loss by rate."""
     by_rate(rates, found, names="corner")
     rates.set_title("(i) by learning rate")

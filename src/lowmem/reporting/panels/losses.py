@@ -6,7 +6,7 @@ from lowmem.reporting import display, plots
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import losses
 from lowmem.reporting.numbers.pairs import Pair
-from lowmem.reporting.numbers.rate_grids import Tuned
+from lowmem.reporting.numbers.rate_grids import RateGrid
 from lowmem.reporting.runs import Run
 
 TEXTS = {  # nat per symbol of tables counted on all of the training text (benchmarks/ngram_entropies.py)
@@ -141,7 +141,7 @@ def corner(axes, names: list[str], side: str = "right") -> None:
         )
 
 
-def by_rate(axes, methods: dict[str, Tuned], cut: bool = True, names: str = "beneath") -> None:
+def by_rate(axes, methods: dict[str, RateGrid], cut: bool = True, names: str = "beneath") -> None:
     """Final loss by learning rate, one line for each method, its best rate marked; a diverged rate is a cross on top.
 
     cut: leave far outliers above the picture. names: "beneath" the lowest points, in the "corner", or at the "ends".
@@ -223,7 +223,7 @@ def letter_tables(axes, runs: list[Run], highest: float) -> None:
 
 
 def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str) -> None:
-    """Numbers with their intervals, one line each: (label, entry of Shown.values, colour). Without a number: why."""
+    """Numbers with their intervals, one line each: (label, entry of ExhibitResult.values, colour). Without a number: why."""
     for place, (_, entry, colour) in enumerate(rows):
         if entry["value"] is None:
             reason = "diverged" if "diverged" in entry["reason"] else "not run"
