@@ -18,7 +18,7 @@ from torch import nn
 from lowmem import optim
 from lowmem.blocks import Partition, partition
 from lowmem.memory import hardware, measured_peak, target_model, throughput
-from lowmem.memory.accountant import Cell
+from lowmem.memory.accountant import TrainingSetup
 from lowmem.models import llama
 from lowmem.optim.core import gpu_step, gpu_tables
 
@@ -263,9 +263,11 @@ def variants(setting: Setting) -> dict:
     return {"rows": rows}
 
 
-def cell(optimizer: dict, setting: Setting, batch: int = 1) -> Cell:
+def cell(optimizer: dict, setting: Setting, batch: int = 1) -> TrainingSetup:
     """1 x 2048 tokens in bf16 with checkpointing."""
-    return Cell(optimizer, batch=batch, seq_len=16 if setting.tiny else 2048, precision="bf16", checkpointing=True)
+    return TrainingSetup(
+        optimizer, batch=batch, seq_len=16 if setting.tiny else 2048, precision="bf16", checkpointing=True
+    )
 
 
 def model_of(setting: Setting):
@@ -287,7 +289,7 @@ def with_rate(chosen: dict) -> dict:
     return {"lr": 1e-6, **chosen}
 
 
-def train(setting: Setting, chosen: Cell) -> dict:
+def train(setting: Setting, chosen: TrainingSetup) -> dict:
     """One row of training()."""
     try:
         run = measured_peak.build(model_of(setting), chosen, setting.device)

@@ -11,7 +11,7 @@ from lowmem.errors import Misuse
 from lowmem.exhibits import adam_mini_table2
 from lowmem.files import read_yaml
 from lowmem.memory import plan_command, target_model
-from lowmem.memory.accountant import Cell, account
+from lowmem.memory.accountant import TrainingSetup, estimate_memory
 from lowmem.pipeline import experiments
 from lowmem.pipeline import record as pipeline_record
 from lowmem.reporting import exhibit
@@ -184,11 +184,13 @@ def test_a_plan_without_named_optimizers_leaves_out_those_that_would_be_refused(
     llama = target_model.find(
         {"name": "llama", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_hidden": 32, "vocab_size": 64}
     )
-    left_out = set(plan_command.USUAL) - set(plan_command.usual(Cell(optimizer={}, **settings)))
-    assert left_out == {"lomo"} and plan_command.usual(Cell(optimizer={})) == list(plan_command.USUAL)
+    left_out = set(plan_command.USUAL) - set(plan_command.usual(TrainingSetup(optimizer={}, **settings)))
+    assert left_out == {"lomo"} and plan_command.usual(TrainingSetup(optimizer={})) == list(plan_command.USUAL)
     for name in left_out:
         with pytest.raises(Misuse):
-            account(llama, Cell(optimizer=plan_command.optimizer_settings(name), seq_len=8, **settings))
+            estimate_memory(
+                llama, TrainingSetup(optimizer=plan_command.optimizer_settings(name), seq_len=8, **settings)
+            )
 
 
 @pytest.mark.parametrize(
@@ -239,6 +241,6 @@ def test_hugging_face_folders_can_be_planned(tmp_path, kind):
     shape = {"num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 128}
     getattr(transformers, kind)(**shape, intermediate_size=96, ffn_dim=96).save_pretrained(tmp_path)
     model = target_model.find(str(tmp_path))
-    cell = Cell(optimizer={"name": "adam_mini"}, seq_len=32)
+    cell = TrainingSetup(optimizer={"name": "adam_mini"}, seq_len=32)
     assert model.depth == 6
-    assert account(model, cell).peak == account(model, cell, full_depth=True).peak
+    assert estimate_memory(model, cell).peak == estimate_memory(model, cell, full_depth=True).peak

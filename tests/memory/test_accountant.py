@@ -12,8 +12,8 @@ from synthetic import ROOT
 
 from lowmem.errors import Misuse
 from lowmem.memory import accountant, hardware, measured_peak, target_model, throughput
-from lowmem.memory.accountant import Cell, account, trace
-from lowmem.memory.operation_counts import Work, extrapolated
+from lowmem.memory.accountant import TrainingSetup, estimate_memory, trace
+from lowmem.memory.operation_counts import OperationCounts, extrapolated
 from lowmem.memory.tracker import Tracker
 
 LLAMA = {
@@ -26,8 +26,8 @@ LLAMA = {
     "block_size": 128,
 }
 GPT2 = {"name": "gpt2", "n_layer": 5, "n_head": 2, "n_embd": 64, "vocab_size": 512, "block_size": 128, "bias": True}
-HERE = Cell(optimizer={"name": "adamw"}, batch=3, seq_len=64, precision="fp32", device="cpu")
-THERE = Cell(optimizer={"name": "adamw"}, batch=2, seq_len=64)
+HERE = TrainingSetup(optimizer={"name": "adamw"}, batch=3, seq_len=64, precision="fp32", device="cpu")
+THERE = TrainingSetup(optimizer={"name": "adamw"}, batch=2, seq_len=64)
 
 
 def garbage(size: int) -> None:
@@ -36,7 +36,7 @@ def garbage(size: int) -> None:
     cycle.append(cycle)
 
 
-def of(cell: Cell, name: str, **changes) -> Cell:
+def of(cell: TrainingSetup, name: str, **changes) -> TrainingSetup:
     backward = {"backward": {}} if name.endswith("+backward") else {}
     return dataclasses.replace(cell, optimizer={"name": name.removesuffix("+backward"), **backward}, **changes)
 
@@ -45,7 +45,7 @@ def of(cell: Cell, name: str, **changes) -> Cell:
 def test_predicted_peak_is_the_allocators(name):
     cell = of(HERE, name)
     peak, _ = measured_peak.peak_bytes(target_model.find(LLAMA), cell)
-    assert account(target_model.find(LLAMA), cell).peak == pytest.approx(peak, rel=0.01)
+    assert estimate_memory(target_model.find(LLAMA), cell).peak == pytest.approx(peak, rel=0.01)
 
 
 def test_what_earlier_work_left_is_not_counted_when_it_is_freed_during_the_step():
@@ -64,19 +64,19 @@ def test_what_earlier_work_left_is_not_counted_when_it_is_freed_during_the_step(
 def test_predicted_peak_is_the_allocators_for_other_models_and_settings(changes):
     cell = of(HERE, "adafactor", **changes)
     peak, _ = measured_peak.peak_bytes(target_model.find(GPT2), cell)
-    assert account(target_model.find(GPT2), cell).peak == pytest.approx(peak, rel=0.01)
+    assert estimate_memory(target_model.find(GPT2), cell).peak == pytest.approx(peak, rel=0.01)
 
 
 def test_two_shallow_models_give_the_deep_one():
     deep = target_model.find({**LLAMA, "n_layer": 9})
     cell = of(THERE, "adam_mini")
-    assert account(deep, cell).peak == account(deep, cell, full_depth=True).peak
+    assert estimate_memory(deep, cell).peak == estimate_memory(deep, cell, full_depth=True).peak
 
 
 def test_four_and_five_layers_give_the_deep_one_under_fully_shard():
     deep = target_model.find({**LLAMA, "n_layer": 9})
     cell = of(THERE, "adam_mini", gpus=2, precision="mixed")
-    few, full = account(deep, cell), account(deep, cell, full_depth=True)
+    few, full = estimate_memory(deep, cell), estimate_memory(deep, cell, full_depth=True)
     assert few.depths == (4, 5) and full.depths == (9,)
     assert few.peak == full.peak
     assert few.work.operations() == pytest.approx(full.work.operations())
@@ -85,9 +85,9 @@ def test_four_and_five_layers_give_the_deep_one_under_fully_shard():
 def update_of(name: str, precision: str = "bf16", **settings):
     """(bytes per element, launches) of the update on a GPU of a model with long heads and rows."""
     model = target_model.find({**LLAMA, "n_embd": 256, "n_hidden": 320, "n_layer": 2})
-    cell = Cell(optimizer={"name": name, **settings}, seq_len=16, precision=precision)
+    cell = TrainingSetup(optimizer={"name": name, **settings}, seq_len=16, precision=precision)
     found, stage = (
-        account(model, cell, full_depth=True),
+        estimate_memory(model, cell, full_depth=True),
         "backward" if "backward" in settings or name == "lomo" else "update",
     )
     elements = found.parts["parameters"] / (2 if precision == "bf16" else 4)
@@ -112,9 +112,9 @@ def test_kernels_of_a_gpu_move_each_tensor_once_in_a_few_launches_and_without_co
 
 
 def test_adam_mini_in_16_bit_on_a_gpu_needs_no_room_beside_its_state():
-    cell = Cell(optimizer={"name": "adam_mini"}, seq_len=16)
-    found = account(target_model.find({**LLAMA, "n_layer": 2}), cell, full_depth=True)
-    plain = account(target_model.find({**LLAMA, "n_layer": 2}), of(cell, "lion"), full_depth=True)
+    cell = TrainingSetup(optimizer={"name": "adam_mini"}, seq_len=16)
+    found = estimate_memory(target_model.find({**LLAMA, "n_layer": 2}), cell, full_depth=True)
+    plain = estimate_memory(target_model.find({**LLAMA, "n_layer": 2}), of(cell, "lion"), full_depth=True)
     kept = found.most["parameters"] + found.most["gradients"] + found.most["optimizer_state"]
     assert kept <= found.phases["update"] < kept + 1024
     kept = plain.most["parameters"] + plain.most["gradients"] + plain.most["optimizer_state"]
@@ -124,8 +124,9 @@ def test_adam_mini_in_16_bit_on_a_gpu_needs_no_room_beside_its_state():
 @pytest.mark.slow
 def test_the_first_trace_of_a_process_equals_the_next():
     code = (
-        "from lowmem.memory import target_model; from lowmem.memory.accountant import Cell, trace\n"
-        f"t, c = target_model.find({LLAMA}), Cell(optimizer={{'name': 'adamw'}}, seq_len=64, gpus=2, precision='master')\n"
+        "from lowmem.memory import target_model; from lowmem.memory.accountant import TrainingSetup, trace\n"
+        f"t = target_model.find({LLAMA})\n"
+        "c = TrainingSetup(optimizer={'name': 'adamw'}, seq_len=64, gpus=2, precision='master')\n"
         "print(trace(t, c, 2) == trace(t, c, 2))"
     )
     done = subprocess.run(
@@ -153,16 +154,18 @@ def test_a_trace_leaves_the_garbage_collector_as_it_was(monkeypatch):
 
 def test_the_search_for_the_largest_batch_traces_two_or_three_of_them(monkeypatch):
     asked = []
-    monkeypatch.setattr(throughput, "account", lambda _, cell: asked.append(cell.batch) or account(_, cell))
+    monkeypatch.setattr(
+        throughput, "estimate_memory", lambda _, cell: asked.append(cell.batch) or estimate_memory(_, cell)
+    )
     cell, gpu = of(THERE, "sgd", checkpointing=True), dataclasses.replace(hardware.find("t4"), memory=1.1)
     best = throughput.plan(target_model.find(LLAMA), cell, gpu).batch
-    peaks = [account(target_model.find(LLAMA), of(cell, "sgd", batch=n)).peak for n in (best, best + 1)]
+    peaks = [estimate_memory(target_model.find(LLAMA), of(cell, "sgd", batch=n)).peak for n in (best, best + 1)]
     assert peaks[0] <= gpu.usable < peaks[1]
     assert len(set(asked)) <= 3
 
 
 def test_parts_add_up_to_the_peak_and_name_every_byte():
-    found = account(target_model.find(LLAMA), of(THERE, "adamw"))
+    found = estimate_memory(target_model.find(LLAMA), of(THERE, "adamw"))
     assert sum(found.parts.values()) == found.peak == max(found.phases.values())
 
 
@@ -178,14 +181,14 @@ def test_state_and_weights_are_counted_exactly():
 
 def test_sharding_divides_weights_and_state_by_the_ranks():
     model = target_model.find({**LLAMA, "n_layer": 2})
-    one, four = (account(model, of(THERE, "adamw", gpus=n, batch=1)) for n in (1, 4))
+    one, four = (estimate_memory(model, of(THERE, "adamw", gpus=n, batch=1)) for n in (1, 4))
     assert four.phases["update"] < 0.3 * one.phases["update"]
 
 
 @pytest.mark.slow
 def test_zero_stages_need_less_and_less_at_the_update():
     model = target_model.find({**LLAMA, "n_layer": 2, "n_embd": 128, "n_hidden": 512})
-    peaks = [account(model, of(THERE, "adamw", gpus=4, batch=1, zero=stage)).peak for stage in (0, 2, 3)]
+    peaks = [estimate_memory(model, of(THERE, "adamw", gpus=4, batch=1, zero=stage)).peak for stage in (0, 2, 3)]
     assert peaks[0] > peaks[1] >= peaks[2]
     split = trace(model, of(THERE, "adamw", gpus=4, zero=1), 2)[0]["backward, loss"]["optimizer_state"]
     whole = trace(model, of(THERE, "adamw", gpus=4, zero=0), 2)[0]["backward, loss"]["optimizer_state"]
@@ -203,7 +206,7 @@ def test_tensor_parallelism_splits_layers_and_keeps_the_rest_whole():
 def test_checkpointing_keeps_fewer_activations_and_eager_attention_more():
     model = target_model.find(LLAMA)
     plain, saved, eager = (
-        account(model, of(THERE, "lomo", **changes)).kept
+        estimate_memory(model, of(THERE, "lomo", **changes)).kept
         for changes in ({}, {"checkpointing": True}, {"attention": "eager"})
     )
     assert saved < 0.6 * plain < plain < eager
@@ -211,13 +214,13 @@ def test_checkpointing_keeps_fewer_activations_and_eager_attention_more():
 
 def test_offloaded_moments_leave_the_gpu():
     model = target_model.find(LLAMA)
-    here, away = (account(model, of(THERE, "adamw", offload=flag)) for flag in (False, True))
+    here, away = (estimate_memory(model, of(THERE, "adamw", offload=flag)) for flag in (False, True))
     assert away.parts["optimizer_state"] == 0 and away.host > 4 * model.parameters() > 100 * here.host
 
 
 def test_fused_backward_keeps_one_gradient():
     model = target_model.find(LLAMA)
-    plain, fused = (account(model, of(THERE, name)).most["gradients"] for name in ("sgd", "lomo"))
+    plain, fused = (estimate_memory(model, of(THERE, name)).most["gradients"] for name in ("sgd", "lomo"))
     assert plain == 2 * model.parameters()
     assert fused <= 2 * 2 * max(p.numel() for p in model.build(1, "fused").parameters())
 
@@ -236,14 +239,14 @@ def test_fused_backward_keeps_one_gradient():
 )
 def test_settings_that_do_not_fit_together_are_refused_with_the_nearest_that_do(changes, says):
     with pytest.raises(Misuse, match=says):
-        account(target_model.find(LLAMA), dataclasses.replace(THERE, **changes))
+        estimate_memory(target_model.find(LLAMA), dataclasses.replace(THERE, **changes))
 
 
 def test_nothing_is_left_behind_by_a_refused_cell():
     with pytest.raises(Misuse):
-        account(target_model.find(LLAMA), dataclasses.replace(THERE, gpus=4, tensor_parallel=4))
+        estimate_memory(target_model.find(LLAMA), dataclasses.replace(THERE, gpus=4, tensor_parallel=4))
     assert not torch.distributed.is_initialized()
-    assert account(target_model.find(LLAMA), dataclasses.replace(THERE, gpus=2)).peak > 0
+    assert estimate_memory(target_model.find(LLAMA), dataclasses.replace(THERE, gpus=2)).peak > 0
 
 
 def test_tracker_counts_a_storage_once_and_forgets_it_when_it_is_gone():
@@ -264,7 +267,7 @@ def test_work_counts_the_operations_of_the_formula():
     tokens = batch * length
     linear = 5 * (4 * width**2 + 3 * width * hidden) + width * 256
     attention = 5 * 7 * batch * heads * length**2 * (width // heads)  # 2 + 5 products of which half is masked
-    counted = account(model, of(THERE, "sgd")).work
+    counted = estimate_memory(model, of(THERE, "sgd")).work
     assert counted.operations() == pytest.approx(6 * tokens * linear + attention)
     assert counted.operations("forward") == pytest.approx(2 * tokens * linear + attention * 2 / 7)
     assert counted.operations("update") == 0
@@ -272,7 +275,7 @@ def test_work_counts_the_operations_of_the_formula():
 
 def test_bytes_between_ranks_are_those_of_gather_and_scatter():
     model = target_model.find(LLAMA)
-    found = account(model, of(THERE, "sgd", gpus=2)).work
+    found = estimate_memory(model, of(THERE, "sgd", gpus=2)).work
     moved = {
         stage: sum(n * k[2] for k, n in found.items() if k[:2] == (stage, "link")) for stage in ("forward", "backward")
     }
@@ -282,7 +285,10 @@ def test_bytes_between_ranks_are_those_of_gather_and_scatter():
 
 
 def test_work_of_a_deeper_model_is_a_line_in_its_layers():
-    few, more = Work({("forward", "stream", 8): 4}), Work({("forward", "stream", 8): 6, ("update", "stream", 2): 1})
+    few, more = (
+        OperationCounts({("forward", "stream", 8): 4}),
+        OperationCounts({("forward", "stream", 8): 6, ("update", "stream", 2): 1}),
+    )
     assert extrapolated(few, more, 3.0) == {("forward", "stream", 8): 10, ("update", "stream", 2): 3}
 
 
@@ -304,7 +310,9 @@ def test_largest_batch_fits_and_the_next_does_not():
 def test_speed_waits_for_what_takes_longest():
     gpu = dataclasses.replace(hardware.find("a100-80gb"), link=1e9)
     cell = dataclasses.replace(THERE, gpus=2)
-    found = throughput.speed(Work({("forward", "stream", 1e6): 1, ("forward", "link", 1.5e9, "data"): 1}), cell, gpu)
+    found = throughput.speed(
+        OperationCounts({("forward", "stream", 1e6): 1, ("forward", "link", 1.5e9, "data"): 1}), cell, gpu
+    )
     assert found.limits == {"forward": "link"}
     assert found.seconds == pytest.approx(1.0)  # half of the bytes cross the link, at three quarters of its bandwidth
     assert found.tokens_per_s == pytest.approx(2 * 2 * 64 / found.seconds)
@@ -322,12 +330,14 @@ def test_speed_waits_for_what_takes_longest():
 def test_each_family_at_full_depth_agrees_with_the_extrapolation(size, changes):
     model = target_model.find(size)
     cell = of(THERE, "adam_mini", batch=1, seq_len=512, **changes)
-    assert account(model, cell).peak == pytest.approx(account(model, cell, full_depth=True).peak, rel=0.002)
+    assert estimate_memory(model, cell).peak == pytest.approx(
+        estimate_memory(model, cell, full_depth=True).peak, rel=0.002
+    )
 
 
 @pytest.mark.slow
 def test_the_fitted_link_of_the_3090_server_is_what_the_first_row_gives():
-    cell = Cell(optimizer={"name": "adamw"}, seq_len=1024, gpus=8, precision="master", checkpointing=True)
-    found = account(target_model.find("llama-7b"), cell)
+    cell = TrainingSetup(optimizer={"name": "adamw"}, seq_len=1024, gpus=8, precision="master", checkpointing=True)
+    found = estimate_memory(target_model.find("llama-7b"), cell)
     gpu = hardware.find("rtx-3090-x8")
     assert throughput.fitted_link(found.work, cell, gpu, 8 * 67.37) == pytest.approx(gpu.link, rel=0.001)

@@ -8,9 +8,9 @@ from torch import nn
 
 from lowmem.errors import Misuse
 from lowmem.memory import adapters, fake_ranks, foreign_optimizers, target_model
-from lowmem.memory.accountant import account, trace
+from lowmem.memory.accountant import estimate_memory, trace
 from lowmem.memory.adapters import Adapters
-from lowmem.memory.cell import Cell
+from lowmem.memory.cell import TrainingSetup
 
 LLAMA = {
     "name": "llama",
@@ -22,14 +22,14 @@ LLAMA = {
     "block_size": 128,
 }
 TARGETS = ("wq", "wv")
-PLAIN = Cell(optimizer={"name": "adamw_fused"}, batch=2, seq_len=64)
+PLAIN = TrainingSetup(optimizer={"name": "adamw_fused"}, batch=2, seq_len=64)
 LORA = dataclasses.replace(PLAIN, adapters=Adapters(rank=4, targets=TARGETS))
 WEIGHTS = 3 * 2 * 4 * (64 + 64)  # layers, targets, rank, both sides
 LINEAR = 3 * (4 * 64 * 64 + 3 * 64 * 160)
 
 
-def of(cell: Cell, **changes):
-    return account(target_model.find(LLAMA), dataclasses.replace(cell, **changes), full_depth=True)
+def of(cell: TrainingSetup, **changes):
+    return estimate_memory(target_model.find(LLAMA), dataclasses.replace(cell, **changes), full_depth=True)
 
 
 def test_only_adapters_have_gradients_and_state():
@@ -80,7 +80,7 @@ def test_a_packed_layer_computes_on_its_unpacked_weight_and_passes_gradients():
 )
 def test_state_of_other_packages_is_counted_per_weight(name, bytes_per_weight):
     model = target_model.find({**LLAMA, "n_embd": 128, "n_hidden": 256})
-    found = account(model, dataclasses.replace(PLAIN, optimizer={"name": name}), full_depth=True)
+    found = estimate_memory(model, dataclasses.replace(PLAIN, optimizer={"name": name}), full_depth=True)
     assert found.most["optimizer_state"] / model.parameters() == pytest.approx(bytes_per_weight, abs=0.02)
     assert (found.host > 0) == name.startswith("paged")
 

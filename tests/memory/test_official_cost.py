@@ -9,7 +9,7 @@ from torch import nn
 
 from lowmem.errors import Misuse
 from lowmem.memory import hardware, target_model
-from lowmem.memory.accountant import Cell, account
+from lowmem.memory.accountant import TrainingSetup, estimate_memory
 from lowmem.memory.official_optimizers import Official
 from lowmem.memory.throughput import speed
 from lowmem.memory.tracker import Tracker
@@ -83,16 +83,16 @@ def test_adam_mini_moves_and_holds_what_the_official_package_does():
 def test_the_accountant_adds_the_copy_to_the_peak_and_the_delay_to_the_time():
     shape = target_model.find({"name": "llama", **SHAPE})
     ours, theirs = (
-        Cell(optimizer={"name": "adamw", "lr": 1e-4}, gpus=2, precision="mixed", seq_len=16, official=official)
+        TrainingSetup(optimizer={"name": "adamw", "lr": 1e-4}, gpus=2, precision="mixed", seq_len=16, official=official)
         for official in (False, True)
     )
-    of_ours, of_theirs = account(shape, ours), account(shape, theirs)
+    of_ours, of_theirs = estimate_memory(shape, ours), estimate_memory(shape, theirs)
     weights = 4 * shape.parameters() / 2
     assert of_theirs.phases["update"] - of_ours.phases["update"] == pytest.approx(weights, rel=0.1)
     assert of_theirs.most["optimizer_state"] == of_ours.most["optimizer_state"]
     gpu = hardware.find("a100-80gb")
-    mini = Cell(optimizer={"name": "adam_mini"}, gpus=2, precision="mixed", seq_len=16, official=True)
-    rate = speed(account(shape, mini).work, mini, gpu)
+    mini = TrainingSetup(optimizer={"name": "adam_mini"}, gpus=2, precision="mixed", seq_len=16, official=True)
+    rate = speed(estimate_memory(shape, mini).work, mini, gpu)
     tensors = len(list(model().parameters()))
     assert rate.limits["update"] == "launches"
     assert rate.stages["update"] == pytest.approx(14 * tensors * hardware.DTENSOR, rel=0.2)
@@ -102,6 +102,6 @@ def test_the_accountant_adds_the_copy_to_the_peak_and_the_delay_to_the_time():
     "changes", [{"device": "cpu"}, {"offload": True}, {"zero": 1}, {"optimizer": {"name": "lomo"}}]
 )
 def test_what_it_does_not_simulate_is_refused(changes):
-    cell = Cell(**{"optimizer": {"name": "adamw"}, "seq_len": 16, "official": True, **changes})
+    cell = TrainingSetup(**{"optimizer": {"name": "adamw"}, "seq_len": 16, "official": True, **changes})
     with pytest.raises(Misuse, match="official"):
-        account(target_model.find({"name": "llama", **SHAPE}), cell)
+        estimate_memory(target_model.find({"name": "llama", **SHAPE}), cell)

@@ -24,8 +24,8 @@ from lowmem.memory import (
     throughput,
     training_cells,
 )
-from lowmem.memory.accountant import account
-from lowmem.memory.cell import Cell
+from lowmem.memory.accountant import estimate_memory
+from lowmem.memory.cell import TrainingSetup
 from lowmem.memory.tracker import Tracker
 
 PLAN = ["plan", "llama:20m", "--gpu", "t4", "--seq-len", "64"]
@@ -74,9 +74,9 @@ def test_optimizers_of_other_packages_are_planned_beside_ours(capsys):
 
 
 def traced(**settings):
-    cell = Cell(optimizer={"name": "adamw"}, seq_len=128, **settings)
+    cell = TrainingSetup(optimizer={"name": "adamw"}, seq_len=128, **settings)
     model = target_model.find({"name": "llama", "n_layer": 6, "n_head": 2, "n_embd": 64, "vocab_size": 256})
-    return cell, account(model, cell)
+    return cell, estimate_memory(model, cell)
 
 
 def test_accumulation_counts_the_tokens_of_all_its_batches():
@@ -91,7 +91,9 @@ def test_accumulation_counts_the_tokens_of_all_its_batches():
 @pytest.mark.parametrize(("name", "low", "high"), [("adam_mini+int8", 1.015, 1.1), ("lion+int8+backward", 1.015, 1.02)])
 def test_a_first_moment_in_eight_bits_takes_a_byte_and_its_scales(name, low, high):
     model = target_model.find({"name": "llama", "n_layer": 2, "n_head": 2, "n_embd": 128, "vocab_size": 256})
-    found = account(model, Cell(optimizer=plan_command.optimizer_settings(name), seq_len=16), full_depth=True)
+    found = estimate_memory(
+        model, TrainingSetup(optimizer=plan_command.optimizer_settings(name), seq_len=16), full_depth=True
+    )
     assert low < found.most["optimizer_state"] / model.parameters() < high
 
 
@@ -102,7 +104,7 @@ def test_state_is_for_every_optimizer_that_has_it_and_for_weights_in_bf16(capsys
     assert list(found["optimizers"]) == ["adamw", "adam_mini+int8", "adam_mini+int8+backward", "lion+int8"]
     weights = [row["one_sequence"]["most"]["parameters"] for row in found["optimizers"].values()]
     assert weights == [pytest.approx(2 * target_model.find("llama:20m").parameters(), rel=0.05)] * 4
-    cell = Cell(optimizer={})
+    cell = TrainingSetup(optimizer={})
     assert plan_command.usual(cell, "int8") == ["adamw+int8", "adam_mini+int8", "lomo"]
     assert plan_command.usual(cell, None) == ["adamw", "adam_mini", "lomo"]
 

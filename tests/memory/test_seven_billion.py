@@ -6,8 +6,8 @@ import pytest
 
 from lowmem.blocks import partition
 from lowmem.memory import hardware, target_model
-from lowmem.memory.accountant import account
-from lowmem.memory.cell import Cell
+from lowmem.memory.accountant import estimate_memory
+from lowmem.memory.cell import TrainingSetup
 
 SMALL = {
     "name": "llama",
@@ -25,13 +25,13 @@ def parts(name) -> tuple:
     """(account of the example's step, bytes of weights, state and the largest gradient by counting, activations of a step
     that has no state and no norm: the most that LOMO has)."""
     target = target_model.find(name)
-    cell = Cell(optimizer=RULE, seq_len=min(2048, target.longest), precision="bf16", checkpointing=True)
+    cell = TrainingSetup(optimizer=RULE, seq_len=min(2048, target.longest), precision="bf16", checkpointing=True)
     model = target.build(target.depth, "fused")
     blocks, sizes = partition(model), {name: p.numel() for name, p in model.named_parameters()}
     state = sum(n + 4 * -(-n // 256) + 4 * blocks[name].count for name, n in sizes.items())
-    plain = account(target, dataclasses.replace(cell, optimizer={"name": "lomo"}))
+    plain = estimate_memory(target, dataclasses.replace(cell, optimizer={"name": "lomo"}))
     counted = 2 * sum(sizes.values()), state, 2 * max(sizes.values())
-    return account(target, cell), *counted, plain.most["activations"]
+    return estimate_memory(target, cell), *counted, plain.most["activations"]
 
 
 @pytest.mark.parametrize("name", [SMALL, pytest.param("llama2-7b", marks=pytest.mark.slow)], ids=["small", "7B"])

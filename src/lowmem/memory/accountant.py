@@ -25,9 +25,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lowmem.errors import Misuse
 from lowmem.memory import adapters, fake_kernels, fake_ranks, foreign_optimizers
-from lowmem.memory.cell import Cell, check_settings
+from lowmem.memory.cell import TrainingSetup, check_settings
 from lowmem.memory.official_optimizers import Official
-from lowmem.memory.operation_counts import Work, extrapolated
+from lowmem.memory.operation_counts import OperationCounts, extrapolated
 from lowmem.memory.target_model import Target
 from lowmem.memory.tracker import ROLES, Tracker
 from lowmem.optim import Lion
@@ -48,7 +48,7 @@ class Shapes(FakeTensorMode):
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
+class MemoryEstimate:
     """Bytes on one rank. peak and parts: at the worst moment of a step; phase: when that is; phases: the most of each.
     most: the most of each component, whenever that is; they are never all there at once.
 
@@ -64,10 +64,10 @@ class Account:
     kept: int
     host: int
     depths: tuple[int, ...]
-    work: Work
+    work: OperationCounts
 
 
-def account(target: Target, cell: Cell, full_depth: bool = False) -> Account:
+def estimate_memory(target: Target, cell: TrainingSetup, full_depth: bool = False) -> MemoryEstimate:
     """Trace shallow models of the target and extrapolate (or trace it at full depth). Raises Misuse for bad settings."""
     check(target, cell)
     period = math.lcm(target.period, cell.checkpoint_every)
@@ -79,7 +79,7 @@ def account(target: Target, cell: Cell, full_depth: bool = False) -> Account:
     return summary([trace(target, cell, depth) for depth in (few, more)], (few, more), share)
 
 
-def summary(traces: list[tuple[dict, Work]], depths: tuple[int, ...], share: float) -> Account:
+def summary(traces: list[tuple[dict, OperationCounts]], depths: tuple[int, ...], share: float) -> MemoryEstimate:
     """One account from the trace of one model, or of two: first + share * (second - first), phase by phase."""
     (first, few), (second, more) = traces[0], traces[-1]
     phases = {
@@ -93,10 +93,10 @@ def summary(traces: list[tuple[dict, Work]], depths: tuple[int, ...], share: flo
     parts = {role: size for role, size in phases[worst].items() if role != "host"}
     most = {role: max(of_phase[role] for of_phase in phases.values()) for role in parts}
     host, work = phases[worst]["host"], extrapolated(few, more, share)
-    return Account(totals[worst], parts, worst, totals, most, kept, host, depths, work)
+    return MemoryEstimate(totals[worst], parts, worst, totals, most, kept, host, depths, work)
 
 
-def check(target: Target, cell: Cell) -> None:
+def check(target: Target, cell: TrainingSetup) -> None:
     """Settings that fit together, and the model; Misuse names the nearest that do."""
     check_settings(cell)
     if cell.checkpoint_every > target.depth:
@@ -109,7 +109,7 @@ def check(target: Target, cell: Cell) -> None:
         )
 
 
-def trace(target: Target, cell: Cell, depth: int) -> tuple[dict[str, dict[str, int]], Work]:
+def trace(target: Target, cell: TrainingSetup, depth: int) -> tuple[dict[str, dict[str, int]], OperationCounts]:
     """{phase: {role: bytes}} and the work of a model of `depth` layers, in a step that finds the state made.
 
     "kept" is what is alive between forward and backward; the other phases are the most that was alive during them.
@@ -177,7 +177,7 @@ def without_buffers(model: nn.Module) -> nn.Module:
     return model
 
 
-def recomputed(tracker: Tracker, cell: Cell, forward, *args, **kwargs):
+def recomputed(tracker: Tracker, cell: TrainingSetup, forward, *args, **kwargs):
     """A layer's forward under activation checkpointing; what is made anew in backward counts as activations."""
 
     def run(*args, **kwargs):  # inside backward, torch's function modes are off: the kernels are chosen anew
@@ -224,7 +224,9 @@ def watch(tracker: Tracker, model: nn.Module, layers: list[nn.Module], held: lis
             p.register_post_accumulate_grad_hook(lambda p: tracker.mark([p.grad], "gradients"))
 
 
-def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module, twin: nn.Module | None, tokens, held):
+def stepper(
+    tracker: Tracker, target: Target, cell: TrainingSetup, mesh, model: nn.Module, twin: nn.Module | None, tokens, held
+):
     """A function that does one training step: forward, backward, update, gradients dropped. held: dropped after backward."""
     if cell.official:
         optimizer = Official(model, **cell.optimizer)
@@ -287,7 +289,7 @@ def stepper(tracker: Tracker, target: Target, cell: Cell, mesh, model: nn.Module
     return step
 
 
-def computing(cell: Cell) -> contextlib.AbstractContextManager:
+def computing(cell: TrainingSetup) -> contextlib.AbstractContextManager:
     """Autocast where fp32 weights compute in bf16; fully_shard has a policy of its own for that."""
     mixed = cell.precision == "mixed" or (cell.adapters is not None and cell.adapters.autocast)
     mixed = mixed and not fake_ranks.is_sharded(cell)
@@ -310,7 +312,7 @@ def update_through(optimizer, model: nn.Module, twin: nn.Module) -> None:
             p.copy_(q)
 
 
-def stand_in(tracker: Tracker, optimizer, cell: Cell) -> None:
+def stand_in(tracker: Tracker, optimizer, cell: TrainingSetup) -> None:
     """What fake tensors on a CPU cannot show: kernels in C or on a GPU update tensors in place, in one pass; offloaded
     moments come over to be updated."""
     if cell.official or isinstance(optimizer, foreign_optimizers.Foreign):

@@ -17,7 +17,7 @@ MOST_BATCHES = 1_000_000  # added up for a step
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class TrainingSetup:
     """What is trained how. batch: sequences per GPU and step.
 
     precision: "fp32"; "bf16" weights, gradients and moments; "mixed": fp32 weights, gradients and moments, computing in
@@ -58,7 +58,7 @@ class Cell:
         return self.gpus // self.tensor_parallel
 
 
-def check_settings(cell: Cell) -> None:
+def check_settings(cell: TrainingSetup) -> None:
     """Settings that fit together whatever the model is; Misuse names the nearest that do."""
     for key, known in (("precision", PRECISIONS), ("attention", fake_kernels.ATTENTION), ("device", ("gpu", "cpu"))):
         if getattr(cell, key) not in known:

@@ -12,7 +12,7 @@ from pathlib import Path
 from lowmem.errors import Misuse
 from lowmem.files import read_json, write_json
 from lowmem.memory import hardware, target_model
-from lowmem.memory.accountant import Cell, account
+from lowmem.memory.accountant import TrainingSetup, estimate_memory
 from lowmem.memory.throughput import speed
 from lowmem.pipeline import experiments, planning
 from lowmem.pipeline.estimate import COSTS, costs
@@ -51,8 +51,8 @@ def seconds(run: dict, gpu: str) -> float | None:
 def _stages(key: str, gpu: str) -> dict[str, float]:
     """Seconds of forward, backward and update; runs that differ in rate or length share one account."""
     model, settings = json.loads(key)
-    cell = Cell(**settings)
-    return speed(account(target_model.find(model), cell).work, cell, hardware.find(gpu)).stages
+    cell = TrainingSetup(**settings)
+    return speed(estimate_memory(target_model.find(model), cell).work, cell, hardware.find(gpu)).stages
 
 
 def model_costs(root: Path, tier: str, options: dict) -> None:

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from lowmem.errors import Misuse, nearest
 from lowmem.files import read_yaml, write_text
 from lowmem.memory import hardware, target_model
-from lowmem.memory.accountant import account
+from lowmem.memory.accountant import estimate_memory
 from lowmem.memory.adapters import Adapters
-from lowmem.memory.cell import Cell
+from lowmem.memory.cell import TrainingSetup
 from lowmem.memory.throughput import speed
 from lowmem.memory.training_cells import FILE, PREDICTED, UNITS
 
-SETTINGS = {field.name for field in dataclasses.fields(Cell)} | {"gpu", "loss", "caches_bytes", "seen"}
+SETTINGS = {field.name for field in dataclasses.fields(TrainingSetup)} | {"gpu", "loss", "caches_bytes", "seen"}
 NEEDED = {"batch", "seq_len", "precision"}
 ABOUT = {"id", "source", "model", "measured", "unknown", "not_modelled", "predicted"}
 
@@ -79,11 +79,11 @@ def one(models: dict, measured: dict) -> dict:
         settings["adapters"] = Adapters(
             **{**adapters, "targets": targets if isinstance(targets, str) else tuple(targets)}
         )
-    cell = Cell(optimizer={"name": name.removeprefix("official_")}, official=official, **settings)
+    cell = TrainingSetup(optimizer={"name": name.removeprefix("official_")}, official=official, **settings)
     with tempfile.TemporaryDirectory() as folder:
         target = target_of(measured["model"], models, folder)
         target = dataclasses.replace(target, loss=LOSSES.get(measured.get("loss"), target.loss))
-        found = account(target, cell)
+        found = estimate_memory(target, cell)
     rate = None
     if "gpu" in measured and "tokens_per_s" in measured["measured"]:
         rate = speed(found.work, cell, hardware.find(measured["gpu"])).tokens_per_s

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from lowmem.memory.accountant import Cell, update_through, without_buffers
+from lowmem.memory.accountant import TrainingSetup, update_through, without_buffers
 from lowmem.memory.target_model import Target
 from lowmem.optim._factory import make
 from lowmem.optim.core.fused_backward import FusedBackward
@@ -26,7 +26,7 @@ from lowmem.training import usage
 COUNTED = "lowmem: counted step"
 
 
-def build(target: Target, cell: Cell, device: str) -> Callable[[], None]:
+def build(target: Target, cell: TrainingSetup, device: str) -> Callable[[], None]:
     """A function that does one real training step of a cell on random tokens, model and optimizer made here."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if cell.precision in ("bf16", "master") else torch.float32
@@ -57,7 +57,7 @@ def build(target: Target, cell: Cell, device: str) -> Callable[[], None]:
     return step
 
 
-def inference(target: Target, cell: Cell, device: str) -> Callable[[], None]:
+def inference(target: Target, cell: TrainingSetup, device: str) -> Callable[[], None]:
     """A function that runs the model forward on random tokens without gradients, loss included."""
     torch.manual_seed(0)
     model = target.make().to(device, torch.bfloat16 if cell.precision in ("bf16", "master") else torch.float32).eval()
@@ -71,7 +71,9 @@ def inference(target: Target, cell: Cell, device: str) -> Callable[[], None]:
     return step
 
 
-def peak_bytes(target: Target, cell: Cell, device: str = "cpu", make_step: Callable = build) -> tuple[int, int | None]:
+def peak_bytes(
+    target: Target, cell: TrainingSetup, device: str = "cpu", make_step: Callable = build
+) -> tuple[int, int | None]:
     """(peak of the allocator, growth of the process's resident memory or None) over one step after the first.
 
     make_step: build, or inference. What earlier work left to the garbage collector is freed before: freed during the

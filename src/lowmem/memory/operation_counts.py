@@ -38,7 +38,7 @@ COLLECTIVES = {  # operation: (bytes that cross a rank's link per byte of the la
 }
 
 
-class Work(Counter):
+class OperationCounts(Counter):
     """How often what is done in a stage of the step ("forward", "backward", "update").
 
     Keys: (stage, "matmul", operations, bytes), (stage, "stream", bytes) and (stage, "link", bytes, axis), axis being
@@ -91,9 +91,9 @@ class Work(Counter):
         return sum(n * key[2] for key, n in self.items() if key[1] == "matmul" and stage in (None, key[0]))
 
 
-def extrapolated(few: Work, more: Work, share: float) -> Work:
+def extrapolated(few: OperationCounts, more: OperationCounts, share: float) -> OperationCounts:
     """few + share * (more - few), key by key: the work of a deeper model."""
-    return Work({key: few[key] + share * (more[key] - few[key]) for key in {**few, **more}})
+    return OperationCounts({key: few[key] + share * (more[key] - few[key]) for key in {**few, **more}})
 
 
 @functools.cache

@@ -13,9 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 from lowmem.errors import Misuse, nearest
 from lowmem.memory import foreign_optimizers, hardware, plan_json, plan_text, target_model, throughput
-from lowmem.memory.accountant import account
+from lowmem.memory.accountant import estimate_memory
 from lowmem.memory.adapters import EVERY, Adapters
-from lowmem.memory.cell import Cell, check_settings
+from lowmem.memory.cell import TrainingSetup, check_settings
 from lowmem.memory.hardware import Gpu
 from lowmem.memory.target_model import Target
 from lowmem.memory.throughput import Plan
@@ -56,7 +56,7 @@ def optimizer_settings(name: str) -> dict:
     return {"name": plain, **settings, **({"backward": {}} if inside else {})}
 
 
-def plans(name: str, cell: Cell, gpu: Gpu, optimizers: list[str]) -> dict[str, Plan]:
+def plans(name: str, cell: TrainingSetup, gpu: Gpu, optimizers: list[str]) -> dict[str, Plan]:
     """{optimizer: plan} in order; on Linux each in a process of its own, as many at once as there are cores."""
     cells = [dataclasses.replace(cell, optimizer=optimizer_settings(optimizer)) for optimizer in optimizers]
     arguments = ([name] * len(cells), cells, [gpu] * len(cells))
@@ -67,7 +67,7 @@ def plans(name: str, cell: Cell, gpu: Gpu, optimizers: list[str]) -> dict[str, P
         return dict(zip(optimizers, pool.map(one_plan, *arguments)))
 
 
-def one_plan(name: str, cell: Cell, gpu: Gpu) -> Plan:
+def one_plan(name: str, cell: TrainingSetup, gpu: Gpu) -> Plan:
     """The plan of one optimizer; a stranger's model whose step cannot be traced is Misuse, like all else about it."""
     one_line = _hub.in_one_line(name, "a step of it cannot be traced")
     with (
@@ -82,7 +82,7 @@ def answer(arguments) -> str:
     gpu, precision = hardware.find(arguments.gpu), arguments.precision
     if precision is None:
         precision = "bf16" if arguments.lora or arguments.state else "mixed"
-    cell = Cell(
+    cell = TrainingSetup(
         optimizer={},
         batch=arguments.batch or 1,
         seq_len=arguments.seq_len or 1,
@@ -130,7 +130,7 @@ def adapters_of(arguments) -> Adapters | None:
     return Adapters(rank=arguments.lora, targets=targets, base="16" if arguments.base is None else arguments.base)
 
 
-def usual(cell: Cell, state: str | None = None) -> list[str]:
+def usual(cell: TrainingSetup, state: str | None = None) -> list[str]:
     """Optimizers compared where none is named: without LOMO where an update inside backward is refused (accountant.py)."""
     if cell.adapters is not None:
         return [with_state(plan_text.BASE, state)]
@@ -147,12 +147,12 @@ def with_state(name: str, state: str | None) -> str:
     return f"{plain}{INT8}{plus}{ways}"
 
 
-def check_batch(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], name: str, batch: int) -> None:
+def check_batch(model: Target, cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan], name: str, batch: int) -> None:
     """Misuse, naming the largest batch that fits, when the batch asked for does not."""
     best = found[name].batch
     if best is not None and batch <= best:
         return
-    need = account(model, dataclasses.replace(cell, optimizer=optimizer_settings(name), batch=batch)).peak
+    need = estimate_memory(model, dataclasses.replace(cell, optimizer=optimizer_settings(name), batch=batch)).peak
     if need <= gpu.usable:
         return  # the search ends at throughput.MOST, this GPU does not
     fits = advice(model, cell, gpu, name) if best is None else f"the largest that fits: --batch {best}"
@@ -163,7 +163,7 @@ def check_batch(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], nam
     )
 
 
-def advice(model: Target, cell: Cell, gpu: Gpu, name: str) -> str:
+def advice(model: Target, cell: TrainingSetup, gpu: Gpu, name: str) -> str:
     """What would make one sequence fit with some memory to spare, from the least change to the largest."""
     named = {"optimizer": optimizer_settings(name), "batch": 1}
     low = {"precision": "bf16"} if cell.precision != "bf16" else {}
@@ -187,6 +187,6 @@ def advice(model: Target, cell: Cell, gpu: Gpu, name: str) -> str:
             continue
         wanted = dataclasses.replace(cell, **{**named, **change})
         with contextlib.suppress(Misuse):  # this combination is none
-            if account(model, wanted).peak <= plan_text.HEADROOM * gpu.usable:
+            if estimate_memory(model, wanted).peak <= plan_text.HEADROOM * gpu.usable:
                 return f"one sequence fits with {flags}"
     return "nothing tried fits: use a GPU with more memory"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from lowmem.memory import calibration, plan_text
-from lowmem.memory.accountant import Account
-from lowmem.memory.cell import Cell
+from lowmem.memory.accountant import MemoryEstimate
+from lowmem.memory.cell import TrainingSetup
 from lowmem.memory.hardware import Gpu
 from lowmem.memory.target_model import Target
 from lowmem.memory.throughput import Plan, Speed
@@ -17,10 +17,10 @@ def bounds(value: float, factors: tuple[float, float, float]) -> dict[str, float
     return {key: value * factor for key, factor in zip(("low", "expected", "high"), factors)}
 
 
-def as_json(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan]) -> dict:
+def as_json(model: Target, cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan]) -> dict:
     """Everything as plain values: bytes, seconds, tokens per second."""
 
-    def memory(of: Account) -> dict:
+    def memory(of: MemoryEstimate) -> dict:
         found = {"peak_bytes": of.peak, "parts": of.parts, "most": of.most, "phase": of.phase, "host_bytes": of.host}
         return found | {"card_bytes": bounds(of.peak, calibration.CARD)}
 

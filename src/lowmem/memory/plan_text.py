@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowmem.memory import calibration, hardware, throughput
-from lowmem.memory.cell import Cell
+from lowmem.memory.cell import TrainingSetup
 from lowmem.memory.foreign_optimizers import AO
 from lowmem.memory.hardware import Gpu
 from lowmem.memory.parts import PARTS
@@ -30,7 +30,7 @@ SPLIT = {
 BUDGET = 1e9  # tokens
 
 
-def heading(model: Target, cell: Cell, gpu: Gpu) -> list[str]:
+def heading(model: Target, cell: TrainingSetup, gpu: Gpu) -> list[str]:
     """What is planned, in words."""
     lines = [
         f"{model.name}: {model.parameters() / 1e9:.2f} B parameters, {model.depth} layers, {cell.seq_len} tokens per sequence"
@@ -51,7 +51,7 @@ def heading(model: Target, cell: Cell, gpu: Gpu) -> list[str]:
     return lines
 
 
-def rows(found: dict[str, Plan], cell: Cell, gpu: Gpu, known: bool) -> list[list[str]]:
+def rows(found: dict[str, Plan], cell: TrainingSetup, gpu: Gpu, known: bool) -> list[list[str]]:
     """The cells of the table as text, optimizer by optimizer."""
     result = []
     for name, plan in found.items():
@@ -70,7 +70,7 @@ def rows(found: dict[str, Plan], cell: Cell, gpu: Gpu, known: bool) -> list[list
     return result
 
 
-def table(found: dict[str, Plan], cell: Cell, gpu: Gpu, known: bool) -> list[str]:
+def table(found: dict[str, Plan], cell: TrainingSetup, gpu: Gpu, known: bool) -> list[str]:
     """Memory at one sequence per GPU, then the largest batch with its speed, time and energy."""
     width = max(12, *(len(name) + 1 for name in found))
     widths = [width, 8, *(WIDTHS.get(part, 9) for part in PARTS), 9, 8, 17, 12, 10]
@@ -81,14 +81,14 @@ def table(found: dict[str, Plan], cell: Cell, gpu: Gpu, known: bool) -> list[str
     return lines
 
 
-def plain(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str]) -> str:
+def plain(model: Target, cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str]) -> str:
     """The answer on a screen. fits: {optimizer of which nothing fits: what would make it fit}."""
     known = not experts(model)
     parts = [heading(model, cell, gpu), table(found, cell, gpu, known), remarks(cell, gpu, found, fits, known)]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
-def markdown(model: Target, cell: Cell, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str]) -> str:
+def markdown(model: Target, cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str]) -> str:
     """The answer to paste into an issue."""
     known = not experts(model)
     names = list(COLUMNS)
@@ -108,7 +108,7 @@ def experts(model: Target) -> bool:
     return any(p.ndim > 2 and p.shape[0] > 1 for p in model.build(model.period, "fused").parameters())
 
 
-def remarks(cell: Cell, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str], known: bool) -> list[str]:
+def remarks(cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str], known: bool) -> list[str]:
     """What the table says, in sentences, and what it rests on."""
     lines, tight = [], []
     base = found[BASE]
@@ -170,14 +170,14 @@ def grounds(found: dict[str, Plan], known: bool) -> list[str]:
     return lines
 
 
-def recomputed(cell: Cell) -> str:
+def recomputed(cell: TrainingSetup) -> str:
     """How layers are recomputed, in words."""
     return "activation checkpointing" + (
         f" of one layer in {cell.checkpoint_every}" if cell.checkpoint_every > 1 else ""
     )
 
 
-def adapted(cell: Cell) -> list[str]:
+def adapted(cell: TrainingSetup) -> list[str]:
     """Adapters and packed weights, in words."""
     if cell.adapters is None:
         return []

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from lowmem.memory.accountant import Account, Cell, account
+from lowmem.memory.accountant import MemoryEstimate, TrainingSetup, estimate_memory
 from lowmem.memory.hardware import DTENSOR, LAUNCH, LINK, MATMUL, STREAM, Gpu
-from lowmem.memory.operation_counts import Work
+from lowmem.memory.operation_counts import OperationCounts
 from lowmem.memory.target_model import Target
 
 MOST = 4096  # sequences per GPU that a search for the largest batch goes up to
@@ -37,7 +37,7 @@ class Speed:
         return self.hours(tokens) * gpu.watts * gpus / 1000
 
 
-def speed(work: Work, cell: Cell, gpu: Gpu) -> Speed:
+def speed(work: OperationCounts, cell: TrainingSetup, gpu: Gpu) -> Speed:
     """Speed of a step whose work was counted under that cell."""
     rate = gpu.flops * MATMUL / (1 if cell.precision != "fp32" else 8)  # fp32 products run outside 16-bit tensor cores
     ranks = {"data": cell.data_parallel, "tensor": cell.tensor_parallel}
@@ -59,7 +59,7 @@ def speed(work: Work, cell: Cell, gpu: Gpu) -> Speed:
     return Speed(seconds, stages, limits, cell.accumulate * cell.batch * cell.seq_len * cell.data_parallel / seconds)
 
 
-def fitted_link(work: Work, cell: Cell, gpu: Gpu, tokens_per_s: float) -> float:
+def fitted_link(work: OperationCounts, cell: TrainingSetup, gpu: Gpu, tokens_per_s: float) -> float:
     """The link's bytes/s at which a step would have this speed, for cells whose stages all wait for the link."""
     step = cell.batch * cell.seq_len * cell.data_parallel / tokens_per_s
     local = speed(work, cell, dataclasses.replace(gpu, link=float("inf")))
@@ -75,22 +75,22 @@ def fitted_link(work: Work, cell: Cell, gpu: Gpu, tokens_per_s: float) -> float:
 class Plan:
     """What a cell costs at one sequence per GPU and at the largest batch that fits (None: not even one does)."""
 
-    single: Account
+    single: MemoryEstimate
     single_speed: Speed
     batch: int | None
-    largest: Account | None
+    largest: MemoryEstimate | None
     largest_speed: Speed | None
 
 
-def plan(target: Target, cell: Cell, gpu: Gpu) -> Plan:
-    """Account for one sequence, then find the largest batch that fits the GPU. Raises Misuse as account does."""
+def plan(target: Target, cell: TrainingSetup, gpu: Gpu) -> Plan:
+    """Account for one sequence, then find the largest batch that fits the GPU. Raises Misuse as estimate_memory does."""
     cells = {1: dataclasses.replace(cell, batch=1)}
-    accounts = {1: account(target, cells[1])}
+    accounts = {1: estimate_memory(target, cells[1])}
 
     def peak(batch: int) -> int:
         if batch not in accounts:
             cells[batch] = dataclasses.replace(cell, batch=batch)
-            accounts[batch] = account(target, cells[batch])
+            accounts[batch] = estimate_memory(target, cells[batch])
         return accounts[batch].peak
 
     grows = accounts[1].parts["activations"] + accounts[1].parts["temporaries"]  # nearly all of it with the batch

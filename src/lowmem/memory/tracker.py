@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-from lowmem.memory.operation_counts import Work
+from lowmem.memory.operation_counts import OperationCounts
 
 ROLES = ("parameters", "gradients", "optimizer_state", "activations", "communication", "temporaries", "host")
 COMMUNICATION = ("c10d", "_c10d_functional", "fsdp")  # namespaces of operations that move shards
@@ -38,7 +38,7 @@ class Tracker(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.role, self.phase, self.paused = "parameters", "setup", False
-        self.work = Work()
+        self.work = OperationCounts()
         self.live = dict.fromkeys(ROLES, 0)
         self.total = 0  # of all roles but "host"
         self.peaks: dict[str, dict[str, int]] = {}
@@ -98,7 +98,7 @@ class Tracker(TorchDispatchMode):
 
     def restart(self) -> None:
         """Forget peaks and work; what is alive stays known."""
-        self.peaks, self._highest, self.work = {}, {}, Work()
+        self.peaks, self._highest, self.work = {}, {}, OperationCounts()
 
     def _gone(self, key: int, _reference) -> None:
         entry = self._known.pop(key, None)

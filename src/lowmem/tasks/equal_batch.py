@@ -16,7 +16,7 @@ from pathlib import Path
 from lowmem.analysis import stats
 from lowmem.errors import Misuse, nearest
 from lowmem.memory import measured_peak, target_model
-from lowmem.memory.accountant import Cell, account
+from lowmem.memory.accountant import TrainingSetup, estimate_memory
 from lowmem.memory.throughput import largest_batch
 
 
@@ -33,7 +33,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
         raise Misuse(f"measure.base {base!r} is not a key of measure.optimizers{nearest(base, optimizers)}")
     model, device = target_model.find(config["model"]), settings["device"]
     cells = {
-        label: Cell(
+        label: TrainingSetup(
             optimizer={"lr": 1e-4, **optimizer},
             batch=settings["batch"],
             seq_len=settings["seq_len"],
@@ -62,10 +62,10 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     return {"metrics": {"final": final}, "curve": curve}
 
 
-def _largest(model, cell: Cell, settings: dict) -> int | None:
+def _largest(model, cell: TrainingSetup, settings: dict) -> int | None:
     @functools.cache
     def of(batch: int):
-        return account(model, dataclasses.replace(cell, batch=batch))
+        return estimate_memory(model, dataclasses.replace(cell, batch=batch))
 
     return largest_batch(lambda batch: of(batch).peak, settings["cap_mb"] * 1e6, of(1).kept, settings["largest_most"])
 

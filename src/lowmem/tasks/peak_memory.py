@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lowmem.memory import measured_peak, target_model
-from lowmem.memory.accountant import Cell, account
+from lowmem.memory.accountant import TrainingSetup, estimate_memory
 from lowmem.training import machine
 
 
@@ -23,11 +23,11 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     device = machine.measuring_device(settings)
     model = target_model.find(config["model"])
     trains = "optimizer" in config
-    cell = Cell(optimizer=config.get("optimizer", {}), device="gpu" if device == "cuda" else "cpu", **settings)
+    cell = TrainingSetup(optimizer=config.get("optimizer", {}), device="gpu" if device == "cuda" else "cpu", **settings)
     peak, resident = measured_peak.peak_bytes(
         model, cell, device, measured_peak.build if trains else measured_peak.inference
     )
-    parts = account(model, cell).parts if trains else {}
+    parts = estimate_memory(model, cell).parts if trains else {}
     final = {
         "measured_bytes": peak,
         "weights_bytes": model.parameters() * (2 if cell.precision in ("bf16", "master") else 4),

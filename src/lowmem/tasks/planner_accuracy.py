@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lowmem.memory import measured_peak, target_model
-from lowmem.memory.accountant import Cell, account
+from lowmem.memory.accountant import TrainingSetup, estimate_memory
 from lowmem.training import machine
 
 
@@ -23,8 +23,8 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     settings = dict(config["measure"])
     device, keep = machine.measuring_device(settings), settings.pop("snapshot", False)
     model = target_model.find(config["model"])
-    cell = Cell(optimizer=config["optimizer"], device="gpu" if device == "cuda" else "cpu", **settings)
-    predicted = account(model, cell)
+    cell = TrainingSetup(optimizer=config["optimizer"], device="gpu" if device == "cuda" else "cpu", **settings)
+    predicted = estimate_memory(model, cell)
     with measured_peak.snapshot(root / "results" / "snapshot.pickle" if keep else None):
         peak, resident = measured_peak.peak_bytes(model, cell, device)
     final = {

@@ -1,7 +1,7 @@
 """A training step on GPUs that are not here: peak memory by component and speed, by the accountant and its model.
 
 measure: {gpu: key of memory/hardware.py, batch: sequences per GPU or "largest", seq_len, precision, attention,
-checkpointing, gpus, zero, tensor_parallel, offload}; what they mean stands at memory/accountant.py: Cell.
+checkpointing, gpus, zero, tensor_parallel, offload}; what they mean stands at memory/accountant.py: TrainingSetup.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lowmem.errors import Misuse, nearest
 from lowmem.memory import hardware, target_model
-from lowmem.memory.accountant import Cell, account
+from lowmem.memory.accountant import TrainingSetup, estimate_memory
 from lowmem.memory.throughput import plan, speed
 
 
@@ -22,20 +22,20 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     With batch "largest" these belong to the largest batch that fits, or to one sequence where that does not fit.
     """
     settings = {"gpu": "a100-80gb", "batch": 1, **config["measure"]}
-    known = {field.name for field in dataclasses.fields(Cell)} | {"gpu"}
+    known = {field.name for field in dataclasses.fields(TrainingSetup)} | {"gpu"}
     for key in settings:
         if key not in known:
             raise Misuse(f"measure: unknown key {key!r}{nearest(key, known)}")
     gpu, batch = hardware.find(settings.pop("gpu")), settings.pop("batch")
     model = target_model.find(config["model"])
-    cell = Cell(optimizer=config["optimizer"], **settings)
+    cell = TrainingSetup(optimizer=config["optimizer"], **settings)
     if batch == "largest":
         found = plan(model, cell, gpu)
         batch, result = found.batch, found.largest or found.single
         rate = found.largest_speed or found.single_speed
     else:
         cell = dataclasses.replace(cell, batch=batch)
-        result = account(model, cell)
+        result = estimate_memory(model, cell)
         rate = speed(result.work, cell, gpu)
     final = {
         "parameters": model.parameters(),
