@@ -52,6 +52,8 @@ def main() -> None:
         result[name] = section(name, setting)
         (options.out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
         print(f"{time.monotonic() - setting.started:5.0f} s  {name}", flush=True)
+    compare(result)
+    (options.out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     text = report(result, {} if options.tiny else json.loads(PREDICTIONS.read_text()))
     (options.out / "result.md").write_text(text)
     print(text)
@@ -71,8 +73,26 @@ def section(name: str, setting) -> dict:
         gpu_sections.free()
 
 
+def compare(result: dict) -> None:
+    """Into the rows: times of torch's fused AdamW, shares of the rate at which memory can be copied, and the share of a
+    training step that the optimizer's own step takes."""
+    of_steps = result.get("steps", {}).get("rows", {})
+    copied = result.get("machine", {}).get("copy_tb_per_s")
+    for case, row in of_steps.items():
+        model, precision = case.split()[0], "bf16" if "bf16" in case else "fp32"
+        base = of_steps.get(f"{model} torch fused AdamW {precision}", {})
+        if "ms" in row and "ms" in base:
+            row["times_fused_adamw"] = row["ms"] / base["ms"]
+        if "ms" in row and copied:
+            row["of_copy_rate"] = row["tb_per_s"] / copied
+    for case, row in result.get("training", {}).get("rows", {}).items():
+        alone = of_steps.get(f"7B {case} bf16", {})
+        if "ms" in alone and "seconds" in row:
+            row["share_of_update"] = alone["ms"] / (1e3 * row["seconds"])
+
+
 def report(result: dict, predicted: dict) -> str:
-    """Markdown: measured beside predicted."""
+    """Markdown: measured beside predicted, and by how many per cent what was predicted is off."""
     lines = [f"# GPU campaign on {result.get('machine', {}).get('gpu', result['device'])}", ""]
     for name in SECTIONS:
         found = result.get(name, {"missing": "not asked for"})
@@ -87,12 +107,22 @@ def report(result: dict, predicted: dict) -> str:
             heads = list(dict.fromkeys(key for row in rows.values() for key in row))
             guesses = sorted({key for key in heads if any(key in row for row in forecast.values())})
             cells = [
-                (key, *(shown(row.get(h)) for h in heads), *(shown(forecast.get(key, {}).get(h)) for h in guesses))
+                (
+                    key,
+                    *(shown(row.get(h)) for h in heads),
+                    *(beside(row.get(h), forecast.get(key, {}).get(h)) for h in guesses),
+                )
                 for key, row in rows.items()
             ]
             lines += ["", table(cells, ("", *heads, *(f"{g}, predicted" for g in guesses)))]
         lines.append("")
     return "\n".join(lines)
+
+
+def beside(measured, predicted) -> str:
+    """A prediction, and by how much it is off."""
+    known = isinstance(measured, int | float) and predicted
+    return f"{shown(predicted)} ({100 * (predicted / measured - 1):+.0f} %)" if known and measured else shown(predicted)
 
 
 def shown(value) -> str:

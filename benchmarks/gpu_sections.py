@@ -199,10 +199,20 @@ def machine(setting: Setting) -> dict:
     found = dict(python=platform.python_version(), torch=torch.__version__)
     triton = package("triton", "__version__")
     found |= dict(triton=triton, gpu=torch.cuda.get_device_name() if setting.device == "cuda" else None)
+    found |= dict(clocks=clocks() if setting.device == "cuda" else None)
     size = 1 << (12 if setting.tiny else 30)
     a, b = (torch.zeros(size, device=setting.device) for _ in range(2))
     ms = timed(functools.partial(b.copy_, a), setting, 5 if setting.tiny else 20)["ms"]
     return {**found, "copy_tb_per_s": 2 * 4 * size / ms / 1e9}
+
+
+def clocks() -> str | None:
+    """Clock rates of the GPU as its driver tells them, which is only asked; None where it cannot be."""
+    asked = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def tests(setting: Setting) -> dict:

@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from lowmem.models import llama
+from lowmem.optim import AdamMini
+from lowmem.optim.core import gpu_tables
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 WITHOUT_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -43,6 +48,25 @@ def test_the_counts_are_those_that_are_held_by_a_test(sections):
         assert (launches, traffic) == tuple(held[2:]), case
 
 
+@pytest.mark.parametrize(("model", "place"), [("134M", 0), ("7B", 1)])
+def test_launches_and_bytes_of_the_kernels_are_those_of_their_tables(sections, model, place):
+    given = sections.MODELS[model]
+    with torch.device("meta"):
+        net = llama.build(given) if isinstance(given, str) else llama.build(**given)
+    optimizer, tensors, elements, twice, scalars = AdamMini(net, lr=1e-3), [], 0, 0, 0
+    for i, p in enumerate(net.parameters()):
+        lay, count = optimizer.layout(p), optimizer.blocks(p).count
+        tensors.append(gpu_tables.Tensors(i, 0, p, p, torch.empty(count, device="meta"), lay, True))
+        elements, scalars = elements + p.numel(), scalars + count
+        twice += sum(s[2] * s[4] * s[5] for s in lay.strips if s[2] > 1 or s[5] > gpu_tables.LONGEST)
+    started = len(gpu_tables._launches([strip for t in tensors for strip in gpu_tables._strips(t, "")]))
+    for precision, size in (("fp32", 4), ("bf16", 2)):
+        counted, moved = sections.COUNTED[f"AdamMini {precision}"], 5 * size * elements + size * twice + 16 * scalars
+        assert counted[place] == started
+        assert moved / elements <= counted[2] + 0.05  # the larger of the two sizes
+        assert model == "134M" or round(moved / elements, 1) == counted[2]
+
+
 @pytest.mark.slow
 def test_every_section_runs_in_small_without_a_gpu(tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu_campaign.py", "--tiny", "--out", tmp_path]
@@ -52,8 +76,20 @@ def test_every_section_runs_in_small_without_a_gpu(tmp_path):
     assert found["tests"] == {"missing": "tests/gpu needs a GPU"}
     rows = {name: found[name]["rows"] for name in ("steps", "variants", "training", "batches")}
     assert all(rows.values()) and "LOMO clipped" in rows["training"] and "134M AdamMini bf16" in rows["steps"]
+    assert rows["steps"]["134M torch fused AdamW fp32"]["times_fused_adamw"] == 1.0
+    assert rows["training"]["AdamMini"]["share_of_update"] > 0 and rows["steps"]["7B AdamMini bf16"]["of_copy_rate"] > 0
     assert "Traceback" not in done.stderr
     assert (tmp_path / "result.md").read_text().startswith("# GPU campaign on")
+
+
+def test_a_report_says_by_how_many_per_cent_a_prediction_is_off(sections):
+    import gpu_campaign
+
+    rows = {"AdamW": {"seconds": 0.5, "peak_gib": 100.0}, "LOMO": {"missing": "out of memory"}}
+    text = gpu_campaign.report(
+        {"device": "cuda", "training": {"rows": rows}}, {"training": {"AdamW": {"seconds": 0.6}}}
+    )
+    assert "| AdamW | 0.5 | 100 | - | 0.6 (+20 %) |" in text and "| LOMO | - | - | out of memory | - |" in text
 
 
 def test_without_a_gpu_the_campaign_says_so_in_one_line(tmp_path):

@@ -199,7 +199,8 @@ def cast_moment(optimizer, p, key):
 
 
 def cast_weight(optimizer, p):
-    p.grad_dtype = torch.float32
+    if hasattr(p, "grad_dtype"):  # without it, as in PyTorch 2.6, a gradient has the weight's
+        p.grad_dtype = torch.float32
     p.data = halved(p.data)
 
 
@@ -239,7 +240,8 @@ def test_what_a_tool_did_between_steps_is_noticed_and_steps_as_in_pytorch(change
         model = nn.Linear(24, 16, bias=False)
         p, optimizer = model.weight, optimizer_class(model, lr=1e-2, weight_decay=0.1)
         for step in range(6):
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            dtype = getattr(p, "grad_dtype", p.dtype)
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).to(dtype)
             optimizer.step()
             if step == 2:
                 CHANGES[change](optimizer, p)
