@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lowmem import __version__
 from lowmem.errors import Failed, Misuse
-from lowmem.memory import plan_arguments
+from lowmem.memory import collecting, plan_arguments
 from lowmem.pipeline.experiments import find_root
 
 PACKAGES = {"yaml": "pyyaml"}  # where the name of the package is another
@@ -334,7 +334,8 @@ def plan(root, arguments):
     if arguments.model is not None:
         if sys.stderr.isatty():  # PyTorch takes a second or more to load
             print(f"lowmem: planning {arguments.model} ...", file=sys.stderr, flush=True)
-        from lowmem.memory import plan_command
+        with collecting.uncollected():
+            from lowmem.memory import plan_command
 
         print(plan_command.answer(arguments))
         return

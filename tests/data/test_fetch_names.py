@@ -1,6 +1,7 @@
 """Names of datasets and folders, and the real list of sources."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -73,6 +74,15 @@ def test_every_dataset_states_its_licence_and_pins_every_file(tmp_path):
         kinds = [source["kind"] for source in fetch.dataset_entry(ROOT, name)["sources"]]
         several = len(kinds) > 1 and not set(kinds) <= {"hub", "url"}  # whose files differ and must agree in content
         assert entry.get("content_sha256") or not several or not (ROOT / "data" / name / "prepare.py").exists()
+
+
+def test_a_source_of_the_hub_names_a_commit_or_says_that_none_is_known():
+    text = (ROOT / "data/sources.yaml").read_text()
+    named = re.findall(r"- hub: (\S+)\n(?:(?! *- ).*\n)*? *revision: (\S+) *(#.*)?", text)
+    assert len(named) == text.count("- hub: ") >= 15
+    for name, revision, said in named:
+        known = re.fullmatch("[0-9a-f]{40}", revision)
+        assert known or "resolved to a commit at the first fetch and recorded in fetched.json" in said, name
 
 
 @pytest.mark.slow

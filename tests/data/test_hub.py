@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import types
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import pytest
 import yaml
 
@@ -109,6 +112,33 @@ def test_every_two_thousandth_page_is_held_out(root):
     assert folder.name == "openwebtext@hub-byte"
     assert bytes(prepare.load_tokens(folder, "val")).decode() == TEXTS[0] + "\n\n" + TEXTS[2000] + "\n\n"
     assert prepare.load_tokens(folder, "train").size == sum(len(text) + 2 for text in TEXTS[1:2000] + TEXTS[2001:])
+
+
+@pytest.mark.parametrize("revision", ["main", "a" * 40])
+def test_a_revision_is_resolved_to_a_commit_once_and_that_commit_is_read_and_recorded(root, monkeypatch, revision):
+    commit, asked = ("b" if revision == "main" else "a") * 40, []
+    listed = yaml.safe_load((root / "data/sources.yaml").read_text())
+    [source] = listed["openwebtext"]["sources"]
+    pages, load = source["hub"], datasets.load_dataset
+    source |= {"hub": "somebody/pages", "revision": revision}
+    (root / "data/sources.yaml").write_text(yaml.safe_dump(listed))
+
+    class Api:
+        def dataset_info(self, name, revision):
+            asked.append((name, revision))
+            return types.SimpleNamespace(sha=commit)
+
+    def load_here(name, config, *, revision, **settings):
+        assert (name, revision) == ("somebody/pages", commit)
+        return load(pages, config, **settings)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(datasets, "load_dataset", load_here)
+    raw = fetch.fetch(root, "openwebtext", "hub")
+    assert json.loads((raw / "fetched.json").read_text())["source"]["commit"] == commit
+    (raw / "fetched.json").unlink()  # a call that was interrupted goes on with the commit it began with
+    fetch.fetch(root, "openwebtext", "hub")
+    assert asked == [("somebody/pages", revision)]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(root):

@@ -15,6 +15,7 @@ from lowmem.memory import accountant, hardware, measured_peak, target_model, thr
 from lowmem.memory.accountant import TrainingSetup, estimate_memory, trace
 from lowmem.memory.operation_counts import OperationCounts, extrapolated
 from lowmem.memory.tracker import Tracker
+from lowmem.optim._factory import make
 
 LLAMA = {
     "name": "llama",
@@ -218,6 +219,26 @@ def test_offloaded_moments_leave_the_gpu():
     assert away.parts["optimizer_state"] == 0 and away.host > 4 * model.parameters() > 100 * here.host
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"name": "adamw", "state_dtype": "int8"}, {"name": "adam_mini", "state_dtype": "int8"}, {"name": "sm3"}],
+)
+def test_what_offloading_leaves_on_the_gpu_is_what_the_optimizer_keeps_there(settings):
+    """Scales of 8-bit moments, block scalars and accumulators of rows stay, byte for byte as the optimizer says."""
+    target = target_model.find(LLAMA)
+    optimizer = make(target.make().bfloat16(), lr=1e-3, **settings)
+    optimizer.prepare()
+    found = {True: 0, False: 0}
+    for p, state in optimizer.state.items():
+        for key, x in state.items():
+            if key != "step":
+                found[optimizer.keeps_whole(p, key)] += x.numel() * x.element_size()
+    counted = estimate_memory(target, dataclasses.replace(THERE, optimizer=settings, offload=True))
+    assert counted.most["optimizer_state"] == found[True] > 0
+    steps = 4 * len(optimizer.state)
+    assert counted.host == found[False] + steps
+
+
 def test_fused_backward_keeps_one_gradient():
     model = target_model.find(LLAMA)
     plain, fused = (estimate_memory(model, of(THERE, name)).most["gradients"] for name in ("sgd", "lomo"))
@@ -341,3 +362,13 @@ def test_the_fitted_link_of_the_3090_server_is_what_the_first_row_gives():
     found = estimate_memory(target_model.find("llama-7b"), cell)
     gpu = hardware.find("rtx-3090-x8")
     assert throughput.fitted_link(found.work, cell, gpu, 8 * 67.37) == pytest.approx(gpu.link, rel=0.001)
+
+
+def test_with_16_bit_weights_adamw_is_torchs_fused_one_and_adam_mini_saves_a_moment_and_no_copies():
+    """The base line of every plan holds no copies of a tensor during its update, so what Adam-mini saves is v alone."""
+    target = target_model.find({**LLAMA, "vocab_size": 4096})
+    adamw, fused, mini = (estimate_memory(target, of(THERE, name)) for name in ("adamw", "adamw_fused", "adam_mini"))
+    assert (adamw.peak, adamw.phases) == (fused.peak, fused.phases)
+    weights = 2 * target.parameters()  # bytes in 16 bits
+    assert adamw.phases["update"] == pytest.approx(4 * weights, rel=0.005)  # weights, gradients, both moments; tokens
+    assert weights > adamw.phases["update"] - mini.phases["update"] > 0.9 * weights

@@ -8,6 +8,8 @@ import pytest
 from lowmem import cli
 from lowmem.errors import Misuse
 from lowmem.memory import target_model
+from lowmem.memory.accountant import estimate_memory
+from lowmem.memory.cell import TrainingSetup
 from lowmem.models import _hub
 
 LLAMA = dict(
@@ -42,6 +44,34 @@ def test_causal_families_are_built_at_any_depth_with_or_without_fused_attention(
         built = model.build(depth, "fused")
         assert len(model.layers(built)) == depth
         assert all(p.is_meta for p in built.parameters())
+
+
+DEEPSEEK = dict(
+    model_type="deepseek_v3", hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_attention_heads=4,
+    num_key_value_heads=4, num_hidden_layers=9, first_k_dense_replace=2, n_routed_experts=8, num_experts_per_tok=2, n_group=2,
+    topk_group=1, q_lora_rank=16, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6, vocab_size=50,
+    max_position_embeddings=32,
+)  # fmt: skip
+
+
+def test_layers_that_open_a_model_do_not_stand_for_all_of_it_and_values_may_be_shorter_than_queries(tmp_path):
+    """DeepSeek's first layers have no experts; taken for the others, 671 B parameters once needed 300 GB instead of 5,370."""
+    model = target_model.find(folder(tmp_path, **DEEPSEEK))
+    assert (model.lead, model.period) == (2, 1)
+    cell = TrainingSetup(optimizer={"name": "adamw"}, batch=2, seq_len=16)
+    few, all_of_it = estimate_memory(model, cell), estimate_memory(model, cell, full_depth=True)
+    assert few.depths == (4, 5) and few.peak == pytest.approx(all_of_it.peak, rel=0.005)
+    assert few.most["optimizer_state"] == 4 * model.parameters() == all_of_it.most["optimizer_state"]
+
+
+def test_what_is_left_beside_the_two_traced_models_is_whole_periods(tmp_path):
+    """Two kinds of layers in turn, eleven layers: the smaller model has an odd number of them."""
+    config = {**FAMILIES["gemma2"], "num_hidden_layers": 11, "model_type": "gemma2"}
+    model = target_model.find(folder(tmp_path, **config))
+    cell = TrainingSetup(optimizer={"name": "adamw"}, batch=2, seq_len=16, attention="eager")
+    few, all_of_it = estimate_memory(model, cell), estimate_memory(model, cell, full_depth=True)
+    assert model.period == 2 and few.depths == (5, 7)
+    assert few.peak == pytest.approx(all_of_it.peak, rel=0.005)
 
 
 def test_a_model_without_fused_attention_is_planned_with_eager_and_says_so(tmp_path, capsys):

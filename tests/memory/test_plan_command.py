@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -25,7 +26,7 @@ from lowmem.memory import (
     training_cells,
 )
 from lowmem.memory.accountant import estimate_memory
-from lowmem.memory.cell import TrainingSetup
+from lowmem.memory.cell import TrainingSetup, check_settings
 from lowmem.memory.tracker import Tracker
 
 PLAN = ["plan", "llama:20m", "--gpu", "t4", "--seq-len", "64"]
@@ -64,6 +65,26 @@ def test_lora_over_packed_weights_needs_less_and_says_so(capsys):
     lora = json.loads(answer(capsys, "--lora", "8", "--base", "nf4-dq", "--json"))["optimizers"]["adamw"]
     full = json.loads(answer(capsys, "--precision", "bf16", "--optimizer", "adamw", "--json"))["optimizers"]["adamw"]
     assert lora["one_sequence"]["peak_bytes"] < 0.6 * full["one_sequence"]["peak_bytes"]
+
+
+@pytest.mark.slow
+def test_the_table_of_all_optimizers_for_7b_on_24_gb_is_what_its_command_says(capsys):
+    page = (ROOT / "docs/planner_7b_24gb.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^lowmem (plan .*)$", page, re.MULTILINE)
+    assert cli.main(command.split()) == 0
+    assert page.endswith(capsys.readouterr().out)
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 32 and len({row[0] for row in rows}) == len(rows)
+    fits = {row[0] for row in rows if "none" not in row}
+    assert "adam_mini+int8+backward" in fits and not {"adamw", "adam_mini", "adamw8bit", "ao_adamw4bit"} & fits
+
+
+@pytest.mark.parametrize(("precision", "count"), [("bf16", 32), ("mixed", 26), ("master", 8)])
+def test_all_optimizers_are_those_that_fit_the_precision(precision, count):
+    found = plan_command.every(TrainingSetup(optimizer={}, precision=precision))
+    assert len(found) == len(set(found)) == count
+    for name in found:
+        check_settings(TrainingSetup(optimizer=plan_command.optimizer_settings(name), precision=precision))
 
 
 @pytest.mark.slow
@@ -162,7 +183,7 @@ def test_the_errors_that_are_printed_are_those_of_the_cells_held_out():
         (["--optimizer", "adamw+upwards"], "each once"),
         (["--document-tokens", "65"], "longer than the sequence they are packed into, 64"),
         (["--document-tokens", "0"], "at least 1"),
-        (["--expert-parallel", "8"], "--expert-parallel: not traced: tokens sent to the experts"),
+        (["--expert-parallel", "8"], "expert-parallel 8: must divide the 1 data-parallel GPUs"),
         (["--pipeline-parallel", "99"], "--pipeline-parallel: not traced"),
         (["--context-parallel", "x"], "--context-parallel: not traced"),
         (["--json", "--markdown"], "not allowed with"),

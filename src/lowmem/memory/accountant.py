@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import gc
 import math
 import warnings
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from lowmem.errors import Misuse
 from lowmem.memory import adapters, fake_kernels, fake_ranks, foreign_optimizers
 from lowmem.memory.cell import TrainingSetup, check_settings
+from lowmem.memory.collecting import uncollected
 from lowmem.memory.official_optimizers import Official
 from lowmem.memory.operation_counts import OperationCounts, extrapolated
 from lowmem.memory.target_model import Target
@@ -35,6 +35,7 @@ from lowmem.optim._factory import make
 from lowmem.optim.core import cpu_kernel, data_parallel
 from lowmem.optim.core.fused_backward import FusedBackward
 from lowmem.optim.core.rule import Update
+from lowmem.optim.core.storage import is_scale
 
 
 class Shapes(FakeTensorMode):
@@ -71,7 +72,8 @@ def estimate_memory(target: Target, cell: TrainingSetup, full_depth: bool = Fals
     """Trace shallow models of the target and extrapolate (or trace it at full depth). Raises Misuse for bad settings."""
     check(target, cell)
     period = math.lcm(target.period, cell.checkpoint_every)
-    few = (4 if fake_ranks.is_sharded(cell) else 2) * period  # fully_shard gathers the next layer while one runs
+    few = target.lead + (4 if fake_ranks.is_sharded(cell) else 2) * period  # fully_shard gathers the next layer
+    few += (target.depth - few) % period  # what is left is whole periods
     more = few + period
     if full_depth or target.depth <= more:
         return summary([trace(target, cell, target.depth)], (target.depth,), 0.0)
@@ -141,18 +143,6 @@ def trace(target: Target, cell: TrainingSetup, depth: int) -> tuple[dict[str, di
         return {phase: parts for phase, parts in tracker.peaks.items() if phase != "setup"}, tracker.work
 
 
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Inside, cycles are not looked for: when that happens depends on what ran before, and it takes a tenth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def place(model: nn.Module) -> nn.Module:
     """A meta model on the CPU, in place, keeping tied weights tied (to_empty would untie them)."""
     known: dict[int, Tensor] = {}
@@ -211,7 +201,8 @@ def watch(tracker: Tracker, model: nn.Module, layers: list[nn.Module], held: lis
             if i == len(layers) - 1:
                 tracker.phase = "forward, loss"
             output = output if isinstance(output, Tensor) else output[0]
-            output.register_hook(lambda _: backward(names.get(i, "a layer")))
+            if output.requires_grad:  # a model may run its first passes without
+                output.register_hook(lambda _: backward(names.get(i, "a layer")))
 
     def backward(place: str) -> None:
         tracker.phase = f"backward, {place}"
@@ -250,7 +241,9 @@ def stepper(
     counters = "optimizer_state" if cell.device == "cpu" else "host"  # steps are counted on the host
     with tracker.during("setup", counters):
         inner.prepare()
-    tracker.mark(state_tensors(inner), "host" if cell.offload or getattr(inner, "paged", False) else "optimizer_state")
+    tracker.mark(state_tensors(inner), "host" if getattr(inner, "paged", False) else "optimizer_state")
+    if cell.offload:  # scales, block scalars, rows and columns stay on the GPU
+        tracker.mark(state_tensors(inner, lambda p, key: not inner.keeps_whole(p, key)), "host")
     sharded = fake_ranks.is_sharded(cell)
     averaging = cell.data_parallel > 1 and cell.zero == 0
     if averaging and fused:
@@ -296,10 +289,10 @@ def computing(cell: TrainingSetup) -> contextlib.AbstractContextManager:
     return torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """Every tensor of the optimizer's state but the step counters."""
-    for state in optimizer.state.values():
-        yield from (x for key, x in state.items() if isinstance(x, Tensor) and key != "step")
+def state_tensors(optimizer: torch.optim.Optimizer, of=lambda p, key: True) -> Iterator[Tensor]:
+    """The tensors of the optimizer's state for which of(parameter, key) holds, but no step counters."""
+    for p, state in optimizer.state.items():
+        yield from (x for key, x in state.items() if isinstance(x, Tensor) and key != "step" and of(p, key))
 
 
 @torch.no_grad()
@@ -327,8 +320,8 @@ def stand_in(tracker: Tracker, optimizer, cell: TrainingSetup) -> None:
 
     def with_offloaded_moments(optimizer, updates: list[Update]) -> list[Update]:
         for update in updates:
-            stay = (*optimizer.replicated(update.layout.blocks), "step")
-            brought = {key: x if key in stay else x.clone() for key, x in update.state.items()}
+            here = (*optimizer.replicated(update.layout.blocks), "step")  # as RuleOptimizer.keeps_whole
+            brought = {key: x if key in here or is_scale(key) else x.clone() for key, x in update.state.items()}
             optimizer.by_stages(update._replace(state=brought))
         return []
 

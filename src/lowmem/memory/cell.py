@@ -30,7 +30,8 @@ class TrainingSetup:
     over packed weights; what else is trained is nothing. fsdp1: frozen weights split by the older FullyShardedDataParallel,
     whose hooks hold each layer's input and its gradient until backward ends.
     checkpoint_every: with checkpointing, one layer in so many is recomputed. document: tokens of each of the documents that
-    are packed into a sequence, between which there is no attention; None: a sequence is one.
+    are packed into a sequence, between which there is no attention; None: a sequence is one. expert_parallel: data-parallel
+    GPUs over which the experts of each layer are divided.
     """
 
     optimizer: dict
@@ -51,6 +52,7 @@ class TrainingSetup:
     fsdp1: bool = False
     checkpoint_every: int = 1
     document: int | None = None
+    expert_parallel: int = 1
 
     @property
     def data_parallel(self) -> int:
@@ -82,6 +84,16 @@ def check_settings(cell: TrainingSetup) -> None:
         raise Misuse(
             f"tensor-parallel {cell.tensor_parallel} does not divide {cell.gpus} GPUs; the nearest that does: {closest}"
         )
+    if cell.expert_parallel < 1 or cell.data_parallel % cell.expert_parallel:
+        raise Misuse(f"expert-parallel {cell.expert_parallel}: must divide the {cell.data_parallel} data-parallel GPUs")
+    if cell.expert_parallel > 1 and (
+        cell.zero < 2
+        or cell.tensor_parallel > 1
+        or cell.adapters is not None
+        or cell.precision == "master"
+        or cell.official
+    ):
+        raise Misuse("expert-parallel: planned with --zero 2 or 3, without tensor parallelism, lora and master weights")
     if cell.device == "cpu" and cell.attention != "fused":
         raise Misuse("attention eager is a GPU setting; on a CPU the model chooses for itself")
     if cell.accumulate < 1 or cell.checkpoint_every < 1:

@@ -41,11 +41,15 @@ ATTENTION = ("fused", "eager")
 
 
 class _Attention(torch.autograd.Function):
-    """q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D), of no values. document: keys that a query may see at most."""
+    """q (B, H, T, D), k (B, K, S, D), v (B, K, S, E) -> (B, H, T, E), of no values. document: keys that a query may see at
+    most. E differs from D in latent attention, whose queries and keys have dimensions for positions that values lack."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, document: int | None) -> Tensor:
-        out = torch.empty_like(q)
+        batch, heads, length, size = q.shape
+        out = torch.empty_like(q)  # laid out as q is, so that joining the heads copies nothing
+        if v.shape[3] != size:
+            out = q.new_empty((batch, length, heads, v.shape[3])).transpose(1, 2)
         log_sum = q.new_empty(q.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, out, log_sum)
         ctx.document = document
@@ -68,7 +72,7 @@ class _Attention(torch.autograd.Function):
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, packed: bool = False) -> Tensor:
-    """Causal attention of transformers 4.28 (LlamaAttention): q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D).
+    """Causal attention of transformers 4.28 (LlamaAttention): q (B, H, T, D), k and v (B, K, S, D or E) -> (B, H, T, E).
 
     packed: documents lie otherwise in each sequence, so that each has a mask of its own, (B, 1, T, S)."""
     if k.shape[1] != q.shape[1]:

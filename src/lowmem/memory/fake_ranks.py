@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lowmem.errors import Misuse
+from lowmem.memory import expert_parallel
 from lowmem.optim.core import sharding
 
 # Linear layers by the name they have in their layer: split along outputs, or along inputs (Megatron, arXiv 1909.08053).
@@ -22,7 +23,8 @@ TRIAL = "_propagate_tensor_meta_non_cached"
 def pretend(cell) -> Iterator:
     """Inside, torch.distributed has the cell's GPUs as ranks; this process is rank 0, the others answer nothing.
 
-    Yields {"data": mesh, "tensor": mesh}; None for one GPU.
+    Yields {"data": mesh, "tensor": mesh}, and with expert parallelism {"replica": mesh} of the GPUs that hold the same
+    experts; None for one GPU.
     """
     if cell.gpus == 1:
         yield None
@@ -34,12 +36,18 @@ def pretend(cell) -> Iterator:
     if dist.is_initialized():
         raise Misuse("a plan for several GPUs cannot be made inside a distributed run; run lowmem plan by itself")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=cell.gpus)
-    sizes = (cell.data_parallel, cell.tensor_parallel)
+    sizes, names = (cell.data_parallel, cell.tensor_parallel), ("data", "tensor")
+    if cell.expert_parallel > 1:
+        sizes = (cell.data_parallel // cell.expert_parallel, cell.expert_parallel, cell.tensor_parallel)
+        names = ("replica", "expert", "tensor")
     own_share = mock.patch.object(sharding, "agree", lambda asked: [cut for _, _, cut in asked])
     try:
-        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("data", "tensor"))
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=names)
+        made = {name: mesh[name] for name in names if name != "expert"}
+        if cell.expert_parallel > 1:
+            made["data"] = mesh["replica", "expert"]._flatten("data")
         with own_share, real_meshes():  # nobody is there to ask whether shards fit together
-            yield {name: mesh[name] for name in ("data", "tensor")}
+            yield made
     finally:
         dist.destroy_process_group()
 
@@ -93,9 +101,12 @@ def shard(model: nn.Module, target, cell, mesh) -> nn.Module:
 
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         policy = {"mp_policy": mixed} if cell.precision == "mixed" else {}
+        policy["reshard_after_forward"] = cell.zero == 3
+        for module in expert_parallel.divide(model, cell.expert_parallel) if cell.expert_parallel > 1 else ():
+            cut = placement(cell.data_parallel // cell.expert_parallel)
+            fully_shard(module, mesh=mesh["replica"], shard_placement_fn=cut, **policy)
         for module in (*target.layers(model), model):
-            settings = {"reshard_after_forward": cell.zero == 3, "shard_placement_fn": placement(cell.data_parallel)}
-            fully_shard(module, mesh=mesh["data"], **settings, **policy)
+            fully_shard(module, mesh=mesh["data"], shard_placement_fn=placement(cell.data_parallel), **policy)
     return model
 
 

@@ -42,7 +42,7 @@ class OperationCounts(Counter):
     """How often what is done in a stage of the step ("forward", "backward", "update").
 
     Keys: (stage, "matmul", operations, bytes), (stage, "stream", bytes) and (stage, "link", bytes, axis), axis being
-    "data" or "tensor". Values are counts, not whole numbers once two depths have been extrapolated.
+    "data", "tensor" or "expert". Values are counts, not whole numbers once two depths have been extrapolated.
     """
 
     def note(self, stage: str, operation, args: tuple, kwargs: dict, result) -> None:

@@ -3,8 +3,6 @@
 import argparse
 
 NOT_TRACED = {  # what others split over GPUs that is not traced here, and why
-    "--expert-parallel": "tokens sent to the experts of other GPUs; fully_shard (--zero 3), which is traced, keeps as "
-    "many of the experts' weights on each GPU, but gathers all experts of a layer to use them",
     "--pipeline-parallel": "stages of layers and the batches under way in them; --tensor-parallel and --zero are",
     "--context-parallel": "sequences split over GPUs; --tensor-parallel and --checkpointing save activations too",
 }
@@ -38,7 +36,8 @@ def add(added: argparse.ArgumentParser) -> None:
         "--optimizer",
         action="append",
         metavar="NAME",
-        help="compared with adamw; may be repeated; adam_mini+backward updates inside backward, +int8 keeps an 8-bit moment",
+        help="compared with adamw; may be repeated; adam_mini+backward updates inside backward, +int8 keeps an 8-bit moment; "
+        "all: every one of them",
     )
     added.add_argument("--gpu", default="a100-80gb", help="a800-80gb, rtx-3090, h100-80gb, ...")
     for flag, default, about in (
@@ -47,6 +46,7 @@ def add(added: argparse.ArgumentParser) -> None:
         ("--batch", None, "sequences per GPU that must fit (default: find the largest)"),
         ("--zero", 3, "what data-parallel GPUs split: 0 nothing, 1 state, 2 also gradients, 3 also weights"),
         ("--tensor-parallel", 1, "GPUs that share each layer"),
+        ("--expert-parallel", 1, "GPUs that divide the experts of each layer"),
         ("--checkpoint-every", 1, "with --checkpointing, recompute one layer in so many"),
         ("--accumulate", 1, "batches whose gradients are added up for a step"),
         ("--lora", None, "train adapters of this rank, freeze the rest"),

@@ -10,6 +10,7 @@ EXPLAINED = {
     "other": "gathered shards, and copies that an operation makes for the moment",
     "batch": "sequences per GPU, the most that fit",
     "GiB": "the peak at that batch",
+    "free": "memory that it leaves; below 0: what one sequence lacks",
     "tokens/s": "all GPUs together at that batch: the range in which 80 % of steps measured by others lay",
     "1 B tokens": "hours for a billion tokens, at the middle of that range",
     "energy": "of that, with every GPU at its board power",

@@ -15,7 +15,8 @@ from lowmem.errors import Misuse, nearest
 from lowmem.memory import foreign_optimizers, hardware, plan_json, plan_text, target_model, throughput
 from lowmem.memory.accountant import estimate_memory
 from lowmem.memory.adapters import EVERY, Adapters
-from lowmem.memory.cell import TrainingSetup, check_settings
+from lowmem.memory.cell import TrainingSetup, check_settings, inside_backward
+from lowmem.memory.collecting import uncollected
 from lowmem.memory.hardware import Gpu
 from lowmem.memory.target_model import Target
 from lowmem.memory.throughput import Plan
@@ -26,6 +27,7 @@ GIB = 2**30
 USUAL = ("adamw", "adam_mini", "lomo")
 BACKWARD = "+backward"
 INT8 = "+int8"
+ALL = "all"
 HAVE_INT8 = ("adam_mini", "adamw", "lion")
 MOST_GPUS_TRIED = 64
 
@@ -92,6 +94,7 @@ def answer(arguments) -> str:
         gpus=arguments.gpus,
         zero=arguments.zero,
         tensor_parallel=arguments.tensor_parallel,
+        expert_parallel=arguments.expert_parallel,
         offload=arguments.offload,
         accumulate=arguments.accumulate,
         adapters=adapters_of(arguments),
@@ -99,13 +102,15 @@ def answer(arguments) -> str:
         checkpoint_every=arguments.checkpoint_every,
         document=arguments.document_tokens,
     )
-    asked = [with_state(n, arguments.state) for n in arguments.optimizer or ()] or usual(cell, arguments.state)
+    named = [name for one in arguments.optimizer or () for name in (every(cell) if one == ALL else [one])]
+    asked = [with_state(name, arguments.state) for name in named] or usual(cell, arguments.state)
     for name in asked:  # before anything is built
         optimizer_settings(name)
     check_settings(cell)
     if cell.precision == "master" and set(asked) & {"lomo", "adalomo"}:
         raise Misuse("precision master: LOMO keeps no fp32 copy; use --precision bf16 or mixed")
-    model = target_model.find(arguments.model)
+    with uncollected():  # the hub's models bring transformers
+        model = target_model.find(arguments.model)
     attention = cell.attention if model.fused else "eager"
     cell = dataclasses.replace(cell, seq_len=arguments.seq_len or min(2048, model.longest), attention=attention)
     optimizers = list(dict.fromkeys([plan_text.BASE, *asked]))
@@ -114,7 +119,11 @@ def answer(arguments) -> str:
         check_batch(model, cell, gpu, found, asked[0], arguments.batch)
     if arguments.json:
         return json.dumps(plan_json.as_json(model, cell, gpu, found), indent=1)
-    fits = {name: advice(model, cell, gpu, name) for name in asked[:1] if found[name].batch is None}
+    fits = {
+        name: advice(model, cell, gpu, name)
+        for name in asked[:1]
+        if found[name].batch is None and len(found) <= plan_text.MOST_TOLD
+    }
     shown = plan_text.markdown if arguments.markdown else plan_text.plain
     return shown(model, cell, gpu, found, fits)
 
@@ -137,6 +146,20 @@ def usual(cell: TrainingSetup, state: str | None = None) -> list[str]:
     refused = cell.precision == "master" or cell.accumulate > 1 or (cell.zero == 1 and cell.data_parallel > 1)
     found = [name for name in USUAL if not (refused and name == "lomo")]
     return [with_state(name, state) if name in HAVE_INT8 else name for name in found]
+
+
+def every(cell: TrainingSetup) -> list[str]:
+    """All optimizers and ways that can be planned for a cell, for --optimizer all: ours, each with an 8-bit moment and inside
+    backward where it can be, then those of other packages."""
+    ways = ("", INT8, BACKWARD, f"{INT8}{BACKWARD}") if cell.precision == "bf16" else ("", BACKWARD)
+    never_inside = cell.precision == "master" or (cell.zero == 1 and cell.data_parallel > 1)
+    found = []
+    for name in [*(plain + way for plain in names() for way in ways), *foreign_optimizers.NAMES]:
+        with contextlib.suppress(Misuse):  # it is none, or not for this cell
+            settings = optimizer_settings(name)
+            check_settings(dataclasses.replace(cell, optimizer=settings))
+            found += [name] * (not (never_inside and inside_backward(settings)))
+    return found
 
 
 def with_state(name: str, state: str | None) -> str:

@@ -28,6 +28,7 @@ SPLIT = {
     3: "weights, gradients and optimizer state split over the GPUs (ZeRO-3, fully_shard)",
 }
 BUDGET = 1e9  # tokens
+MOST_TOLD = 12  # optimizers that are compared in a sentence each; the table of more tells enough
 
 
 def heading(model: Target, cell: TrainingSetup, gpu: Gpu) -> list[str]:
@@ -38,6 +39,8 @@ def heading(model: Target, cell: TrainingSetup, gpu: Gpu) -> list[str]:
     split = SPLIT[cell.zero] if cell.data_parallel > 1 else "one GPU holds everything"
     if cell.tensor_parallel > 1:
         split += f"; layers split over {cell.tensor_parallel} (tensor parallelism)"
+    if cell.expert_parallel > 1:
+        split += f"; experts divided over {cell.expert_parallel} (expert parallelism), tokens spread evenly"
     lines.append(f"{cell.gpus} x {gpu.name}, {gpu.usable / GIB:.1f} GiB usable each; {split}")
     extras = [recomputed(cell)] * cell.checkpointing + adapted(cell)
     extras += [f"gradients of {cell.accumulate} batches added up"] * (cell.accumulate > 1)
@@ -58,7 +61,7 @@ def rows(found: dict[str, Plan], cell: TrainingSetup, gpu: Gpu, known: bool) -> 
         sizes = [sum(plan.single.most[role] for role in roles) / GIB for roles in PARTS.values()]
         row = [name, f"{plan.single.peak / GIB:.1f}", *(f"{x:.1f}" for x in sizes)]
         if plan.batch is None:
-            result.append([*row, "none", "", "", "", ""])
+            result.append([*row, "none", "", f"{(gpu.usable - plan.single.peak) / GIB:.1f}", "", "", ""])
             continue
         low, middle, high = calibration.SPEED if known else (1, 1, 1)
         rate = plan.largest_speed.tokens_per_s
@@ -66,14 +69,16 @@ def rows(found: dict[str, Plan], cell: TrainingSetup, gpu: Gpu, known: bool) -> 
         batch = f"{plan.batch}{'+' if plan.batch == throughput.MOST else ''}"
         hours = plan.largest_speed.hours(BUDGET) / middle
         energy = plan.largest_speed.kilowatt_hours(BUDGET, gpu, cell.gpus) / middle
-        result.append([*row, batch, f"{plan.largest.peak / GIB:.1f}", speed, f"{hours:,.1f} h", f"{energy:,.0f} kWh"])
+        free = f"{(gpu.usable - plan.largest.peak) / GIB:.1f}"
+        row += [batch, f"{plan.largest.peak / GIB:.1f}", free, speed]
+        result.append([*row, f"{hours:,.1f} h", f"{energy:,.0f} kWh"])
     return result
 
 
 def table(found: dict[str, Plan], cell: TrainingSetup, gpu: Gpu, known: bool) -> list[str]:
     """Memory at one sequence per GPU, then the largest batch with its speed, time and energy."""
     width = max(12, *(len(name) + 1 for name in found))
-    widths = [width, 8, *(WIDTHS.get(part, 9) for part in PARTS), 9, 8, 17, 12, 10]
+    widths = [width, 8, *(WIDTHS.get(part, 9) for part in PARTS), 9, 8, 7, 17, 12, 10]
     left = f"{'':<{width}}{'at 1 sequence per GPU, GiB':^59}  largest batch that fits"
     lines = [left]
     for row in (COLUMNS, *rows(found, cell, gpu, known)):
@@ -105,7 +110,7 @@ def markdown(model: Target, cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan
 
 def experts(model: Target) -> bool:
     """Whether layers hold experts, whose speed was never compared with a measured one."""
-    return any(p.ndim > 2 and p.shape[0] > 1 for p in model.build(model.period, "fused").parameters())
+    return any(p.ndim > 2 and p.shape[0] > 1 for p in model.build(model.lead + model.period, "fused").parameters())
 
 
 def remarks(cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str], known: bool) -> list[str]:
@@ -113,7 +118,7 @@ def remarks(cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan], fits: dict[st
     lines, tight = [], []
     base = found[BASE]
     for name, plan in found.items():
-        if name == BASE:
+        if name == BASE or len(found) > MOST_TOLD:
             continue
         saved = (base.single.peak - plan.single.peak) / GIB
         text = (

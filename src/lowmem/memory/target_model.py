@@ -26,7 +26,8 @@ class Target:
 
     build(depth, attention) -> nn.Module on the meta device, of any number of layers. make() -> the real one.
     loss(model, tokens) -> scalar, tokens (B, T) being both input and target. layers(model) -> its layers in order.
-    depth: layers of the real model. period: layers after which their kinds repeat (1 where all are alike).
+    depth: layers of the real model. period: layers after which their kinds repeat (1 where all are alike), once the first
+    `lead` of them are passed, which may be of other kinds.
     longest: positions the model knows. fused: whether it can use a fused attention kernel.
     """
 
@@ -40,10 +41,17 @@ class Target:
     vocab_size: int
     longest: int
     fused: bool = True
+    lead: int = 0
+    known: int | None = None
 
     def parameters(self) -> int:
         """Trainable parameters of the real model."""
-        return sum(p.numel() for p in self.build(self.depth, "fused").parameters() if p.requires_grad)
+        return trained(self.build(self.depth, "fused")) if self.known is None else self.known
+
+
+def trained(model: nn.Module) -> int:
+    """Trainable parameters of a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def find(model: str | dict) -> Target:
@@ -103,29 +111,20 @@ def hub(name: str) -> Target:
     """A causal language model of the Hugging Face hub, or of a folder with its config.json."""
     config = _hub.config_of(name)
     text = _hub.text_of(config)
-    depth, kinds = _hub.depth_of(text), _hub.kinds_of(text)
-    period = next(p for p in range(1, depth + 1) if all(kinds[i] == kinds[i % p] for i in range(depth)))
-    fused = _hub.has_sdpa(name, config)
+    depth, fused = _hub.depth_of(text), _hub.has_sdpa(name, config)
 
     def build(layers: int, attention: str) -> nn.Module:
         way = "sdpa" if fused and attention != "eager" else "eager"
-        cut = config if layers == depth else _hub.shallow(config, layers)
+        cut = config if layers == depth or depth is None else _hub.shallow(config, layers)
         with torch.device("meta"):
             return _hub.build(name, cut, way).float().train()
 
-    try:
-        few = min(2 * period, depth)
-        layers_of(build(few, "fused"), few)
-    except (
-        Misuse,
-        ValueError,
-    ):  # it cannot be cut short, or only where layers of its kinds remain: all of it is traced
-        period = depth
-        if depth > MOST_TRACED:
-            raise Misuse(
-                f"model {name}: transformers cannot build it with fewer layers, and {depth} are too many"
-            ) from None
-        layers_of(build(depth, "fused"), None)
+    with _hub.in_one_line(name, "no stack of layers is found in it"):
+        whole = build(depth, "fused")
+        lead, period = pattern(whole, _hub.kinds_of(text), build)
+        depth = depth or period
+    if period == depth > MOST_TRACED:
+        raise Misuse(f"model {name}: transformers cannot build it with fewer layers, and {depth} are too many")
     return Target(
         name=name,
         build=build,
@@ -137,7 +136,47 @@ def hub(name: str) -> Target:
         vocab_size=text.vocab_size,
         longest=getattr(text, "max_position_embeddings", None) or 1 << 20,
         fused=fused,
+        lead=lead,
+        known=trained(whole),
     )
+
+
+def pattern(whole: nn.Module, listed: list[str], build) -> tuple[int, int]:
+    """(lead, period) of a model's layers: after the first `lead` they repeat every `period`, in modules and in shapes, and in
+    what the configuration lists for each. (0, all of them) where it cannot be cut short to a few layers of the same kinds."""
+    depth = len(listed)
+    try:
+        kinds = [(kind, row) for kind, row in zip(map(kind_of, layers_of(whole, depth)), listed, strict=True)]
+    except ValueError:  # it is no one stack of so many layers
+        return 0, len(layers_of(whole, None))
+    lead, period = min(
+        ((lead_of(kinds, period), period) for period in range(1, depth + 1)), key=lambda of: of[0] + 2 * of[1]
+    )
+    few = traced(depth, lead, period)
+    if few < depth:
+        try:
+            cut = layers_of(build(few, "fused"), few)
+        except (Misuse, ValueError):
+            return 0, depth
+        if [kind_of(layer) for layer in cut] != [kind for kind, _ in kinds[:few]]:
+            return 0, depth
+    return lead, period
+
+
+def lead_of(kinds: list, period: int) -> int:
+    """How many of the first layers have to be passed until every layer is like the one `period` before it."""
+    return next((i + 1 for i in range(len(kinds) - period - 1, -1, -1) if kinds[i] != kinds[i + period]), 0)
+
+
+def traced(depth: int, lead: int, period: int) -> int:
+    """Layers of the smaller model that stands for a deep one: so many that what is left is whole periods."""
+    return min(depth, lead + 2 * period + (depth - lead) % period)
+
+
+def kind_of(layer: nn.Module) -> tuple:
+    """What a layer is made of: equal for layers that compute alike as far as modules and shapes tell."""
+    inside = tuple((name, type(module).__name__) for name, module in layer.named_modules())
+    return inside, tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
 
 
 def layers_of(model: nn.Module, depth: int | None) -> list[nn.Module]:

@@ -40,7 +40,7 @@ class Speed:
 def speed(work: OperationCounts, cell: TrainingSetup, gpu: Gpu) -> Speed:
     """Speed of a step whose work was counted under that cell."""
     rate = gpu.flops * MATMUL / (1 if cell.precision != "fp32" else 8)  # fp32 products run outside 16-bit tensor cores
-    ranks = {"data": cell.data_parallel, "tensor": cell.tensor_parallel}
+    ranks = {"data": cell.data_parallel, "tensor": cell.tensor_parallel, "expert": cell.expert_parallel}
     on_dtensors = cell.official and cell.gpus > 1  # our own optimizers work on the local tensors behind them
     times: dict[str, dict[str, float]] = {}
     for (stage, kind, amount, *rest), count in work.items():

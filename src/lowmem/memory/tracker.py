@@ -55,7 +55,7 @@ class Tracker(TorchDispatchMode):
         if any(_is_dtensor(t) for t in types):
             return NotImplemented  # it breaks itself into operations on local tensors, which come back here
         if operation is NUMBER and isinstance(args[0], FakeTensor):
-            return 1.0
+            return 1.0 if args[0].dtype.is_floating_point else 1
         result = operation(*args, **kwargs)
         if operation is torch.ops._c10d_functional.wait_tensor.default:
             return result  # the tensor waited for is known already

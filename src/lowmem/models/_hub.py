@@ -40,6 +40,10 @@ def config_of(name: str):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise Misuse(f"model {name}: {key} is {value!r}; a whole number above 0 is needed")
     depth = depth_of(text)
+    if depth is None and not any(
+        hasattr(text, key) for key in DEPTHS
+    ):  # several stacks, each with a configuration of its own
+        return config
     if isinstance(depth, bool) or not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
         raise Misuse(f"model {name}: its number of layers is {depth!r}; 1 to {MOST_LAYERS} can be planned")
     return config
@@ -47,7 +51,10 @@ def config_of(name: str):
 
 def text_of(config):
     """The part of a configuration that speaks of the language model."""
-    text = config.get_text_config()
+    try:
+        text = config.get_text_config()
+    except ValueError:  # it has several, of which the decoder's speaks of what is trained here
+        text = config.get_text_config(decoder=True)
     return text if depth_of(text) is not None else config
 
 
@@ -59,7 +66,7 @@ def depth_of(text) -> int | None:
 
 def kinds_of(text) -> list:
     """One entry per layer, equal where layers are alike; a configuration may list them under several names."""
-    depth = depth_of(text)
+    depth = depth_of(text) or 0
     lists = [value for value in vars(text).values() if isinstance(value, (list, tuple)) and len(value) == depth]
     return [repr(row) for row in zip(*lists)] if lists else [""] * depth
 
