@@ -19,7 +19,7 @@ EXHIBIT = {
     "title": "Rates by rule: equal grids for every method",
     "experiments": [],
     "also": {"overnight": ["llama_rates", "gpt2_rates"]},
-    "archived": ["overnight/llama_rates", "overnight/gpt2_rates"],
+    "archived": ["overnight/llama_rates", "overnight/gpt2_rates", "laptop/gpt2_rates", "laptop/llama_variants_rates"],
     "published": None,
 }
 
@@ -28,14 +28,16 @@ NAMES = {"llama": "Llama", "gpt2": "GPT-2"}
 
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: best.<size>.<optimizer>: the rate with the lowest mean loss; loss.<the same>: that loss."""
-    found = list(runs) or runs.archived
+    own = {run.id for run in runs}
+    found = [*runs, *(run for run in runs.archived if run.id not in own)]
     grids = {size: tuned(group) for size, group in by_axis(found, "size").items()}
     shown = ExhibitResult(
         caption=scale.about([run for run in found if run.status == "done"] or found)
-        + "Loss on the whole held-out text after 20 (Llama) or 40 (GPT-2) characters of English prose per parameter, with each "
-        "of the rates, a factor 2 apart, as many for every method; mean over "
-        "tuning seeds (100 and up), which judge no claim. Large mark: the best rate.",
-        columns=["model", "parameters", "optimizer", "rate", "loss (nat per character)", "best", "seeds"],
+        + "Loss on the whole held-out text with each of the rates, a factor 2 apart, as many for every method; mean over "
+        "tuning seeds (100 and up), which judge no claim. Large mark: the best rate. Tier overnight: English prose, 20 "
+        "characters per parameter for Llama and 40 for GPT-2 (35k). Tier laptop: 8 bytes per parameter (GPT-2 43k, Llama 14k "
+        "with all partitions and statistics of Adam-mini).",
+        columns=["model", "parameters", "optimizer", "rate", "loss (nat per character or byte)", "best", "seeds"],
         rows=[],
         deviations=["The papers name no search for rates; they give both optimizers one rate for each size."],
     )
@@ -64,5 +66,5 @@ def draw(grids: dict):
         run = next(iter(next(iter(made[size].values())).rates.values()))[0]
         model = run.config["model"]
         axes.set_title(f"{NAMES[model['name']]}, {scale.short(parameters(model))} parameters")
-        axes.set_ylabel("final loss (nat per character)")
+        axes.set_ylabel(scale.loss([run], "final loss"))
     return drawn
