@@ -12,6 +12,7 @@ checkpoint would update in the middle of backward are refused; state lives in st
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -26,6 +27,17 @@ from lowmem.optim.core.hooks import PLAIN_BACKWARD, HookedParams, check_empty, o
 from lowmem.optim.core.loss_scale import LossScale
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 from lowmem.optim.core.torch_optimizer import Optimizer
+
+
+def uncompiled(method: Callable) -> Callable:
+    """The method, never traced by torch.compile, which drops (torch 2.13) or refuses (2.11) what is written on an optimizer."""
+
+    @functools.wraps(method)
+    def run(*arguments, **keywords):
+        plain = torch.compiler.disable(method) if torch.compiler.is_compiling() else method
+        return plain(*arguments, **keywords)
+
+    return run
 
 
 class FusedBackward(Optimizer):
@@ -126,6 +138,7 @@ class FusedBackward(Optimizer):
 
     # -- backward --------------------------------------------------------------------------------------------------------
 
+    @uncompiled
     def backward(self, loss: Tensor | Callable[[], Tensor]) -> Tensor:
         """Backward and update in one. loss: a scalar tensor, or a closure that returns one. Returns the loss, detached."""
         if (wrapped := wrapped_in(self)) is not None:
@@ -230,6 +243,7 @@ class FusedBackward(Optimizer):
 
     # -- as a torch optimizer ----------------------------------------------------------------------------------------------
 
+    @uncompiled
     def step(self, closure: Callable | None = None):
         """Does nothing but check that backward ran; with a closure, runs backward(closure) first, as torch's step does."""
         if closure is None and self._stepped and is_rehearsal(self):
