@@ -33,7 +33,7 @@ def renewed(root: Path, text: str) -> str:
     found = BLOCK.search(text)
     if not found:
         raise Misuse("README.md has no <!-- verdicts ... --> block; put it back from its history")
-    told = f"{report_evidence.trained(root, TIER, runs(root))} {phase(root)} {location(root)}"
+    told = f"{report_evidence.trained(root, TIER, runs(root))} {phase(root)} {location(root)} {placebo(root)}"
     made = block(read_json(source), found[2].split(), told)
     return text[: found.start()] + found[1] + made + found[3] + text[found.end() :]
 
@@ -55,6 +55,16 @@ def location(root: Path) -> str:
     return (
         f"Of the deficit after 813 steps (here {gap['none']}) one second moment per weight in query and key alone leaves "
         f"{gap['query_key']}, in the MLP {gap['mlp']}, in embedding and output {gap['tables']}."
+    )
+
+
+def placebo(root: Path) -> str:
+    """How much worse Adam-mini trains with other blocks of the same sizes, from extra_partition_placebo."""
+    values = values_of(root, "extra_partition_placebo")
+    more = {name: text(values[f"excess.{name}.s2440"], True, 3) for name in ("random", "input")}
+    return (
+        f"Where its blocks lie matters: as many random blocks of the same sizes cost {more['random']} more after 2,440 steps, "
+        f"rows taken by input neuron {more['input']}."
     )
 
 
