@@ -226,8 +226,8 @@ def test_a_plan_says_what_fits_where_adamw_does_not_and_what_would_make_it_fit(c
     assert cli.main([*LOMO, "--gpu", gpu, "--seq-len", length]) == 0
     text = capsys.readouterr().out
     adamw, lomo = text.splitlines()[6:8]
-    assert adamw.startswith("adamw ") and adamw.endswith("none")
-    assert lomo.startswith("lomo ") and lomo.endswith(ends)
+    assert adamw.startswith("adamw ") and " none " in adamw
+    assert lomo.startswith("lomo ") and f" {ends} " in lomo
     assert says in text and "Simulated" in text
 
 

@@ -262,7 +262,7 @@ def test_a_checkout_without_claims_says_where_they_stand(tmp_path):
         (("exhibit: adam_mini_table1", "exhibit: adam_mini_table9"), "unknown exhibit"),
         (("id: adam_mini_removes_v", "id: adam_mini_halves_state"), "stands twice"),
         (("    decides: [laptop", "    decides: [smoke, laptop"), "decides"),
-        (("target: 0.5, tolerance: 0.005", "target: .nan, tolerance: 0.005"), ".nan is not a number"),
+        (("target: 0.5, tolerance: 0.005", "target: .nan, tolerance: 0.005"), ".nan is not a valid number"),
         (("rule: {kind: between, target: [1.3, 2.2]}", "rule: {kind: between, target: [2.2, 1.3]}"), "no number lies"),
         (("direction: greater, neutral: 0}", "direction: greater, neutral: 50}"), "not above its neutral"),
         (("direction: less, neutral: 100}", "direction: less, neutral: 5}"), "not below its neutral"),

@@ -309,6 +309,7 @@ def test_recorded_code_holds_every_module_that_decides_the_result(root):
             "data/fetch",
             "data/archives",
             "data/tokenizers",
+            "pipeline/grids",
             "pipeline/model_settings",
             "pipeline/rates",
             "provenance/syntax",

@@ -9,7 +9,7 @@ import tiny
 
 from lowmem import cli
 from lowmem.optim.core import cpu_kernel
-from lowmem.pipeline import planning
+from lowmem.pipeline import estimate, planning
 from lowmem.training import job, machine
 
 TRAIN = """
@@ -76,6 +76,7 @@ def test_the_command_keeps_memory_for_training_and_not_where_memory_is_measured(
     monkeypatch.setattr(cli, "options", lambda *arguments: {})
     monkeypatch.setattr(machine, "keep_memory", lambda: calls.append(1))
     monkeypatch.setattr(job, "run_job", lambda root, given: 1)
+    monkeypatch.setattr(estimate, "opening", lambda *arguments: "")
     assert cli.train(tmp_path, cli.parser().parse_args(["train", "--experiment", "any", "--tier", "smoke"])) == 1
     assert len(calls) == kept
 
