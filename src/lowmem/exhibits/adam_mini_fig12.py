@@ -83,7 +83,8 @@ def add_row(
 
 def smooth(run: Run) -> list[tuple[float, float]]:
     """[(tokens, moving mean of the training loss over 5 % of the steps)]."""
-    found, tokens = train_losses(run), run.config["train"]["batch_size"] * run.config["train"]["seq_len"]
+    found, train = train_losses(run), run.config["train"]
+    tokens = train["batch_size"] * train["seq_len"] * train.get("log_every", 1)  # from one loss to the next
     width = max(1, len(found) // 20)
     places = range(width, len(found) + 1, max(1, width // 4))
     return [((at - width / 2) * tokens, sum(found[at - width : at]) / width) for at in places]

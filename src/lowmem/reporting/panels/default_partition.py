@@ -85,14 +85,15 @@ def draw(axes, rates, found: dict[str, RateGrid]) -> None:
     for name, runs in at_adamw_rate(found).items():
         look = plots.look(name)
         curves = [(run, smooth(run)) for run in runs if train_losses(run)]
+        every = runs[0].config["train"].get("log_every", 1) if runs else 1  # steps from one loss to the next
         for run, curve in curves:
-            axes.plot(curve, **faint(look["color"]))
+            axes.plot(range(0, every * len(curve), every), curve, **faint(look["color"]))
             if run.status == "diverged":
-                axes.plot(len(curve) - 1, curve[-1], marker="x", color=look["color"], markersize=7)
+                axes.plot(every * (len(curve) - 1), curve[-1], marker="x", color=look["color"], markersize=7)
         done = [curve for run, curve in curves if run.status == "done"]
         if done:
             middle = [statistics.median(column) for column in zip(*done)]  # a mean would be its worst seed
-            axes.plot(middle, **look)
+            axes.plot(range(0, every * len(middle), every), middle, **look)
             heights += middle[len(middle) // 6 :]
     if not heights:
         plots.empty(axes, "not run: no record")
