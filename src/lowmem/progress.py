@@ -99,7 +99,7 @@ def summary(made: dict) -> str:
 def company(made: dict) -> str | None:
     """'busy machine: others used 1.7 of 2 cores', where a record tells times and others took cores that its run asks for."""
     load, config, device = made.get("load"), made.get("config") or {}, made.get("device") or {}
-    if not load or not (made.get("throughput") or "rounds" in (config.get("measure") or {})):
+    if "others" not in (load or {}) or not (made.get("throughput") or "rounds" in (config.get("measure") or {})):
         return None
     if load["others"] <= load["cores"] - min(device.get("threads") or 1, load["cores"]) + ROOM:
         return None

@@ -36,7 +36,7 @@ def test_two_devices_train_what_they_start_from_and_give_the_rewards_of_one(root
         time.sleep(15)
         assert process.poll() is None
     told, _ = process.communicate(timeout=100)
-    assert process.returncode == 0, told.decode()[-2000:]
+    assert process.returncode == 0, told[-2000:]
     other, start = (read_json(record.folder(root, run) / "record.json") for run in (two, first))
     assert other["world_size"] == start["world_size"] == 2 and start["weights"]["bytes"] > 0
     for key in ("reward", "kl", "val_loss"):

@@ -76,6 +76,6 @@ def test_every_causal_family_is_planned_or_refused_for_a_true_reason(tmp_path):
         if text != "planned" and (kind not in KINDS or not fails_by_itself(config)):
             wrong[family] = text
     assert not wrong
-    assert counts["planned"] >= 0.9 * sum(counts.values()) and counts.keys() <= {"planned", "no default", *KINDS}, (
-        counts
-    )
+    assert counts.keys() <= {"planned", "no default", *KINDS}
+    built = counts["planned"] + counts["a step of it cannot be traced"]  # what transformers itself can build
+    assert counts["planned"] >= 0.9 * built >= 0.9 * 150, counts

@@ -12,18 +12,20 @@ from lowmem.pipeline import experiments, planning
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
 
 
-def scheduled(text: str) -> dict[str, set[str]]:
-    """{rule: outputs of its jobs} of a dry run."""
+def scheduled(project: Path, *arguments: str, **settings) -> dict[str, set[str]]:
+    """{rule: outputs of its jobs} that a call would make now."""
+    text = command(project, "snakemake", "--cores", "2", "--summary", *arguments, **settings).stdout
     jobs: dict[str, set[str]] = {}
-    for name, body in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", text, re.MULTILINE):
-        output = re.search(r"^    output: (.*)$", body, re.MULTILINE)
-        jobs.setdefault(name, set()).update(output.group(1).split(", ") if output else ())
+    for row in text.splitlines():
+        if row.endswith("\tupdate pending"):
+            output, _, rule, *_ = row.split("\t")
+            jobs.setdefault(rule, set()).add(output)
     return jobs
 
 
 @pytest.mark.parametrize("tier", experiments.tier_names(ROOT))
 def test_a_dry_run_schedules_every_exhibit_every_claim_and_every_run(project, tier):
-    jobs = scheduled(snakemake(project, "--dry-run", "--config", f"tier={tier}").stdout)
+    jobs = scheduled(project, "--config", f"tier={tier}")
     assert jobs["train"] == {job["done"] for job in planning.jobs(project, tier, {}).values()}
     assert {Path(name).stem for name in jobs["figure"] | jobs["table"]} == set(planning.exhibits(project))
     assert jobs["claims"] == {f"reports/{tier}/claims.md", f"reports/{tier}/claims.json"}
@@ -73,7 +75,11 @@ def test_a_mistake_in_config_is_one_line_and_no_traceback(project):
 
 
 def test_a_mistake_in_an_experiment_is_one_line_and_no_traceback(project):
-    edit(project / "workflow/config/experiments/gpt2_sizes.yaml", "lr: 3.0e-3", "lr: -1")
+    edit(
+        project / "workflow/config/experiments/gpt2_sizes.yaml",
+        "lr: {chosen: gpt2_rates/43k-adamw, until: 6.0e-3}",
+        "lr: -1",
+    )
     done = snakemake(project, "--dry-run", check=False)
     assert done.returncode and "optimizer.lr" in done.stderr and "Traceback" not in done.stderr
 
@@ -91,8 +97,8 @@ def test_a_pipeline_computes_where_it_stands_whatever_the_shell_names(project, t
 
 
 def test_an_option_reaches_fetch_prepare_and_train(project):
-    text = snakemake(project, "--dry-run", "-p", "adam_mini_fig10", "--config", "openwebtext=hub").stdout
-    jobs = scheduled(text)
+    asked = ("adam_mini_fig10", "--config", "openwebtext=hub")
+    text, jobs = snakemake(project, "--dry-run", "-p", *asked).stdout, scheduled(project, *asked)
     assert jobs["fetch"] == {"data/raw/openwebtext@hub/fetched.json"}
     assert jobs["prepare"] == {"data/prepared/openwebtext@hub-byte/meta.json"}
     assert "train --experiment gpt2_sizes --tier laptop --option openwebtext=hub" in text
@@ -115,12 +121,12 @@ def test_a_finished_target_has_nothing_to_do_until_code_or_settings_change(toy):
     assert "Nothing to be done" in snakemake(toy, "--dry-run", *target).stdout
 
     (toy / "src/lowmem/exhibits/adam_mini_fig10.py").open("a").write("# a comment\n")
-    jobs = scheduled(snakemake(toy, "--dry-run", *target).stdout)
+    jobs = scheduled(toy, *target)
     assert "figure" in jobs and "train" not in jobs
 
     experiment = toy / "workflow/config/experiments/gpt2_sizes.yaml"
     edit(experiment, "schedule: {steps: 20,", "schedule: {steps: 21,")  # the schedule's length: another result
-    assert "train" in scheduled(snakemake(toy, "--dry-run", *target).stdout)
+    assert "train" in scheduled(toy, *target)
 
 
 def test_a_failed_download_stops_only_what_needs_it_and_the_report_so_far_says_so(toy):
@@ -136,13 +142,12 @@ def test_a_failed_download_stops_only_what_needs_it_and_the_report_so_far_says_s
 
 @pytest.mark.parametrize("snakefile", ["Snakefile", "workflow/Snakefile"])
 def test_the_pipeline_runs_from_another_folder_with_either_main_file(project, tmp_path, snakefile):
-    start = ("snakemake", "-s", str(project / snakefile), "--config", "tier=smoke", "--cores", "2")
+    start = ("-s", str(project / snakefile), "--config", "tier=smoke")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    whole = command(project, *start, "--dry-run", cwd=elsewhere).stdout
-    assert {"reports/smoke/index.html"} == scheduled(whole)["report"]
+    assert {"reports/smoke/index.html"} == scheduled(project, *start, cwd=elsewhere)["report"]
     if snakefile == "Snakefile":  # the same jobs
-        command(project, *start, "adam_mini_table2", cwd=elsewhere)
+        command(project, "snakemake", "--cores", "2", *start, "adam_mini_table2", cwd=elsewhere)
         assert (project / "reports/smoke/tables/adam_mini_table2.md").is_file()
         assert [path.name for path in elsewhere.iterdir()] == [".snakemake"]
 
