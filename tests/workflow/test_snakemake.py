@@ -147,7 +147,7 @@ def test_the_pipeline_runs_from_another_folder_with_either_main_file(project, tm
     elsewhere.mkdir()
     assert {"reports/smoke/index.html"} == scheduled(project, *start, cwd=elsewhere)["report"]
     if snakefile == "Snakefile":  # the same jobs
-        command(project, "snakemake", "--cores", "2", *start, "adam_mini_table2", cwd=elsewhere)
+        command(project, "snakemake", "--cores", "2", "adam_mini_table2", *start, cwd=elsewhere)
         assert (project / "reports/smoke/tables/adam_mini_table2.md").is_file()
         assert [path.name for path in elsewhere.iterdir()] == [".snakemake"]
 
