@@ -227,7 +227,7 @@ def test_a_plan_says_what_fits_where_adamw_does_not_and_what_would_make_it_fit(c
     text = capsys.readouterr().out
     adamw, lomo = text.splitlines()[6:8]
     assert adamw.startswith("adamw ") and " none " in adamw
-    assert lomo.startswith("lomo ") and f" {ends} " in lomo
+    assert lomo.startswith("lomo ") and f" {ends} " in f"{lomo} "
     assert says in text and "Simulated" in text
 
 
