@@ -93,13 +93,13 @@ def summary(made: dict) -> str:
     for key, value in (made["throughput"] or {}).items():
         if key.endswith("_per_s"):
             numbers.append(f"{value:,.0f} {key.replace('_per_s', '/s')}")
-    return ", ".join([*numbers[:5], *filter(None, [company(made)])])
+    return ", ".join([*numbers[:5], *filter(None, [busy_cores(made)])])
 
 
-def company(made: dict) -> str | None:
+def busy_cores(made: dict) -> str | None:
     """'busy machine: others used 1.7 of 2 cores', where a record tells times and others took cores that its run asks for."""
     load, config, device = made.get("load"), made.get("config") or {}, made.get("device") or {}
-    if "others" not in (load or {}) or not (made.get("throughput") or "rounds" in (config.get("measure") or {})):
+    if not load or not (made.get("throughput") or "rounds" in (config.get("measure") or {})):
         return None
     if load["others"] <= load["cores"] - min(device.get("threads") or 1, load["cores"]) + ROOM:
         return None

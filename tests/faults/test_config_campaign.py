@@ -19,7 +19,7 @@ import tiny
 from campaign_counts import WHOLE, hold
 from checkout import ROOT
 
-from lowmem import cli
+from lowmem.cli import commands
 from lowmem.data import fetch
 from lowmem.errors import Failed, Misuse
 from lowmem.pipeline import planning
@@ -148,7 +148,7 @@ def some_claims(root: Path, chance: random.Random) -> str:
 
 def switches(root: Path, chance: random.Random) -> str:
     with replaced(root, "workflow/config/config.yaml", "config", chance):
-        cli.options(root, argparse.Namespace(option=[], tier="smoke"))
+        commands.options(root, argparse.Namespace(option=[], tier="smoke"))
     return "planned"
 
 

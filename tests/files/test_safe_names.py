@@ -230,9 +230,10 @@ def test_many_locks_fit_into_few_open_files(tmp_path):
     import sys
 
     script = (
-        "import contextlib, resource, sys; from pathlib import Path; from lowmem import cli, files\n"
+        "import contextlib, resource, sys; from pathlib import Path\n"
+        "from lowmem import files; from lowmem.cli import commands\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
-        "cli.more_open_files(288)\n"
+        "commands.more_open_files(288)\n"
         "with contextlib.ExitStack() as stack:\n"
         "    for k in range(288): stack.enter_context(files.locked(Path(sys.argv[1]) / str(k)))\n"
     )

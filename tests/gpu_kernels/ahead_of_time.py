@@ -28,7 +28,7 @@ def compiled(kernel: str, capability: int, warps: int, kind: str, one: bool = Fa
     """A compiled kernel whose tensors are all of one type, but for fp32 block scalars."""
     function = triton_codes.codes if kernel == "codes" else getattr(triton_kernels, kernel)
     dtype = TYPES[kind]
-    fixed = dict(PT=dtype, GT=dtype, MT=dtype, VT=dtype, NEST=False, ONE=one, EXPLICIT=False, STOCH=False, TOLD=False)
+    fixed = dict(PT=dtype, GT=dtype, MT=dtype, VT=dtype, NEST=False, ONE=one, EXPLICIT=False, STOCH=False, SKIPS=False)
     fixed = {**fixed, **constants}
     fixed = {name: value for name, value in fixed.items() if name in function.arg_names}
     pointers = {**POINTERS, "gradients": f"*{kind}"} if one else POINTERS

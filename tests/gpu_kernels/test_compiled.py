@@ -29,9 +29,9 @@ for capability in (AMPERE, HOPPER):
     nested = dict(TILED, kernel="move_long", capability=capability, kind="bf16", STOCH=True, NEST=True, EVEN=True)
     CASES |= {f"one {capability}": one, f"longest {capability}": longest, f"settle {capability}": settle}
     CASES[f"nested {capability}"] = nested
-    CASES[f"told {capability}"] = dict(ROW, capability=capability, kind="bf16", STOCH=True, EVEN=True, TOLD=True)
-    CASES[f"told, long {capability}"] = dict(CASES[f"move_long {capability}"], TOLD=True)
-    CASES[f"told, codes {capability}"] = dict(CASES[f"codes {capability} True"], TOLD=True)
+    CASES[f"told {capability}"] = dict(ROW, capability=capability, kind="bf16", STOCH=True, EVEN=True, SKIPS=True)
+    CASES[f"told, long {capability}"] = dict(CASES[f"move_long {capability}"], SKIPS=True)
+    CASES[f"told, codes {capability}"] = dict(CASES[f"codes {capability} True"], SKIPS=True)
 
 
 @pytest.fixture(scope="module")

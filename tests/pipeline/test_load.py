@@ -5,9 +5,11 @@ import sys
 import time
 
 import pytest
+from tiny import make_root, make_run
 
 from lowmem import progress
-from lowmem.pipeline import load, record
+from lowmem.pipeline import load
+from lowmem.training import job
 
 TIMED = {"throughput": {"tokens_per_s": 9.0}, "device": {"threads": 2}, "config": {}}
 
@@ -48,15 +50,17 @@ def test_without_a_system_that_tells_and_within_half_a_second_nothing_is_said(mo
 def test_only_cores_that_the_run_asked_for_are_missed(others, threads, said):
     made = {**TIMED, "device": {"threads": threads}, "load": {"cores": 2, "own": 0.3, "others": others}}
     text = f"busy machine: others used {others:.1f} of 2 cores"
-    assert progress.company(made) == (text if said else None)
-    assert progress.company({**made, "throughput": None}) is None  # nothing was timed
+    assert progress.busy_cores(made) == (text if said else None)
+    assert progress.busy_cores({**made, "throughput": None}) is None  # nothing was timed
     rounds = {**made, "throughput": None, "config": {"measure": {"rounds": 6}}}
-    assert progress.company(rounds) == progress.company(made)
-    assert progress.company({**made, "load": None}) is None
+    assert progress.busy_cores(rounds) == progress.busy_cores(made)
+    assert progress.busy_cores({**made, "load": None}) is None
 
 
-def test_a_record_that_is_written_again_keeps_what_it_said(tmp_path):
-    used = {"cores": 2, "own": 1.0, "others": 0.5}
-    made = record.write(tmp_path, {"status": "done", "load": used})
-    assert made["load"] == used and record.write(tmp_path, made)["load"] == used
-    assert record.write(tmp_path, {"status": "done"})["load"] is None
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_of_a_run_ends_with_what_came_of_it(tmp_path, monkeypatch, rank):
+    """Rank 0 writes the record, the others print their line from what they know."""
+    monkeypatch.setattr(job.distributed, "rank", lambda: rank)
+    made = job.train_run(make_root(tmp_path), make_run(steps=2))
+    assert made["status"] == "done" and (made["load"] or {}).keys() in (set(), {"cores", "own", "others"})
+    assert progress.summary(made).startswith("train_loss")

@@ -183,7 +183,8 @@ def test_fig10_pairs_seeds_so_that_what_they_share_cancels(root):
     write_losses(root, "laptop", gap=0.004, early=0.03)  # seeds differ by 0.1, pairs by 0.0005
     _, shown, _ = exhibit.render(root, "adam_mini_fig10", "laptop")
     worst = shown.values["gap.worst"]
-    assert worst["value"] == pytest.approx(0.004, abs=0.001) and worst["n"] == 6 and worst["method"] == "t"
+    noise = 0.0005 * 1.5  # mean over six seeds of what write_losses adds
+    assert worst["value"] == pytest.approx(0.004 + noise) and worst["n"] == 6 and worst["method"] == "t"
     assert worst["high"] - worst["low"] < 0.003
     assert shown.values["gap.shrink"]["value"] == pytest.approx(0.026)
     assert shown.values["gap.shrink"]["low"] <= 0.026 + 1e-9 <= shown.values["gap.shrink"]["high"] + 2e-9

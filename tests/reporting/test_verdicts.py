@@ -141,12 +141,14 @@ def test_runs_left_out_because_the_premise_fails_are_not_testable_and_others_are
     assert verdict(claim(), gone, "overnight")[0] == "not_run"
 
 
-def test_a_tier_that_only_shows_gives_no_verdict_whatever_its_number():
+def test_a_demonstration_gives_no_verdict_whatever_its_number():
     for value in (-1.0, 0.0, 1.0):
-        found, why = verdict(claim(shown=["laptop"]), losses.over({0: value, 1: value + 1e-3, 2: value}), "laptop")
-        assert found == "not_testable" and "shown at tier laptop" in why
+        found, why = verdict(
+            claim(demonstration=["laptop"]), losses.over({0: value, 1: value + 1e-3, 2: value}), "laptop"
+        )
+        assert found == "not_testable" and "a demonstration at tier laptop" in why
         assert (
-            verdict(claim(shown=["laptop"]), losses.over({0: value, 1: value, 2: value}), "overnight")[0]
+            verdict(claim(demonstration=["laptop"]), losses.over({0: value, 1: value, 2: value}), "overnight")[0]
             != "not_testable"
         )
 

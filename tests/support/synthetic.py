@@ -19,9 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def checkout(folder: Path) -> Path:
-    """A root with the real configuration and published values, and results and archived records of its own."""
+    """A root with the real configuration and published values; results, archived records and datasets are its own."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    data = [f"data/{path.name}" for path in (ROOT / "data").iterdir() if path.name != "records"]
+    own = {"records", "raw", "prepared", "cache"}  # else a test would write among a user's
+    data = [f"data/{path.name}" for path in (ROOT / "data").iterdir() if path.name not in own]
     for name in ("workflow", "src", *data):
         (folder / name).symlink_to(ROOT / name)
     return folder

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from lowmem import cli
+from lowmem.cli import commands
 from lowmem.optim.core import cpu_kernel
 from lowmem.pipeline import estimate, planning
 from lowmem.training import job, machine
@@ -73,11 +74,11 @@ def test_a_process_that_uses_pytorch_already_is_left_as_it_is():
 def test_the_command_keeps_memory_for_training_and_not_where_memory_is_measured(configs, kept, tmp_path, monkeypatch):
     runs, calls = [{**tiny.make_run(str(k)), "config": config} for k, config in enumerate(configs)], []
     monkeypatch.setattr(planning, "select", lambda *arguments: runs)
-    monkeypatch.setattr(cli, "options", lambda *arguments: {})
+    monkeypatch.setattr(commands, "options", lambda *arguments: {})
     monkeypatch.setattr(machine, "keep_memory", lambda: calls.append(1))
     monkeypatch.setattr(job, "run_job", lambda root, given: 1)
     monkeypatch.setattr(estimate, "opening", lambda *arguments: "")
-    assert cli.train(tmp_path, cli.parser().parse_args(["train", "--experiment", "any", "--tier", "smoke"])) == 1
+    assert commands.train(tmp_path, cli.parser().parse_args(["train", "--experiment", "any", "--tier", "smoke"])) == 1
     assert len(calls) == kept
 
 

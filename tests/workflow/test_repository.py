@@ -214,7 +214,11 @@ def test_no_command_of_the_readme_writes_what_the_repository_keeps(root):
 
 def test_text_has_the_same_line_ends_in_every_checkout():
     """Hashes of code are those of the bytes on disk, which core.autocrlf would change."""
-    for name in ("src/lowmem/cli.py", "src/lowmem/optim/core/adam_kernel.c", "workflow/config/claims/alignment.yaml"):
+    for name in (
+        "src/lowmem/cli/__init__.py",
+        "src/lowmem/optim/core/adam_kernel.c",
+        "workflow/config/claims/alignment.yaml",
+    ):
         asked = ["git", "check-attr", "text", "eol", "--", name]
         found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
         assert found.stdout.splitlines() == [f"{name}: text: auto", f"{name}: eol: lf"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import math
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,6 @@ from torch.utils.checkpoint import checkpoint
 from lowmem.errors import Misuse
 from lowmem.memory import adapters, fake_kernels, fake_ranks, foreign_optimizers
 from lowmem.memory.cell import TrainingSetup, check_settings
-from lowmem.memory.collecting import uncollected
 from lowmem.memory.official_optimizers import Official
 from lowmem.memory.operation_counts import OperationCounts, extrapolated
 from lowmem.memory.target_model import Target
@@ -35,7 +35,6 @@ from lowmem.optim._factory import make
 from lowmem.optim.core import cpu_kernel, data_parallel
 from lowmem.optim.core.fused_backward import FusedBackward
 from lowmem.optim.core.rule import Update
-from lowmem.optim.core.storage import is_scale
 
 
 class Shapes(FakeTensorMode):
@@ -141,6 +140,18 @@ def trace(target: Target, cell: TrainingSetup, depth: int) -> tuple[dict[str, di
         tracker.restart()
         step()
         return {phase: parts for phase, parts in tracker.peaks.items() if phase != "setup"}, tracker.work
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, cycles are not looked for: when that happens depends on what ran before, and it takes a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def place(model: nn.Module) -> nn.Module:
@@ -320,8 +331,8 @@ def stand_in(tracker: Tracker, optimizer, cell: TrainingSetup) -> None:
 
     def with_offloaded_moments(optimizer, updates: list[Update]) -> list[Update]:
         for update in updates:
-            here = (*optimizer.replicated(update.layout.blocks), "step")  # as RuleOptimizer.keeps_whole
-            brought = {key: x if key in here or is_scale(key) else x.clone() for key, x in update.state.items()}
+            blocks = update.layout.blocks
+            brought = {key: x if optimizer.is_small(key, blocks) else x.clone() for key, x in update.state.items()}
             optimizer.by_stages(update._replace(state=brought))
         return []
 

@@ -16,7 +16,6 @@ from lowmem.memory import foreign_optimizers, hardware, plan_json, plan_text, ta
 from lowmem.memory.accountant import estimate_memory
 from lowmem.memory.adapters import EVERY, Adapters
 from lowmem.memory.cell import TrainingSetup, check_settings, inside_backward
-from lowmem.memory.collecting import uncollected
 from lowmem.memory.hardware import Gpu
 from lowmem.memory.target_model import Target
 from lowmem.memory.throughput import Plan
@@ -109,8 +108,7 @@ def answer(arguments) -> str:
     check_settings(cell)
     if cell.precision == "master" and set(asked) & {"lomo", "adalomo"}:
         raise Misuse("precision master: LOMO keeps no fp32 copy; use --precision bf16 or mixed")
-    with uncollected():  # the hub's models bring transformers
-        model = target_model.find(arguments.model)
+    model = target_model.find(arguments.model)
     attention = cell.attention if model.fused else "eager"
     cell = dataclasses.replace(cell, seq_len=arguments.seq_len or min(2048, model.longest), attention=attention)
     optimizers = list(dict.fromkeys([plan_text.BASE, *asked]))

@@ -146,7 +146,7 @@ def pattern(whole: nn.Module, listed: list[str], build) -> tuple[int, int]:
     what the configuration lists for each. (0, all of them) where it cannot be cut short to a few layers of the same kinds."""
     depth = len(listed)
     try:
-        kinds = [(kind, row) for kind, row in zip(map(kind_of, layers_of(whole, depth)), listed, strict=True)]
+        kinds = list(zip(map(kind_of, layers_of(whole, depth)), listed, strict=True))
     except ValueError:  # it is no one stack of so many layers
         return 0, len(layers_of(whole, None))
     lead, period = min(

@@ -89,7 +89,7 @@ class AdamMini(RuleOptimizer):
     ways_of_codes = (eight_bit_cpu.in_c,)
     ways_on_cpu = (cpu_kernel.in_c,)
     ways_elsewhere = (gpu_step.adam, flat_blocks.adam_mini)
-    ways_told = (gpu_step.adam,)
+    ways_that_skip = (gpu_step.adam,)
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ class AdamW(RuleOptimizer):
     stages = (Stage(update),)
     ways_of_codes = (eight_bit_cpu.in_c,)
     ways_on_cpu = (cpu_kernel.in_c,)
-    ways_elsewhere = ways_told = (in_one_kernel, gpu_step.adam)
+    ways_elsewhere = ways_that_skip = (in_one_kernel, gpu_step.adam)
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **common: Unpack[Common]):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)

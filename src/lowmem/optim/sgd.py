@@ -73,7 +73,7 @@ class SGD(RuleOptimizer):
     stages = (Stage(update),)
     ways_on_cpu = (many_at_once,)
     ways_elsewhere = (many_at_once, gpu_step.descent)
-    ways_told = (gpu_step.descent,)
+    ways_that_skip = (gpu_step.descent,)
 
     def __init__(
         self,

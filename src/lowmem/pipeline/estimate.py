@@ -16,7 +16,7 @@ from lowmem.files import read_json, write_json
 from lowmem.pipeline import experiments, planning, record
 
 COSTS = "data/published/costs.json"
-DRAWING = 3.0  # seconds that a table or figure takes, most of it the start of Python and matplotlib
+DRAWING = 1.0  # seconds that a table or figure takes: 0.3 and 0.8 to start Python and matplotlib, and its records
 EXPECTED = "expected.json"  # in results/<tier>: {job: seconds}, written when a pipeline starts
 
 
@@ -111,11 +111,8 @@ def cost(run: dict, speeds: dict, measured: dict, modelled: dict) -> tuple[float
 
 def opening(root: Path, experiment: str, runs: list[dict]) -> str:
     """'gpt2_sizes: Loss of Adam-mini and AdamW ...; 9 of 36 runs to make, about 3 min'; runs: those of a job."""
-    speeds, measured, modelled = (
-        experiments.load_tier(root, runs[0]["tier"])["estimate"],
-        costs(root),
-        costs(root, modelled=True),
-    )
+    speeds, measured = experiments.load_tier(root, runs[0]["tier"])["estimate"], costs(root)
+    modelled = costs(root, modelled=True)
     left = [run for run in runs if not record.reusable(root, run)]
     seconds = sum(cost(run, speeds, measured, modelled)[0] for run in left)
     made = f"{len(left)} of {len(runs)} runs to make" + (f", about {progress.duration(seconds)}" if left else "")

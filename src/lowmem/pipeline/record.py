@@ -15,7 +15,6 @@ from pathlib import Path
 from lowmem import kept_files, provenance
 from lowmem.errors import Misuse
 from lowmem.files import atomic_path, safe_names
-from lowmem.pipeline import load as machine_load
 from lowmem.provenance import neutral
 
 SCHEMA = 1
@@ -46,7 +45,7 @@ def new_record(root: Path, run: dict) -> dict:
         "device": None,
         "world_size": 1,
         "started": now(),
-        "load": machine_load.start(),  # until `write`, which says what came of it
+        "load": None,
         "ended": None,
         "metrics": {"final": {}, "best": {}},
         "memory": None,
@@ -68,9 +67,7 @@ def write(path: Path, record: dict) -> dict:
     if known:
         kept_files.check(curve, known)
     there = {"sha256": kept_files.sha256(curve), "bytes": curve.stat().st_size} if curve.is_file() else None
-    used = record.get("load")
-    ending = {"ended": now(), "load": machine_load.since(used) if used and "at" in used else used, "curve": there}
-    return kept_files.write_json(path / "record.json", nan_to_null({**record, **ending}))
+    return kept_files.write_json(path / "record.json", nan_to_null({**record, "ended": now(), "curve": there}))
 
 
 def load(folder: Path) -> dict:

@@ -54,8 +54,8 @@ def undecidable(claim: dict, exhibits: dict) -> str | None:
             return f"{place} cannot be decided: {problem}"
     if claim.get("simulated") and claim["decides"]:
         return "a simulation decides at no tier; write decides: []"
-    if both := set(claim.get("shown", ())) & set(claim["decides"]):
-        return f"tier {min(both)} cannot decide and merely be shown"
+    if both := set(claim.get("demonstration", ())) & set(claim["decides"]):
+        return f"tier {min(both)} cannot decide and be a demonstration"
     return None
 
 

@@ -45,8 +45,8 @@ def verdict(claim: dict, value: dict, tier: str, premise: dict | None = None) ->
     if recalled(claim["published"]):
         return "inconclusive", "the published value is recalled, not confirmed: it decides nothing"
     known = value.get("value") is not None
-    if tier in claim.get("shown", ()):
-        return "not_testable", f"shown at tier {tier} to work; so few examples carry no verdict"
+    if tier in claim.get("demonstration", ()):
+        return "not_testable", f"a demonstration at tier {tier}: so few examples carry no verdict"
     asked = "gate" in claim and (known or value.get("failed") == "subject")
     if asked and (failure := closed(claim["gate"], premise or {})):
         return "not_testable", failure

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from lowmem import distributed, files, kept_files, progress, provenance
 from lowmem.errors import Diverged, Failed, Misuse, one_line
-from lowmem.pipeline import prerequisites, record
+from lowmem.pipeline import load, prerequisites, record
 from lowmem.progress import say
 from lowmem.training import checkpoint, machine
 
@@ -71,7 +71,7 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
             (folder / name).unlink(missing_ok=True)  # the curve beside them is about to change
     except OSError as error:
         raise Failed(f"cannot write {folder}: {error.strerror}; free space or check permissions") from error
-    made = record.new_record(root, run)
+    made, unused = record.new_record(root, run), load.start()
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
         task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
@@ -104,6 +104,7 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
             with contextlib.suppress(Failed):
                 name = "train.log" if first else f"train.rank{distributed.rank()}.log"
                 files.write_text(folder / name, traceback.format_exc())
+    made["load"] = unused and load.since(unused)
     if not first:
         if made["status"] not in record.FINAL:
             say(f"{label} rank {distributed.rank()}: {made['status']}: {made['reason']}")

@@ -164,7 +164,7 @@ def _run(optimizer, updates: list[Update], device: torch.device, dtypes: tuple, 
         segments=chosen.segments, gradients=gradients, groups=scalars, partial=chosen.partial, rates=chosen.rates
     )
     given |= dict(seed=seed, PT=pt, GT=gt, MT=mt, VT=vt, STOCH=stochastic, NEST=stochastic and chosen.nest)
-    given |= dict(ONE=one is not None, EXPLICIT=interpreted(), TOLD=overflow is not None)
+    given |= dict(ONE=one is not None, EXPLICIT=interpreted(), SKIPS=overflow is not None)
     with _on(device):
         for launch in chosen.launches:
             _launch(launch, {**given, **launch.constants}, device)

@@ -64,20 +64,25 @@ class Kernel(NamedTuple):
     elements: int
 
 
+def compiler() -> str | None:
+    """The command of the C compiler that builds the kernel; None without one, and with LOWMEM_KERNEL=0."""
+    if os.environ.get("LOWMEM_KERNEL") == "0":
+        return None
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
 def load() -> Kernel | None:
     """The kernel, built if need be, or None where it cannot be: without a word when there is no compiler or
     LOWMEM_KERNEL=0, with a line in the log when a compiler is there and fails."""
-    if os.environ.get("LOWMEM_KERNEL") == "0":
-        return None
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        log.debug("no C compiler found; optimizers use their PyTorch code")
+    command = compiler()
+    if command is None:
+        log.debug("no C compiler is to be used; optimizers use their PyTorch code")
         return None
     try:
         if folder := cache_folder():
-            return _load_from(folder, shlex.split(compiler))
+            return _load_from(folder, shlex.split(command))
         with tempfile.TemporaryDirectory(prefix="lowmem-") as folder:
-            return _load_from(Path(folder), shlex.split(compiler))
+            return _load_from(Path(folder), shlex.split(command))
     except (OSError, subprocess.SubprocessError, ValueError, AttributeError) as error:
         log.warning("C kernel not built (%s); optimizers use their PyTorch code", error)
         return None

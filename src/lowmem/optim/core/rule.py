@@ -19,11 +19,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lowmem.blocks import ParamBlocks
 from lowmem.optim.core.layout import Layout, Piece
 from lowmem.optim.core.transfers import upload
 
@@ -234,3 +235,52 @@ def adam_scalars(group: dict, step) -> dict:
         "step_size": group["lr"] / (1 - beta1**step),
         "inv_sqrt_bias_correction2": (1 - beta2**step) ** -0.5,
     }
+
+
+Way = Callable[[Any, list[Update]], list[Update]]  # (optimizer, updates): makes those that it can, returns the others
+
+
+class Rule:
+    """What happens to one tensor: the part of an optimizer that its file brings, with defaults for most of it.
+
+    form: how stages see tensors, see above. stages: what happens to one piece, and which sums over all pieces it needs.
+    uses_blocks: whether its second moment is one number per block. in_codes: whether its first moment has an 8-bit form.
+    optional_state: (name of state, setting above 0 that needs it). Faster ways over many tensors at once, tried before the
+    stages: ways_of_codes on a CPU for a first moment in 8 bits, ways_on_cpu, ways_elsewhere; ways_that_skip: those of
+    them that can leave a step out on the device (overflow.py).
+    """
+
+    form = "flat"
+    uses_blocks = False
+    in_codes = False
+    beta_count, eps_count = 2, 1
+    optional_state: tuple[tuple[str, str], ...] = ()
+    stages: tuple[Stage, ...] = ()
+    ways_of_codes: tuple[Way, ...] = ()
+    ways_on_cpu: tuple[Way, ...] = ()
+    ways_elsewhere: tuple[Way, ...] = ()
+    ways_that_skip: tuple[Way, ...] = ()
+
+    @staticmethod
+    def init(p: Tensor, group: dict, blocks: ParamBlocks, dtype: torch.dtype) -> dict[str, Tensor]:
+        """State of one parameter before its first step, {key: tensor} on what this process holds; none by default."""
+        return {}
+
+    @staticmethod
+    def replicated(blocks: ParamBlocks) -> tuple[str, ...]:
+        """Keys of the state that every process holds whole, because it belongs to blocks and not to elements."""
+        return ()
+
+    @staticmethod
+    def late(state: dict) -> None:
+        """Optional state was made after the first step."""
+
+    @staticmethod
+    def reduction(group: dict) -> str:
+        """How sums over parts of a block are joined over processes: "sum" or "max"."""
+        return "sum"
+
+    @staticmethod
+    def scalars(group: dict, step: float) -> dict:
+        """Numbers of a step that all tensors of a group share, in double: hyper of a TensorView."""
+        return {"lr": group["lr"], "weight_decay": group["weight_decay"]}

@@ -1,16 +1,6 @@
 """The driver: a torch.optim.Optimizer that runs one rule over many parameters.
 
-A rule says what happens to one tensor. It is a subclass with
-
-    form        how its stages see tensors: "flat" (numel,), "shaped" (as they are), or "blocks" (outer, count, run),
-                where block b of a segment is x[:, b, :]
-    init        tensors of state for one parameter
-    scalars     numbers that are the same for all elements in one step: lr, bias corrections
-    stages      what happens to one piece of a tensor, and which sums over all pieces it needs (rule.py)
-    replicated  names of state that every process keeps whole, since it is smaller than the parameter
-    ways_of_codes, ways_on_cpu, ways_elsewhere
-                faster ways over many tensors at once, tried before the stages
-    ways_told   those of them that can leave a step out on the device (overflow.py)
+A rule says what happens to one tensor; what it consists of stands in rule.Rule. It is a subclass of RuleOptimizer.
 
 What happens in step(), in this order; nothing is changed before every check has passed:
 
@@ -56,7 +46,7 @@ from lowmem.optim.core.loading import fitted
 from lowmem.optim.core.members import Members
 from lowmem.optim.core.no_decay import as_patterns, check_patterns, is_picked
 from lowmem.optim.core.overflow import Scaled
-from lowmem.optim.core.rule import Stage, Update, as_tensors, compiled_stages, run_stages, views
+from lowmem.optim.core.rule import Rule, Update, as_tensors, compiled_stages, run_stages, views
 from lowmem.optim.core.sharded_update import ShardedUpdate, local_gradient, rounds
 from lowmem.optim.core.sharding import Shard, Shards, is_dtensor, local, reduce_all, shard_of
 from lowmem.optim.core.state_dict import complete, pack
@@ -72,10 +62,8 @@ from lowmem.optim.core.storage import (
 from lowmem.optim.core.torch_optimizer import Optimizer
 from lowmem.optim.core.transfers import wait_for
 
-Way = Callable[["RuleOptimizer", list[Update]], list[Update]]  # makes the updates that it can; returns the others
 
-
-class RuleOptimizer(Scaled, Optimizer):
+class RuleOptimizer(Rule, Scaled, Optimizer):
     """Common shell of all optimizers here; see the module docstring.
 
     params: an nn.Module (names and blocks are read off it), a Partition, or an iterable of parameters, (name,
@@ -96,16 +84,6 @@ class RuleOptimizer(Scaled, Optimizer):
     DTensor parameters (FSDP2, tensor parallel) are updated as if they were whole: shard the model first.
     """
 
-    form = "flat"
-    uses_blocks = False
-    in_codes = False  # whether its first moment has an 8-bit form
-    beta_count, eps_count = 2, 1
-    optional_state: tuple[tuple[str, str], ...] = ()  # (name of state, setting above 0 that needs it)
-    stages: tuple[Stage, ...] = ()
-    ways_of_codes: tuple[Way, ...] = ()  # on a CPU, where a first moment is in 8 bits
-    ways_on_cpu: tuple[Way, ...] = ()
-    ways_elsewhere: tuple[Way, ...] = ()
-    ways_told: tuple[Way, ...] = ()
     shared: dict | None = None  # scalars of one backward, kept over its updates by FusedBackward
 
     def __init__(
@@ -228,7 +206,11 @@ class RuleOptimizer(Scaled, Optimizer):
 
     def keeps_whole(self, p: nn.Parameter, key: str) -> bool:
         """Whether every process keeps all of one of a parameter's state tensors: what is smaller than the parameter."""
-        return key == "step" or is_scale(key) or key in self.replicated(self.blocks(p))
+        return self.is_small(key, self.blocks(p))
+
+    def is_small(self, key: str, blocks: ParamBlocks) -> bool:
+        """Whether a state tensor of a parameter with these blocks is smaller than the parameter."""
+        return key == "step" or is_scale(key) or key in self.replicated(blocks)
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -314,7 +296,7 @@ class RuleOptimizer(Scaled, Optimizer):
         if torch.compiler.is_compiling() or self._compile:
             return updates
         if self.overflow is not None:
-            for way in self.ways_told:
+            for way in self.ways_that_skip:
                 updates = way(self, updates) if updates else []
             return updates
         on_cpu = [update for update in updates if update.param.is_cpu]
@@ -364,32 +346,6 @@ class RuleOptimizer(Scaled, Optimizer):
         initial_state.make(
             self, [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
         )
-
-    # -- what a rule brings --------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def init(p: Tensor, group: dict, blocks: ParamBlocks, dtype: torch.dtype) -> dict[str, Tensor]:
-        """State of one parameter before its first step, {key: tensor} on what this process holds; none by default."""
-        return {}
-
-    @staticmethod
-    def replicated(blocks: ParamBlocks) -> tuple[str, ...]:
-        """Keys of the state that every process holds whole, because it belongs to blocks and not to elements."""
-        return ()
-
-    @staticmethod
-    def late(state: dict) -> None:
-        """Optional state was made after the first step."""
-
-    @staticmethod
-    def reduction(group: dict) -> str:
-        """How sums over parts of a block are joined over processes: "sum" or "max"."""
-        return "sum"
-
-    @staticmethod
-    def scalars(group: dict, step: float) -> dict:
-        """Numbers of a step that all tensors of a group share, in double: w.hyper of a stage."""
-        return {"lr": group["lr"], "weight_decay": group["weight_decay"]}
 
     # -- saving --------------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ def rates_of(segments, row, rates, at, mask):
 
 @triton.jit(do_not_specialize=["seed"])
 def codes(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr, GT: tl.constexpr, VT: tl.constexpr,
-          STOCH: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr, SHARED: tl.constexpr,
+          STOCH: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, SKIPS: tl.constexpr, SHARED: tl.constexpr,
           ROWS: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
@@ -82,7 +82,7 @@ def codes(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr, GT:
     b = tl.arange(0, ROWS)
     at = b[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     numbers = groups + tl.load(row + GROUP) * NUMBERS
-    left = moving(left, numbers, TOLD)
+    left = moving(left, numbers, SKIPS)
     mask = at < left
     x = tl.load(g + at, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     root = tl.load(q + at, mask=mask, other=0).to(tl.float32) * (1.0 / LEVELS)

@@ -14,7 +14,7 @@ v of a long block is written by one program while all of its tiles need the new 
 
 Constant arguments: PT, GT, MT, VT types of p, g, m, v; STOCH: round 16-bit results by random bits; NEST: elements are
 numbered in chunks, as in a tensor that is sharded along an inner axis; ONE: `gradients` is the only gradient itself, not
-a table of addresses; TOLD: a factor of 0 says that the step is not to be made (overflow.py); EVEN: addresses and lengths
+a table of addresses; SKIPS: a factor of 0 says that the step is not to be made (overflow.py); EVEN: addresses and lengths
 are such that 16 bytes may be loaded at once; EXPLICIT: conversion to bf16 must be written out, since Triton's interpreter
 truncates.
 """
@@ -96,9 +96,9 @@ def stored(x, noise, KIND: tl.constexpr, STOCH: tl.constexpr, EXPLICIT: tl.const
 
 
 @triton.jit
-def moving(count, numbers, TOLD: tl.constexpr):
+def moving(count, numbers, SKIPS: tl.constexpr):
     """How many of so many elements (or rows) there are to move: none where the step is not to be made (overflow.py)."""
-    if TOLD:
+    if SKIPS:
         count = tl.where(tl.load(numbers + FACTOR) != 0, count, 0)
     return count
 
@@ -124,7 +124,7 @@ def second_moment(v, statistic, numbers):
 
 @triton.jit(do_not_specialize=["seed"])
 def short(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.constexpr, MT: tl.constexpr,
-          STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr,
+          STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, SKIPS: tl.constexpr,
           ROWS: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
@@ -141,7 +141,7 @@ def short(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.con
     b, i = first + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     at = tl.arange(0, ROWS)[:, None] * lanes + i[None, :]
     numbers = groups + tl.load(row + GROUP) * NUMBERS
-    here = b < moving(blocks, numbers, TOLD)
+    here = b < moving(blocks, numbers, SKIPS)
     mask = here[:, None] & (i < lanes)[None, :]
     x = tl.load(g + at, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     old_m = tl.load(m + at, mask=mask, other=0).to(tl.float32)
@@ -194,7 +194,7 @@ def sums_strided(segments, tiles, gradients, groups, partial, GT: tl.constexpr, 
 
 
 @triton.jit
-def settle(segments, tiles, groups, partial, rates, TOLD: tl.constexpr, TILE: tl.constexpr, DOWN: tl.constexpr,
+def settle(segments, tiles, groups, partial, rates, SKIPS: tl.constexpr, TILE: tl.constexpr, DOWN: tl.constexpr,
            LANES: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
@@ -216,7 +216,7 @@ def settle(segments, tiles, groups, partial, rates, TOLD: tl.constexpr, TILE: tl
     mean = bounded(tl.sum(total, axis=0)) / tl.load(row + SIZE).to(tl.float32)
     old_v = tl.load(v)
     new_v, rate = second_moment(old_v, mean, numbers)
-    if TOLD:
+    if SKIPS:
         new_v = tl.where(tl.load(numbers + FACTOR) != 0, new_v, old_v)
     tl.store(v, new_v)
     tl.store(rates + tl.load(row + RATE) + block, rate)
@@ -235,7 +235,7 @@ def update(p, m, x, row, at, start, mask, rate, numbers, seed, PT: tl.constexpr,
 
 @triton.jit(do_not_specialize=["seed"])
 def move_long(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr, GT: tl.constexpr, MT: tl.constexpr,
-              STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr,
+              STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, SKIPS: tl.constexpr,
               TILE: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
@@ -251,14 +251,14 @@ def move_long(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr,
         p, m, g, left = tl.multiple_of(p, 16), tl.multiple_of(m, 16), tl.multiple_of(g, 16), tl.multiple_of(left, 8)
     i = tl.arange(0, TILE)
     rate, numbers = tl.load(rates + tl.load(row + RATE) + block), groups + tl.load(row + GROUP) * NUMBERS
-    mask = i < moving(left, numbers, TOLD)
+    mask = i < moving(left, numbers, SKIPS)
     x = tl.load(g + i, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     update(p, m, x, row, i, start, mask, rate, numbers, seed, PT, MT, STOCH, NEST, EXPLICIT)
 
 
 @triton.jit(do_not_specialize=["seed"])
 def move_strided(segments, tiles, gradients, groups, rates, seed, PT: tl.constexpr, GT: tl.constexpr, MT: tl.constexpr,
-                 STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr,
+                 STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, SKIPS: tl.constexpr,
                  DOWN: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
@@ -273,7 +273,7 @@ def move_strided(segments, tiles, gradients, groups, rates, seed, PT: tl.constex
     wide = (width + ACROSS - 1) // ACROSS
     o, c = (k // wide) * DOWN + tl.arange(0, DOWN), (k % wide) * ACROSS + tl.arange(0, ACROSS)
     at, numbers = o[:, None] * stride + c[None, :], groups + tl.load(row + GROUP) * NUMBERS
-    mask = (o < moving(outer, numbers, TOLD))[:, None] & (c < width)[None, :]
+    mask = (o < moving(outer, numbers, SKIPS))[:, None] & (c < width)[None, :]
     rate = tl.load(rates + tl.load(row + RATE) + c // run, mask=c < width, other=0)
     x = tl.load(g + at, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     update(p, m, x, row, at, k * 0, mask, rate[None, :], numbers, seed, PT, MT, STOCH, NEST, EXPLICIT)
@@ -282,7 +282,7 @@ def move_strided(segments, tiles, gradients, groups, rates, seed, PT: tl.constex
 @triton.jit(do_not_specialize=["seed"])
 def coordinates(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.constexpr, MT: tl.constexpr,
                 VT: tl.constexpr, STOCH: tl.constexpr, NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr,
-                TOLD: tl.constexpr, TILE: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+                SKIPS: tl.constexpr, TILE: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
     start = tl.load(tiles + 2 * t + 1).to(tl.int64) * TILE
@@ -295,7 +295,7 @@ def coordinates(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: 
         p, m, g, left = tl.multiple_of(p, 16), tl.multiple_of(m, 16), tl.multiple_of(g, 16), tl.multiple_of(left, 8)
         v = tl.multiple_of(v, 16)
     i, numbers = tl.arange(0, TILE), groups + tl.load(row + GROUP) * NUMBERS
-    mask = i < moving(left, numbers, TOLD)
+    mask = i < moving(left, numbers, SKIPS)
     x = tl.load(g + i, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     new_v, rate = second_moment(tl.load(v + i, mask=mask, other=0).to(tl.float32), bounded(x * x), numbers)
     noise = mixed(random_bits(row, start + i.to(tl.int64), seed, STOCH, NEST) + 0x68E31DA4)  # not those of p and m
@@ -305,7 +305,7 @@ def coordinates(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: 
 
 @triton.jit(do_not_specialize=["seed"])
 def plain(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.constexpr, STOCH: tl.constexpr,
-          NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, TOLD: tl.constexpr, TILE: tl.constexpr,
+          NEST: tl.constexpr, ONE: tl.constexpr, EXPLICIT: tl.constexpr, SKIPS: tl.constexpr, TILE: tl.constexpr,
           EVEN: tl.constexpr):  # fmt: skip
     t = tl.program_id(0)
     row = segments + tl.load(tiles + 2 * t).to(tl.int64) * COLUMNS
@@ -316,7 +316,7 @@ def plain(segments, tiles, gradients, groups, seed, PT: tl.constexpr, GT: tl.con
     if EVEN:
         p, g, left = tl.multiple_of(p, 16), tl.multiple_of(g, 16), tl.multiple_of(left, 8)
     i, numbers = tl.arange(0, TILE), groups + tl.load(row + GROUP) * NUMBERS
-    mask = i < moving(left, numbers, TOLD)
+    mask = i < moving(left, numbers, SKIPS)
     x = tl.load(g + i, mask=mask, other=0).to(tl.float32) * tl.load(numbers + FACTOR)
     w = tl.load(p + i, mask=mask, other=0).to(tl.float32) * tl.load(numbers + KEEP) - tl.load(numbers + STEP) * x
     noise = random_bits(row, start + i.to(tl.int64), seed, STOCH, NEST)

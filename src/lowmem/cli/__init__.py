@@ -1,0 +1,70 @@
+"""The command line: `lowmem ...` or `python -m lowmem ...`. Exit codes: 0 done, 1 failed, 2 misuse."""
+
+import os
+import select
+import sys
+
+from lowmem.cli import commands
+from lowmem.cli.arguments import parser
+from lowmem.errors import Failed, Misuse
+from lowmem.pipeline.experiments import find_root
+
+PACKAGES = {"yaml": "pyyaml"}  # where the name of the package is another
+LONGEST = 1500  # letters of an error's line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors become one line on stderr.
+
+    argv: arguments without the program's name (default: sys.argv[1:]). Returns the exit code.
+    """
+    try:
+        arguments = parser().parse_args(argv)
+        asked = arguments.run is commands.plan and (arguments.explain or arguments.model is not None)
+        free = (
+            asked or arguments.run is commands.blocks
+        )  # an installed package answers in any folder, without a checkout
+        code = arguments.run(None if free else find_root(), arguments) or 0
+        print(end="", flush=True)  # not at Python's end, where a reader that left is a traceback
+        return code
+    except Misuse as error:
+        return report_error(error, 2)
+    except Failed as error:
+        return report_error(error, 1)
+    except OSError as error:  # a file that went away, a disk that is full, a limit of the system
+        if isinstance(error, BrokenPipeError) and reader_left():
+            return 1
+        place = f"{error.filename}: " if error.filename else ""
+        return report_error(
+            f"{place}{error.strerror or error}; check that it is there, permissions, space and limits", 1
+        )
+    except MemoryError:
+        return report_error("this machine has too little memory left; free some, or ask for less", 1)
+    except KeyboardInterrupt:
+        return report_error("interrupted; call again to continue", 130)
+    except Exception as error:  # nobody foresaw it: still one line, and where to look
+        if os.environ.get("LOWMEM_TRACEBACK"):
+            raise
+        absent = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else "lowmem"
+        if absent != "lowmem":
+            return report_error(
+                f"this needs {absent}, which is not installed; pip install {PACKAGES.get(absent, absent)}", 1
+            )
+        return report_error(f"unforeseen {type(error).__name__}: {error}; LOWMEM_TRACEBACK=1 shows where", 1)
+
+
+def reader_left() -> bool:
+    """Whether nobody reads stdout any more, as after `| head`; then the rest of it goes nowhere."""
+    asked = select.poll()
+    asked.register(1, 0)
+    left = any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return left
+
+
+def report_error(error: Exception | str, code: int) -> int:
+    """Print an error as one line of bounded length, and give the exit code."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    print(f"lowmem: {line if len(line) <= LONGEST else line[: LONGEST - 3] + '...'}", file=sys.stderr)
+    return code
