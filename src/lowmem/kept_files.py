@@ -4,24 +4,31 @@ Where the hash stands:
 
 - in a JSON file that is an object: inside it, as "digest" over all its other keys (write_json, read_json);
 - in such a file beside it that lists it, as a record lists its curve (write with seal=False returns what to list; check);
-- else in a seal, NAME.sha256, of the form that `sha256sum -c` reads (write, seal, check).
+- else in a seal, NAME.sha256, of the form that `sha256sum -c` reads (write, seal, check);
+- for a zip file, as torch.save makes them, in a seal that has the hash of all but the entries' content, for which the
+  CRC-32 stands that the file itself has (writing_archive, check): a second pass over a gigabyte took as long as writing it.
 
-A large file is hashed once per process: again only when its inode, size or a date changed.
+A large file is read once per process: again only when its inode, size or a date changed.
 """
 
-import concurrent.futures
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from lowmem import files
 from lowmem.errors import Failed
 
 SEAL = ".sha256"
-ASIDE = 1 << 16  # bytes from which it pays to hash in a second thread while the first one writes
+ZIP = "zip-"  # before the hash of what lies around the entries of a zip file
+LOCAL = struct.Struct("<26xHH")  # an entry's own header: lengths of its name and of what follows the name
+PIECE = 1 << 20
 
 
 class Damaged(Failed):
@@ -32,57 +39,25 @@ class Damaged(Failed):
         self.short = f"{Path(path).name} {problem}"
 
 
-class Hashed:
-    """A file that is written from its start to its end, and hashed meanwhile."""
-
-    def __init__(self, file, pool: concurrent.futures.Executor):
-        self.file, self.pool, self.hash, self.bytes = file, pool, hashlib.sha256(), 0
-
-    def write(self, data) -> int:
-        """Write and hash; large pieces are hashed while they are written."""
-        view = memoryview(data).cast("B")
-        self.bytes += len(view)
-        if len(view) < ASIDE:
-            self.hash.update(view)
-            return self.file.write(view)
-        hashing = self.pool.submit(self.hash.update, view)
-        try:
-            return self.file.write(view)
-        finally:
-            hashing.result()  # before the caller may change what it handed over
-
-    def flush(self) -> None:
-        """As the file's."""
-        self.file.flush()
-
-    def known(self) -> dict:
-        """{sha256, bytes} of what was written."""
-        return {"sha256": self.hash.hexdigest(), "bytes": self.bytes}
+def write(path: Path, data: bytes, sealed: bool = True) -> dict:
+    """Keep these bytes; returns {sha256, bytes}. sealed=False: without a seal, for files that another kept file lists."""
+    path, known = Path(path), {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    if sealed:
+        write_seal(path, {path.name: known["sha256"]})
+    return known
 
 
 @contextlib.contextmanager
-def writing(path: Path, sealed: bool = True) -> Iterator[Hashed]:
-    """A file to write to that takes the place of `path` when the block ends well, with its seal.
-
-    sealed=False: without one, for files that another kept file lists; their known() is what it lists.
-    """
+def writing_archive(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write a zip archive to, which takes the place of `path` when the block ends well, with its seal."""
     path = Path(path)
-    with (
-        files.atomic_path(path) as temporary,
-        open(temporary, "wb") as raw,
-        concurrent.futures.ThreadPoolExecutor(1) as pool,
-    ):
-        made = Hashed(raw, pool)
-        yield made
-    if sealed:
-        write_seal(path, {path.name: made.hash.hexdigest()})
-
-
-def write(path: Path, data: bytes, sealed: bool = True) -> dict:
-    """Keep these bytes; returns {sha256, bytes}."""
-    with writing(path, sealed) as file:
-        file.write(data)
-    return file.known()
+    with files.atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            yield file
+        seal = around_entries(temporary)
+    write_seal(path, {path.name: seal})
 
 
 def write_json(path: Path, value: dict) -> dict:
@@ -145,7 +120,7 @@ def check_together(place: Path) -> None:
 
 
 def check(path: Path, known: dict | str | None = None) -> str:
-    """The sha256 of a file's bytes as they are now, computed once per process.
+    """The sha256 of a file's bytes as they are now, or what stands in the seal of a zip file; read once per process.
 
     known: what it must be, {sha256, bytes} or the hash alone (default: what its seal says). Damaged when it is another file
     or not there.
@@ -155,7 +130,8 @@ def check(path: Path, known: dict | str | None = None) -> str:
     wanted = wanted if isinstance(wanted, dict) else {"sha256": wanted}
     try:
         there = path.stat().st_size == wanted.get("bytes", path.stat().st_size)
-        found = sha256(path) if there else None
+        look = whole_archive if str(wanted["sha256"]).startswith(ZIP) else sha256
+        found = look(path) if there else None
     except OSError as error:
         raise Damaged(path, f"cannot be read ({error.strerror})") from error
     if found is None or found != wanted["sha256"]:
@@ -163,13 +139,60 @@ def check(path: Path, known: dict | str | None = None) -> str:
     return found
 
 
-_hashes: dict[tuple, str] = {}
+def around_entries(path: Path, entries: bool = False) -> str:
+    """The hash of all of a zip file but the content of its entries: headers, padding, directory (with names and sums).
+
+    entries: also compare each entry's content with its CRC-32. Damaged where it differs, or where this is no zip file.
+    """
+    around, at, end = hashlib.sha256(), 0, os.stat(path).st_size
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
+                file.seek(entry.header_offset)
+                start = entry.header_offset + LOCAL.size + sum(LOCAL.unpack(file.read(LOCAL.size)))
+                if not at <= entry.header_offset < start <= end - entry.compress_size:
+                    raise Damaged(path)
+                file.seek(at)
+                around.update(file.read(start - at))
+                at = start + entry.compress_size
+                if entries and _sum(file, entry.compress_size) != entry.CRC:
+                    raise Damaged(path)
+            file.seek(at)
+            around.update(file.read())
+    except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError) as error:
+        raise Damaged(path) from error
+    return ZIP + around.hexdigest()
+
+
+def _with_entries(path: Path) -> str:
+    return around_entries(path, entries=True)
+
+
+def _sum(file, size: int) -> int:
+    """CRC-32 of so many bytes of an open file."""
+    found = 0
+    for piece in range(0, size, PIECE):
+        found = zlib.crc32(file.read(min(PIECE, size - piece)), found)
+    return found
+
+
+_known: dict[tuple, str] = {}
+
+
+def _once(look: Callable[[Path], str], path: Path) -> str:
+    """look(path), once per process for each state of a file: inode, size and dates, of which a change cannot be undone."""
+    at = os.stat(path)
+    key = (look, str(path), at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
+    if key not in _known:
+        _known[key] = look(path)
+    return _known[key]
 
 
 def sha256(path: Path) -> str:
-    """files.sha256, once per process for each state of a file: inode, size and dates, of which a change cannot be undone."""
-    at = os.stat(path)
-    key = (str(path), at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
-    if key not in _hashes:
-        _hashes[key] = files.sha256(path)
-    return _hashes[key]
+    """files.sha256, once per process."""
+    return _once(files.sha256, path)
+
+
+def whole_archive(path: Path) -> str:
+    """What stands in the seal of a zip file; Damaged unless each entry has its sum. Once per process."""
+    return _once(_with_entries, path)

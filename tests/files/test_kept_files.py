@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 import subprocess
+import zipfile
 
 import pytest
 
@@ -15,11 +16,9 @@ from lowmem.kept_files import Damaged
 def test_a_sealed_file_answers_with_the_hash_of_its_bytes_and_to_sha256sum(tmp_path):
     data = os.urandom(300_000)
     path = tmp_path / "weights.pt"
-    with kept_files.writing(path) as file:
-        for start in (0, 10, 100_000):
-            file.write(data[start : {0: 10, 10: 100_000, 100_000: 300_000}[start]])
-    assert path.read_bytes() == data and file.known() == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": 300_000}
-    assert kept_files.check(path) == file.known()["sha256"]
+    known = kept_files.write(path, data)
+    assert path.read_bytes() == data and known == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": 300_000}
+    assert kept_files.check(path) == known["sha256"]
     done = subprocess.run(["sha256sum", "-c", "weights.pt.sha256"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "weights.pt: OK" in done.stdout
 
@@ -53,6 +52,50 @@ def test_a_file_that_is_not_what_was_written_is_not_read(tmp_path, how, dated_ba
         kept_files.check(path)
 
 
+def packed(path, numbers: bytes):
+    """A zip file of two entries, stored as torch.save stores them."""
+    with kept_files.writing_archive(path) as file, zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a", numbers)
+        archive.writestr("b", b"end")
+
+
+def test_no_bit_of_a_sealed_zip_file_can_flip(tmp_path):
+    path = tmp_path / "a.pt"
+    packed(path, bytes(range(40)))
+    whole = path.read_bytes()
+    assert kept_files.check(path).startswith("zip-")
+    for at in range(8 * len(whole)):
+        path.write_bytes(whole[: at // 8] + bytes([whole[at // 8] ^ 1 << at % 8]) + whole[at // 8 + 1 :])
+        with pytest.raises(Damaged):
+            kept_files.check(path)
+    path.write_bytes(whole)
+    assert kept_files.check(path)
+
+
+def test_a_zip_file_in_the_place_of_another_is_not_read(tmp_path):
+    packed(tmp_path / "a.pt", bytes(40))
+    packed(tmp_path / "b.pt", bytes(39) + b"1")
+    os.replace(tmp_path / "b.pt", tmp_path / "a.pt")
+    with pytest.raises(Damaged):
+        kept_files.check(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("size, offset", [(2**63, 0), (0, 2**40), (10, 3)])
+def test_a_zip_file_whose_entries_cannot_be_is_no_zip_file(tmp_path, size, offset):
+    path = tmp_path / "a.pt"
+    packed(path, bytes(40))
+    kept_files.write(path, b"no zip file")
+    with pytest.raises(Damaged):
+        kept_files.around_entries(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"x" * 10)
+        archive.writestr("b", b"y" * 10)
+        archive.infolist()[1].header_offset = offset
+        archive.infolist()[1].compress_size = size
+    with pytest.raises(Damaged):
+        kept_files.around_entries(path, entries=True)
+
+
 def test_a_json_file_with_any_byte_changed_is_not_read(tmp_path):
     path = tmp_path / "meta.json"
     written = kept_files.write_json(path, {"a": [1, 2.5, None], "b": {"c": "text"}})
@@ -71,7 +114,7 @@ def test_a_json_file_with_any_byte_changed_is_not_read(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file_and_its_seal(tmp_path):
     path = tmp_path / "a.pt"
     kept_files.write(path, b"old")
-    with pytest.raises(KeyError), kept_files.writing(path) as file:
+    with pytest.raises(KeyError), kept_files.writing_archive(path) as file:
         file.write(b"new")
         raise KeyError
     assert path.read_bytes() == b"old" and kept_files.check(path)

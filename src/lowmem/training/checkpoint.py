@@ -1,14 +1,12 @@
 """Checkpoints that survive a kill at any moment: a new one replaces the old one by renaming.
 
 One folder checkpoint-<config hash>/ per run, removed when the run's record is final. Files are torch archives of
-tensors and plain values, each with its hash beside it; one with other bytes is not read. They are read with
+tensors and plain values, each with its seal beside it; one with other bytes is not read. They are read with
 weights_only=True, so that no code in them runs.
 """
 
-import contextlib
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from lowmem import kept_files
@@ -27,26 +25,13 @@ def save(path: Path, step: int, state: dict) -> None:
 
     target = path / f"step{step}.pt"
     try:
-        with kept_files.writing(target) as file, without_sums():
+        with kept_files.writing_archive(target) as file:
             torch.save(state, file)
     except RuntimeError as error:  # torch's writer reports a failed write so
         raise Failed(f"cannot write {target}: {str(error).splitlines()[0]}; free space or check permissions") from error
     for old in path.iterdir():
         if old not in (target, kept_files.seal_of(target)) and not old.is_dir():
             old.unlink()
-
-
-@contextlib.contextmanager
-def without_sums() -> Iterator[None]:
-    """Have torch.save leave out its CRC-32, which torch.load does not look at: the hash of the file says more."""
-    from torch import serialization
-
-    before = serialization.get_crc32_options()
-    serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        serialization.set_crc32_options(before)
 
 
 def load(path: Path) -> dict | None:

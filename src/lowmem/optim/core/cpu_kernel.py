@@ -17,6 +17,7 @@ import torch
 from lowmem.optim.core.kernel_build import NAMES, VARIANTS, Kernel, Scalars, Segment, load
 from lowmem.optim.core.rule import Update
 
+TYPES = (torch.Tensor, torch.nn.Parameter)
 THREADS_PAY_FROM = 1 << 18  # elements; below, waking a second thread costs more than it saves
 
 
@@ -92,12 +93,12 @@ def seconds(lay) -> int:
 def is_plain(t: torch.Tensor, numel: int, dtype: torch.dtype = torch.float32) -> bool:
     """Whether C may take a tensor for so many numbers, one after the other, in memory that is all there."""
     return (
-        type(t) in (torch.Tensor, torch.nn.Parameter)
-        and t.dtype == dtype
+        type(t) in TYPES
+        and t.dtype is dtype
         and t.is_cpu
         and t.numel() == numel > 0
         and t.is_contiguous()
-        and t.untyped_storage().nbytes() >= t.element_size() * (t.storage_offset() + numel)
+        and t.untyped_storage().nbytes() >= dtype.itemsize * (t.storage_offset() + numel)
     )
 
 
