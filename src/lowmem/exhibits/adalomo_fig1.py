@@ -52,6 +52,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def draw(methods: dict):
+    """Loss curves at the best rate of each method; final loss by rate."""
     drawn, panels = plots.figure([["curves", "rates"]], width=9.4, height=3.6)
     loss_curves(panels["curves"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
     panels["curves"].set_title("Best rate of each")

@@ -24,7 +24,7 @@ EXHIBIT = {
 
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values, Adam-mini minus AdamW at equal tokens: loss.gap (nat), loss.gap.percent (of AdamW's loss)."""
-    size = next(size for size in pairs(runs) if size.name.startswith("7b"))
+    size = next(size for size in pairs(runs) if size.shape == "7B")
     found = [run for group in size.runs.values() for run in group]
     shown = ExhibitResult(
         caption=scale.about(found)
@@ -37,7 +37,9 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
         ],
     )
     if tier != "paper":
-        shown.deviations.append(f"The model is {size.name.replace('_as_', ', here ')} parameters.")
+        shown.deviations.append(
+            f"The model has the features of the {size.shape} and {scale.short(size.parameters)} parameters."
+        )
     for name in ("AdamW", "Adam-mini"):
         shown.published += published_entry(
             f"{name}, last point by eye", printed(published, "end_points_by_eye", optimizer=name)
@@ -68,6 +70,7 @@ def timed(run: Run) -> list[tuple[float, float]]:
 
 
 def draw(size: Pair):
+    """Loss by tokens, and by time."""
     drawn, panels = plots.figure([["tokens", "time"]], height=3.4)
     draw_loss_by_tokens(panels["tokens"], size)
     draw_loss_by_time(panels["time"], size)

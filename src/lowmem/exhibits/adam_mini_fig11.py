@@ -85,6 +85,7 @@ def publish(shown: ExhibitResult, published: dict) -> list[tuple[float, float]]:
 
 
 def draw(size: Pair, marks: list[tuple[float, float]]):
+    """Loss curves; the gap along the run, ours and the paper's."""
     drawn, panels = plots.figure([["loss", "gap"]], height=3.6, width_ratios=[1, 1.15])
     loss_curves(panels["loss"], size.runs, start=0.1)
     panels["loss"].set_title(f"Validation loss, {named(size)}")

@@ -35,7 +35,7 @@ STAGES = {  # name: (measure, what the published value is called)
 
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows by size and stage. Values: gap.<size>, gap.worst (end), early.least; own_rate.gap.worst."""
-    sizes = [size for size in pairs(runs) if size.name.startswith(("8b", "13b"))]
+    sizes = [size for size in pairs(runs) if size.shape in ("8B", "13B")]
     found = [run for size in sizes for group in size.runs.values() for run in group]
     shown = ExhibitResult(
         caption=scale.about(found)
@@ -66,10 +66,9 @@ def add_row(
     """One row; (our gap, the published gap, both in per cent of the loss)."""
     measure, what, words = STAGES[stage]
     gap = difference(size.runs["adam_mini"], size.runs["adamw"], measure)
-    paper = size.name.split("_")[0].upper()
-    cells = [printed(published, what, size=paper, optimizer=o) for o in ("AdamW", "Adam-mini")]
+    cells = [printed(published, what, size=size.shape, optimizer=o) for o in ("AdamW", "Adam-mini")]
     for optimizer, cell in zip(("AdamW", "Adam-mini"), cells, strict=True):
-        shown.published += published_entry(f"{paper}, {optimizer}, training loss, {what.replace('_', ' ')}", cell)
+        shown.published += published_entry(f"{size.shape}, {optimizer}, training loss, {what.replace('_', ' ')}", cell)
     theirs = None if None in cells else cells[1]["value"] - cells[0]["value"]
     share = None if None in cells else 100 * math.log(cells[1]["value"] / cells[0]["value"])
     means = [text(mean(size.runs[o], measure)) for o in ("adamw", "adam_mini")]
@@ -91,20 +90,19 @@ def smooth(run: Run) -> list[tuple[float, float]]:
 
 
 def draw(sizes: list[Pair], entries: dict):
+    """Training loss of each size; the gap in each part of the runs, with the published ones."""
     drawn, panels = plots.figure([[*(size.name for size in sizes), "gap"]], height=3.6)
     for size in sizes:
         loss_curves(panels[size.name], size.runs, start=0.1, curve=smooth)
         panels[size.name].set_ylabel(scale.loss(size.runs["adamw"], "training loss"))
-        panels[size.name].set_title(
-            f"shape of the {size.name.split('_')[0].upper()}, {size.name.rpartition('_')[2]} parameters"
-        )
+        panels[size.name].set_title(f"shape of the {size.shape}, {scale.short(size.parameters)} parameters")
     rows, places = [], []
     for size in sizes:
         for stage in STAGES:
             _, _, ours, theirs = entries[size.name, stage]
             if theirs is not None:
                 places.append((theirs, len(rows)))
-            rows.append((f"{size.name.split('_')[0]}, {STAGES[stage][2]}", ours, plots.look("adam_mini")["color"]))
+            rows.append((f"{size.shape}, {STAGES[stage][2]}", ours, plots.look("adam_mini")["color"]))
     side_by_side(panels["gap"], rows, "Adam-mini − AdamW (% of loss)")
     if places:
         plots.published_mark(panels["gap"], *zip(*places, strict=True))

@@ -81,6 +81,7 @@ def chosen(runs: list[Run]) -> dict:
 
 
 def draw(by_size: dict):
+    """A row for each size: loss curves at the best rates, final loss by rate."""
     mosaic = [[f"{size} {what}" for what in ("curve", "rate")] for size in by_size]
     drawn, panels = plots.figure(mosaic, height=3.7 * len(by_size), width_ratios=[1.15, 1])
     for size, methods in by_size.items():

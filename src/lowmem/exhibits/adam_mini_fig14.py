@@ -77,6 +77,7 @@ def add_rows(shown: ExhibitResult, methods: dict[str, RateGrid], sweeps: dict) -
 
 
 def draw(methods: dict[str, RateGrid], sweeps: dict):
+    """Final loss by rate, and by each setting of Adafactor."""
     drawn, panels = plots.figure([["rate", *KNOBS]], height=3.6, width_ratios=[1.5, 1, 1, 1])
     draw_rates(panels["rate"], methods)
     for knob in KNOBS:

@@ -60,6 +60,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def draw(methods: dict, values: dict):
+    """Loss curves at the best rates, final loss by rate, the lead of each method."""
     drawn, panels = plots.figure([["curves", "rates", "lead"]], height=3.7, width_ratios=[1.1, 1.1, 1])
     loss_curves(panels["curves"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
     panels["curves"].set_title("Best rate of each")

@@ -67,6 +67,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def draw(methods: dict):
+    """Above, each ablation's loss curves at the best rates; below, final loss by rate."""
     drawn, panels = plots.figure([list(PANELS), [f"{name} rate" for name in PANELS]], height=6.2)
     for key, (title, names) in PANELS.items():
         shown = {name: methods[name] for name in names if name in methods}

@@ -61,6 +61,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def draw(picture, rates: dict, reason: str | None):
+    """The matrix once for each optimizer, with the number of rates it has."""
     drawn, panels = plots.figure([list(rates)], width=9.6, height=3.2)
     for name, (count, _) in rates.items():
         axes = panels[name]

@@ -108,6 +108,7 @@ def points(found: dict[str, Run]) -> dict:
 
 
 def draw(found: dict[str, Run]):
+    """Two maps of r over tau; median r by tau."""
     drawn, panels = plots.figure([[*MAPS, "curve"]], width=9.6, height=3.5, width_ratios=[1, 1, 1])
     shade = None
     for letter, (name, label) in zip("ab", MAPS.items(), strict=True):

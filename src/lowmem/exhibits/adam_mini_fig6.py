@@ -109,6 +109,7 @@ def add_rows(
 
 
 def draw(results: dict[str, dict], margin: float):
+    """A panel for each number of blocks left out: losses beyond Adam's."""
     drawn, panels = plots.figure([list(results) or ["none"]], width=11.2, height=2.9, sharex=True)
     for name, found in results.items():
         rows = [(f"rate {rate:g}", entry, COLOURS["rate"]) for rate, entry in found["rates"].items()]

@@ -199,6 +199,7 @@ def publish(shown: ExhibitResult, published: dict) -> None:
 
 
 def draw(methods: dict[str, RateGrid], gaps: dict, decay: list[Run]):
+    """Panels a to d: loss curves, distances of trajectories, final loss by rate, by weight decay."""
     drawn, panels = plots.figure([["a", "a", "b", "b"], ["c", "c", "d", "d"]], width=9.6, height=6.6)
     loss_curves(panels["a"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
     panels["a"].set_title("a  Best rate of each method")

@@ -114,6 +114,7 @@ def publish(shown: ExhibitResult, published: dict) -> dict[str, list[tuple[int, 
 
 
 def draw(shown: ExhibitResult, sizes: list[Pair], fits: dict, paper: dict) -> None:
+    """Loss by operations, final loss by size, and the paper's fits."""
     drawn, panels = plots.figure([["flops", "size", "paper"]], height=3.7, width_ratios=[1.2, 1, 1])
     complete = [size for size in sizes if size.complete]
     if not complete:

@@ -67,6 +67,7 @@ def inert(methods: list[RateGrid]) -> Value:
 
 
 def draw(methods: dict[str, RateGrid]):
+    """Final loss by rate with the published flags and without, a panel for each version."""
     drawn, panels = plots.figure([list(VERSIONS)], height=3.4)
     for name, flags in VERSIONS.items():
         by_rate(panels[name], {key: methods[key] for key in (name, flags)}, cut=False)

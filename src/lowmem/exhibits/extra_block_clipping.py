@@ -65,6 +65,7 @@ def part(runs: list[Run], warmup: str, clip: str, optimizer: str, lr: float) -> 
 
 
 def draw(runs: list[Run], rates: list[float]):
+    """Final loss by rate, a panel for each length of warm-up."""
     drawn, panels = plots.figure([list(WARMUPS)], width=9.0, height=3.6)
     losses = [loss for run in runs if (loss := final_loss(run)) is not None]
     for warmup, title in WARMUPS.items():

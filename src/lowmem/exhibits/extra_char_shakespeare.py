@@ -110,6 +110,7 @@ def usual(group: list[Run]) -> Value:
 
 
 def draw(groups: dict[str, list[Run]]):
+    """Loss curves, and the published value."""
     drawn, panels = plots.figure([["loss"]], width=6.4, height=3.6)
     loss_curves(panels["loss"], groups)
     if any(run.status == "done" for group in groups.values() for run in group):

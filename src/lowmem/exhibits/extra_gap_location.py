@@ -64,6 +64,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def draw(values: dict):
+    """A row for each kind of tensor: the gap to AdamW with its interval."""
     drawn, panels = plots.figure([["gap"]], width=6.8, height=3.4)
     colours = {"none": plots.look("adam_mini")["color"]}
     rows = [(label, values[f"gap.{name}"], colours.get(name, plots.SERIES[0])) for name, label in NAMES.items()]

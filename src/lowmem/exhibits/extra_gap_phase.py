@@ -97,6 +97,7 @@ def largest_on_the_way(adam_mini: list[Run], adamw: list[Run]) -> Value:
 
 
 def draw(cells: dict):
+    """The gap along the runs, by rate, and by what a run starts with."""
     drawn, panels = plots.figure([["along", "rate", "start"]], height=3.7, width_ratios=[1.3, 1.1, 1])
     if not cells:
         for axes in panels.values():

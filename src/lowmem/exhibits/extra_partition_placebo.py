@@ -67,6 +67,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def draw(values: dict):
+    """A panel for each length: loss beyond that of the paper's blocks."""
     drawn, panels = plots.figure([list(LENGTHS)], width=9.0, height=2.9)
     for length in LENGTHS:
         rows = [

@@ -104,6 +104,7 @@ def lengths_of(trained: dict[tuple, list[Run]]) -> list[str]:
 
 
 def draw(values: dict, lengths: list[str]):
+    """A panel for each length: loss beyond that of the fp32 moment."""
     drawn, panels = plots.figure([lengths], width=1.5 + 3.75 * len(lengths), height=3.2)
     for length in lengths:
         rows = [

@@ -72,6 +72,7 @@ def grown(narrow: list[Run], wide: list[Run]) -> Value:
 
 
 def draw(groups: dict[tuple, list[Run]]):
+    """What is left out, by rate and by width."""
     drawn, panels = plots.figure([["rate", "width"]], width=9.4, height=3.6, width_ratios=[1.3, 1])
     axes, labels = panels["rate"], []
     colours = {width: plots.SERIES[k] for k, width in enumerate(dict.fromkeys(width for width, _ in groups))}

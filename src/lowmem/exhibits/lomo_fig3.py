@@ -135,6 +135,7 @@ def gain(cells: dict, tasks) -> Value:
 
 
 def draw(cells: dict, headers: dict, published: dict, long: dict, tasks: list[str]):
+    """Accuracy by rank on two tasks; then the methods on each task that was learned overnight."""
     drawn, panels = plots.figure([[*TASKS, *(f"long {task}" for task in tasks)]], width=12.0, height=3.6)
     for task in tasks:
         groups = {n: ft.first(long[task, n]) for n in ("lomo", *METHODS) if (task, n) in long}

@@ -91,6 +91,7 @@ def ends(group: list[Run]) -> list[str]:
 
 
 def draw(groups: dict[str, tuple[str, dict]]):
+    """A panel for each task: training loss by step."""
     drawn, panels = plots.figure([list(groups)], width=9.0, height=3.4)
     for title, (task, found) in groups.items():
         lines = {name: ft.first(found.get((task, name), {})) for name in GROUPS}

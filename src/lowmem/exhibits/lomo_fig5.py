@@ -62,6 +62,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def draw(live: dict, long: dict, tasks: list[str], tier: str):
+    """Accuracy by step of live runs; then every method at the end, a panel for each task."""
     drawn, panels = plots.figure([["live"] * bool(live or not tasks) + tasks], width=9.6, height=4.2)
     if "live" in panels:
         axes, lines = panels["live"], {name: ft.first(live.get(("boolq", name), {})) for name in GROUPS}

@@ -26,6 +26,7 @@ class Pair:
     """AdamW and Adam-mini on the model of one size: validation losses by seed at common evaluations.
 
     subject: what stands for Adam-mini on the axis of optimizers, adam_mini_own where it has a rate of its own.
+    shape: the model whose features this one has, on an axis of its own, else the name of the size.
     """
 
     def __init__(self, name: str, runs: Iterable[Run], subject: str = "adam_mini"):
@@ -36,6 +37,7 @@ class Pair:
         }
         first = next(run for group in self.runs.values() for run in group)
         self.parameters = parameters(first.config.get("model", {}))
+        self.shape = first.axes.get("shape", name)
 
     @functools.cached_property
     def curves(self) -> dict[str, dict[int, dict[int, float]]]:
