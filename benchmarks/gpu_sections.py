@@ -109,23 +109,32 @@ def parameters(setting: Setting, name: str, dtype: torch.dtype) -> Partition:
     return Partition(entries, {}, None)
 
 
-def timed(step: Callable[[], None], setting: Setting, rounds: int) -> dict:
-    """Median milliseconds of a step on the GPU's clock and on the host's until it may go on, with the slowest round."""
-    gpu, host = [], []
-    for i in range(3 + rounds):
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if setting.device == "cuda" else None
-        started = time.perf_counter()
-        if marks:
-            marks[0].record()
-        step()
-        if marks:
-            marks[1].record()
-        done = time.perf_counter()
-        sync()
-        if i >= 3:
-            host.append(1e3 * (done - started))
-            gpu.append(marks[0].elapsed_time(marks[1]) if marks else host[-1])
-    return dict(ms=statistics.median(gpu), slowest_ms=max(gpu), host_ms=statistics.median(host))
+def timed(step: Callable[[], None], setting: Setting, rounds: int, base: Callable[[], None] | None = None) -> dict:
+    """Median milliseconds of a step on the GPU's clock and on the host's until it may go on, with the slowest round.
+
+    base: another step, made before each of these; then also the median of the rounds' ratios to it.
+    """
+    found = []
+    for _ in range(3 + rounds):
+        other = clocked(base, setting)[0] if base else None
+        found.append((*clocked(step, setting), other))
+    gpu, host, others = zip(*found[3:], strict=True)
+    result = dict(ms=statistics.median(gpu), slowest_ms=max(gpu), host_ms=statistics.median(host))
+    return result | ({"times_fused_adamw": statistics.median(a / b for a, b in zip(gpu, others))} if base else {})
+
+
+def clocked(step: Callable[[], None], setting: Setting) -> tuple[float, float]:
+    """Milliseconds of one step on the GPU's clock, and on the host's until it may go on."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if setting.device == "cuda" else None
+    started = time.perf_counter()
+    if marks:
+        marks[0].record()
+    step()
+    if marks:
+        marks[1].record()
+    host = 1e3 * (time.perf_counter() - started)
+    sync()
+    return (marks[0].elapsed_time(marks[1]) if marks else host), host
 
 
 def launches(step: Callable[[], None], setting: Setting) -> int | None:
@@ -240,15 +249,18 @@ def steps(setting: Setting) -> dict:
 
 
 def step(setting: Setting, name: str, case: str, moved: float) -> dict:
-    """One row of steps()."""
-    dtype = DTYPES["bf16" if "bf16" in case else "fp32"]
+    """One row of steps(): in turn with torch's fused AdamW on the same parameters, where memory holds both."""
+    precision = "bf16" if "bf16" in case else "fp32"
+    base = f"torch fused AdamW {precision}"
     try:
-        model = parameters(setting, name, dtype)
+        model = parameters(setting, name, DTYPES[precision])
         rule = optimizer(case, setting, model, name)
         if rule is None:
             return {"missing": "not installed"}
         with Without(case):
-            found = timed(rule.step, setting, 3 if name == "7B" or setting.tiny else 15)
+            rule.step()  # its state comes first
+            beside = None if case == base else beside_it(base, setting, model, name)
+            found = timed(rule.step, setting, 3 if setting.tiny else 5 if name == "7B" else 15, beside)
             found["launches"] = launches(rule.step, setting)
     except torch.OutOfMemoryError:
         return {"missing": "out of memory"}
@@ -256,9 +268,31 @@ def step(setting: Setting, name: str, case: str, moved: float) -> dict:
     return {**found, "tb_per_s": moved * elements / found["ms"] / 1e9}
 
 
+def beside_it(case: str, setting: Setting, model: Partition, name: str) -> Callable[[], None] | None:
+    """The step of another optimizer of the same parameters, or None where there is no memory for its state."""
+    other = optimizer(case, setting, model, name)
+    try:
+        other.step()
+    except torch.OutOfMemoryError:
+        other.state.clear()
+        free()
+        return None
+    return other.step
+
+
 def variants(setting: Setting) -> dict:
-    """AdamMini with other sizes of tiles."""
+    """AdamMini with other sizes of tiles, and other numbers of warps."""
     rows = {}
+    for name, count in (("elements", 8), ("blocks", 4), ("blocks", 16), ("long", 8), ("long", 32)):
+        if setting.late:
+            break
+        before = gpu_step.WARPS[name]
+        gpu_step.WARPS[name] = count
+        try:
+            rows[f"{count} warps for {name}, not {before}"] = step(setting, "134M", "AdamMini bf16", 10.3)
+        finally:
+            gpu_step.WARPS[name] = before
+            free()
     for tile in (1024, 2048, 4096):
         for longest in (4096, 16384):
             if setting.late:

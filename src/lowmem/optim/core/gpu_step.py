@@ -32,6 +32,7 @@ HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALVES)
 ROUNDED = (*HALVES, torch.int8)
 PLAIN = (Tensor, nn.Parameter)  # no DTensor, FakeTensor or other kind of its own
+WARPS = {"elements": 4, "blocks": 8, "long": 16}  # by what a program sees: single elements, whole blocks, long ones
 INSIDE_BACKWARD = 3  # launches for one tensor
 MOST_PLANS = 1 << 14  # kept at a time; a plan per parameter inside backward, one per set of parameters otherwise
 MOST_NESTED = 1 << 31  # elements of a tensor that is numbered in chunks, or in codes: 32-bit division
@@ -176,7 +177,7 @@ def _launch(launch, given: dict, device: torch.device) -> None:
     kernel = getattr(kernels(device), launch.kernel, None) or _codes()
     arguments = {name: launch.tiles if name == "tiles" else given[name] for name in kernel.arg_names}
     size = launch.constants.get("ROWS", 1) * launch.constants.get("WIDTH", 0)
-    warps = 16 if size > 8192 else 8 if size or launch.kernel == "codes" else 4
+    warps = WARPS["long" if size > 8192 else "blocks" if size or launch.kernel == "codes" else "elements"]
     if launched is not None:
         launched.append(launch.kernel)
     kernel[(len(launch.tiles),)](**arguments, num_warps=warps)
