@@ -1,7 +1,7 @@
 """Training step of small Llamas on a CPU: eager and compiled, fp32 and bf16 autocast, and whether the losses agree.
 
     python benchmarks/model_precision.py                    # all sizes, about ten minutes on one core
-    python benchmarks/model_precision.py --only 1M --steps 30 --json benchmarks/results/model_precision.json
+    python benchmarks/model_precision.py --only 1M --steps 30 --json precision.json
 
 Forward, loss, backward, clipping and Adam-mini on 4,096 tokens a step. All kinds train in one process, in turn, on the same
 batches from the same weights; the table shows medians of the round-by-round ratios. Text: the Python source of the installed
