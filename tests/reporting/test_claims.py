@@ -288,7 +288,7 @@ def test_a_mistake_in_a_claim_is_one_line(tmp_path, change, message):
 
 def test_what_runs_as_in_another_tier_is_judged_as_that_tier():
     headers = planning.exhibits(ROOT)
-    assert claims.evidence_tier(ROOT, headers["adam_mini_fig19"], "overnight") == "laptop"
+    assert claims.evidence_tier(ROOT, headers["adam_mini_fig18"], "overnight") == "laptop"
     assert claims.evidence_tier(ROOT, headers["adam_mini_fig19"], "laptop") == "laptop"
     assert claims.evidence_tier(ROOT, headers["extra_rates"], "overnight") == "overnight"
     assert claims.evidence_tier(ROOT, headers["adam_mini_fig2"], "paper") == "paper"

@@ -50,16 +50,29 @@ def test_three_sentences_say_what_holds_what_is_open_and_what_does_not():
     assert report_evidence.standing(rows, {}, lambda one: "", ", at 3")[2].startswith("Does not hold, at 3: “Claim 0”")
 
 
-def test_what_does_not_hold_names_the_sizes_trained_for_that_paper():
+def test_what_does_not_hold_names_the_sizes_trained_for_it():
     runs = [
         {"id": run["id"], "status": "done"}
         for name in ("llama_scaling", "superglue")
         for run in experiments.runs(ROOT, name, "laptop")
     ]
-    assert report_evidence.at_sizes(ROOT, "laptop", runs, "adam_mini") == ", at 9.7 thousand to 42 thousand parameters"
-    assert report_evidence.at_sizes(ROOT, "laptop", runs, "lomo") == ", at 135 million parameters"
+    rows = [
+        {"exhibit": exhibit, "verdict": verdict}
+        for exhibit, verdict in (
+            ("adam_mini_table4", "contradicted"),
+            ("lomo_table3", "inconclusive"),
+            ("lomo_fig2", "contradicted"),
+        )
+    ]
+    trained = ", where models were trained at"
+    found = report_evidence.at_sizes(ROOT, "laptop", runs, rows)
+    assert found == f"{trained} 9.7 thousand to 42 thousand parameters"
+    rows[1]["verdict"] = "contradicted"
+    both = report_evidence.at_sizes(ROOT, "laptop", runs, rows)
+    assert both == f"{trained} 9.7 thousand to 42 thousand and at 135 million parameters"
+    assert report_evidence.at_sizes(ROOT, "laptop", runs, rows[2:]) == ""  # for what fails there nothing was trained
     asked = [run for run in runs if "-zero" in run["id"]]
-    assert asked and report_evidence.at_sizes(ROOT, "laptop", asked, "lomo") == ""  # only asked, not trained
+    assert asked and report_evidence.at_sizes(ROOT, "laptop", asked, rows) == ""  # only asked, not trained
 
 
 def test_every_verdict_has_a_place_among_what_holds_is_open_or_fails():

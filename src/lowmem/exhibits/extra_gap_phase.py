@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import ExhibitResult
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import difference, losses, mean
 from lowmem.reporting.panels.losses import faint
 from lowmem.reporting.runs import Run, Runs
@@ -40,9 +41,9 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     found = list(runs) or runs.archived
     cells = pairs(found)
     shown = ExhibitResult(
-        caption="Models of 42 and 85 thousand parameters on bytes of Shakespeare, 0.8 to 72 million tokens: difference of "
+        caption=scale.about(run for run in found if run.status == "done") + "Bytes of Shakespeare: difference of "
         "the validation losses of Adam-mini and AdamW, paired by seed, at the end on the whole held-out text. Left: along "
-        "runs of four lengths at rate 6e-3 (thin: seeds). Middle: at the end, by rate and length. Right: other starts at "
+        "the runs of each length at rate 6e-3 (thin: seeds). Middle: at the end, by rate and length. Right: other starts at "
         "rate 6e-3. Bars: 95 % over seeds.",
         columns=COLUMNS,
         rows=[],

@@ -142,14 +142,12 @@ def ends(value: dict) -> list[float] | None:
 
 
 def number(value) -> str:
-    """Four significant digits at least, whole numbers as they are, text unchanged."""
+    """Four significant digits, six from 1 on; whole numbers as they are, text unchanged."""
     if value is None:
         return "–"
     if isinstance(value, str | int):
         return str(value)
-    return (
-        f"{value:.4f}" if 1e-3 <= abs(value) < 1 or value == 0 else f"{value:.4g}" if abs(value) < 1 else f"{value:.6g}"
-    )
+    return f"{value:.4g}" if abs(value) < 1 else f"{value:.6g}"
 
 
 def shown_value(row: dict) -> str:

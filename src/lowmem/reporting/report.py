@@ -179,15 +179,11 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
             one["svg"] = Markup(one["svg"])
     runs = list({run["id"]: run for one in shown for run in one["runs"]}.values())
     topic_of = functools.partial(report_summary.topic, headers)
-    standing = {
-        key: report_evidence.standing(
-            [row for row in rows if row["paper"] == key],
-            report_summary.TOPICS,
-            topic_of,
-            report_evidence.at_sizes(root, tier, runs, key),
-        )
-        for key in PAPERS
-    }
+    standing = {}
+    for key in PAPERS:
+        own = [row for row in rows if row["paper"] == key]
+        sizes = report_evidence.at_sizes(root, tier, runs, own)
+        standing[key] = report_evidence.standing(own, report_summary.TOPICS, topic_of, sizes)
     by_exhibit: dict[str, list[dict]] = {}
     for row in rows:
         by_exhibit.setdefault(row["exhibit"], []).append(row)

@@ -23,7 +23,7 @@ def trained(root: Path, tier: str, runs: list[dict]) -> str:
         return f"No language model was trained (tier {tier})."
     text = (
         f"Trained here (tier {tier}): language models of {span(counts)} parameters, each on "
-        f"{span(seen)} {units.pop() if len(units) == 1 else 'tokens'}"
+        f"{span(seen)} {' or '.join(sorted(units))}"
     )
     theirs = f", where the papers have {SIZES['adam_mini']} parameters and fine-tune {SIZES['lomo']}"
     return (
@@ -31,12 +31,13 @@ def trained(root: Path, tier: str, runs: list[dict]) -> str:
     )
 
 
-def at_sizes(root: Path, tier: str, runs: list[dict], paper: str) -> str:
-    """', at 14 thousand to 829 thousand and at 135 million parameters': what was trained for the exhibits of one paper."""
-    headers = [header for header in planning.exhibits(root).values() if header["paper"] == paper]
+def at_sizes(root: Path, tier: str, runs: list[dict], rows: list[dict]) -> str:
+    """', at 14 thousand to 829 thousand and at 135 million parameters': what was trained for those of the rows that fail."""
+    wanted = {row["exhibit"] for row in rows if row["verdict"] in FAILS}
+    headers = [header for header in planning.exhibits(root).values() if header["id"] in wanted]
     counts, _, _, tuned = language_models(root, tier, runs, headers)
     sizes = ([span(counts)] if counts else []) + ["135 million"] * tuned
-    return f", at {' and at '.join(sizes)} parameters" if sizes else ""
+    return f", where models were trained at {' and at '.join(sizes)} parameters" if sizes else ""
 
 
 def language_models(root: Path, tier: str, runs: list[dict], headers: list[dict]) -> tuple[set, set, set, bool]:

@@ -119,19 +119,19 @@ def closed(gate: dict, premise: dict) -> str | None:
     inside, _, _ = sides(gate["rule"], premise)
     if inside or (gate["must"] == "not_fail" and not outside(gate["rule"], premise)):
         return None
-    return failing(gate, premise)
+    return failing(gate, premise, "fails" if outside(gate["rule"], premise) else "not shown")
 
 
 def refuted(gate: dict, premise: dict) -> str | None:
     """Why a premise is shown not to hold, with its own number; None where it holds, or nothing is shown."""
     if premise.get("value") is None or single(premise) or not outside(gate["rule"], premise):
         return None
-    return failing(gate, premise)
+    return failing(gate, premise, "fails")
 
 
-def failing(gate: dict, premise: dict) -> str:
-    """The sentence on a premise that does not hold."""
-    return f"premise fails ({gate['premise']}): {as_words(premise)}, needed {words(gate['rule'])}"
+def failing(gate: dict, premise: dict, how: str) -> str:
+    """The sentence on a premise that "fails", or is "not shown"."""
+    return f"premise {how} ({gate['premise']}): {as_words(premise)}, needed {words(gate['rule'])}"
 
 
 def single(value: dict) -> bool:
