@@ -15,9 +15,12 @@ import time
 import traceback
 from pathlib import Path
 
+import gpu_forecast
 import gpu_sections
 import torch
 from timing import table
+
+from lowmem.memory import hardware
 
 PREDICTIONS = Path(__file__).with_name("gpu_predictions.json")
 SECTIONS = {  # name: seconds after the start when the next one must begin
@@ -26,8 +29,8 @@ SECTIONS = {  # name: seconds after the start when the next one must begin
     "steps": 205,
     "variants": 235,
     "training": 325,
-    "batches": 385,
-    "host": 405,
+    "batches": 395,
+    "host": 410,
 }
 
 
@@ -40,14 +43,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(SECTIONS), default=list(SECTIONS))
     options = parser.parse_args()
     if options.predict:
-        PREDICTIONS.write_text(json.dumps(gpu_sections.predictions(), indent=1) + "\n")
+        PREDICTIONS.write_text(json.dumps(gpu_forecast.predictions(), indent=1) + "\n")
         return
     options.out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.tiny:
         parser.error("no GPU here; --tiny runs every section in small")
-    setting = gpu_sections.Setting(device, options.tiny, time.monotonic())
-    result = {"device": device, "tiny": options.tiny}
+    card = None if options.tiny else nearest()  # its predictions take seconds, before the clock starts
+    forecast = gpu_forecast.predicted_training(card) if card else {}
+    setting = gpu_sections.Setting(device, options.tiny, time.monotonic(), forecast=forecast)
+    result = {"device": device, "tiny": options.tiny, "taken_for": card}
     for name in options.only:
         result[name] = section(name, setting)
         (options.out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -57,6 +62,12 @@ def main() -> None:
     text = report(result, {} if options.tiny else json.loads(PREDICTIONS.read_text()))
     (options.out / "result.md").write_text(text)
     print(text)
+
+
+def nearest() -> str:
+    """The planner's GPU whose memory is nearest to that of this one."""
+    here = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return min(hardware.GPUS, key=lambda name: abs(hardware.GPUS[name].memory - here))
 
 
 def section(name: str, setting) -> dict:
@@ -94,6 +105,9 @@ def compare(result: dict) -> None:
 def report(result: dict, predicted: dict) -> str:
     """Markdown: measured beside predicted, and by how many per cent what was predicted is off."""
     lines = [f"# GPU campaign on {result.get('machine', {}).get('gpu', result['device'])}", ""]
+    card, foreseen = result.get("taken_for"), predicted.get("gpu")
+    if card and card != foreseen:
+        lines += [f"By its memory this is the planner's {card}; what stands as predicted below is for {foreseen}.", ""]
     for name in SECTIONS:
         found = result.get(name, {"missing": "not asked for"})
         lines += [f"## {name}", ""]

@@ -17,7 +17,7 @@ from torch import nn
 
 from lowmem import optim
 from lowmem.blocks import Partition, partition
-from lowmem.memory import hardware, measured_peak, target_model, throughput
+from lowmem.memory import measured_peak, target_model
 from lowmem.memory.accountant import TrainingSetup
 from lowmem.models import llama
 from lowmem.optim.core import gpu_step, gpu_tables
@@ -29,7 +29,6 @@ MODELS = {
     "7B": "llama2-7b",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-GPU = "h200-141gb"
 # Counted (tests/optim, tests/gpu_kernels): (launches of a step of 134M, of 7B, bytes per element), by rule and precision.
 COUNTED = {
     "torch fused AdamW fp32": (9, 325, 28.0),
@@ -66,12 +65,16 @@ TRAINING = {  # case: optimizer, with checkpointing at 1 x 2048 tokens in bf16
 
 @dataclasses.dataclass
 class Setting:
-    """device, whether everything is small, and seconds of time.monotonic at the start and at the section's end."""
+    """device, whether everything is small, and seconds of time.monotonic at the start and at the section's end.
+
+    forecast: {case of TRAINING: what the planner predicts for this device}, nothing where everything is small.
+    """
 
     device: str
     tiny: bool
     started: float
     deadline: float = 0.0
+    forecast: dict = dataclasses.field(default_factory=dict)
 
     @property
     def late(self) -> bool:
@@ -109,16 +112,18 @@ def parameters(setting: Setting, name: str, dtype: torch.dtype) -> Partition:
     return Partition(entries, {}, None)
 
 
-def timed(step: Callable[[], None], setting: Setting, rounds: int, base: Callable[[], None] | None = None) -> dict:
+def timed(
+    step: Callable[[], None], setting: Setting, rounds: int, base: Callable[[], None] | None = None, warmup: int = 3
+) -> dict:
     """Median milliseconds of a step on the GPU's clock and on the host's until it may go on, with the slowest round.
 
     base: another step, made before each of these; then also the median of the rounds' ratios to it.
     """
     found = []
-    for _ in range(3 + rounds):
+    for _ in range(warmup + rounds):
         other = clocked(base, setting)[0] if base else None
         found.append((*clocked(step, setting), other))
-    gpu, host, others = zip(*found[3:], strict=True)
+    gpu, host, others = zip(*found[warmup:], strict=True)
     result = dict(ms=statistics.median(gpu), slowest_ms=max(gpu), host_ms=statistics.median(host))
     return result | ({"times_fused_adamw": statistics.median(a / b for a, b in zip(gpu, others))} if base else {})
 
@@ -333,14 +338,14 @@ def with_rate(chosen: dict) -> dict:
     return {"lr": 1e-6, **chosen}
 
 
-def train(setting: Setting, chosen: TrainingSetup) -> dict:
-    """One row of training()."""
+def train(setting: Setting, chosen: TrainingSetup, rounds: int = 3, warmup: int = 3) -> dict:
+    """One row of training(); its first step, which makes the optimizer's state, is not timed."""
     try:
         run = measured_peak.build(model_of(setting), chosen, setting.device)
         run()
         if setting.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = timed(run, setting, 3)["ms"] / 1e3
+        seconds = timed(run, setting, rounds, warmup=warmup)["ms"] / 1e3
     except torch.OutOfMemoryError:
         return {"missing": "out of memory"}
     peak = torch.cuda.max_memory_allocated() / 2**30 if setting.device == "cuda" else None
@@ -348,16 +353,21 @@ def train(setting: Setting, chosen: TrainingSetup) -> dict:
 
 
 def batches(setting: Setting) -> dict:
-    """The largest batch that fits, from two below the predicted one upwards."""
-    rows, forecast = {}, {} if setting.tiny else predicted_training()
+    """The largest batch that fits, from the predicted one down, and whether it is the largest: does one more fit?"""
+    rows, forecast = {}, setting.forecast
     for case in ("AdamW", "AdamMini"):
-        first = max(1, (forecast.get(case, {}).get("batch") or 3) - 2)
-        for batch in range(first, first + (2 if setting.tiny else 5)):
-            found = train(setting, cell(with_rate(TRAINING[case]), setting, batch))
-            free()
-            if "missing" in found or setting.late:
-                break
+        if setting.late:
+            return {"rows": rows, "cut": "late: the remaining cases were left out"}
+        batch, found = forecast.get(case, {}).get("batch") or 2, {"missing": "out of memory"}
+        while "missing" in found and batch > 0 and not setting.late:
+            found = train(setting, cell(with_rate(TRAINING[case]), setting, batch), rounds=1, warmup=0)
             rows[case] = {"batch": batch, **found}
+            batch -= 1
+            free()
+        if "missing" not in found and not setting.late:
+            more = train(setting, cell(with_rate(TRAINING[case]), setting, rows[case]["batch"] + 1), 1, 0)
+            rows[case]["one_more"] = more.get("missing", "fits")
+            free()
     return {"rows": rows}
 
 
@@ -379,34 +389,3 @@ def host(setting: Setting) -> dict:
         lomo.step()
 
     return {"microseconds_per_tensor": 1e3 * (timed(inside, setting, 5)["host_ms"] - without) / count}
-
-
-# -- predictions ---------------------------------------------------------------------------------------------------------
-
-
-def predictions() -> dict:
-    """What the counts and the planner say, for one GPU."""
-    return {"gpu": GPU, "steps": predicted_steps(), "training": predicted_training(), "batches": predicted_training()}
-
-
-def predicted_steps() -> dict:
-    """Milliseconds of a step: of its bytes at the planner's share of the memory's rate, or of starting its kernels."""
-    gpu, rows = hardware.find(GPU), {}
-    sizes = {"134M": (134_105_856, 0), "7B": (6_738_415_616, 1)}
-    for name, (elements, which) in sizes.items():
-        for case, counted in COUNTED.items():
-            seconds = max(counted[2] * elements / (gpu.stream * hardware.STREAM), counted[which] * hardware.LAUNCH)
-            rows[f"{name} {case}"] = dict(ms=1e3 * seconds, launches=counted[which])
-    return rows
-
-
-@functools.cache
-def predicted_training() -> dict:
-    """{case: seconds, tokens_per_s, peak_gib of one sequence; the largest batch} by the planner."""
-    setting, rows = Setting("cuda", False, 0.0), {}
-    for case, chosen in TRAINING.items():
-        found = throughput.plan(model_of(setting), cell(with_rate(chosen), setting), hardware.find(GPU))
-        single = found.single_speed
-        rows[case] = dict(seconds=single.seconds, tokens_per_s=single.tokens_per_s, peak_gib=found.single.peak / 2**30)
-        rows[case]["batch"] = found.batch
-    return rows

@@ -26,8 +26,10 @@ def sections(monkeypatch):
 
 
 def test_the_predictions_of_steps_are_those_of_the_counts(sections):
+    import gpu_forecast as forecast
+
     written = json.loads((BENCHMARKS / "gpu_predictions.json").read_text())
-    assert written["steps"] == json.loads(json.dumps(sections.predicted_steps()))
+    assert written["steps"] == json.loads(json.dumps(forecast.predicted_steps()))
     assert set(written["training"]) == set(sections.TRAINING)
 
 
@@ -80,6 +82,27 @@ def test_every_section_runs_in_small_without_a_gpu(tmp_path):
     assert rows["training"]["AdamMini"]["share_of_update"] > 0 and rows["steps"]["7B AdamMini bf16"]["of_copy_rate"] > 0
     assert "Traceback" not in done.stderr
     assert (tmp_path / "result.md").read_text().startswith("# GPU campaign on")
+
+
+@pytest.mark.parametrize(("seconds", "largest"), [(13.0, 80), (13.0, 77), (1.0, 76), (40.0, 80)])
+def test_batches_says_what_fits_within_its_time(sections, monkeypatch, seconds, largest):
+    """A clock that only training moves; step: so many seconds for one of these batches."""
+    clock = [0.0]
+
+    def train(setting, chosen, rounds=3, warmup=3):
+        clock[0] += seconds * (1 + rounds + warmup if chosen.batch <= largest else 1)
+        return {"seconds": seconds} if chosen.batch <= largest else {"missing": "out of memory"}
+
+    monkeypatch.setattr(sections, "train", train)
+    monkeypatch.setattr(sections.time, "monotonic", lambda: clock[0])
+    foreseen = {"AdamW": {"batch": 78}, "AdamMini": {"batch": 78}}
+    found = sections.batches(sections.Setting("cuda", False, 0.0, deadline=60.0, forecast=foreseen))
+    assert found["rows"]["AdamW"]["batch"] == min(78, largest) and found["rows"]["AdamW"]["seconds"] == seconds
+    assert clock[0] < 60 + 3 * seconds
+    if seconds == 1.0:
+        assert found["rows"]["AdamMini"] == {"batch": 76, "seconds": 1.0, "one_more": "out of memory"}
+    if largest == 80 and seconds == 13.0:
+        assert found["rows"]["AdamW"]["one_more"] == "fits" and "AdamMini" in found["rows"]
 
 
 def test_a_report_says_by_how_many_per_cent_a_prediction_is_off(sections):
