@@ -218,10 +218,19 @@ def test_shown_values_have_the_digits_of_their_interval():
 def test_of_several_settings_the_mean_is_the_headline_and_the_worst_stands_beside_it():
     parts = [{"value": v, "low": v - 0.01, "high": v + 0.01, "n": 5, "method": "t"} for v in (0.0, 0.02)]
     pooled = {"value": 0.01, "low": 0.005, "high": 0.015, "n": 5, "unit": "nat"}
-    found = {"value": 0.02, "low": 0.01, "high": 0.03, "n": 5, "unit": "nat", "parts": parts, "pooled": pooled}
+    found = {
+        "value": 0.02,
+        "low": 0.01,
+        "high": 0.03,
+        "n": 5,
+        "unit": "nat",
+        "parts": parts,
+        "pooled": pooled,
+        "settings": 2,
+    }
     row = claims.row(claim(LESS), found, "paper")
     assert (row["ours"], row["interval"], row["worst"]["value"]) == (0.01, [0.005, 0.015], 0.02)
-    assert claims.shown_value(row) == "mean 0.010 [0.005, 0.015] nat; worst 0.020 [0.010, 0.030]"
+    assert claims.shown_value(row) == "mean of 2: 0.010 [0.005, 0.015] nat; worst 0.020 [0.010, 0.030]"
     assert row["verdict"] == "inconclusive"  # the mean lies inside the rule, one of the settings may not
 
 

@@ -122,6 +122,7 @@ def row(claim: dict, value: dict, tier: str, premise: dict | None = None) -> dic
         "interval": interval,
         "interval_is": range_,
         "worst": None if headline is value else {"value": value["value"], "interval": ends(value)},
+        "settings": value.get("settings"),
         "n": headline.get("n"),
         "unit": headline.get("unit"),
         "tier": tier,
@@ -152,12 +153,12 @@ def number(value) -> str:
 
 def shown_value(row: dict) -> str:
     """'0.0051 [0.0012, 0.0090] nat'; an interval of width w is shown to two digits of w. Of several settings the mean, and
-    the one that the rule looks at: 'mean 0.010 [0.002, 0.018] nat; worst 0.020 [0.012, 0.030]'."""
+    the one that the rule looks at: 'mean of 3: 0.010 [0.002, 0.018] nat; worst 0.020 [0.012, 0.030]'."""
     unit = f" {row['unit']}" if row["unit"] and row["ours"] is not None else ""
     if row.get("worst"):
         worst = with_interval(row["worst"]["value"], row["worst"]["interval"])
-        return f"mean {with_interval(row['ours'], row['interval'])}{unit}; worst {worst}"
-    return with_interval(row["ours"], row["interval"]) + unit
+        return f"mean of {row['settings']}: {with_interval(row['ours'], row['interval'])}{unit}; worst {worst}"
+    return with_interval(row["ours"], row["interval"]) + unit + (", one setting" if row.get("settings") == 1 else "")
 
 
 def with_interval(value, interval: list[float] | None) -> str:

@@ -33,7 +33,8 @@ def renewed(root: Path, text: str) -> str:
     found = BLOCK.search(text)
     if not found:
         raise Misuse("README.md has no <!-- verdicts ... --> block; put it back from its history")
-    told = f"{report_evidence.trained(root, TIER, runs(root))} {phase(root)} {location(root)} {placebo(root)}"
+    trained = report_evidence.trained(root, TIER, runs(root))
+    told = "\n".join([trained, "", f"- {phase(root)}", f"- {location(root)}", f"- {placebo(root)}", ""])
     made = block(read_json(source), found[2].split(), told)
     return text[: found.start()] + found[1] + made + found[3] + text[found.end() :]
 
@@ -52,9 +53,10 @@ def location(root: Path) -> str:
     """What is left of the early deficit where one kind of tensor keeps AdamW's second moment, from extra_gap_location."""
     values = values_of(root, "extra_gap_location")
     gap = {name: text(values[f"gap.{name}"], True, 3) for name in ("none", "query_key", "mlp", "tables")}
+    seeds = values["gap.none"]["n"]
     return (
-        f"Of the deficit after 813 steps (here {gap['none']}) one second moment per weight in query and key alone leaves "
-        f"{gap['query_key']}, in the MLP {gap['mlp']}, in embedding and output {gap['tables']}."
+        f"Of the deficit after 813 steps ({gap['none']} over {seeds} seeds) one second moment per weight in query and key "
+        f"alone leaves {gap['query_key']}, in the MLP {gap['mlp']}, in embedding and output {gap['tables']}."
     )
 
 

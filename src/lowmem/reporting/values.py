@@ -23,6 +23,7 @@ class Value(TypedDict, total=False):
     method: str  # of the interval, see analysis/stats.py
     range: str  # what low and high are, where it is no 95 % interval
     by_seed: dict[str, float]  # the numbers of which it is the mean
+    settings: int  # of how many values it is the worst or least
     parts: list[dict]  # the values of which it is the worst or least, for Holm's correction
     pooled: dict  # the mean of these parts, the headline of a claim about all of them
     busy: str  # of a time: what competed for the cores while it was taken, so that it decides nothing

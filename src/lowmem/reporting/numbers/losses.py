@@ -153,6 +153,7 @@ def extreme(entries: Iterable[Value], how: Callable) -> Value:
         reason = "; ".join(dict.fromkeys(entry["reason"] for entry in gone)) or "not run: nothing to compare"
         return missing(reason, sides.pop() if len(sides) == 1 else None)
     found = estimated(how([as_estimate(entry) for entry in entries]), entries[0]["unit"])
+    found["settings"] = len(entries)
     if len(entries) < 2:
         return found
     return {**found, "parts": [{key: entry[key] for key in PART} for entry in entries], **pooled(entries)}
