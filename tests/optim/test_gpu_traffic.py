@@ -121,6 +121,11 @@ def test_the_page_of_benchmarks_prints_these_counts_beside_fused_adamw_and_says_
     clipped = rows["`Lomo` with norm clipping, both passes"]
     assert clipped[:1] + clipped[2:4] == [fp32[0], fp32[1], bf16[1]]
     assert {"`torch.optim.AdamW", "the official adam-mini 1.1.1"} <= {name.partition("(")[0] for name in rows}
+    (ours, _, moved, *_), (theirs, _, more, *_) = rows["`AdamMini`, Triton kernels"], rows["`AdamW`"]
+    told = f"`AdamMini` starts {ours} kernels and moves {moved} bytes per weight in fp32, where "
+    assert told + f"the fused `AdamW` has {theirs} and {more}" in " ".join(
+        (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split()
+    )
 
 
 def test_a_7b_model_starts_two_launches_per_tensor_and_those_on_lists():
