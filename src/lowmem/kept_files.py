@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -69,6 +70,8 @@ def write_json(path: Path, value: dict) -> dict:
 
 def read_json(path: Path) -> dict:
     """The object that write_json kept; Damaged unless it is unaltered."""
+    if path.exists() and not path.is_file():
+        raise Damaged(path, "is no ordinary file")
     try:
         value = files.read_json(path)
     except Failed as error:
@@ -182,6 +185,8 @@ _known: dict[tuple, str] = {}
 def _once(look: Callable[[Path], str], path: Path) -> str:
     """look(path), once per process for each state of a file: inode, size and dates, of which a change cannot be undone."""
     at = os.stat(path)
+    if not stat.S_ISREG(at.st_mode):
+        raise Damaged(path, "is no ordinary file")  # a pipe would be waited for without end
     key = (look, str(path), at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
     if key not in _known:
         _known[key] = look(path)

@@ -153,3 +153,11 @@ def test_what_cannot_be_written_is_one_line(tmp_path, blocked):
     (tmp_path / "taken").write_text("") if "a file" in blocked[:6] else (tmp_path / "taken/a.pt").mkdir(parents=True)
     with pytest.raises(Failed, match=r"cannot write .*a\.pt: .*check permissions"):
         kept_files.write(tmp_path / "taken/a.pt", b"x")
+
+
+def test_a_pipe_in_the_place_of_a_kept_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "val.bin")
+    with pytest.raises(Damaged, match="is no ordinary file"):
+        kept_files.check(tmp_path / "val.bin", "0" * 64)
+    with pytest.raises(Damaged, match="is no ordinary file"):
+        kept_files.read_json(tmp_path / "val.bin")

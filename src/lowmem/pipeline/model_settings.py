@@ -5,6 +5,7 @@ import functools
 import math
 from pathlib import Path
 
+from lowmem.data.limits import MOST
 from lowmem.errors import Misuse, nearest
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -25,6 +26,8 @@ def check(model: dict, path: Path) -> None:
             raise Misuse(f"{path}: model: unknown key {key!r}{nearest(key, BESIDES | known.keys())}")
         if key in known and not fits(value, *known[key]):
             raise Misuse(f"{path}: model.{key}: {value!r} is not {wanted(*known[key])}")
+        if isinstance(value, int) and value > MOST.get(key, value):
+            raise Misuse(f"{path}: model.{key}: {value} is more than any model here has; at most {MOST[key]}")
 
 
 @functools.cache

@@ -142,8 +142,8 @@ def check_members(optimizer) -> None:
     if new:
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
         warnings.warn(
-            f"{new[0]}{more}: came into the model after the optimizer was built and is in none of its groups, so it does "
-            "not train; call opt.add_param_group({'params': [...]}), or give it an optimizer of its own",
+            f"{new[0]}{more}: was added to the model, or unfrozen, after the optimizer was built and is in none of its groups, "
+            "so it does not train; call opt.add_param_group({'params': [...]}), or give it an optimizer of its own",
             stacklevel=5,
         )
     members.left_out |= {p for p in come if p.requires_grad}  # said once

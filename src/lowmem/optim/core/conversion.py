@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from lowmem.optim.core.loading import fitted
+from lowmem.optim.core.loading import check_form, fitted
 from lowmem.optim.core.state_dict import pack
 
 
@@ -19,6 +19,9 @@ def convert(state: dict, to: torch.optim.Optimizer) -> dict:
     moments and step counts come over, settings are those of `to`. ValueError with the reason where it is not defined.
     """
     inner = getattr(to, "inner", to)
+    if not hasattr(inner, "known_as"):
+        raise ValueError(f"convert(state, to=...): `to` is an optimizer of lowmem.optim, not {type(to).__name__}")
+    check_form(state)
     members = [p for group in inner.param_groups for p in group["params"]]
     if any(inner.shard(p) is not None for p in members):
         raise ValueError(
@@ -28,15 +31,22 @@ def convert(state: dict, to: torch.optim.Optimizer) -> dict:
     entries = list(state.get("state", {}).values())
     if any("m" in entry and entry.keys() & {"v", "vmean"} for entry in entries):
         state = _from_official(inner, state)
-    elif any("blocks" in group for group in state.get("param_groups", ())) and not inner.uses_blocks:
+    elif any("blocks" in group for group in state["param_groups"]) and keeps_squares(inner) and not inner.uses_blocks:
         raise ValueError(
             f"the state is AdamMini's, whose second moments are means over blocks; {inner.known_as()} needs "
-            "what they do not tell"
+            "one for each weight"
         )
     groups, found = fitted(inner, state)
     number = {p: i for i, p in enumerate(members)}
     groups = [{**group, "params": [number[p] for p in group["params"]]} for group in groups]
     return pack(inner, {"state": {number[p]: entry for p, entry in found.items()}, "param_groups": groups})
+
+
+def keeps_squares(optimizer) -> bool:
+    """Whether an optimizer keeps second moments in the form of Adam's."""
+    group = optimizer.param_groups[0]
+    known = next((p for p in group["params"] if p in optimizer.members.blocks), None)
+    return known is not None and "exp_avg_sq" in optimizer.init(known, group, optimizer.blocks(known), known.dtype)
 
 
 def _from_official(optimizer, state: dict) -> dict:

@@ -278,11 +278,10 @@ class FusedBackward(Optimizer):
 
     def load(self, state_dict: dict) -> None:
         """Take over what save() returned."""
-        fused = state_dict.get("fused", {})
+        scale = self.loss_scale.read(state_dict.get("fused", {}))
         self.inner.load_state_dict({key: value for key, value in state_dict.items() if key != "fused"})
         self.params.read(self.param_groups, self.inner.model())
-        self.loss_scale.value = fused.get("scale", self.loss_scale.value)
-        self.loss_scale.clean_steps = fused.get("clean_steps", self.loss_scale.clean_steps)
+        self.loss_scale.value, self.loss_scale.clean_steps = scale
 
     def state_bytes(self) -> int:
         """Bytes of the state of this process, see RuleOptimizer.state_bytes."""

@@ -7,6 +7,7 @@ number; parameters that were frozen on one side; the second moment of an Adam, o
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,10 @@ FOREIGN = {
     **dict.fromkeys(("foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"), False),
     **dict.fromkeys(("amsgrad", "maximize", "centered"), True),
 }
-SIGNS = (  # names of state that tell whose it is
+SIGNS = (  # names of state that tell whose it is, the more telling ones first
+    ({"exp_inf"}, "torch.optim.Adamax"), ({"mu_product"}, "torch.optim.NAdam"), ({"acc_delta"}, "torch.optim.Adadelta"),
     ({"vmean"}, "the official adam_mini"), ({"row_var"}, "torch.optim.Adafactor"), ({"variance"}, "torch.optim.Adafactor"),
-    ({"max_exp_avg_sq"}, "Adam with amsgrad"), ({"exp_avg_sq_row"}, "an Adafactor"), ({"exp_avg_res_row"}, "CAME"),
+    ({"max_exp_avg_sq"}, "Adam with amsgrad"), ({"exp_avg_res_row"}, "CAME"), ({"exp_avg_sq_row"}, "an Adafactor"),
     ({"exp_avg", "exp_avg_sq"}, "an Adam"), ({"accumulator_0"}, "SM3"), ({"square_avg"}, "torch.optim.RMSprop"),
     ({"sum"}, "torch.optim.Adagrad"), ({"momentum_buffer"}, "SGD with momentum"), ({"exp_avg"}, "Lion"),
 )  # fmt: skip
@@ -36,8 +38,7 @@ SIGNS = (  # names of state that tell whose it is
 
 def fitted(optimizer, saved: dict) -> tuple[list[dict], dict]:
     """(groups, {parameter: state}) of a state dictionary as this optimizer has them. ValueError for what cannot be used."""
-    if not isinstance(saved, dict) or not {"state", "param_groups"} <= saved.keys():
-        raise ValueError("the state of an optimizer is a dictionary with 'state' and 'param_groups'")
+    check_form(saved)
     source = _source([saved["state"].get(i, {}) for group in saved["param_groups"] for i in group["params"]])
     matches = matched(optimizer, saved, source)
     groups, state = [], {}
@@ -53,12 +54,34 @@ def fitted(optimizer, saved: dict) -> tuple[list[dict], dict]:
     return groups, state
 
 
+def check_form(saved: dict) -> None:
+    """ValueError for what is no state dictionary."""
+    if not isinstance(saved, dict) or not {"state", "param_groups"} <= saved.keys():
+        raise ValueError("the state of an optimizer is a dictionary with 'state' and 'param_groups'")
+    entries, groups = saved["state"], saved["param_groups"]
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise ValueError("'state' of an optimizer's state is a dictionary with one dictionary for each parameter")
+    lists = (list, tuple)
+    if not isinstance(groups, lists) or not all(
+        isinstance(group, dict) and isinstance(group.get("params"), lists) for group in groups
+    ):
+        raise ValueError(
+            "'param_groups' of an optimizer's state is a list of dictionaries, each with a list of 'params'"
+        )
+
+
 def _settings(optimizer, theirs: dict, live: dict, source: str) -> dict:
     """A saved group's settings, completed by this optimizer's; those of storage and the parameters are its own."""
     kind = optimizer.known_as()
     wrong = next((key for key, matters in FOREIGN.items() if matters and theirs.get(key) is True), None)
     if wrong:
         raise ValueError(f"the state was saved with {wrong}=True, which {kind} does not have")
+    if theirs.get("decoupled_weight_decay") is False and theirs.get("weight_decay"):
+        raise ValueError(
+            f"the state was saved with weight_decay={theirs['weight_decay']} added to the gradient (as torch.optim.Adam does), "
+            f"which {kind} takes off the weights; to go on so, set weight_decay in its param_groups anew and "
+            "decoupled_weight_decay to True"
+        )
     own = {key: live[key] for key in STORAGE if key in live}
     left_out = {*OWN, *FOREIGN} | (RULES - live.keys())
     kept = {key: copy.deepcopy(value) for key, value in theirs.items() if key not in left_out}
@@ -109,12 +132,14 @@ def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -
         if optimizer.scalars(group, 2.0) != optimizer.scalars(group, 1000.0):
             raise ValueError(f"{name}: the state has no step count, which {kind} needs")
         step = 1.0
-    entry = {"step": torch.tensor(float(step), dtype=torch.float32, device="cpu")}
+    entry = {"step": torch.tensor(_count(name, step), dtype=torch.float32, device="cpu")}
     replicated = optimizer.replicated(blocks)
     for key, value in found.items():
         fresh = want.get(key, value)
         if not isinstance(value, Tensor):
             raise ValueError(f"{name}: saved {key} is {type(value).__name__}, expected a tensor")
+        if not (value.is_floating_point() or value.dtype == torch.int8):
+            raise ValueError(f"{name}: saved {key} is {value.dtype}, expected floating-point numbers or int8 codes")
         whole = tuple(fresh.shape) if key in replicated or optimizer.shard(p) is None else blocks.shape
         shape = tuple(value.shape)
         if (
@@ -140,6 +165,18 @@ def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -
         )
         entry[LOW] = placed(optimizer, p, LOW, low) if fits else empty
     return entry
+
+
+def _count(name: str, step) -> float:
+    """A saved step count as a number. ValueError where it is none that a run can have."""
+    try:
+        count = float(step)
+    except (TypeError, ValueError, RuntimeError):
+        count = math.nan
+    if not 0 <= count < math.inf:
+        shown = tuple(step.shape) if isinstance(step, Tensor) and step.numel() != 1 else step
+        raise ValueError(f"{name}: the saved step count is {shown!r}, expected one number of 0 or more")
+    return count
 
 
 def _takes_means(group: dict, blocks) -> bool:

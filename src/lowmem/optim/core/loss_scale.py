@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from lowmem.optim.core.hyperparameters import is_number
+
 START, GROWTH, WINDOW, SMALLEST = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
 
 
@@ -15,6 +19,15 @@ class LossScale:
         self.dynamic = setting == "dynamic"
         self.value = START if self.dynamic else float(setting or 1.0)
         self.clean_steps = 0
+
+    def read(self, saved: dict) -> tuple[float, int]:
+        """(value, clean steps) of a saved state, this one's where it names none. ValueError for what they cannot be."""
+        if not isinstance(saved, dict):
+            raise ValueError(f"'fused' in the state is {type(saved).__name__}, expected a dictionary")
+        value, steps = saved.get("scale", self.value), saved.get("clean_steps", self.clean_steps)
+        if not is_number(value) or not 0 < float(value) < math.inf or not is_number(steps) or not 0 <= steps < math.inf:
+            raise ValueError(f"the saved loss scale is {value!r} after {steps!r} clean steps, expected finite numbers")
+        return float(value), int(steps)
 
     def overflow(self, name: str) -> None:
         """Halve a dynamic scale. FloatingPointError, naming the parameter, where it cannot fall further."""

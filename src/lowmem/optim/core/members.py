@@ -43,6 +43,12 @@ class Members:
         self._model = None if model is None else weakref.ref(model)
         self.watch = None if model is None else Watch(model)
 
+    def leave_out(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Parameters of the model that no group has: on purpose, but for those that are frozen and may be thawed."""
+        self.left_out = {p for p in parameters if p.requires_grad}
+        if self.watch is not None:
+            self.watch.frozen = [p for p in parameters if not p.requires_grad]
+
     @property
     def model(self) -> nn.Module | None:
         """The model, if there was one and it is still alive."""

@@ -24,14 +24,24 @@ def check_code(name: str, kind: str, group: dict) -> None:
         )
 
 
+def wrong_scales(scale, count: int) -> str | None:
+    """What a saved state has in place of `count` scales, each nan or 0 or more; None where they are right."""
+    if scale is None:
+        return "no scales"
+    if not isinstance(scale, Tensor) or not scale.is_floating_point():
+        return f"scales that are {getattr(scale, 'dtype', type(scale).__name__)}"
+    if tuple(scale.shape) != (count,):
+        return f"{scale.numel()} scales" + (f" of shape {tuple(scale.shape)}" if scale.ndim != 1 else "")
+    return "scales below 0" if bool((scale < 0).any()) else None
+
+
 def recoded(
     optimizer, p: Tensor, key: str, value: Tensor, scale: Tensor | None, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """State `key`, and its scales if `dtype` is int8, from a saved tensor and its scales (None: it is not in codes)."""
     name, shape = optimizer.name(p), optimizer.blocks(p).shape
     count = scale_count(optimizer.blocks(p).numel)
-    if value.dtype == torch.int8 and (scale is None or scale.numel() != count):
-        got = "no scales" if scale is None else f"{scale.numel()} scales"
+    if value.dtype == torch.int8 and (got := wrong_scales(scale, count)):
         raise ValueError(
             f"{name}: saved {key} is in 8-bit codes with {got}, its {optimizer.blocks(p).numel} elements need {count}"
         )

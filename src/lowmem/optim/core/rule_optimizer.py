@@ -53,6 +53,7 @@ from lowmem.optim.core.state_dict import complete, pack
 from lowmem.optim.core.storage import (
     Copies,
     as_exact,
+    check_codes,
     check_state,
     check_storage,
     is_coded,
@@ -119,7 +120,7 @@ class RuleOptimizer(Rule, Scaled, Optimizer):
         if everything:
             self.members.movable = {p for p in members if not p.requires_grad}
         if (known := self.model()) is not None:
-            self.members.left_out = set(known.parameters()) - set(members)
+            self.members.leave_out(set(known.parameters()) - set(members))
         check_patterns(self._no_decay, list(self.members.names.values()))
         if not any(p.requires_grad for p in members):
             warnings.warn(f"{type(self).__name__} got no trainable parameter", stacklevel=3)
@@ -264,6 +265,9 @@ class RuleOptimizer(Rule, Scaled, Optimizer):
         refuse_capture()
         self.check_shards()
         states, layouts = self._states(work)
+        if any(map(is_coded, self.param_groups)):
+            for (_, p, _), state in zip(work, states):
+                check_codes(self.name(p), state)
         hypers: dict = {} if self.shared is None else self.shared
         shards, here, cut = self.shards.of, [], []
         counters = [state["step"] for state in states]

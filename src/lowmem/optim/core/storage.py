@@ -49,6 +49,19 @@ def extra_state(p: Tensor, state: dict[str, Tensor], blocks: ParamBlocks, group:
     return found
 
 
+def check_codes(name: str, state: dict[str, Tensor]) -> None:
+    """RuntimeError where somebody has cast codes or their scales: as other numbers they mean nothing."""
+    for key in state:
+        if not is_scale(key):
+            continue
+        for part, dtype in ((key.removesuffix(SCALE), torch.int8), (key, torch.float32)):
+            if state[part].dtype != dtype:
+                raise RuntimeError(
+                    f"{name}: {part} was cast to {state[part].dtype}, but belongs to 8-bit codes and is {dtype}; to keep the "
+                    "moment in another dtype, load the state into an optimizer with that state_dtype"
+                )
+
+
 def check_state(lay, form: str, state: dict[str, Tensor], replicated: tuple[str, ...]) -> None:
     """RuntimeError for a state tensor that somebody has replaced by one of another size."""
     for key, value in state.items():
