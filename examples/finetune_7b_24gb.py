@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lowmem.optim import AdamMini, FusedBackward
 
 RATE, WARMUP, EVERY = 1e-5, 20, 500  # steps of warm-up, steps from one checkpoint to the next
+len(sys.argv) > 3 or sys.exit(__doc__)
 name, text, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 steps, length = (int(x) for x in (*sys.argv[4:], *("1000", "2048")[len(sys.argv) - 4 :]))
 device = "cuda" if torch.cuda.is_available() else "cpu"

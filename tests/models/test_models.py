@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from lowmem import partition
 from lowmem.errors import Misuse
 from lowmem.models import _attention, gpt2, llama
+from lowmem.pipeline import model_settings
 
 GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 50, "block_size": 24}
 LLAMA = {**GPT2, "n_hidden": 48}
@@ -238,6 +240,14 @@ def test_wrong_model_settings_are_refused_in_one_line(build, settings, word):
     with pytest.raises(Misuse, match=word) as caught:
         build(**settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_embd", "block_size", "vocab_size"])
+def test_sizes_beyond_any_models_are_refused_before_memory_is_taken(key):
+    with pytest.raises(
+        Misuse, match=rf"x\.yaml: model\.{key}: 1000000000000 is more than any model here has; at most "
+    ):
+        model_settings.check({"name": "llama", key: 10**12}, Path("x.yaml"))
 
 
 def test_shuffled_matrices_change_no_output_and_no_step_of_adamw_but_the_blocks():

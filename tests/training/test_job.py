@@ -308,6 +308,7 @@ def test_recorded_code_holds_every_module_that_decides_the_result(root):
         for name in (
             "data/fetch",
             "data/archives",
+            "data/limits",
             "data/tokenizers",
             "pipeline/grids",
             "pipeline/model_settings",

@@ -1,7 +1,7 @@
 """LAMB (You et al., arXiv 1904.00962): Adam's direction, scaled per tensor to the norm of its weights.
 
-Reference: the published algorithm with bias correction, as in torch_optimizer / pytorch_optimizer. The trust ratio is 1
-where a norm is zero.
+Reference: the published algorithm with bias correction. The trust ratio is 1 where a norm is zero. Its steps are
+not those of pytorch_optimizer, which clamps that norm at 10, adds eps to the direction's, and corrects the first moment alone.
 """
 
 from typing import Unpack
