@@ -72,14 +72,53 @@ def test_trying_attention_leaves_it_as_it_was():
     assert all(p.grad is None for p in model.parameters())
 
 
+class Memory(Fused):
+    def forward(self, x, memory):
+        return super().forward(x + memory)
+
+
+class Masked(Fused):
+    def forward(self, x, mask):
+        return super().forward(x if mask is None else x * mask)
+
+
+class Sized(Fused):
+    def forward(self, x, height, width):
+        return super().forward(x.view(1, height, width, -1).flatten(1, 2))
+
+
+class Windowed(Fused):
+    """Swin's: of 49 positions, with a table of their offsets."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.table = nn.Parameter(torch.zeros(13 * 13, HEADS))
+
+    def forward(self, x):
+        return super().forward(x + self.table.sum() * x.view(1, 49, -1))
+
+
+@pytest.mark.parametrize("kind", [Memory, Masked, Sized, Windowed])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_attention_that_asks_for_more_than_features_is_tried_too(kind, mode):
+    model = nn.Sequential(kind("head after head"))
+    with mode():
+        assert segments(model) == IN_TURN
+
+
 def test_attention_that_cannot_be_tried_alone_keeps_the_usual_order():
     class Asks(Fused):
         def forward(self, x, memory):
-            return super().forward(x + memory)
+            return super().forward(x + memory["tokens"])
 
-    assert segments(nn.Sequential(Asks()))[:8] == [6, 12, 18, 24, 30, 36, 42, 48]
+    with pytest.warns(UserWarning, match=r"Asks: running it alone did not tell in which order.*head_first=True"):
+        assert segments(nn.Sequential(Asks()))[:8] == [6, 12, 18, 24, 30, 36, 42, 48]
+
+
+def test_attention_without_weights_is_tried_with_others():
     with torch.device("meta"):
-        assert segments(nn.Sequential(Fused("head after head")))[:2] == [6, 12]
+        model = nn.Sequential(Fused("head after head"))
+    assert segments(model) == IN_TURN and all(p.is_meta for p in model.parameters())
 
 
 class OwnNorm(nn.Module):

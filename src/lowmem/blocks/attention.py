@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import warnings
 
 from torch import nn
 
 from lowmem.blocks.adapters import claim_adapters
-from lowmem.blocks.attention_probe import fused_parts
+from lowmem.blocks.attention_probe import fused_parts, is_described
 from lowmem.blocks.attention_variants import layout
 from lowmem.blocks.heads import head_counts, head_size, is_a, no_heads, own_size
 from lowmem.blocks.layers import (
@@ -179,6 +180,13 @@ def fused_role(module: nn.Module, layer: nn.Module) -> Role:
     if is_a(module, ("CodeGenAttention",)):  # made for four devices: four times queries, values, keys
         quarter = heads * size // 4
         return Role("fused", axis, parts=tuple((part, quarter, size) for part in ("query", "value", "key")) * 4)
+    if not is_described(module):
+        warnings.warn(
+            f"{type(module).__name__}: running it alone did not tell in which order its fused projection has queries, keys and "
+            "values; taken for all queries, then all keys, then all values. If they lie head after head, set head_first=True "
+            "on the module before blocks are found",
+            stacklevel=2,
+        )
     turns = kv_heads if is_a(module, GROUPED) else 1
     queries, keys = heads * size // turns, kv_heads * size // turns
     return Role("fused", axis, parts=(("query", queries, size), ("key", keys, size), ("value", keys, size)) * turns)

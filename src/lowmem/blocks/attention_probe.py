@@ -8,6 +8,11 @@ of its channels, a value row feeds one channel.
 
 from __future__ import annotations
 
+import copy
+import inspect
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +21,7 @@ from lowmem.blocks.layers import CONVOLUTIONS, is_projection
 
 DESCRIBED = ("torch", "transformers", "diffusers", "lowmem", "peft")  # packages whose layouts attention.py knows
 POSITIONS = 4
+MOST_POSITIONS, MOST_NUMBERS = 256, 1 << 28
 
 Part = tuple[str, int, int]
 
@@ -28,13 +34,15 @@ def fused_parts(module: nn.Module, layer: nn.Module) -> tuple[Part, ...] | None:
     """Parts of a fused projection in the order of its rows, as in Role; None where running the module does not tell."""
     heads, _ = head_counts(module)
     own = [*module.parameters(), *module.buffers()]
-    plain = all(type(x) in (Tensor, nn.Parameter) and x.device.type not in ("meta",) for x in own)
-    if heads is None or not plain or type(module).__module__.split(".")[0] in DESCRIBED:
+    plain = all(type(x) in (Tensor, nn.Parameter) for x in own)
+    if heads is None or not plain or is_described(module):
         return None
+    if any(x.is_meta for x in own):
+        return _on_cpu(module, layer, own)
     training = [(m, m.training) for m in module.modules()]
     devices = {x.device for x in own if x.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(0)
             module.eval()
             caught = _run(module, layer)
@@ -46,12 +54,29 @@ def fused_parts(module: nn.Module, layer: nn.Module) -> tuple[Part, ...] | None:
             m.training = mode
 
 
+def is_described(module: nn.Module) -> bool:
+    """Whether it comes from a package whose layouts are known without trying."""
+    return type(module).__module__.split(".")[0] in DESCRIBED
+
+
+def _on_cpu(module: nn.Module, layer: nn.Module, own: list[Tensor]) -> tuple[Part, ...] | None:
+    """fused_parts of a copy with random weights, for a module without any; None where that takes too much memory."""
+    if sum(x.numel() for x in own) > MOST_NUMBERS:
+        return None
+    name = next(name for name, child in module.named_modules() if child is layer)
+    filled = copy.deepcopy(module).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for p in filled.parameters():
+            p.normal_(0, 0.1)
+        for buffer in filled.buffers():
+            buffer.zero_()
+    return fused_parts(filled, filled.get_submodule(name))
+
+
 def _run(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
     """(output of the fused layer, input of the output layer), channels last, from the first form of input that works."""
-    weight = layer.weight
-    width = layer.in_channels if isinstance(layer, CONVOLUTIONS) else layer.in_features
-    forms = [(1, POSITIONS, width), (1, 2, 2, width), (1, width, 2, 2)]
-    for form in forms[2:] if isinstance(layer, CONVOLUTIONS) else forms:
+    for inputs in _inputs(module, layer):
         seen: list[Tensor] = []
 
         def replace(_layer, _inputs, output, seen=seen):
@@ -65,8 +90,7 @@ def _run(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
         others = [m for m in module.modules() if is_projection(m) and m is not layer]
         handles = [layer.register_forward_hook(replace), *(m.register_forward_pre_hook(catch) for m in others)]
         try:
-            with torch.enable_grad():
-                module(torch.randn(form, dtype=weight.dtype, device=weight.device))
+            module(*inputs)
         except _Caught as caught:
             last = -1 if not isinstance(layer, CONVOLUTIONS) else 1
             rows, out = seen[0], caught.args[0]
@@ -77,6 +101,35 @@ def _run(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
             for handle in handles:
                 handle.remove()
     return None
+
+
+def _inputs(module: nn.Module, layer: nn.Module) -> Iterator[tuple]:
+    """Arguments to try the module with: features of a few positions, and for what else it asks nothing, features, or sizes."""
+    weight = layer.weight
+    convolution = isinstance(layer, CONVOLUTIONS)
+    width = layer.in_channels if convolution else layer.in_features
+    forms = [(1, width, 2, 2)] if convolution else [(1, POSITIONS, width), (1, 2, 2, width), (1, width, 2, 2)]
+    forms += [] if convolution else [(1, count, width) for count in _windows(module)]
+    asked = [p for p in inspect.signature(module.forward).parameters.values() if p.default is p.empty]
+    more = max(sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in asked) - 1, 0)
+    for form in forms:
+        features = torch.randn(form, dtype=weight.dtype, device=weight.device)
+        yield features, *[None] * more
+        if more:
+            yield features, *[torch.randn_like(features) for _ in range(more)]
+            yield features, *[2] * more  # height and width of four positions
+            yield features, *[torch.ones(form[1], form[1], dtype=torch.bool, device=weight.device)] * more
+
+
+def _windows(module: nn.Module) -> list[int]:
+    """Numbers of positions that tables of the module are made for: (n, n) of pairs, ((2w - 1)^2, heads) of offsets."""
+    counts = []
+    for table in (*module.buffers(), *module.parameters(recurse=False)):
+        if table.ndim == 2 and table.shape[0] == table.shape[1]:
+            counts.append(table.shape[0])
+        elif table.ndim == 2 and (side := math.isqrt(table.shape[0])) ** 2 == table.shape[0] and side % 2:
+            counts.append(((side + 1) // 2) ** 2)
+    return sorted({count for count in counts if 1 < count <= MOST_POSITIONS})
 
 
 def _read(rows: Tensor, out: Tensor, heads: int) -> tuple[Part, ...] | None:
