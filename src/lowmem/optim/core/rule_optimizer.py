@@ -391,14 +391,12 @@ class RuleOptimizer(Rule, Scaled, Optimizer):
 
 def counted(counters: list[Tensor]) -> list:
     """Step counters go up by one; what they are then, as numbers, or as themselves while torch.compile traces."""
-    if torch.compiler.is_compiling() and counters:
+    if all(type(counter) is Tensor for counter in counters) and not torch.compiler.is_compiling():
+        for counter in counters:
+            counter.fill_(counter.item() + 1.0)  # on a CPU less than half of what an addition costs
+    else:
         torch._foreach_add_(counters, 1.0)
-        return counters
-    steps = []
-    for counter in counters:
-        steps.append(counter.item() + 1.0)
-        counter.fill_(steps[-1])  # on a CPU less than half of what an addition costs
-    return steps
+    return counters if torch.compiler.is_compiling() else [counter.item() for counter in counters]
 
 
 def as_numbers(group: dict) -> dict:
