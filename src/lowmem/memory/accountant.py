@@ -36,11 +36,16 @@ from lowmem.optim.core import cpu_kernel, data_parallel
 from lowmem.optim.core.fused_backward import FusedBackward
 from lowmem.optim.core.rule import Update
 
+FAKE = getattr(FakeTensorMode.__torch_dispatch__, "__wrapped__", FakeTensorMode.__torch_dispatch__)
+
 
 class Shapes(FakeTensorMode):
     """Tensors without data, whose operations are not kept from a compiler one by one: nobody compiles here."""
 
-    __torch_dispatch__ = getattr(FakeTensorMode.__torch_dispatch__, "__wrapped__", FakeTensorMode.__torch_dispatch__)
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is fake_kernels.GROUPED and args[0].dtype != torch.bfloat16:
+            return fake_kernels.grouped_product(*args, **(kwargs or {}))
+        return FAKE(self, operation, types, args, kwargs)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
