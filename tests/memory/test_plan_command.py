@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -128,6 +129,31 @@ def test_state_is_for_every_optimizer_that_has_it_and_for_weights_in_bf16(capsys
     cell = TrainingSetup(optimizer={})
     assert plan_command.usual(cell, "int8") == ["adamw+int8", "adam_mini+int8", "lomo"]
     assert plan_command.usual(cell, None) == ["adamw", "adam_mini", "lomo"]
+
+
+INSIDE = "--precision bf16 --checkpointing --optimizer"
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits", "says"),
+    [
+        ("adam_mini", ["lomo", "adam_mini+int8+backward"], f"{INSIDE} adam_mini+backward --state int8"),
+        ("adam_mini", ["adam_mini+backward", "adam_mini+int8+backward"], f"{INSIDE} adam_mini+backward"),
+        ("lion+int8", ["lomo", "lion+backward", "lion+int8+backward"], f"{INSIDE} lion+backward --state int8"),
+        ("adafactor", ["lomo", "adafactor+backward"], f"{INSIDE} adafactor+backward"),
+        ("adamw8bit", ["adam_mini+backward", "lomo"], f"{INSIDE} lomo"),
+        ("lomo", ["adam_mini+backward"], f"{INSIDE} adam_mini+backward"),
+    ],
+)
+def test_advice_tries_the_optimizer_asked_for_before_another(asked, fits, says, monkeypatch):
+    small = [plan_command.optimizer_settings(name) for name in fits]
+
+    def need(_, cell):
+        return SimpleNamespace(peak=0 if cell.optimizer in small and cell.checkpointing else 1e15)
+
+    monkeypatch.setattr(plan_command, "estimate_memory", need)
+    cell, gpu = TrainingSetup(optimizer={}, precision="mixed"), hardware.find("rtx-4090")
+    assert plan_command.advice(None, cell, gpu, asked) == f"one sequence fits with {says}"
 
 
 def test_every_second_layer_recomputed_keeps_half_of_what_recomputing_saves():

@@ -189,16 +189,13 @@ def advice(model: Target, cell: TrainingSetup, gpu: Gpu, name: str) -> str:
     named = {"optimizer": optimizer_settings(name), "batch": 1}
     low = {"precision": "bf16"} if cell.precision != "bf16" else {}
     saved = {"checkpointing": True}
-    apart = cell.adapters is not None or cell.accumulate > 1 or (cell.zero == 1 and cell.data_parallel > 1)
-    inside = [] if apart else ["lomo", f"adam_mini{BACKWARD}"]
     steps = [
         ("--checkpointing", saved),
         ("--precision bf16", low),
         ("--precision bf16 --checkpointing", {**low, **saved}),
     ]
-    for way in inside:
-        flags = f"--precision bf16 --checkpointing --optimizer {way}"
-        steps.append((flags, {**low, **saved, "optimizer": optimizer_settings(way)}))
+    for flags, settings in inside(cell, name):
+        steps.append((f"--precision bf16 --checkpointing --optimizer {flags}", {**low, **saved, "optimizer": settings}))
     gpus = cell.gpus
     while gpus < MOST_GPUS_TRIED:
         gpus *= 2
@@ -211,3 +208,17 @@ def advice(model: Target, cell: TrainingSetup, gpu: Gpu, name: str) -> str:
             if estimate_memory(model, wanted).peak <= plan_text.HEADROOM * gpu.usable:
                 return f"one sequence fits with {flags}"
     return "nothing tried fits: use a GPU with more memory"
+
+
+def inside(cell: TrainingSetup, name: str) -> list[tuple[str, dict]]:
+    """(flags, settings) of optimizers inside backward that a cell allows: the one asked for in its own ways, then others."""
+    if cell.adapters is not None or cell.accumulate > 1 or (cell.zero == 1 and cell.data_parallel > 1):
+        return []
+    plain = name.partition("+")[0]
+    own = [f"{plain}{INT8}{BACKWARD}"] if INT8 in name else [f"{plain}{BACKWARD}", f"{plain}{INT8}{BACKWARD}"]
+    found = []
+    for way in dict.fromkeys([*own, "lomo", f"adam_mini{BACKWARD}"]):
+        flags = f"{way.replace(INT8, '')} --state int8" if INT8 in way else way
+        with contextlib.suppress(Misuse):  # it has no such way
+            found.append((flags, optimizer_settings(way)))
+    return found
