@@ -131,6 +131,15 @@ def test_state_is_for_every_optimizer_that_has_it_and_for_weights_in_bf16(capsys
     assert plan_command.usual(cell, None) == ["adamw", "adam_mini", "lomo"]
 
 
+def test_every_plan_in_the_documentation_has_a_row_under_its_head():
+    text = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    below = [
+        re.match(r"optimizer +peak .*\n(.*)", text[at.start() :])[1]
+        for at in re.finditer(r"^optimizer +peak ", text, re.M)
+    ]
+    assert len(below) >= 2 and all(re.match(r"\w+ +[\d.]+ ", line) for line in below), below
+
+
 INSIDE = "--precision bf16 --checkpointing --optimizer"
 
 
