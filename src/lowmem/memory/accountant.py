@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from lowmem.errors import Misuse
-from lowmem.memory import adapters, fake_kernels, fake_ranks, foreign_optimizers
+from lowmem.memory import adapters, fake_kernels, fake_ranks, foreign_optimizers, optimizer_names
 from lowmem.memory.cell import TrainingSetup, check_settings
 from lowmem.memory.official_optimizers import Official
 from lowmem.memory.operation_counts import OperationCounts, extrapolated
@@ -237,7 +237,7 @@ def stepper(
     """A function that does one training step: forward, backward, update, gradients dropped. held: dropped after backward."""
     if cell.official:
         optimizer = Official(model, **cell.optimizer)
-    elif cell.optimizer["name"] in foreign_optimizers.NAMES:
+    elif cell.optimizer["name"] in optimizer_names.FOREIGN:
         optimizer = foreign_optimizers.Foreign(model, tracker=tracker, clip=cell.clip, **cell.optimizer)
     else:
         with warnings.catch_warnings():

@@ -41,7 +41,6 @@ from lowmem.optim.core.storage import LOW, SCALE
 
 WITH_KERNELS = (AdamMini, AdamW, SGD)  # optimizers that have kernels of their own on a GPU
 
-ATTENTION = ("fused", "eager")
 GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)  # None in a PyTorch without it
 
 

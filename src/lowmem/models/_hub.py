@@ -22,19 +22,13 @@ SECONDS = 5  # that the hub has for its first answer
 
 def config_of(name: str):
     """The configuration behind a name or folder; Misuse, one line, where it cannot be read or needs code of its own."""
-    path = Path(name)
-    if not name.strip():
-        raise Misuse("the name of the model is empty")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise Misuse(f"model {name}: no config.json in this folder")
-    if not path.exists() and (name.count("/") != 1 or name[0] in "./~"):
-        raise Misuse(f"model {name}: there is no such folder; a name of the hub is OWNER/NAME")
+    check_name(name)
     try:
         from transformers import AutoConfig
     except ImportError as error:
         raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
     with in_one_line(name, "its configuration cannot be used"), quiet():
-        if not path.exists():
+        if not Path(name).exists():
             ask_once(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     text = text_of(config)
@@ -50,6 +44,17 @@ def config_of(name: str):
     if isinstance(depth, bool) or not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
         raise Misuse(f"model {name}: its number of layers is {depth!r}; 1 to {MOST_LAYERS} can be planned")
     return config
+
+
+def check_name(name: str) -> None:
+    """Misuse for a name that can be no model of the hub, or a folder without a configuration."""
+    path = Path(name)
+    if not name.strip():
+        raise Misuse("the name of the model is empty")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise Misuse(f"model {name}: no config.json in this folder")
+    if not path.exists() and (name.count("/") != 1 or name[0] in "./~"):
+        raise Misuse(f"model {name}: there is no such folder; a name of the hub is OWNER/NAME")
 
 
 def ask_once(name: str) -> None:
