@@ -11,7 +11,7 @@ from lowmem import cli, kept_files
 from lowmem.errors import Misuse
 from lowmem.exhibits import adam_mini_table2
 from lowmem.files import read_yaml
-from lowmem.memory import plan_command, target_model
+from lowmem.memory import plan_asked, plan_command, target_model
 from lowmem.memory.accountant import TrainingSetup, estimate_memory
 from lowmem.pipeline import experiments
 from lowmem.pipeline import record as pipeline_record
@@ -185,8 +185,8 @@ def test_a_plan_without_named_optimizers_leaves_out_those_that_would_be_refused(
     llama = target_model.find(
         {"name": "llama", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_hidden": 32, "vocab_size": 64}
     )
-    left_out = set(plan_command.USUAL) - set(plan_command.usual(TrainingSetup(optimizer={}, **settings)))
-    assert left_out == {"lomo"} and plan_command.usual(TrainingSetup(optimizer={})) == list(plan_command.USUAL)
+    left_out = set(plan_asked.USUAL) - set(plan_asked.usual(TrainingSetup(optimizer={}, **settings)))
+    assert left_out == {"lomo"} and plan_asked.usual(TrainingSetup(optimizer={})) == list(plan_asked.USUAL)
     for name in left_out:
         with pytest.raises(Misuse):
             estimate_memory(

@@ -78,6 +78,7 @@ OTHERS = {
         "weights/pretrained.py": {".from_file"},
     },
     "source text of this package": {
+        "memory/model_names.py": {".read_text"},
         "optim/__init__.py": {".read_text"},
         "pipeline/model_settings.py": {".read_text"},
         "pipeline/planning.py": {".read_text"},

@@ -61,6 +61,19 @@ def test_tokens_travel_to_their_experts_and_back_forward_and_backward(name):
     assert moved["forward"] == moved["backward"] == 3 * 2 * once  # layers; there and back
 
 
+@pytest.mark.parametrize(("precision", "kind"), [("bf16", "matmul"), ("mixed", "fp32 matmul"), ("fp32", "fp32 matmul")])
+def test_the_products_of_experts_are_arithmetic_in_the_dtype_of_their_weights(precision, kind, tmp_path):
+    work = []
+    for each in (1, 2):
+        (tmp_path / "config.json").write_text(json.dumps({**MIXTRAL, "num_experts_per_tok": each}))
+        cell = dataclasses.replace(CELL, gpus=1, precision=precision)
+        work.append(estimate_memory(target_model.find(str(tmp_path)), cell, full_depth=True).work)
+    once = 3 * 2 * 32 * 3 * 64 * 96  # layers; two operations for each token and weight of an expert
+    for stage, times in (("forward", 1), ("backward", 2)):
+        one, two = (sum(n * key[2] for key, n in x.items() if key[:2] == (stage, kind)) for x in work)
+        assert two - one == times * once == work[1].operations(stage) - work[0].operations(stage)
+
+
 def test_experts_stay_where_they_are_instead_of_being_gathered(name):
     target = target_model.find(name)
     gathered, divided = (

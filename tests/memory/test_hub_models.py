@@ -1,9 +1,14 @@
 """Models from a configuration: planned, or refused in one line for a true reason, and nothing of theirs is run."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
+import time
 
 import pytest
+from synthetic import ROOT
 
 from lowmem import cli
 from lowmem.errors import Misuse
@@ -87,6 +92,28 @@ BROKEN = [
     dict(max_position_embeddings=None), dict(hidden_act="sillu"), dict(torch_dtype="bfloat17"), dict(rope_scaling="yes"),
     dict(tie_word_embeddings="maybe"), dict(model_type="nothing"), dict(num_attention_heads=-4),
 ]  # fmt: skip
+
+
+def test_a_name_of_the_hub_without_a_network_is_one_line_at_once(tmp_path):
+    with socket.socket() as taken:  # a port of which nobody knows; nobody listens
+        taken.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        environment = {**os.environ, "HF_ENDPOINT": closed, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+        environment.pop("HF_HUB_OFFLINE", None)
+        start, command = time.monotonic(), [sys.executable, "-m", "lowmem", "plan", "openai/gpt-oss-20b"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "not in the cache" in done.stderr and closed in done.stderr and "Retry" not in done.stderr
+    assert time.monotonic() - start < 60  # mostly imports
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda address, timeout: asked.append(timeout) or 1 / 0)
+    with pytest.raises(Misuse, match="cannot be reached: division by zero"):
+        _hub.config_of("some/model")
+    assert asked == [_hub.SECONDS]
 
 
 @pytest.mark.parametrize("command", ["plan", "blocks"])

@@ -1,5 +1,7 @@
 """The planner beside what other people measured: the file, the rule of what is held out, and how far off it is."""
 
+import statistics
+
 import pytest
 from synthetic import ROOT
 
@@ -46,6 +48,25 @@ def test_the_intervals_come_from_the_tuning_half_and_hold_their_share_of_the_oth
 def test_the_page_and_the_readme_say_what_the_predictions_say():
     assert (ROOT / cells_page.PAGE).read_text(encoding="utf-8") == cells_page.page(FOUND)
     assert cells_page.sentence(FOUND) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_says_which_held_out_cells_repeat_a_tuning_cell_and_how_sure_a_share_is():
+    assert training_cells.repeated(FOUND) == ["fms/0", "fms/1", "fms/25", "fms/39"]
+    text = cells_page.page(FOUND)
+    others = [
+        abs(training_cells.error(cell))
+        for cell in KNOWN
+        if training_cells.kind(cell) == "held out" and cell["id"] not in training_cells.repeated(FOUND)
+    ]
+    assert f"without them the median error is {statistics.median(others):.1f} %, the worst {max(others):.1f} %" in text
+    assert (
+        len(others) == 23
+        and cells_page.of(10, 12) == "10 of 12 cells held out (95 % interval of that share 55 to 95 %, Wilson)"
+    )
+    assert cells_page.of(10, 12) in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "/" in line.split(" | ")[0]]
+    assert len(rows) == len(FOUND["cells"]) and {len(row) for row in rows} == {13}
+    assert ["| fms/12", "mistral-7b", "LoRA 16", "adamw_foreach", "bf16"] in [row[:5] for row in rows]
 
 
 @pytest.mark.parametrize("id", ["fms/12", "gefenx/sweep/adamw8bit/0.6b", "gefenx/hardware/qlora/4b"])

@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -19,6 +20,8 @@ from lowmem.memory import (
     calibration,
     fake_kernels,
     hardware,
+    model_names,
+    plan_asked,
     plan_command,
     plan_text,
     target_model,
@@ -81,7 +84,7 @@ def test_the_table_of_all_optimizers_for_7b_on_24_gb_is_what_its_command_says(ca
 
 @pytest.mark.parametrize(("precision", "count"), [("bf16", 32), ("mixed", 26), ("master", 8)])
 def test_all_optimizers_are_those_that_fit_the_precision(precision, count):
-    found = plan_command.every(TrainingSetup(optimizer={}, precision=precision))
+    found = plan_asked.every(TrainingSetup(optimizer={}, precision=precision))
     assert len(found) == len(set(found)) == count
     for name in found:
         check_settings(TrainingSetup(optimizer=plan_command.optimizer_settings(name), precision=precision))
@@ -126,8 +129,42 @@ def test_state_is_for_every_optimizer_that_has_it_and_for_weights_in_bf16(capsys
     weights = [row["one_sequence"]["most"]["parameters"] for row in found["optimizers"].values()]
     assert weights == [pytest.approx(2 * target_model.find("llama:20m").parameters(), rel=0.05)] * 4
     cell = TrainingSetup(optimizer={})
-    assert plan_command.usual(cell, "int8") == ["adamw+int8", "adam_mini+int8", "lomo"]
-    assert plan_command.usual(cell, None) == ["adamw", "adam_mini", "lomo"]
+    assert plan_asked.usual(cell, "int8") == ["adamw+int8", "adam_mini+int8", "lomo"]
+    assert plan_asked.usual(cell, None) == ["adamw", "adam_mini", "lomo"]
+
+
+def test_every_plan_in_the_documentation_has_a_row_under_its_head():
+    text = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    below = [
+        re.match(r"optimizer +peak .*\n(.*)", text[at.start() :])[1]
+        for at in re.finditer(r"^optimizer +peak ", text, re.M)
+    ]
+    assert len(below) >= 2 and all(re.match(r"\w+ +[\d.]+ ", line) for line in below), below
+
+
+INSIDE = "--precision bf16 --checkpointing --optimizer"
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits", "says"),
+    [
+        ("adam_mini", ["lomo", "adam_mini+int8+backward"], f"{INSIDE} adam_mini+backward --state int8"),
+        ("adam_mini", ["adam_mini+backward", "adam_mini+int8+backward"], f"{INSIDE} adam_mini+backward"),
+        ("lion+int8", ["lomo", "lion+backward", "lion+int8+backward"], f"{INSIDE} lion+backward --state int8"),
+        ("adafactor", ["lomo", "adafactor+backward"], f"{INSIDE} adafactor+backward"),
+        ("adamw8bit", ["adam_mini+backward", "lomo"], f"{INSIDE} lomo"),
+        ("lomo", ["adam_mini+backward"], f"{INSIDE} adam_mini+backward"),
+    ],
+)
+def test_advice_tries_the_optimizer_asked_for_before_another(asked, fits, says, monkeypatch):
+    small = [plan_command.optimizer_settings(name) for name in fits]
+
+    def need(_, cell):
+        return SimpleNamespace(peak=0 if cell.optimizer in small and cell.checkpointing else 1e15)
+
+    monkeypatch.setattr(plan_command, "estimate_memory", need)
+    cell, gpu = TrainingSetup(optimizer={}, precision="mixed"), hardware.find("rtx-4090")
+    assert plan_command.advice(None, cell, gpu, asked) == f"one sequence fits with {says}"
 
 
 def test_every_second_layer_recomputed_keeps_half_of_what_recomputing_saves():
@@ -236,7 +273,36 @@ def test_without_a_fused_kernel_each_sequence_of_packed_documents_has_its_own_ma
     assert peaks[1] - peaks[0] == 2 * 64 * 64 * 2  # two more masks in 16 bits
 
 
-def test_on_a_terminal_something_is_said_before_pytorch_is_loaded():
+def test_what_no_model_could_have_is_refused_without_pytorch():
+    wrong = [
+        ["no-such-model"],
+        ["no/such/model"],
+        ["llama2-7b", "--gpu", "no-such-gpu"],
+        ["llama2-7b", "--optimizer", "adamm"],
+        ["llama2-7b", "--gpus", "6", "--tensor-parallel", "4"],
+        ["llama2-7b", "--gpus", "8", "--expert-parallel", "3"],
+        ["llama2-7b", "--lora", "8", "--base", "nf5"],
+    ]
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"  # to import it is an error
+        "from lowmem import cli\n"
+        f"sys.exit(any(cli.main(['plan', *words]) != 2 for words in {wrong}))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0 and done.stderr.count("\n") == len(wrong), done.stderr
+    assert "torch" not in done.stderr
+
+
+def test_names_read_off_the_models_files_are_those_they_have():
+    from lowmem.models import gpt2, llama
+
+    assert model_names.sizes() == {**dict.fromkeys(llama.SIZES, "llama"), **dict.fromkeys(gpt2.SIZES, "gpt2")}
+
+
+def test_on_a_terminal_something_is_said_before_pytorch_is_loaded(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     code = (
         "import sys\n"
         "class Seen:\n"
@@ -246,7 +312,7 @@ def test_on_a_terminal_something_is_said_before_pytorch_is_loaded():
         "    def isatty(self): return self.to.isatty()\n"
         "sys.stderr = Seen(sys.stderr)\n"
         "from lowmem import cli\n"
-        "sys.exit(cli.main(['plan', 'no-such-model']))\n"
+        f"sys.exit(cli.main(['plan', {str(tmp_path)!r}]))\n"
     )
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -254,7 +320,7 @@ def test_on_a_terminal_something_is_said_before_pytorch_is_loaded():
     os.close(theirs)
     said = os.read(ours, 4096).decode()
     os.close(ours)
-    assert done.returncode == 2 and said.startswith("False lowmem: planning no-such-model ...")
+    assert done.returncode == 2 and said.startswith(f"False lowmem: planning {tmp_path} ...")
 
 
 def test_a_step_that_cannot_be_traced_is_one_line_without_the_tracer_s_own(monkeypatch, caplog):
@@ -262,7 +328,7 @@ def test_a_step_that_cannot_be_traced_is_one_line_without_the_tracer_s_own(monke
         with FakeTensorMode():
             return torch.empty(2, 3) @ torch.empty(2, 3)
 
-    monkeypatch.setattr("lowmem.memory.target_model.is_hub", lambda name: True)
+    monkeypatch.setattr("lowmem.memory.model_names.is_hub", lambda name: True)
     monkeypatch.setattr("lowmem.memory.target_model.find", lambda name: None)
     monkeypatch.setattr("lowmem.memory.throughput.plan", step)
     with pytest.raises(Misuse, match=r"model some/model: a step of it cannot be traced: RuntimeError: .*") as caught:

@@ -146,11 +146,14 @@ def plan(root, arguments):
         print(plan_columns.explained())
         return
     if arguments.model is not None:
+        from lowmem.memory import plan_asked
+
+        asked = plan_asked.of(arguments)
         if sys.stderr.isatty():  # PyTorch takes a second or more to load
             print(f"lowmem: planning {arguments.model} ...", file=sys.stderr, flush=True)
         from lowmem.memory import plan_command
 
-        print(plan_command.answer(arguments))
+        print(plan_command.answer(arguments, *asked))
         return
     for key in arguments.usual.keys() - {"tier", "option", "all", "save_costs"}:
         if getattr(arguments, key) != arguments.usual[key]:

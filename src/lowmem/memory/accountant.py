@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from lowmem.errors import Misuse
-from lowmem.memory import adapters, fake_kernels, fake_ranks, foreign_optimizers
+from lowmem.memory import adapters, fake_kernels, fake_ranks, foreign_optimizers, optimizer_names
 from lowmem.memory.cell import TrainingSetup, check_settings
 from lowmem.memory.official_optimizers import Official
 from lowmem.memory.operation_counts import OperationCounts, extrapolated
@@ -36,11 +36,16 @@ from lowmem.optim.core import cpu_kernel, data_parallel
 from lowmem.optim.core.fused_backward import FusedBackward
 from lowmem.optim.core.rule import Update
 
+FAKE = getattr(FakeTensorMode.__torch_dispatch__, "__wrapped__", FakeTensorMode.__torch_dispatch__)
+
 
 class Shapes(FakeTensorMode):
     """Tensors without data, whose operations are not kept from a compiler one by one: nobody compiles here."""
 
-    __torch_dispatch__ = getattr(FakeTensorMode.__torch_dispatch__, "__wrapped__", FakeTensorMode.__torch_dispatch__)
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is fake_kernels.GROUPED and args[0].dtype != torch.bfloat16:
+            return fake_kernels.grouped_product(*args, **(kwargs or {}))
+        return FAKE(self, operation, types, args, kwargs)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -232,7 +237,7 @@ def stepper(
     """A function that does one training step: forward, backward, update, gradients dropped. held: dropped after backward."""
     if cell.official:
         optimizer = Official(model, **cell.optimizer)
-    elif cell.optimizer["name"] in foreign_optimizers.NAMES:
+    elif cell.optimizer["name"] in optimizer_names.FOREIGN:
         optimizer = foreign_optimizers.Foreign(model, tracker=tracker, clip=cell.clip, **cell.optimizer)
     else:
         with warnings.catch_warnings():

@@ -1,16 +1,15 @@
-"""What is trained how: the settings of one step, and which of them fit together."""
+"""What is trained how: the settings of one step, and which of them fit together; without PyTorch."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from lowmem.errors import Misuse, nearest
-from lowmem.memory import adapters, fake_kernels, foreign_optimizers
-from lowmem.memory.adapters import Adapters
+from lowmem.memory import adapter_settings, optimizer_names
+from lowmem.memory.adapter_settings import Adapters
 
 PRECISIONS = ("fp32", "bf16", "mixed", "master")
-
-
+ATTENTION = ("fused", "eager")
 MOST_GPUS = 4096
 MOST_TOKENS = 1_000_000_000  # per GPU and batch
 MOST_BATCHES = 1_000_000  # added up for a step
@@ -62,7 +61,7 @@ class TrainingSetup:
 
 def check_settings(cell: TrainingSetup) -> None:
     """Settings that fit together whatever the model is; Misuse names the nearest that do."""
-    for key, known in (("precision", PRECISIONS), ("attention", fake_kernels.ATTENTION), ("device", ("gpu", "cpu"))):
+    for key, known in (("precision", PRECISIONS), ("attention", ATTENTION), ("device", ("gpu", "cpu"))):
         if getattr(cell, key) not in known:
             raise Misuse(f"{key} {getattr(cell, key)!r}{nearest(str(getattr(cell, key)), known)}")
     if cell.zero not in (0, 1, 2, 3):
@@ -103,12 +102,12 @@ def check_settings(cell: TrainingSetup) -> None:
     if cell.accumulate > 1 and inside_backward(cell.optimizer):
         raise Misuse("accumulate: an update inside backward uses each gradient at once; use one batch per step")
     if cell.adapters is not None:
-        adapters.check(cell.adapters)
+        adapter_settings.check(cell.adapters)
         if cell.tensor_parallel > 1 or cell.precision == "master" or cell.device == "cpu":
             raise Misuse("lora: planned on GPUs, without tensor parallelism and master weights")
         if cell.adapters.base != "16" and cell.precision != "bf16":
             raise Misuse(f"base {cell.adapters.base}: packed weights compute in 16 bits; use --precision bf16")
-    if cell.optimizer.get("name") in foreign_optimizers.NAMES:
+    if cell.optimizer.get("name") in optimizer_names.FOREIGN:
         refused = cell.precision == "master" or cell.offload or cell.device == "cpu" or cell.official
         if refused or (cell.zero == 1 and cell.data_parallel > 1):
             raise Misuse(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from lowmem.analysis import stats
 from lowmem.errors import Misuse
 from lowmem.files import write_text
 from lowmem.memory import calibration, training_cells
@@ -29,13 +30,18 @@ def page(found: dict) -> str:
     groups = training_cells.summary(found)
     rate, rates = training_cells.hits(found, training_cells.speed_factor, calibration.SPEED[0], calibration.SPEED[2])
     card, cards = training_cells.hits(found, training_cells.card_factor, calibration.CARD[0], calibration.CARD[2])
+    again = training_cells.repeated(found)
+    new = training_cells.summary({"cells": [cell for cell in found["cells"] if cell["id"] not in again]})["held out"]
     lines = ["# The planner beside what other people measured", ""]
     lines += ["| cells | how many | median error | worst |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {g['cells']} | {g['median']:.1f} % | {g['worst']:.1f} % |" for name, g in groups.items()]
     lines += [
         "",
-        f"The 80 % interval of speed holds {rate} of {rates} cells held out,",
-        f"that of memory in use on the card {card} of {cards}.",
+        f"{len(again)} of the {groups['held out']['cells']} cells held out have the prediction of a tuning cell of the same",
+        f"model ({', '.join(again)}); without them the median error is {new['median']:.1f} %, the worst {new['worst']:.1f} %.",
+        "",
+        f"The 80 % interval of speed holds {of(rate, rates)},",
+        f"that of memory in use on the card {of(card, cards)}.",
         "",
         f"Held out: {found['held_out']}; written down before any prediction. Constants were set on the others alone.",
         "Both halves come from the same sources, so a new source may be further off; within a source, what was understood on",
@@ -47,8 +53,8 @@ def page(found: dict) -> str:
         "",
         "Measured and predicted: peak of PyTorch's allocator, GB of 1e9 bytes. Speed: measured over predicted tokens/s.",
         "",
-        "| cell | GPUs | batch | tokens | measured | predicted | error | speed | |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| cell | model | trained | optimizer | precision | GPUs | batch | tokens | measured | predicted | error | speed | |",
+        "|---|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     lines += [line(cell) for cell in found["cells"]]
     lines += ["", "## Sources", ""]
@@ -57,6 +63,19 @@ def page(found: dict) -> str:
         for key, source in found["sources"].items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def of(inside: int, count: int) -> str:
+    """How many of the cells held out, with the interval of their share."""
+    low, high = (round(100 * end) for end in stats.share(inside / count, count))
+    return f"{inside} of {count} cells held out (95 % interval of that share {low} to {high} %, Wilson)"
+
+
+def trained(cell: dict) -> str:
+    """The whole model, or adapters over what."""
+    if not (adapters := cell.get("adapters")):
+        return "all"
+    return f"LoRA {adapters['rank']}" + (f" on {adapters['base']}" if "base" in adapters else "")
 
 
 def line(cell: dict) -> str:
@@ -73,8 +92,9 @@ def line(cell: dict) -> str:
         factor = training_cells.speed_factor(cell)
         speed = "" if factor is None else f"{factor:.2f}"
     measured = f"{training_cells.measured_bytes(cell) / 1e9:.2f}"
+    setting = [cell["id"], cell["model"], trained(cell), cell["optimizer"], cell.get("precision", "")]
     numbers = [cell.get("gpus", 1), cell["batch"], cell["seq_len"], measured, peak, error, speed, kind]
-    return f"| {cell['id']} | {' | '.join(map(str, numbers))} |"
+    return f"| {' | '.join(map(str, setting + numbers))} |"
 
 
 def write(root: Path) -> None:

@@ -1,11 +1,15 @@
 """GPU kernels as the accountant needs them: what they keep for backward and what they allocate, without what they do.
 
-On a machine without a GPU PyTorch would trace its CPU kernels, which keep other tensors. Two differ enough to matter:
+On a machine without a GPU PyTorch would trace its CPU kernels, which keep other tensors. These differ enough to matter:
 
 attention  FlashAttention-2 (Dao, arXiv 2307.08691) keeps q, k, v, the output and one fp32 number per query; its
            backward holds an fp32 sum for dq, and dk and dv per query head. Where documents are packed into a sequence it is
            called with their ends (flash_attn_varlen_func): the same tensors, products within documents only.
 RMSNorm    the fused kernel keeps its input and one fp32 number per row.
+
+grouped    the products of all experts of a layer (torch.nn.functional.grouped_mm) run in the dtype of the weights, also under
+products   autocast, which does not know them: with fp32 weights in fp32, expert after expert into one output. PyTorch's own
+           shapes without data are for bf16 only.
 
 optimizers  torch's fused AdamW, PyTorch's list operations for plain descent, and Triton's kernels (optim/gpu_step.py)
            read and write each weight, gradient and moment once, in its own dtype and without copies.
@@ -37,7 +41,7 @@ from lowmem.optim.core.storage import LOW, SCALE
 
 WITH_KERNELS = (AdamMini, AdamW, SGD)  # optimizers that have kernels of their own on a GPU
 
-ATTENTION = ("fused", "eager")
+GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)  # None in a PyTorch without it
 
 
 class _Attention(torch.autograd.Function):
@@ -124,6 +128,11 @@ class _Kernels(TorchFunctionMode):
             if weight is not None:
                 return _Norm.apply(args[0], weight)
         return function(*args, **kwargs)
+
+
+def grouped_product(a: Tensor, b: Tensor, *rest, **named) -> Tensor:
+    """A grouped product in another dtype than bf16, by the shapes of one in bf16."""
+    return GROUPED(a.bfloat16(), b.bfloat16(), *rest, **named).to(a.dtype)
 
 
 def on_gpu(tracker: Tracker, optimizer, updates: list[Update]) -> list[Update]:

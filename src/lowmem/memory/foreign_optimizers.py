@@ -4,7 +4,7 @@ adamw_fused     torch.optim.AdamW(fused=True): one kernel, no copies
 adamw_foreach   torch.optim.AdamW as it is on a GPU by default: a further copy of the size of one moment
 adamw8bit       bitsandbytes: a byte per moment and an fp32 scale per 256 of them, small tensors in fp32; one kernel per tensor
 paged_*         the same with its state in memory that the driver moves between host and GPU (bitsandbytes)
-ao_*            torchao's AdamW of 8 and 4 bits and of fp8, see AO below; one compiled step per tensor
+ao_*            torchao's AdamW of 8 and 4 bits and of fp8, see AO in optimizer_names.py; one compiled step per tensor
 
 torchao compiles its step. What the compiled code holds beside the state is not known and not counted: two measured steps of
 data/published/training_cells.yaml with 4 bits held 0.5 and 4.6 GB more than with bitsandbytes' 8. Its CPUOffloadOptimizer
@@ -19,14 +19,10 @@ from torch import Tensor, nn
 from lowmem.errors import Misuse
 from lowmem.memory import official_optimizers
 from lowmem.memory.official_optimizers import local
+from lowmem.memory.optimizer_names import AO
 
 BLOCK = 256  # weights that share a scale
 SMALL = 4096  # tensors below it keep whole moments
-# torchao.optim: (bits of a code, weights that share an fp32 scale, entries of the fp32 table of codes that each moment has).
-# A tensor (of a DTensor the local one) that is small or that the block does not divide keeps moments in its own dtype
-# (github.com/pytorch/ao, torchao/optim: adam.py, subclass_8bit.py, subclass_4bit.py, subclass_fp8.py).
-AO = {"ao_adamw8bit": (8, 256, 256), "ao_adamw4bit": (4, 128, 16), "ao_adamw_fp8": (8, 256, 0)}
-NAMES = ("adamw_fused", "adamw_foreach", "adamw8bit", "paged_adamw", "paged_adamw8bit", *AO)
 
 
 class Foreign:

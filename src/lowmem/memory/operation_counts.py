@@ -1,7 +1,7 @@
 """What a step makes a GPU do, counted while the accountant traces it: arithmetic, memory traffic, bytes between GPUs.
 
-Operations are counted by PyTorch's own formulas (torch.utils.flop_counter); everything else costs the bytes it reads
-and writes. What that takes on a certain GPU is throughput.py's business.
+Operations are counted by PyTorch's own formulas (torch.utils.flop_counter), those of grouped products, which it lacks, here;
+everything else costs the bytes it reads and writes. What that takes on a certain GPU is throughput.py's business.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -25,6 +26,7 @@ FREE = (  # allocate or rename, and run no kernel
     "resize_",
     "_local_scalar_dense",
 )
+MATMULS = ("matmul", "fp32 matmul")
 COLLECTIVES = {  # operation: (bytes that cross a rank's link per byte of the larger side, times (n - 1) / n)
     "_allgather_base_": 1,
     "allgather_": 1,
@@ -42,7 +44,8 @@ class OperationCounts(Counter):
     """How often what is done in a stage of the step ("forward", "backward", "update").
 
     Keys: (stage, "matmul", operations, bytes), (stage, "stream", bytes) and (stage, "link", bytes, axis), axis being
-    "data", "tensor" or "expert". Values are counts, not whole numbers once two depths have been extrapolated.
+    "data", "tensor" or "expert"; "fp32 matmul" where a product is in fp32 whatever the precision says. Values are counts,
+    not whole numbers once two depths have been extrapolated.
     """
 
     def note(self, stage: str, operation, args: tuple, kwargs: dict, result) -> None:
@@ -54,7 +57,10 @@ class OperationCounts(Counter):
             tensors = [x for x in tree_leaves((args, kwargs, written)) if isinstance(x, Tensor)]
             size = sum(map(_bytes, tensors))
             formula = flop_registry.get(operation.overloadpacket)
-            if formula is not None:
+            if operation._opname == "_grouped_mm":
+                kind = "fp32 matmul" if args[0].dtype == torch.float32 else "matmul"
+                self[stage, kind, grouped_operations(*args[:2]), size] += 1
+            elif formula is not None:
                 self[stage, "matmul", formula(*args, **kwargs, out_val=result), size] += 1
             else:
                 self[stage, "stream", size] += 1
@@ -88,12 +94,18 @@ class OperationCounts(Counter):
 
     def operations(self, stage: str | None = None) -> float:
         """Floating point operations of matrix products, of one stage or of all."""
-        return sum(n * key[2] for key, n in self.items() if key[1] == "matmul" and stage in (None, key[0]))
+        return sum(n * key[2] for key, n in self.items() if key[1] in MATMULS and stage in (None, key[0]))
 
 
 def extrapolated(few: OperationCounts, more: OperationCounts, share: float) -> OperationCounts:
     """few + share * (more - few), key by key: the work of a deeper model."""
     return OperationCounts({key: few[key] + share * (more[key] - few[key]) for key in {**few, **more}})
+
+
+def grouped_operations(a: Tensor, b: Tensor) -> int:
+    """Operations of a grouped product: of two matrices of which one is cut into groups, or both, or none."""
+    groups = a.shape[0] if a.ndim == 3 and b.ndim == 2 else 1
+    return 2 * a.numel() * b.shape[-1] // groups
 
 
 @functools.cache

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lowmem.memory import calibration, hardware, throughput
 from lowmem.memory.cell import TrainingSetup
-from lowmem.memory.foreign_optimizers import AO
 from lowmem.memory.hardware import Gpu
+from lowmem.memory.optimizer_names import AO
 from lowmem.memory.parts import PARTS
 from lowmem.memory.plan_columns import COLUMNS
 from lowmem.memory.target_model import Target

@@ -8,15 +8,15 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lowmem.errors import Misuse, nearest
+from lowmem.errors import Misuse
+from lowmem.memory import model_names
+from lowmem.memory.model_names import FILES
 from lowmem.models import _hub
 
-FILES = ("llama", "gpt2")  # the language models of lowmem/models
 MOST_TRACED = 200  # layers, one by one
 
 
@@ -61,25 +61,13 @@ def find(model: str | dict) -> Target:
     """
     if isinstance(model, dict):
         return own(model["name"], {key: value for key, value in model.items() if key != "name"})
-    sizes = {size: file for file in FILES for size in importlib.import_module(f"lowmem.models.{file}").SIZES}
-    file, _, size = model.rpartition(":")
-    if size in sizes and file in ("", sizes[size]):
-        return own(sizes[size], {"size": size})
+    model_names.check(model)
     if model in FILES:
         return own(model, {})
-    if is_hub(model):
-        return hub(model)
-    known = [*FILES, *(f"{file}:{size}" for size, file in sizes.items())]
-    close = nearest(model, [*known, *sizes])  # a size is known by itself too; as a list, the full names say more
-    hint = close if "did you mean" in close else nearest(model, known)
-    raise Misuse(
-        f"unknown model {model!r}{hint}; a Hugging Face name has a slash, and a folder with a config.json works too"
-    )
-
-
-def is_hub(model: str) -> bool:
-    """Whether a name is one of the Hugging Face hub, or a folder."""
-    return "/" in model or Path(model).is_dir()
+    sizes, (file, _, size) = model_names.sizes(), model.rpartition(":")
+    if size in sizes and file in ("", sizes[size]):
+        return own(sizes[size], {"size": size})
+    return hub(model)
 
 
 def own(file: str, settings: dict) -> Target:

@@ -39,7 +39,8 @@ class Speed:
 
 def speed(work: OperationCounts, cell: TrainingSetup, gpu: Gpu) -> Speed:
     """Speed of a step whose work was counted under that cell."""
-    rate = gpu.flops * MATMUL / (1 if cell.precision != "fp32" else 8)  # fp32 products run outside 16-bit tensor cores
+    exact = gpu.flops * MATMUL / 8  # fp32 products run outside 16-bit tensor cores
+    rates = {"matmul": exact if cell.precision == "fp32" else gpu.flops * MATMUL, "fp32 matmul": exact}
     ranks = {"data": cell.data_parallel, "tensor": cell.tensor_parallel, "expert": cell.expert_parallel}
     on_dtensors = cell.official and cell.gpus > 1  # our own optimizers work on the local tensors behind them
     times: dict[str, dict[str, float]] = {}
@@ -49,8 +50,8 @@ def speed(work: OperationCounts, cell: TrainingSetup, gpu: Gpu) -> Speed:
             n = ranks[rest[0]]
             of_stage["link"] += count * amount * (n - 1) / n / (gpu.link * LINK)
             continue
-        traffic = rest[0] if kind == "matmul" else amount
-        arithmetic = amount / rate if kind == "matmul" else 0.0
+        traffic = rest[0] if kind in rates else amount
+        arithmetic = amount / rates[kind] if kind in rates else 0.0
         of_stage["compute"] += count * max(arithmetic, traffic / (gpu.stream * STREAM))
         of_stage["launches"] += count * (DTENSOR if on_dtensors and stage == "update" else LAUNCH)
     stages = {stage: max(found.values()) for stage, found in times.items()}

@@ -16,6 +16,7 @@ PREDICTED = "data/published/training_cells_predicted.yaml"
 UNITS = {"peak_bytes": 1, "peak_gib": 2**30, "peak_gb": 1e9, "peak_percent_of_80gb": None}
 CARD = 79.25 * 2**30  # bytes of the card whose share torchtitan prints
 EXPERTS = "mixtral"  # its speed is no one's: transformers 4 ran experts one after the other
+SAME = 1e-4  # between predictions that are one and the same, of a batch split otherwise or of other packing
 KINDS = ("held out", "tuning", "setting unknown", "not modelled")
 
 
@@ -73,6 +74,20 @@ def summary(found: dict) -> dict[str, dict]:
         errors = [abs(error(cell)) for cell in cells]
         result[name] = {"cells": len(cells), "median": statistics.median(errors), "worst": max(errors)}
     return result
+
+
+def repeated(found: dict) -> list[str]:
+    """Ids of the cells held out whose predicted peak is that of a tuning cell of the same model: they test nothing new."""
+    known = [cell for cell in found["cells"] if kind(cell) in KINDS[:2]]
+    tuning = [(cell["model"], cell["predicted"]["peak_bytes"]) for cell in known if not held_out(cell)]
+    return [
+        cell["id"]
+        for cell in known
+        if held_out(cell)
+        and any(
+            model == cell["model"] and abs(cell["predicted"]["peak_bytes"] / peak - 1) < SAME for model, peak in tuning
+        )
+    ]
 
 
 def hits(found: dict, factor, low: float, high: float) -> tuple[int, int]:

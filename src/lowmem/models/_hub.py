@@ -17,22 +17,19 @@ from lowmem.errors import Misuse
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 MOST_LAYERS = 2000
 OWN_CODE = "auto_map"
+SECONDS = 5  # that the hub has for its first answer
 
 
 def config_of(name: str):
     """The configuration behind a name or folder; Misuse, one line, where it cannot be read or needs code of its own."""
-    path = Path(name)
-    if not name.strip():
-        raise Misuse("the name of the model is empty")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise Misuse(f"model {name}: no config.json in this folder")
-    if not path.exists() and (name.count("/") != 1 or name[0] in "./~"):
-        raise Misuse(f"model {name}: there is no such folder; a name of the hub is OWNER/NAME")
+    check_name(name)
     try:
         from transformers import AutoConfig
     except ImportError as error:
         raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
     with in_one_line(name, "its configuration cannot be used"), quiet():
+        if not Path(name).exists():
+            ask_once(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     text = text_of(config)
     for key in ("vocab_size", "hidden_size"):
@@ -47,6 +44,34 @@ def config_of(name: str):
     if isinstance(depth, bool) or not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
         raise Misuse(f"model {name}: its number of layers is {depth!r}; 1 to {MOST_LAYERS} can be planned")
     return config
+
+
+def check_name(name: str) -> None:
+    """Misuse for a name that can be no model of the hub, or a folder without a configuration."""
+    path = Path(name)
+    if not name.strip():
+        raise Misuse("the name of the model is empty")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise Misuse(f"model {name}: no config.json in this folder")
+    if not path.exists() and (name.count("/") != 1 or name[0] in "./~"):
+        raise Misuse(f"model {name}: there is no such folder; a name of the hub is OWNER/NAME")
+
+
+def ask_once(name: str) -> None:
+    """Misuse where a name is in no cache and the hub does not answer; transformers would ask six times, in half a minute."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+        return
+    address = huggingface_hub.hf_hub_url(name, "config.json")
+    try:
+        huggingface_hub.get_hf_file_metadata(address, timeout=SECONDS)
+    except HfHubHTTPError:  # it answered; transformers knows what that means
+        return
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise Misuse(f"model {name}: not in the cache, and {address} cannot be reached: {reason}") from error
 
 
 def text_of(config):
@@ -124,7 +149,11 @@ def in_one_line(name: str, what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The hub's libraries report progress and hints; a plan prints its own answer only."""
-    with silenced("transformers", logging.ERROR), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        silenced("transformers", logging.ERROR),
+        silenced("huggingface_hub", logging.ERROR),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         yield
 
 
