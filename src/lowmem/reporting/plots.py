@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lowmem.reporting import display
+from lowmem.reporting import display, labels
 
 INK = "#6a737d"  # contrast 4.8 on white, 4.0 on #0d1117; the report replaces it by the page's own text colour
 GRID = "#8b949e"
@@ -40,7 +40,7 @@ COLOURS |= {"momentum": "#c05c94", "variance": "#0a9a72", "adam": "#2b7bba"}  # 
 SERIES = ["#6f7bd0", "#7d8b1f", "#c05c94", "#3d8fa8", "#a6761d"]  # for what is not an optimizer, e.g. model sizes
 SPARE = ["#a8673f", "#4f8f4f", "#9b59b6", "#c2577a", "#5a8a9c"]  # for optimizers that have no colour above
 DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 1.2)), "adafactor_zhai": (0, (3, 1.2))}
-DASHES |= {"adam_mini_neuron": (0, (2, 1.2))}
+DASHES |= {"adam_mini_neuron": (0, (2, 1.2)), "default_partition": (0, (1, 1))}
 DASHES |= {"adafactor_flags": (0, (1, 1)), "zhai_flags": (0, (3, 1, 1, 1)), "adam_mini_backward": (0, (2, 1.2))}
 MARKERS = {"adamw": "o", "adam_mini": "s", "lomo": "s", "sgd": "o", "adalomo": "^", "adafactor": "D"}
 STYLE = {
@@ -105,36 +105,7 @@ def line(axes: Axes, x, y, optimizer: str, low=None, high=None, **options) -> No
         axes.fill_between(x, low, high, color=look(optimizer)["color"], alpha=0.18, linewidth=0)
 
 
-def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
-    """Write (x, y, text, colour) beside the end of each line; settle() moves them apart when places are final."""
-    axes.end_labels = [
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
-        )
-        for x, y, text, colour in sorted(labels, key=lambda label: label[1])
-    ]
-
-
-def spread(axes: Axes, gap: float = 11.0) -> None:
-    """Move the end labels of a panel, lowest first, at least `gap` points apart."""
-    points = 72 / axes.figure.dpi
-    heights = [axes.transData.transform(label.xy)[1] * points for label in axes.end_labels]
-    placed: list[float] = []
-    for height in heights:
-        placed.append(max(height, placed[-1] + gap) if placed else height)
-    ceiling = max([axes.bbox.y1 * points, *heights])  # a stack that grew over the panel is pushed back into it
-    for k in reversed(range(len(placed))):
-        placed[k] = min(placed[k], ceiling)
-        ceiling = placed[k] - gap
-    for label, wanted, height in zip(axes.end_labels, placed, heights, strict=True):
-        label.set_position((6, round(wanted - height, 1)))
+end_labels, point_labels = labels.at_ends, labels.at_points
 
 
 def published_mark(axes: Axes, x, y, **options) -> None:
@@ -154,13 +125,18 @@ def empty(axes: Axes, reason: str) -> None:
 
 def settle(drawn: Figure) -> None:
     """Fix panels where the layout puts them, rounded: its solver's last digits differ from process to process."""
-    drawn.get_layout_engine().execute(drawn)
+    layout = drawn.get_layout_engine()
+    layout.execute(drawn)
+    if any([labels.step_aside(axes) for axes in drawn.axes if hasattr(axes, "end_labels")]):
+        layout.execute(drawn)
     places = {axes: axes.get_position().bounds for axes in drawn.axes}
     drawn.set_layout_engine("none")
     for axes, bounds in places.items():
         axes.set_position([round(number, 3) for number in bounds])
         if hasattr(axes, "end_labels"):
-            spread(axes)
+            labels.spread(axes)
+        if hasattr(axes, "point_labels"):
+            labels.place(axes)
 
 
 def svg(drawn: Figure) -> str:
