@@ -43,6 +43,7 @@ DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 
 DASHES |= {"adam_mini_neuron": (0, (2, 1.2)), "default_partition": (0, (1, 1))}
 DASHES |= {"adafactor_flags": (0, (1, 1)), "zhai_flags": (0, (3, 1, 1, 1)), "adam_mini_backward": (0, (2, 1.2))}
 MARKERS = {"adamw": "o", "adam_mini": "s", "lomo": "s", "sgd": "o", "adalomo": "^", "adafactor": "D"}
+NARROW = (2.4, 0.7)  # inches: most width and height of panels without data, where others have some or not
 STYLE = {
     "svg.hashsalt": "lowmem",
     "svg.fonttype": "none",
@@ -116,15 +117,51 @@ def published_mark(axes: Axes, x, y, **options) -> None:
 
 
 def empty(axes: Axes, reason: str) -> None:
-    """A panel without data says why."""
+    """A panel without data says why, and takes little room (see fold)."""
     axes.set_axis_off()
-    words = textwrap.fill(reason, 30)  # matplotlib would wrap at the edge of the figure, not of the panel
-    text = axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
-    text.set_in_layout(False)  # a long reason must not squeeze the panels
+    words = textwrap.fill(
+        reason, 30, break_on_hyphens=False
+    )  # matplotlib would wrap at the edge of the figure, not of the panel
+    axes.without_data = axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
+    axes.without_data.set_in_layout(False)  # a long reason must not squeeze the panels
+
+
+def fold(drawn: Figure) -> None:
+    """Rows and columns whose panels all lack data get no more room than their words need."""
+    grids = {axes.get_subplotspec().get_gridspec() for axes in drawn.axes if axes.get_subplotspec()}
+    panels = [axes for axes in drawn.axes if axes.get_subplotspec()]
+    blank = [axes for axes in panels if hasattr(axes, "without_data")]
+    if not blank or len(grids) != 1:
+        return
+    grid, (width, height) = grids.pop(), drawn.get_size_inches()
+    rows = sizes(grid.get_height_ratios(), height, idle(panels, "rowspan"), NARROW[1])
+    if len(blank) == len(panels):  # one line of words under each title
+        for axes in blank:
+            axes.without_data.set(text=" ".join(axes.without_data.get_text().split()), ha="left", position=(0.0, 0.5))
+    else:
+        grid.set_width_ratios(sizes(grid.get_width_ratios(), width, idle(panels, "colspan"), NARROW[0]))
+    grid.set_height_ratios(rows)
+    drawn.set_size_inches(width, sum(rows))
+
+
+def idle(panels: list[Axes], span: str) -> set[int]:
+    """Rows ("rowspan") or columns ("colspan") of the grid that hold panels, all of them without data."""
+    used: dict[int, list[bool]] = {}
+    for axes in panels:
+        for k in getattr(axes.get_subplotspec(), span):
+            used.setdefault(k, []).append(hasattr(axes, "without_data"))
+    return {k for k, blank in used.items() if all(blank)}
+
+
+def sizes(ratios: list[float], whole: float, folded: set[int], most: float) -> list[float]:
+    """Inches of each row or column; folded ones have at most `most`."""
+    inches = [whole * ratio / sum(ratios) for ratio in ratios]
+    return [min(size, most) if k in folded else size for k, size in enumerate(inches)]
 
 
 def settle(drawn: Figure) -> None:
     """Fix panels where the layout puts them, rounded: its solver's last digits differ from process to process."""
+    fold(drawn)
     layout = drawn.get_layout_engine()
     layout.execute(drawn)
     if any([labels.step_aside(axes) for axes in drawn.axes if hasattr(axes, "end_labels")]):
