@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from synthetic import checkout, write_losses
+from synthetic import ROOT, checkout, write_losses
 from synthetic_memory import write_explorer
 
 from lowmem.exhibits import extra_explorer
@@ -143,3 +143,10 @@ def test_a_job_opens_with_what_it_does_and_how_long_that_takes(tmp_path):
     assert estimate.opening(root, "quadratic", runs).startswith(
         f"quadratic: {title}; {len(runs)} of {len(runs)} runs to make, about "
     )
+
+
+def test_bars_tell_verdicts_of_one_colour_apart_by_a_pattern():
+    css = (ROOT / "workflow/report/page.css").read_text()
+    grey = re.search(r"^(\.[\w, .]+) \{ --own: var\(--soft\)", css, re.MULTILINE)[1].replace(".", "").split(", ")
+    patterns = {name: re.findall(rf"^:is\(.stack, .key\) .{name} {{ (.*) }}$", css, re.MULTILINE) for name in grey}
+    assert len(grey) == 5 and len({str(pattern) for pattern in patterns.values()}) == len(grey)

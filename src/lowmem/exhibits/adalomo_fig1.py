@@ -57,5 +57,5 @@ def draw(methods: dict):
     loss_curves(panels["curves"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
     panels["curves"].set_title("Best rate of each")
     by_rate(panels["rates"], methods, names="corner")
-    panels["rates"].set_title("Every rate tried")
+    panels["rates"].set_title("Rates run here")
     return drawn

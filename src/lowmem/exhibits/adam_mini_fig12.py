@@ -21,11 +21,12 @@ EXHIBIT = {
     "label": "Figure (number unknown)",
     "order": 120,
     "kind": "figure",
-    "title": "Llama3-8B and Llama2-13B",
+    "title": "Short runs of the largest Llamas",
     "experiments": ["llama_large"],
     "published": "adam_mini.figure_llama8b_13b",
 }
 
+MODELS = {"8B": "Llama3-8B", "13B": "Llama2-13B"}
 STAGES = {  # name: (measure, what the published value is called)
     "early": (window(0.05, 0.15), "mean_around_step_1000", "5 to 15 %"),
     "middle": (window(0.45, 0.55), "mean_around_step_5000", "45 to 55 %"),
@@ -35,10 +36,11 @@ STAGES = {  # name: (measure, what the published value is called)
 
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows by size and stage. Values: gap.<size>, gap.worst (end), early.least; own_rate.gap.worst."""
-    sizes = [size for size in pairs(runs) if size.shape in ("8B", "13B")]
+    sizes = [size for size in pairs(runs) if size.shape in MODELS]
     found = [run for size in sizes for group in size.runs.values() for run in group]
     shown = ExhibitResult(
         caption=scale.about(found)
+        + shapes(sizes)
         + "Training loss, moving mean over 5 % of the steps, mean over seeds; right: Adam-mini minus AdamW in per "
         "cent of the loss, at equal seed and batches with 95 % intervals, and the published gaps (open diamonds, per token).",
         columns=["model", "part of the run", "AdamW loss", "Adam-mini loss", "gap (nat)", "published gap (nat)"],
@@ -58,6 +60,11 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     shown.values["early.least"] = smallest(entries[size.name, "early"][0] for size in sizes)
     shown.figure = draw(sizes, entries)
     return shown
+
+
+def shapes(sizes: list[Pair]) -> str:
+    """Which of the paper's two models are shown, in words; nothing where none is."""
+    return f"Shape{'s' * (len(sizes) > 1)} of {' and '.join(MODELS[size.shape] for size in sizes)}. " if sizes else ""
 
 
 def add_row(
@@ -95,7 +102,7 @@ def draw(sizes: list[Pair], entries: dict):
     for size in sizes:
         loss_curves(panels[size.name], size.runs, start=0.1, curve=smooth)
         panels[size.name].set_ylabel(scale.loss(size.runs["adamw"], "training loss"))
-        panels[size.name].set_title(f"shape of the {size.shape}, {scale.short(size.parameters)} parameters")
+        panels[size.name].set_title(f"Shape of {MODELS[size.shape]}, {scale.short(size.parameters)} parameters")
     rows, places = [], []
     for size in sizes:
         for stage in STAGES:

@@ -88,5 +88,5 @@ def draw(by_size: dict):
         loss_curves(panels[f"{size} curve"], {n: one.best for n, one in methods.items() if not one.gone}, start=0.2)
         panels[f"{size} curve"].set_title(f"Llama {size}: best rate of each")
         by_rate(panels[f"{size} rate"], {name: one for name, one in methods.items() if name not in FLAGS})
-        panels[f"{size} rate"].set_title("Every rate tried")
+        panels[f"{size} rate"].set_title("Rates run here")
     return drawn

@@ -65,7 +65,7 @@ def draw(methods: dict, values: dict):
     loss_curves(panels["curves"], {name: one.best for name, one in methods.items() if not one.gone}, start=0.3)
     panels["curves"].set_title("Best rate of each")
     by_rate(panels["rates"], methods)
-    panels["rates"].set_title("Every rate run")
+    panels["rates"].set_title("Rates run here")
     own = lead(
         methods["adamw"], methods["adam_mini"]
     )  # the row that says whether the others' leads are about Adam-mini

@@ -118,7 +118,6 @@ def draw(results: dict[str, dict], margin: float):
         side_by_side(axes, rows, "loss − Adam's (nat)")
         if found["best"]:
             place = list(found["rates"]).index(found["best"])
-            axes.get_yticklabels()[place].set_fontweight("bold")
             axes.plot(
                 found["rates"][found["best"]]["value"],
                 place,

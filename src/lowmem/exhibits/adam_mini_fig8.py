@@ -205,7 +205,7 @@ def draw(methods: dict[str, RateGrid], gaps: dict, decay: list[Run]):
     panels["a"].set_title("a  Best rate of each method")
     draw_distances(panels["b"], gaps, scale.per(decay))
     by_rate(panels["c"], methods)
-    panels["c"].set_title("c  Every rate run")
+    panels["c"].set_title("c  Rates run here")
     draw_decay(panels["d"], {o: methods[o] for o in ("adamw", "adam_mini")}, decay)
     return drawn
 

@@ -23,12 +23,13 @@ EXHIBIT = {
     "label": "Figure (number unknown)",
     "order": 90,
     "kind": "figure",
-    "title": "Scaling laws of Llama",
+    "title": "Loss of Llama by operations and by size",
     "experiments": ["llama_scaling"],
     "published": "adam_mini.figure9",
 }
 
 NAMES = {"adamw": "AdamW", "adam_mini": "Adam-mini"}
+ENOUGH = 3  # sizes: through two any line passes
 PUBLISHED_SIZES = {"39M": 38738304, "67M": 66857472, "102M": 101924480, "162M": 162423552, "271M": 271090688}
 PUBLISHED_SIZES["1B"] = 1055991808
 
@@ -37,11 +38,14 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Rows by size, then the fits. Values: slope.adamw, slope.adam_mini, slope.difference, and
     own_rate.slope.difference where each optimizer has its own best rate."""
     sizes = pairs(runs)
+    fitted = " with the straight-line fits, bands over the fits of single seeds"
+    if len(sizes) < ENOUGH:
+        fitted = f", small dots the seeds; {len(sizes)} sizes show no law, so that no line is fitted"
     shown = ExhibitResult(
         caption=scale.about(runs)
         + "Left: validation loss against training operations (6 x parameters x tokens), mean over seeds. Middle: loss at "
-        "the end against parameters with the straight-line fits, bands over the fits of single seeds. Right: the same "
-        "for the published end points (open diamonds and their lines). All axes are logarithmic.",
+        f"the end against parameters{fitted}. Right: the published "
+        "end points (open diamonds) and the lines through them. All axes are logarithmic.",
         columns=["model", "parameters", "AdamW loss", "Adam-mini loss", "gap"],
         rows=[],
         deviations=["Operations are 6 N D; the paper's formula is not given."],
@@ -163,7 +167,9 @@ def draw_sizes(axes, sizes: list[Pair], fits: dict) -> None:
         heights += means
         axes.plot(counts, means, linestyle="none", marker=plots.MARKERS[optimizer], color=look["color"])
         lines = [[math.exp(a * math.log(n) + b) for n in counts] for a, b in fits.get(optimizer, {}).values()]
-        if lines:
+        if len(sizes) < ENOUGH:
+            heights += draw_seeds(axes, sizes, optimizer)
+        elif lines:
             middle = [sum(column) / len(column) for column in zip(*lines)]
             axes.fill_between(counts, *(list(map(f, zip(*lines))) for f in (min, max)), color=look["color"], alpha=0.15)
             axes.plot(counts, middle, **look)
@@ -172,6 +178,14 @@ def draw_sizes(axes, sizes: list[Pair], fits: dict) -> None:
         labels.append((counts[-1], means[-1], NAMES[optimizer], look["color"]))
     finish(axes, counts, heights, "Ours: final loss by size")
     plots.end_labels(axes, labels)
+
+
+def draw_seeds(axes, sizes: list[Pair], optimizer: str) -> list[float]:
+    """Final losses of single seeds as small dots; returns them."""
+    ends = [(size.parameters, size.curves[optimizer][s][size.tokens[-1]]) for size in sizes for s in size.seeds]
+    look = {**faint(plots.look(optimizer)["color"]), "linestyle": "none", "marker": "."}
+    axes.plot(*zip(*ends, strict=True), **look, label=f"_{NAMES[optimizer]}, seeds")
+    return [loss for _, loss in ends]
 
 
 def draw_paper(axes, paper: dict) -> None:

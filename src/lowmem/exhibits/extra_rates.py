@@ -24,6 +24,10 @@ EXHIBIT = {
 }
 
 NAMES = {"llama": "Llama", "gpt2": "GPT-2"}
+VARIANTS = {  # of Adam-mini; each kind in a panel of its own
+    "blocks of Adam-mini": ("default_partition", "value_whole", "embedding_whole", "embedding_adam"),
+    "statistics of a block": ("max", "min", "l1", "l2"),
+}
 
 
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
@@ -55,16 +59,32 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def draw(grids: dict):
-    """Two small panels to a row; a size with many methods has a row of its own, one without any record no panel."""
+    """Two small panels to a row; a size with many methods has a row of its own, and one more for each kind of variants."""
     made = {size: methods for size, methods in grids.items() if any(one.scores for one in methods.values())} or grids
     few = [size for size, methods in made.items() if len(methods) == 2]
+    shown = {(size, ""): made[size] for size in few}
+    shown |= {(size, kind): part for size in made if size not in few for kind, part in kinds(made[size]).items()}
     rows = [[*few[k : k + 2], *["."] * (k + 2 - len(few))] for k in range(0, len(few), 2)]
-    rows += [[size, size] for size in made if size not in few]
+    rows = [[f"{name} " if name != "." else name for name in row] for row in rows]
+    rows += [[f"{size} {kind}"] * 2 for size, kind in shown if size not in few]
     drawn, panels = plots.figure(rows, width=8.6, height=3.4 * len(rows))
-    for size, axes in panels.items():
-        by_rate(axes, made[size], names="ends" if size in few else "beneath")
-        run = next(iter(next(iter(made[size].values())).rates.values()))[0]
+    for (size, kind), methods in shown.items():
+        axes = panels[f"{size} {kind}"]
+        together = len({max(one.rates) for one in methods.values()}) == 1  # the lines end side by side
+        by_rate(axes, methods, names="ends" if together else "points")
+        run = next(iter(next(iter(methods.values())).rates.values()))[0]
         model = run.config["model"]
-        axes.set_title(f"{NAMES[model['name']]}, {scale.short(parameters(model))} parameters")
+        title = f"{NAMES[model['name']]}, {scale.short(parameters(model))} parameters"
+        axes.set_title(f"{title}: {kind}" if kind else title)
         axes.set_ylabel(scale.loss([run], "final loss"))
     return drawn
+
+
+def kinds(methods: dict) -> dict[str, dict]:
+    """{words: methods}: optimizers, and Adam-mini beside its variants of each kind; without variants one nameless kind."""
+    variants = {name for names in VARIANTS.values() for name in names}
+    found = {"optimizers": {name: one for name, one in methods.items() if name not in variants}}
+    for words, names in VARIANTS.items():
+        if own := [name for name in names if name in methods]:
+            found[words] = {name: methods[name] for name in ("adam_mini", *own) if name in methods}
+    return found if len(found) > 1 else {"": methods}

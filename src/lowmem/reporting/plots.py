@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lowmem.reporting import display
+from lowmem.reporting import display, labels
 
 INK = "#6a737d"  # contrast 4.8 on white, 4.0 on #0d1117; the report replaces it by the page's own text colour
 GRID = "#8b949e"
@@ -40,9 +40,10 @@ COLOURS |= {"momentum": "#c05c94", "variance": "#0a9a72", "adam": "#2b7bba"}  # 
 SERIES = ["#6f7bd0", "#7d8b1f", "#c05c94", "#3d8fa8", "#a6761d"]  # for what is not an optimizer, e.g. model sizes
 SPARE = ["#a8673f", "#4f8f4f", "#9b59b6", "#c2577a", "#5a8a9c"]  # for optimizers that have no colour above
 DASHES = {"adam_mini": (0, (5, 1.5)), "lomo": (0, (5, 1.5)), "adalomo": (0, (2, 1.2)), "adafactor_zhai": (0, (3, 1.2))}
-DASHES |= {"adam_mini_neuron": (0, (2, 1.2))}
+DASHES |= {"adam_mini_neuron": (0, (2, 1.2)), "default_partition": (0, (1, 1))}
 DASHES |= {"adafactor_flags": (0, (1, 1)), "zhai_flags": (0, (3, 1, 1, 1)), "adam_mini_backward": (0, (2, 1.2))}
 MARKERS = {"adamw": "o", "adam_mini": "s", "lomo": "s", "sgd": "o", "adalomo": "^", "adafactor": "D"}
+NARROW = (2.4, 0.7)  # inches: most width and height of panels without data, where others have some or not
 STYLE = {
     "svg.hashsalt": "lowmem",
     "svg.fonttype": "none",
@@ -105,36 +106,7 @@ def line(axes: Axes, x, y, optimizer: str, low=None, high=None, **options) -> No
         axes.fill_between(x, low, high, color=look(optimizer)["color"], alpha=0.18, linewidth=0)
 
 
-def end_labels(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
-    """Write (x, y, text, colour) beside the end of each line; settle() moves them apart when places are final."""
-    axes.end_labels = [
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
-        )
-        for x, y, text, colour in sorted(labels, key=lambda label: label[1])
-    ]
-
-
-def spread(axes: Axes, gap: float = 11.0) -> None:
-    """Move the end labels of a panel, lowest first, at least `gap` points apart."""
-    points = 72 / axes.figure.dpi
-    heights = [axes.transData.transform(label.xy)[1] * points for label in axes.end_labels]
-    placed: list[float] = []
-    for height in heights:
-        placed.append(max(height, placed[-1] + gap) if placed else height)
-    ceiling = max([axes.bbox.y1 * points, *heights])  # a stack that grew over the panel is pushed back into it
-    for k in reversed(range(len(placed))):
-        placed[k] = min(placed[k], ceiling)
-        ceiling = placed[k] - gap
-    for label, wanted, height in zip(axes.end_labels, placed, heights, strict=True):
-        label.set_position((6, round(wanted - height, 1)))
+end_labels, point_labels = labels.at_ends, labels.at_points
 
 
 def published_mark(axes: Axes, x, y, **options) -> None:
@@ -145,22 +117,63 @@ def published_mark(axes: Axes, x, y, **options) -> None:
 
 
 def empty(axes: Axes, reason: str) -> None:
-    """A panel without data says why."""
+    """A panel without data says why, and takes little room (see fold)."""
     axes.set_axis_off()
-    words = textwrap.fill(reason, 30)  # matplotlib would wrap at the edge of the figure, not of the panel
-    text = axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
-    text.set_in_layout(False)  # a long reason must not squeeze the panels
+    words = textwrap.fill(
+        reason, 30, break_on_hyphens=False
+    )  # matplotlib would wrap at the edge of the figure, not of the panel
+    axes.without_data = axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
+    axes.without_data.set_in_layout(False)  # a long reason must not squeeze the panels
+
+
+def fold(drawn: Figure) -> None:
+    """Rows and columns whose panels all lack data get no more room than their words need."""
+    grids = {axes.get_subplotspec().get_gridspec() for axes in drawn.axes if axes.get_subplotspec()}
+    panels = [axes for axes in drawn.axes if axes.get_subplotspec()]
+    blank = [axes for axes in panels if hasattr(axes, "without_data")]
+    if not blank or len(grids) != 1:
+        return
+    grid, (width, height) = grids.pop(), drawn.get_size_inches()
+    rows = sizes(grid.get_height_ratios(), height, idle(panels, "rowspan"), NARROW[1])
+    if len(blank) == len(panels):  # one line of words under each title
+        for axes in blank:
+            axes.without_data.set(text=" ".join(axes.without_data.get_text().split()), ha="left", position=(0.0, 0.5))
+    else:
+        grid.set_width_ratios(sizes(grid.get_width_ratios(), width, idle(panels, "colspan"), NARROW[0]))
+    grid.set_height_ratios(rows)
+    drawn.set_size_inches(width, sum(rows))
+
+
+def idle(panels: list[Axes], span: str) -> set[int]:
+    """Rows ("rowspan") or columns ("colspan") of the grid that hold panels, all of them without data."""
+    used: dict[int, list[bool]] = {}
+    for axes in panels:
+        for k in getattr(axes.get_subplotspec(), span):
+            used.setdefault(k, []).append(hasattr(axes, "without_data"))
+    return {k for k, blank in used.items() if all(blank)}
+
+
+def sizes(ratios: list[float], whole: float, folded: set[int], most: float) -> list[float]:
+    """Inches of each row or column; folded ones have at most `most`."""
+    inches = [whole * ratio / sum(ratios) for ratio in ratios]
+    return [min(size, most) if k in folded else size for k, size in enumerate(inches)]
 
 
 def settle(drawn: Figure) -> None:
     """Fix panels where the layout puts them, rounded: its solver's last digits differ from process to process."""
-    drawn.get_layout_engine().execute(drawn)
+    fold(drawn)
+    layout = drawn.get_layout_engine()
+    layout.execute(drawn)
+    if any([labels.step_aside(axes) for axes in drawn.axes if hasattr(axes, "end_labels")]):
+        layout.execute(drawn)
     places = {axes: axes.get_position().bounds for axes in drawn.axes}
     drawn.set_layout_engine("none")
     for axes, bounds in places.items():
         axes.set_position([round(number, 3) for number in bounds])
         if hasattr(axes, "end_labels"):
-            spread(axes)
+            labels.spread(axes)
+        if hasattr(axes, "point_labels"):
+            labels.place(axes)
 
 
 def svg(drawn: Figure) -> str:

@@ -141,10 +141,10 @@ def corner(axes, names: list[str], side: str = "right") -> None:
         )
 
 
-def by_rate(axes, methods: dict[str, RateGrid], cut: bool = True, names: str = "beneath") -> None:
+def by_rate(axes, methods: dict[str, RateGrid], cut: bool = True, names: str = "points") -> None:
     """Final loss by learning rate, one line for each method, its best rate marked; a diverged rate is a cross on top.
 
-    cut: leave far outliers above the picture. names: "beneath" the lowest points, in the "corner", or at the "ends".
+    cut: leave far outliers above the picture. names: at the lowest "points", in the "corner", or at the "ends".
     """
     labels, ends, heights = [], [], [score for method in methods.values() for score in method.scores.values()]
     if not heights:
@@ -179,27 +179,10 @@ def by_rate(axes, methods: dict[str, RateGrid], cut: bool = True, names: str = "
     elif names == "ends":
         plots.end_labels(axes, ends)
     else:
-        beneath(axes, labels)
-
-
-def beneath(axes, labels: list[tuple]) -> None:
-    """Names under the points (x, y, name, colour) where their lines are lowest; one that would cover another goes below it.
-
-    Names of one x start under the lowest of their points, since a name at a higher one would lie across the other lines.
-    """
-    low, high = axes.get_ylim()
-    line, letter, placed = 0.055 * (high - low), 4.4 / (axes.get_window_extent().width * 72 / axes.figure.dpi), []
-    axes.margins(x=0.12)
-    for x, _, text, colour in sorted(labels, key=lambda label: -label[1]):
-        lowest = min(label[1] for label in labels if label[0] == x)
-        at = axes.transAxes.inverted().transform(axes.transData.transform((x, low)))[0]
-        half, top = letter * len(text) / 2, min(lowest - 0.03 * (high - low), high - line)
-        while any(abs(at - other) < half + wide and abs(top - taken) < line for other, wide, taken in placed):
-            top -= line / 4
-        placed.append((at, half, top))
-        axes.text(x, top, text, ha="center", va="top", fontsize=8, color=colour)
-    if placed:
-        axes.set_ylim(min(low, min(top for *_, top in placed) - 1.2 * line), high)
+        low, high = axes.get_ylim()
+        axes.margins(x=0.12)
+        axes.set_ylim(low - 0.1 * (high - low), high)
+        plots.point_labels(axes, labels)
 
 
 def letter_tables(axes, runs: list[Run], highest: float) -> None:
