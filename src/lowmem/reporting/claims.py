@@ -157,7 +157,8 @@ def shown_value(row: dict) -> str:
     unit = f" {row['unit']}" if row["unit"] and row["ours"] is not None else ""
     if row.get("worst"):
         worst = with_interval(row["worst"]["value"], row["worst"]["interval"])
-        return f"mean of {row['settings']}: {with_interval(row['ours'], row['interval'])}{unit}; worst {worst}"
+        of = f" of {row['settings']}:" if row.get("settings") else ""  # reports of an earlier version have none
+        return f"mean{of} {with_interval(row['ours'], row['interval'])}{unit}; worst {worst}"
     return with_interval(row["ours"], row["interval"]) + unit + (", one setting" if row.get("settings") == 1 else "")
 
 
