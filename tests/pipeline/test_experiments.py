@@ -90,18 +90,18 @@ def test_a_mistake_in_an_experiment_file_is_one_line_that_names_it(project, old,
 def test_a_tier_that_is_like_another_runs_what_it_does_not_change_as_that_one_does(root):
     assert (
         experiments.set_by(root, "llama_scaling", "laptop")
-        == experiments.set_by(root, "graphs", "overnight")
+        == experiments.set_by(root, "resnet", "overnight")
         == "laptop"
     )
     assert experiments.set_by(root, "llama_rates", "overnight") == "overnight"
-    for name in ("graphs", "lomo_clipping"):  # the second names C4, for which the tiers have different stand-ins
+    for name in ("resnet", "lomo_clipping"):  # the second names C4, for which the tiers have different stand-ins
         both = [experiments.runs(root, name, tier) for tier in ("laptop", "overnight")]
         assert [run["config"] for run in both[0]] == [run["config"] for run in both[1]]
     own = experiments.runs(root, "gpt2_rates", "overnight")[0]["config"]["data"]
     assert own["dataset"] == "prose"
     tier = experiments.load_tier(root, "overnight")
     assert tier["data"]["c4"]["dataset"] == "prose"
-    assert tier["data"]["cora"] == experiments.load_tier(root, "laptop")["data"]["cora"]
+    assert tier["data"]["cifar10"] == experiments.load_tier(root, "laptop")["data"]["cifar10"]
 
 
 def test_a_grid_of_rates_depends_on_the_other_axes_and_the_first_pattern_that_fits_counts(project):

@@ -24,8 +24,8 @@ MAY_IMPORT = {
     "pipeline": {"data", "optim"},
     "weights": {"data", "models", "optim"},
     "training": {"optim", "pipeline", "weights"},
-    "memory": {"models", "optim", "pipeline", "training"},
     "analysis": {"blocks", "data"},
+    "memory": {"analysis", "models", "optim", "pipeline", "training"},
     "finetuning": {"data", "models", "pipeline", "training", "weights"},
     "vision": {"data", "models"},
     "tasks": {

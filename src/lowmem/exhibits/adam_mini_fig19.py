@@ -3,14 +3,14 @@
 The third optimizer is ours: one block for each output neuron of a layer; the vectors of graph attention stay one block each.
 """
 
-from lowmem.reporting import plots
+from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
 from lowmem.reporting.panels.losses import side_by_side
 from lowmem.reporting.panels.quarters import curves
 from lowmem.reporting.published import printed, published_entry
-from lowmem.reporting.runs import Runs
+from lowmem.reporting.runs import Run, Runs
 
 EXHIBIT = {
     "id": "adam_mini_fig19",
@@ -20,6 +20,7 @@ EXHIBIT = {
     "kind": "figure",
     "title": "GCN and GAT",
     "experiments": ["graphs"],
+    "also": {"overnight": ["graphs_rates"]},
     "published": "adam_mini.figure_gnn",
 }
 
@@ -28,23 +29,30 @@ MODELS = {"gcn": "GCN", "gat": "GAT"}
 
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <model>.behind (validation), <model>.behind_test, for gcn and gat."""
-    found = {run.final("isolated_nodes") for run in runs if run.status == "done"}
+    tuning = [run for run in runs if run.experiment == "graphs_rates"]
+    judged = [run for run in runs if run.experiment == "graphs"]
+    found = {run.final("isolated_nodes") for run in judged if run.status == "done"}
     lonely = ", ".join(map(str, sorted(found))) or "not known"
     shown = ExhibitResult(
-        caption=scale.counted(runs, "epochs")
-        + f"Data: {data_of(runs)}; nodes without an edge: {lonely} (they keep their "
+        caption=scale.counted(judged, "epochs")
+        + f"Data: {data_of(judged)}; nodes without an edge: {lonely} (they keep their "
         "own features). Validation accuracy by epoch, mean over seeds, thin lines the seeds; right: test accuracy at "
         f"the end, how far Adam-mini is behind. {BEHIND}",
         columns=COLUMNS,
         rows=[],
-        deviations=["Rates and sizes of the published runs are unknown.", "Five seeds; the paper shows one run."],
+        deviations=[
+            "Rates and sizes of the published runs are unknown.",
+            f"{scale.seeds(judged)}; the paper shows one run.".capitalize(),
+        ],
     )
-    if "wordnet_graph" in data_of(runs):
+    if "wordnet_graph" in data_of(judged):
         shown.deviations.append("A graph of WordNet's nouns, our own construction, in place of ogbn-arxiv.")
     if tier in ("laptop", "smoke"):
         shown.deviations.append("One rate for all optimizers, chosen for AdamW.")
+    if tuning:
+        shown.deviations.append(f"Each optimizer at a rate chosen on other seeds, {chosen(judged, tuning)}.")
     shown.published = published_entry("numbers", printed(published, "numbers"))
-    groups = {name: of(runs, name) for name in MODELS}
+    groups = {name: of(judged, name) for name in MODELS}
     bars = []
     for name, label in MODELS.items():
         add_rows(shown, label, groups[name], ACCURACY)
@@ -65,3 +73,11 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     panels["test"].set_title("c  Test accuracy")
     shown.figure = drawn
     return shown
+
+
+def chosen(judged: list[Run], tuning: list[Run]) -> str:
+    """'of 5 from 0.025 to 0.4: 0.1 (GCN, AdamW), ...'."""
+    grid = sorted({run.config["optimizer"]["lr"] for run in tuning})
+    rates = {(run.axes["model"], run.axes["optimizer"]): run.config["optimizer"]["lr"] for run in judged}
+    told = [f"{lr:g} ({MODELS[model]}, {display.name(name)})" for (model, name), lr in rates.items()]
+    return f"of {len(grid)} from {grid[0]:g} to {grid[-1]:g}: {', '.join(told)}"

@@ -265,7 +265,7 @@ class RuleOptimizer(Rule, Scaled, Optimizer):
         refuse_capture()
         self.check_shards()
         states, layouts = self._states(work)
-        if any(map(is_coded, self.param_groups)):
+        if any(group["state_dtype"] == torch.int8 for group in self.param_groups):
             for (_, p, _), state in zip(work, states):
                 check_codes(self.name(p), state)
         hypers: dict = {} if self.shared is None else self.shared
