@@ -196,7 +196,10 @@ def test_settings_of_the_long_runs_are_told_once_they_are_there_and_the_rates_th
     def row(shown):
         return next(row for row in shown.rows if row[:2] == ["LOMO", "learning rate"])
 
-    assert row(exhibit.render(root, "lomo_table4", "laptop")[1])[-2:] == ["not run: no record", "0.04, 0.08, 0.16, 0.32"]
+    assert row(exhibit.render(root, "lomo_table4", "laptop")[1])[-2:] == [
+        "not run: no record",
+        "0.04, 0.08, 0.16, 0.32",
+    ]
     write_long(root)
     assert row(exhibit.render(root, "lomo_table4", "overnight")[1])[-2:] == ["0.16", "0.04, 0.08, 0.16, 0.32"]
 
