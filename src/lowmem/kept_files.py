@@ -3,7 +3,7 @@
 Where the hash stands:
 
 - in a JSON file that is an object: inside it, as "digest" over all its other keys (write_json, read_json);
-- in such a file beside it that lists it, as a record lists its curve (write with seal=False returns what to list; check);
+- in such a file beside it that lists it, as a record lists its curve (write with sealed=False returns what to list; check);
 - else in a seal, NAME.sha256, of the form that `sha256sum -c` reads (write, seal, check);
 - for a zip file, as torch.save makes them, in a seal that has the hash of all but the entries' content, for which the
   CRC-32 stands that the file itself has (writing_archive, check): a second pass over a gigabyte took as long as writing it.

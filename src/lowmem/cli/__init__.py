@@ -21,10 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parser().parse_args(argv)
         asked = arguments.run is commands.plan and (arguments.explain or arguments.model is not None)
-        free = (
-            asked or arguments.run is commands.blocks
-        )  # an installed package answers in any folder, without a checkout
-        code = arguments.run(None if free else find_root(), arguments) or 0
+        anywhere = asked or arguments.run is commands.blocks  # an installed package answers without a checkout
+        code = arguments.run(None if anywhere else find_root(), arguments) or 0
         print(end="", flush=True)  # not at Python's end, where a reader that left is a traceback
         return code
     except Misuse as error:

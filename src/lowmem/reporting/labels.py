@@ -9,27 +9,10 @@ from matplotlib.axes import Axes
 GAP = 11.0  # points from one line of text to the next
 FAR = 5.0  # points: a name moved further from its line's end than this is joined to it by a thin line
 DISTANCES = (7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 62.0, 80.0)  # points from a point to the edge of its name
-ANGLES = (
-    0,
-    90,
-    -90,
-    22,
-    -22,
-    45,
-    -45,
-    67,
-    -67,
-    180,
-    135,
-    -135,
-    112,
-    -112,
-    157,
-    -157,
-)  # degrees; the first are preferred
-EDGES = np.array(
-    [[0, 0], [0.7, 0], [-0.7, 0], [0, 0.7], [0, -0.7]]
-)  # pixels of a mark of one point, and a little around
+# Degrees; the first are preferred.
+ANGLES = (0, 90, -90, 22, -22, 45, -45, 67, -67, 180, 135, -135, 112, -112, 157, -157)
+# Pixels of a mark of one point, and a little around.
+EDGES = np.array([[0, 0], [0.7, 0], [-0.7, 0], [0, 0.7], [0, -0.7]])
 LEADER = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2}
 
 
@@ -115,12 +98,8 @@ def place(axes: Axes) -> None:
         label.set_position(offset)
         if off(centre, point, half) > 12 * unit:
             near = [round(float(one), 1) for one in (nearest(centre, point, half) - point) / unit]
-            arrow = {
-                "arrowprops": {**LEADER, "color": label.get_color()},
-                "xytext": near,
-                "textcoords": "offset points",
-            }
-            axes.annotate("", label.xy, **arrow)
+            arrow = {**LEADER, "color": label.get_color()}
+            axes.annotate("", label.xy, xytext=near, textcoords="offset points", arrowprops=arrow)
 
 
 def candidates(point: np.ndarray, half: tuple[float, float], unit: float) -> list[np.ndarray]:
@@ -155,6 +134,7 @@ def nearest(centre: np.ndarray, point: np.ndarray, half: tuple[float, float]) ->
 
 
 def off(centre: np.ndarray, point: np.ndarray, half: tuple[float, float]) -> float:
+    """How far a point is from the edge of a box, pixels; 0 inside."""
     return float(np.hypot(*(nearest(centre, point, half) - point)))
 
 

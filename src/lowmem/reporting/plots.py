@@ -119,9 +119,8 @@ def published_mark(axes: Axes, x, y, **options) -> None:
 def empty(axes: Axes, reason: str) -> None:
     """A panel without data says why, and takes little room (see fold)."""
     axes.set_axis_off()
-    words = textwrap.fill(
-        reason, 30, break_on_hyphens=False
-    )  # matplotlib would wrap at the edge of the figure, not of the panel
+    # matplotlib would wrap at the edge of the figure, not of the panel
+    words = textwrap.fill(reason, 30, break_on_hyphens=False)
     axes.without_data = axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
     axes.without_data.set_in_layout(False)  # a long reason must not squeeze the panels
 

@@ -32,7 +32,7 @@ def trained(root: Path, tier: str, runs: list[dict]) -> str:
 
 
 def at_sizes(root: Path, tier: str, runs: list[dict], rows: list[dict]) -> str:
-    """', at 14 thousand to 829 thousand and at 135 million parameters': what was trained for those of the rows that fail."""
+    """', where models were trained at 31 thousand and at 135 million parameters': for the exhibits of the rows that fail."""
     wanted = {row["exhibit"] for row in rows if row["verdict"] in FAILS}
     headers = [header for header in planning.exhibits(root).values() if header["id"] in wanted]
     counts, _, _, tuned = language_models(root, tier, runs, headers)
