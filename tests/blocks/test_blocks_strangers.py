@@ -1,5 +1,6 @@
 """Attention of other people's code: rows in another order, layers in wrappers, words that nobody described."""
 
+import threading
 import warnings
 
 import pytest
@@ -113,12 +114,18 @@ def test_attention_that_cannot_be_tried_alone_keeps_the_usual_order():
 
     with pytest.warns(UserWarning, match=r"Asks: running it alone did not tell in which order.*head_first=True"):
         assert segments(nn.Sequential(Asks()))[:8] == [6, 12, 18, 24, 30, 36, 42, 48]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Asks: running it alone")
+        assert segments(nn.Sequential(Asks(head_first=False)))[:2] == [6, 12]
 
 
 def test_attention_without_weights_is_tried_with_others():
     with torch.device("meta"):
         model = nn.Sequential(Fused("head after head"))
     assert segments(model) == IN_TURN and all(p.is_meta for p in model.parameters())
+    model[0].lock = threading.Lock()  # cannot be copied
+    with pytest.warns(UserWarning, match="Fused: running it alone did not tell"):
+        assert segments(model)[:2] == [6, 12]
 
 
 class OwnNorm(nn.Module):

@@ -180,11 +180,11 @@ def fused_role(module: nn.Module, layer: nn.Module) -> Role:
     if is_a(module, ("CodeGenAttention",)):  # made for four devices: four times queries, values, keys
         quarter = heads * size // 4
         return Role("fused", axis, parts=tuple((part, quarter, size) for part in ("query", "value", "key")) * 4)
-    if not is_described(module):
+    if not is_described(module) and getattr(module, "head_first", None) is not False:
         warnings.warn(
             f"{type(module).__name__}: running it alone did not tell in which order its fused projection has queries, keys and "
-            "values; taken for all queries, then all keys, then all values. If they lie head after head, set head_first=True "
-            "on the module before blocks are found",
+            "values; taken for all queries, then all keys, then all values. Before blocks are found, set head_first=True on "
+            "the module if they lie head after head, else head_first=False",
             stacklevel=2,
         )
     turns = kv_heads if is_a(module, GROUPED) else 1

@@ -60,11 +60,14 @@ def is_described(module: nn.Module) -> bool:
 
 
 def _on_cpu(module: nn.Module, layer: nn.Module, own: list[Tensor]) -> tuple[Part, ...] | None:
-    """fused_parts of a copy with random weights, for a module without any; None where that takes too much memory."""
+    """fused_parts of a copy with random weights, for a module without any; None where it cannot be copied or is too large."""
     if sum(x.numel() for x in own) > MOST_NUMBERS:
         return None
     name = next(name for name, child in module.named_modules() if child is layer)
-    filled = copy.deepcopy(module).to_empty(device="cpu")
+    try:
+        filled = copy.deepcopy(module).to_empty(device="cpu")
+    except Exception:  # a stranger's module may hold what cannot be copied: a process group, a lock
+        return None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for p in filled.parameters():

@@ -71,7 +71,7 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
             (folder / name).unlink(missing_ok=True)  # the curve beside them is about to change
     except OSError as error:
         raise Failed(f"cannot write {folder}: {error.strerror}; free space or check permissions") from error
-    made, unused = record.new_record(root, run), load.start()
+    made, before = record.new_record(root, run), load.start()
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
         task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
@@ -104,7 +104,7 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
             with contextlib.suppress(Failed):
                 name = "train.log" if first else f"train.rank{distributed.rank()}.log"
                 files.write_text(folder / name, traceback.format_exc())
-    made["load"] = unused and load.since(unused)
+    made["load"] = before and load.since(before)
     if not first:
         if made["status"] not in record.FINAL:
             say(f"{label} rank {distributed.rank()}: {made['status']}: {made['reason']}")

@@ -15,13 +15,12 @@ What happens in step(), in this order; nothing is changed before every check has
      9  update        parameters that are cut between processes: stages with sums between them       sharded_update.py
     10  finish        wait for offloaded state                                                              transfers.py
 
-Members (members.py) know names and blocks of parameters, Shards (sharding.py) what is held where; save and load stand in
-state_dict.py and loading.py.
+Members (members.py) know names and blocks of parameters, Shards (sharding.py) what is held where; saving.py has save and
+load, whose work state_dict.py and loading.py do.
 """
 
 from __future__ import annotations
 
-import collections
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -39,17 +38,15 @@ from lowmem.optim.core.checks import (
     check_model,
     refuse_capture,
 )
-from lowmem.optim.core.copies import Link
 from lowmem.optim.core.hyperparameters import as_dtype, check_settings, one_of, refuse_unknown
 from lowmem.optim.core.layout import Layout, layout
-from lowmem.optim.core.loading import fitted
 from lowmem.optim.core.members import Members
 from lowmem.optim.core.no_decay import as_patterns, check_patterns, is_picked
 from lowmem.optim.core.overflow import Scaled
 from lowmem.optim.core.rule import Rule, Update, as_tensors, compiled_stages, run_stages, views
+from lowmem.optim.core.saving import Saved
 from lowmem.optim.core.sharded_update import ShardedUpdate, local_gradient, rounds
-from lowmem.optim.core.sharding import Shard, Shards, is_dtensor, local, reduce_all, shard_of
-from lowmem.optim.core.state_dict import complete, pack
+from lowmem.optim.core.sharding import Shard, Shards, local, reduce_all
 from lowmem.optim.core.storage import (
     Copies,
     as_exact,
@@ -64,7 +61,7 @@ from lowmem.optim.core.torch_optimizer import Optimizer
 from lowmem.optim.core.transfers import wait_for
 
 
-class RuleOptimizer(Rule, Scaled, Optimizer):
+class RuleOptimizer(Rule, Scaled, Saved, Optimizer):
     """Common shell of all optimizers here; see the module docstring.
 
     params: an nn.Module (names and blocks are read off it), a Partition, or an iterable of parameters, (name,
@@ -347,41 +344,6 @@ class RuleOptimizer(Rule, Scaled, Optimizer):
         initial_state.make(
             self, [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
         )
-
-    # -- saving --------------------------------------------------------------------------------------------------------
-
-    def save(self) -> dict:
-        """As in torch, plus each group's block signatures. With sharded parameters every process must call it."""
-        self.settle()
-        if self.shards.of and self.shards.checked:
-            complete(self)
-        return pack(self, super().save())
-
-    def load(self, state_dict: dict) -> None:
-        """As in torch, but what the state lacks is completed, and the saved partition must be this optimizer's.
-
-        Storage stays this optimizer's: rounding, state_dtype, and with them the dtype of moments. The state of an
-        unsharded optimizer is cut to what this process holds; the second moments of an Adam become block means.
-        """
-        self.settle()
-        groups, state = fitted(self, state_dict)
-        self.param_groups = groups
-        self.state = collections.defaultdict(dict, state)
-
-    def __getstate__(self) -> dict:
-        self.settle()
-        extra = {key: getattr(self, key) for key in ("members", "nonfinite", "_compile", "_offload", "skips_on_device")}
-        return {**super().__getstate__(), **extra, "_no_decay": Link(self._no_decay)}
-
-    def __setstate__(self, state: dict) -> None:
-        no_decay = state.pop("_no_decay").target
-        super().__setstate__(state)
-        self._segments, self.plans, self._no_decay = {}, {}, no_decay
-        self.shards = self.members.shards
-        for p in (
-            p for group in self.param_groups for p in group["params"] if is_dtensor(p) and p in self.members.blocks
-        ):
-            self.shards.add(p, shard_of(p))
 
     def state_bytes(self) -> int:
         """Bytes of all state tensors, step counters left out."""
