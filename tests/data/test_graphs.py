@@ -61,7 +61,7 @@ def test_a_pickle_that_would_run_code_is_refused_in_one_line_and_runs_nothing(tm
     [
         (
             b"ccopy_reg\n_reconstructor\n(ccollections\ndefaultdict\nc__builtin__\nobject\nNtR.",
-            "it builds an object in an odd way",
+            "it builds an object in an unsupported way",
         ),
         (b"c_codecs\nencode\n(Vaaaa\nVzlib\ntR.", "it encodes as zlib"),
         (pickle.dumps(np.array([{}])), "it holds an array of 'O8'"),

@@ -49,7 +49,7 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path):
 
 
 def test_the_line_of_a_key_that_stands_twice_is_named():
-    with pytest.raises(strict_yaml.Odd, match="line 4: the key 'b' stands twice"):
+    with pytest.raises(strict_yaml.Odd, match="line 4: duplicate key 'b'"):
         strict_yaml.load(ODD["a key twice inside"])
 
 
@@ -102,3 +102,29 @@ def test_sources_that_are_none_are_one_line(tmp_path, wrong):
     with pytest.raises(Misuse, match=r"sources\.yaml") as caught:
         fetch.fetch(tmp_path, "set")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
+
+
+TEXT = """# a file
+a:
+  b: [1, {c: 2,
+    d: 3}]
+e: &many
+  - 1
+  - f: 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (["a"], 2),
+        (["a", "b"], 3),
+        (["a", "b", 1, "d"], 4),
+        (["e", 1, "f"], 7),
+        (["a", "x"], None),
+        (["a", "b", 2], None),
+        ([], None),
+    ],
+)
+def test_the_line_of_a_value_is_found(keys, line):
+    assert strict_yaml.line_of(TEXT, keys) == line

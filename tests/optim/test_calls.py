@@ -138,3 +138,12 @@ def test_help_explains_every_keyword(name):
     if "Common keywords" in kind.__doc__:
         common = RuleOptimizer.__doc__
         assert not [key for key in Common.__annotations__ if not re.search(rf"\b{key}\b", common)]
+
+
+@pytest.mark.parametrize("named_first", [True, False])
+def test_names_in_some_groups_alone_are_refused_as_torch_does(named_first):
+    first, second = zoo.net(), zoo.net()
+    groups = [{"params": list(first.named_parameters())}, {"params": list(second.parameters())}]
+    for cls in (torch.optim.AdamW, optim.AdamW):
+        with pytest.raises(ValueError, match=r"with/without names|some have none"):
+            cls(groups if named_first else groups[::-1])

@@ -119,6 +119,20 @@ def test_compat_has_the_official_partition_decay_and_attributes():
         assert ours.blocks(p).count == second.numel()
 
 
+def test_compat_trains_a_thawed_weight_which_the_official_one_leaves_out():
+    models = model, other = build(gpt2), build(gpt2)
+    for m in models:
+        m.tokens.weight.requires_grad_(False)
+    ours = Adam_mini(named(model), **SETTINGS, dim=16, n_heads=4, verbose=False)
+    theirs = official(other)
+    for step, frozen in ((0, True), (1, False)):
+        for m, o in zip(models, (ours, theirs)):
+            m.tokens.weight.requires_grad_(not frozen)
+            before = m.tokens.weight.detach().clone()
+            zoo.apply(o, double_loss(m, step))
+            assert torch.equal(m.tokens.weight, before) == (frozen or m is other)
+
+
 def test_compat_survives_pickling_and_a_state_round_trip():
     model = build(llama)
     ours = Adam_mini(named(model), **SETTINGS, dim=16, n_heads=4, verbose=False)

@@ -53,6 +53,7 @@ BAD = {
     "training without data": {key: value for key, value in TRAINED.items() if key != "data"},
     "training without a model": {key: value for key, value in TRAINED.items() if key != "model"},
     "training without steps": {key: value for key, value in TRAINED.items() if key != "train"},
+    "a part of a text": {**TRAINED, "data": {**TRAINED["data"], "part": "verses"}},
     "a number for a word": {**TRAINED, "measure": {"held_out": 3}},
 }
 

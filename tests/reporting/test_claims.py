@@ -269,7 +269,7 @@ def test_a_checkout_without_claims_says_where_they_stand(tmp_path):
     [
         (("kind: within, target: 0.5", "kind: wthin, target: 0.5"), "claims.0.rule"),
         (("exhibit: adam_mini_table1", "exhibit: adam_mini_table9"), "unknown exhibit"),
-        (("id: adam_mini_removes_v", "id: adam_mini_halves_state"), "stands twice"),
+        (("id: adam_mini_removes_v", "id: adam_mini_halves_state"), "is used twice"),
         (("    decides: [laptop", "    decides: [smoke, laptop"), "decides"),
         (("target: 0.5, tolerance: 0.005", "target: .nan, tolerance: 0.005"), ".nan is not a valid number"),
         (("rule: {kind: between, target: [1.3, 2.2]}", "rule: {kind: between, target: [2.2, 1.3]}"), "no number lies"),

@@ -24,7 +24,7 @@ def dense(generator: np.random.Generator, eigenvalues: np.ndarray, strength: flo
 
 
 def spectrum(generator: np.random.Generator, how: dict, size: int) -> np.ndarray:
-    """Eigenvalues of a block: {values: [...]} draws from a set, {log: [low, high]} spaces them by equal ratios."""
+    """Eigenvalues of a block: {values: [...]} draws from a set, {log: [low, high]} spaces them by equal ratios, low first."""
     if "values" in how:
         return generator.choice(np.array(how["values"], dtype=np.float64), size)
     return np.geomspace(*how["log"], size)

@@ -44,13 +44,13 @@ def members(path: Path) -> Iterator[tuple[str, BinaryIO | None]]:
         found = tar_members(path.open("rb"))
     else:
         raise Failed(f"{path} is not an archive that can be read here (wheel, zip, tar, deb)")
-    with damage_told(path):
+    with damage_as_failed(path):
         for name, stream in found:
             yield safe(name, path), stream
 
 
 @contextlib.contextmanager
-def damage_told(path: Path) -> Iterator[None]:
+def damage_as_failed(path: Path) -> Iterator[None]:
     """Turn what the archive modules raise for damaged files into one line; a full disk and the like pass through."""
     try:
         yield
@@ -148,7 +148,7 @@ class Section(io.RawIOBase):
 def opened(raw: Path, pattern: str) -> Iterator[BinaryIO]:
     """Open the one file of a raw folder, plain or inside an archive, that matches the pattern (see `matching`)."""
     for _name, stream in matching(raw, pattern):
-        with damage_told(raw):
+        with damage_as_failed(raw):
             yield stream
         return
     raise Failed(f"nothing in {raw} matches {pattern!r}; delete that folder and fetch again")
@@ -157,7 +157,7 @@ def opened(raw: Path, pattern: str) -> Iterator[BinaryIO]:
 def read(raw: Path, pattern: str) -> dict[str, bytes]:
     """All files of a raw folder that match, plain or inside its archives: {name: bytes}, sorted by name."""
     found, left = {}, LARGEST
-    with damage_told(raw):
+    with damage_as_failed(raw):
         for name, stream in matching(raw, pattern):
             found[name] = whole(stream, name, left)
             left -= len(found[name])
@@ -179,7 +179,7 @@ def whole(stream: BinaryIO, name: str, most: int = LARGEST) -> bytes:
 
 def unpacked(packed: bytes, name: str) -> bytes:
     """What a gzip holds; Failed where it is damaged, or holds more than `whole` reads."""
-    with damage_told(Path(name)):
+    with damage_as_failed(Path(name)):
         return whole(gzip.GzipFile(fileobj=io.BytesIO(packed)), name)
 
 

@@ -66,7 +66,7 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
             label = f"prepare {target.name}"
             with replacing(target) as work:
                 about = {"dataset": dataset, "source": source, "tokenizer": tokenizer}
-                with form_told(script, dataset, source):
+                with format_errors_as_failed(script, dataset, source):
                     about |= write(script, raw, root, tokenizer, work, progress.line(label))
                 compare_content(root, dataset, source, about["content_sha256"])
                 hashes = {path.name: sha256(path) for path in sorted(work.iterdir())}
@@ -82,7 +82,7 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
 
 
 @contextlib.contextmanager
-def form_told(script, dataset: str, source: str) -> Iterator[None]:
+def format_errors_as_failed(script, dataset: str, source: str) -> Iterator[None]:
     """Turn whatever a script stumbles over in files of another form than it reads into one line that names the place."""
     try:
         yield

@@ -60,7 +60,7 @@ class Kind(Form):
         state = self.state or (3, "=")
         order = state[1] if isinstance(state, tuple) and len(state) >= 2 else None
         if order not in ("<", ">", "|", "=") or any(value not in (None, -1, 0) for value in state[2:]):
-            raise Refused("it describes numbers in an odd way")
+            raise Refused("it describes numbers in an unsupported way")
         return np.dtype(name).newbyteorder(order)
 
 
@@ -72,7 +72,7 @@ class Array(Form):
     def found(self) -> np.ndarray:
         """The array that was noted; Refused where its state is not that of one."""
         if self.arguments[:1] != (NAMES["numpy.ndarray"],) or not isinstance(self.state, tuple) or len(self.state) != 5:
-            raise Refused("it builds an array in an odd way")
+            raise Refused("it builds an array in an unsupported way")
         _, shape, kind, fortran, content = self.state
         return filled(content, kind, shape, "F" if fortran else "C")
 
@@ -85,7 +85,7 @@ class Buffer(Form):
     def found(self) -> np.ndarray:
         """The array that was noted; Refused for other arguments."""
         if self.state is not None or len(self.arguments) != 4 or self.arguments[3] not in ("C", "F"):
-            raise Refused("it builds an array in an odd way")
+            raise Refused("it builds an array in an unsupported way")
         return filled(*self.arguments)
 
 
@@ -96,7 +96,7 @@ class Scalar(Form):
 
     def found(self):
         """Refused, always."""
-        raise Refused("it makes an array in an odd way")
+        raise Refused("it makes an array in an unsupported way")
 
 
 class Rows(Form):
@@ -161,7 +161,7 @@ def filled(content, kind, shape, order: str) -> np.ndarray:
     content = content.encode("latin1") if isinstance(content, str) else content
     dtype, count = kind.found() if isinstance(kind, Kind) else None, 1
     if dtype is None or not isinstance(content, (bytes, bytearray)) or not is_shape(shape):
-        raise Refused("it builds an array in an odd way")
+        raise Refused("it builds an array in an unsupported way")
     for length in shape:
         count *= length
     if len(content) != count * dtype.itemsize:
@@ -178,7 +178,7 @@ def is_shape(value, dimensions: int | None = None) -> bool:
 def reconstructed(kind, base, state):
     """copy_reg._reconstructor, by which old pickles make a sparse matrix."""
     if kind is not Rows or base is not object or state is not None:
-        raise Refused("it builds an object in an odd way")
+        raise Refused("it builds an object in an unsupported way")
     return Rows()
 
 
@@ -192,7 +192,7 @@ def latin1(text, encoding) -> bytes:
 def a_list(*content) -> list:
     """list(*content), from lists and tuples alone."""
     if any(not isinstance(part, (list, tuple)) for part in content) or len(content) > 1:
-        raise Refused("it makes a list in an odd way")
+        raise Refused("it makes a list in an unsupported way")
     return list(*content)
 
 

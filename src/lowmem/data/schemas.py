@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from lowmem.errors import Misuse, nearest
-from lowmem.files import read_yaml
+from lowmem.files import read_yaml, strict_yaml
 
 _validators: dict = {}
 _passed: set = set()
@@ -27,13 +27,27 @@ def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
     if problem is None:
         _passed.add(seen)
         return
-    where = ".".join(str(part) for part in problem.absolute_path) or "top level"
+    keys = list(problem.absolute_path)
     message = problem.message if len(problem.message) <= 300 else f"{problem.message[:297]}..."
+    unknown: list[str] = []
     if problem.validator == "additionalProperties" and isinstance(problem.instance, dict):
         known = problem.schema.get("properties", {})
         unknown = sorted(map(str, set(problem.instance) - set(known)))
         message = f"unknown key {unknown[0][:80]!r}{nearest(unknown[0][:80], known)}"
-    raise Misuse(f"{path}{place}: {where[:200]}: {message}")
+    elif problem.schema is False:  # whose place is that of what holds it
+        keys.append(problem.absolute_schema_path[-1])
+        message = "it means nothing to this task; leave it out"
+    where = ".".join(map(str, keys)) or "top level"
+    line = line_in(Path(root) / path, [*keys, *unknown[:1]])
+    raise Misuse(f"{path}{f', line {line}' if line else ''}{place}: {where[:200]}: {message}")
+
+
+def line_in(path: Path, keys: list) -> int | None:
+    """The line of a YAML file in which a value stands, or of an experiment's settings; None where it does not stand there."""
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    return strict_yaml.line_of(text, keys) or strict_yaml.line_of(text, ["settings", *keys])
 
 
 def place_of(root: Path, schema: str) -> Path:

@@ -82,7 +82,7 @@ def read_text(path: Path, most: int = LARGEST) -> str:
 def read_json(path: Path, by_hand: bool = False):
     """Read JSON; Failed names the file when it is absent or damaged. NaN and infinity are not numbers.
 
-    by_hand: of a file that a person wrote, where a key that stands twice is a mistake.
+    by_hand: of a file that a person wrote, where a duplicate key is a mistake.
     """
     pairs = {"object_pairs_hook": once} if by_hand else {}
     try:
@@ -101,11 +101,11 @@ def parsed_json(text: str | bytes, **pairs):
 
 
 def once(pairs: list[tuple]) -> dict:
-    """A dictionary of pairs; ValueError for a key that stands twice."""
+    """A dictionary of pairs; ValueError for a duplicate key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands twice")
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)[:80]!r}")
     return found
 
 

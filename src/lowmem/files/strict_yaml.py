@@ -37,6 +37,23 @@ def load(text: str):
         loader.dispose()
 
 
+def line_of(text: str, keys: list) -> int | None:
+    """The line of what stands under keys, one below the other; None where the text has no such place."""
+    import yaml
+
+    node, line = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), None
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            pairs = [(named, value) for named, value in node.value if named.value == str(key)]
+        else:
+            inside = node.value if isinstance(node, yaml.SequenceNode) else []
+            pairs = [(value, value) for value in inside[key : key + 1]] if isinstance(key, int) else []
+        if not pairs:
+            return None
+        line, node = pairs[0][0].start_mark.line + 1, pairs[0][1]
+    return line
+
+
 def checked(node, sizes: dict[int, int], depth: int = 0) -> int:
     """How many values a node stands for, aliases written out; Odd for what is not allowed in it."""
     line = node.start_mark.line + 1
@@ -50,7 +67,7 @@ def checked(node, sizes: dict[int, int], depth: int = 0) -> int:
         for key, _ in pairs:
             name = (key.tag, key.value) if isinstance(key.value, str) else None
             if name in seen:
-                raise Odd(f"the key {key.value[:80]!r} stands twice", key.start_mark.line + 1)
+                raise Odd(f"duplicate key {key.value[:80]!r}", key.start_mark.line + 1)
             seen.add(name)
         if not inside and node.tag.endswith(":float") and not math.isfinite(float_of(node.value)):
             raise Odd(f"{node.value[:20]} is not a valid number", line)

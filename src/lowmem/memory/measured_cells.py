@@ -30,7 +30,7 @@ ABOUT = {"id", "source", "model", "measured", "unknown", "not_modelled", "predic
 
 
 def check(cells: dict) -> None:
-    """Misuse for a key that means nothing, an id that stands twice, a model or source that is not described."""
+    """Misuse for a key that means nothing, a duplicate id, a model or source that is not described."""
     ids = [cell["id"] for cell in cells["cells"]]
     for cell in cells["cells"]:
         if ids.count(cell["id"]) > 1:

@@ -27,7 +27,7 @@ def load(root: Path) -> list[dict]:
         experiments.check(root, loaded, "claim", path)
         for claim in loaded["claims"]:
             if claim["id"] in found:
-                raise Misuse(f"{path}: claim {claim['id']!r} stands twice; rename one")
+                raise Misuse(f"{path}: claim {claim['id']!r} is used twice; rename one")
             if problem := undecidable(claim, exhibits):
                 raise Misuse(f"{path}: {claim['id']}: {problem}")
             found[claim["id"]] = claim

@@ -27,11 +27,14 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     unknown = settings.keys() - {"blocks", "size", "horizons", "rates"}
     if unknown or "blocks" not in settings:
         raise Misuse(f"task quadratic knows measure.blocks, size, horizons and rates; got {sorted(settings)}")
+    rates = settings["rates"]
+    if rates["low"] > rates["high"]:
+        raise Misuse(f"measure.rates: low {rates['low']} is above high {rates['high']}")
     generator = np.random.default_rng(seed)
     names, size = list(settings["blocks"]), settings["size"]
     blocks = [q.dense(generator, q.spectrum(generator, how, size)) for how in settings["blocks"].values()]
     w = generator.standard_normal(size * len(blocks))
-    grid = np.logspace(settings["rates"]["low"], settings["rates"]["high"], settings["rates"]["count"])
+    grid = np.logspace(rates["low"], rates["high"], rates["count"])
     problems = {"total": (blocks, w)}
     for k, name in enumerate(names):
         problems[name] = ([blocks[k]], w[k * size : (k + 1) * size])

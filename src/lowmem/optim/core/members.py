@@ -104,10 +104,15 @@ class Members:
 
     def as_torch(self, groups: list[dict], group: dict, named: list[tuple[str | None, nn.Parameter]]) -> dict:
         """A new group as torch takes it beside `groups`: names are in all groups or in none; those without parameters
-        follow the others."""
+        follow the others. ValueError where only this one or only those before it have names."""
         filled = [other for other in groups if other["params"]]
         if filled:
             with_names = "param_names" in filled[0]
+            known = [name is not None for name, _ in named]
+            if (any(known) and not with_names) or (with_names and not all(known) and self.model is None):
+                raise ValueError(
+                    "some parameter groups have names and some have none; pass (name, parameter) pairs for all of them"
+                )
         else:
             with_names = all(name for name, _ in named) and bool(named or self.names)
             for other in groups:

@@ -5,7 +5,8 @@
 Blocks follow the official rules of version 1.1.1, which look at lower-cased parameter names (first match wins):
 bias: every coordinate; query and key names: dim * dim / n_heads consecutive elements; embedding, output, value, attention
 projection and MLP names: one block per row; anything else: one block. Names with norm, ln or bias are not decayed.
-Numbers agree with the official package wherever it runs. Where it crashes, this does what the rule means: under the row
+Numbers agree with the official package wherever it runs; weights that are frozen now have groups too, and train once they are
+thawed, while the official code leaves them out for good. Where it crashes, this does what the rule means: under the row
 rule a vector is one block, and a tensor of more axes has one block per slice of its first axis.
 
 These rules misjudge fused projections, transposed layers and unusual head sizes; lowmem.optim.AdamMini(model) does not.
@@ -71,7 +72,7 @@ class Adam_mini(AdamMini):
             isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in named_parameters
         ):
             raise ValueError("named_parameters takes (name, parameter) pairs, as model.named_parameters() gives them")
-        groups = [self._group(name, p, weight_decay) for name, p in named_parameters if p.requires_grad]
+        groups = [self._group(name, p, weight_decay) for name, p in named_parameters]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*every tensor is one block")  # replaced before the first step
             super().__init__(groups, lr, betas, eps, weight_decay, **common)
@@ -109,6 +110,7 @@ class Adam_mini(AdamMini):
         names = {p: group.get("name") or self.name(p) for group in self.param_groups for p in group["params"]}
         self.members.blocks.update({p: self._official(name, tuple(p.shape)) for p, name in names.items()})
         if self.verbose and not self._placed:
+            names = {p: name for p, name in names.items() if p.requires_grad}
             scalars, elements = sum(self.members.blocks[p].count for p in names), sum(p.numel() for p in names)
             kinds = [self.kind(name) for name in names.values()]
             counts = ", ".join(f"{kinds.count(kind)} by {kind}" for kind in ("head", "row", "coordinate", "tensor"))
