@@ -28,3 +28,10 @@ def nearest(name: str, choices) -> str:
         return f" (did you mean {close[0]!r}?)"
     more = f" and {len(choices) - 20} more" if len(choices) > 20 else ""
     return f" (choose from: {', '.join(choices[:20])}{more})"
+
+
+def refuse_unknown(given, known, where: str) -> None:
+    """Misuse for the first key of `given` that is not in `known`. where: what holds the keys, e.g. measure."""
+    unknown = sorted(map(str, set(given) - set(known)))
+    if unknown:
+        raise Misuse(f"{where}: unknown key {unknown[0][:80]!r}{nearest(unknown[0], known)}")

@@ -136,7 +136,7 @@ def test_equal_seeds_give_equal_results_and_others_do_not():
 
 
 def test_unknown_keys_of_the_tasks_are_refused():
-    with pytest.raises(Misuse, match="task quadratic knows"):
+    with pytest.raises(Misuse, match="unknown key 'horizon'"):
         quadratic.measure(small(horizon=[3]), 0, Path("."))
     with pytest.raises(Misuse, match="one of measure"):
         preconditioner.measure({"measure": {"sets": {}, "sizes": [3]}}, 0, Path("."))

@@ -187,10 +187,10 @@ def test_attention_inside_the_unet_is_one_block_per_tensor_unless_neurons_are_as
 @pytest.mark.parametrize(
     "module, settings, message",
     [
-        (resnet, {"size": "resnet19"}, "unknown ResNet size 'resnet19'"),
+        (resnet, {"size": "resnet19"}, "resnet model: unknown size 'resnet19'"),
         (resnet, {"stem": "big"}, "unknown stem 'big'"),
         (vit, {"patch_size": 15}, "image_size 224 is not divisible by patch_size 15"),
-        (vit, {"depth": 3}, "unexpected keyword argument 'depth'"),
+        (vit, {"depth": 3}, "vit model: unknown key 'depth'"),
         (swin, {"window": 5}, "stage 1 has 56 x 56 tokens of width 96; they must divide into windows of 5"),
         (swin, {"heads": (3, 6)}, "4 depths and 2 heads"),
         (unet, {"image_size": 30}, "30 pixels cannot be halved 3 times"),

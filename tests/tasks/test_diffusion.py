@@ -217,7 +217,7 @@ def test_without_a_classifier_there_are_samples_and_no_distance(root):
 @pytest.mark.parametrize(
     "measure, message",
     [
-        ({"sample_step": 3}, "no key 'sample_step' \\(did you mean 'sample_steps'"),
+        ({"sample_step": 3}, "unknown key 'sample_step' \\(did you mean 'sample_steps'"),
         ({"sample_steps": 2000}, "sample_steps lies between 1 and noise_steps"),
         ({"samples": 4}, "samples is at least 16"),
     ],

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from lowmem.errors import Misuse, nearest
-from lowmem.files import read_yaml, strict_yaml
+from lowmem.files import read_text, read_yaml, strict_yaml
 
 _validators: dict = {}
 _passed: set = set()
@@ -46,7 +46,7 @@ def line_in(path: Path, keys: list) -> int | None:
     """The line of a YAML file in which a value stands, or of an experiment's settings; None where it does not stand there."""
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     return strict_yaml.line_of(text, keys) or strict_yaml.line_of(text, ["settings", *keys])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowmem.data import prepare
-from lowmem.errors import Misuse, nearest
+from lowmem.errors import refuse_unknown
 from lowmem.finetuning import earlier_run
 from lowmem.finetuning.examples import picked
 from lowmem.training.task import Task, micro_batch
@@ -36,9 +36,7 @@ def start(config: dict, root: Path, device: str) -> Start:
 def settled(config: dict, defaults: dict) -> dict:
     """config["measure"] with defaults; Misuse for an unknown key."""
     asked = config.get("measure") or {}
-    unknown = sorted(asked.keys() - defaults)
-    if unknown:
-        raise Misuse(f"measure: unknown key {unknown[0]!r}{nearest(unknown[0], defaults)}")
+    refuse_unknown(asked, defaults, "measure")
     return {**defaults, **asked}
 
 

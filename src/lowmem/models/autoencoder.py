@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowmem.errors import Misuse
+from lowmem.models._config import config_of
 
 
 @dataclass
@@ -104,12 +105,7 @@ class Autoencoder(nn.Module):
 
 def build(**settings) -> Autoencoder:
     """An autoencoder with fresh weights from the global generator. settings: fields of Config."""
-    try:
-        config = Config(**settings)
-    except TypeError as error:
-        raise Misuse(
-            f"autoencoder model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}"
-        ) from error
+    config = config_of("autoencoder", Config, settings)
     halvings = len(config.widths) - 1
     if config.image_size % 2**halvings:
         raise Misuse(f"autoencoder model: {config.image_size} pixels cannot be halved {halvings} times")

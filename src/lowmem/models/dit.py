@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowmem.errors import Misuse
+from lowmem.models._config import config_of
 from lowmem.models.unet import time_features
 from lowmem.models.vit import Attention, Mlp
 
@@ -110,12 +111,7 @@ def position_table(side: int, width: int) -> Tensor:
 
 def build(size: str | None = None, **settings) -> DiT:
     """A DiT with fresh weights from the global generator. size: a key of SIZES; settings: fields of Config."""
-    if size is not None and size not in SIZES:
-        raise Misuse(f"unknown DiT size {size!r}; choose from: {', '.join(SIZES)}")
-    try:
-        config = Config(**{**SIZES.get(size, {}), **settings})
-    except TypeError as error:
-        raise Misuse(f"dit model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}") from error
+    config = config_of("dit", Config, settings, SIZES, size)
     for a, b in (("image_size", config.patch_size), ("n_embd", config.n_head), ("n_embd", 4)):
         if getattr(config, a) % b:
             raise Misuse(f"dit model: {a} {getattr(config, a)} is not divisible by {b}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowmem.errors import Misuse
+from lowmem.models._config import config_of
 
 KINDS = ("gcn", "gat")
 
@@ -156,10 +157,7 @@ class GNN(nn.Module):
 
 def build(**settings) -> GNN:
     """A graph network with fresh weights (Glorot) from the global generator. settings: fields of Config."""
-    try:
-        config = Config(**settings)
-    except TypeError as error:
-        raise Misuse(f"gnn model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}") from error
+    config = config_of("gnn", Config, settings)
     if config.kind not in KINDS:
         raise Misuse(f"gnn model: unknown kind {config.kind!r}; choose from: {', '.join(KINDS)}")
     if config.kind == "gat" and config.n_hidden % config.n_head:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lowmem.errors import Misuse
 from lowmem.models._attention import causal_attention
+from lowmem.models._config import config_of
 
 # Parameter counts with bias off and 1024 positions; the vocabulary is counted once, since it is tied.
 SIZES = {
@@ -137,12 +138,7 @@ class GPT2(nn.Module):
 
 def build(size: str | None = None, **settings) -> GPT2:
     """A GPT-2 with fresh weights from the global generator. size: a key of SIZES; settings: fields of Config."""
-    if size is not None and size not in SIZES:
-        raise Misuse(f"unknown GPT-2 size {size!r}; choose from: {', '.join(SIZES)}")
-    try:
-        config = Config(**{**SIZES.get(size, {}), **settings})
-    except TypeError as error:
-        raise Misuse(f"gpt2 model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}") from error
+    config = config_of("gpt2", Config, settings, SIZES, size)
     if config.n_embd % config.n_head:
         raise Misuse(f"gpt2 model: n_embd {config.n_embd} is not divisible by n_head {config.n_head}")
     return GPT2(config)

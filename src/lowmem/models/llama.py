@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lowmem.errors import Misuse
 from lowmem.models._attention import causal_attention, of_each
+from lowmem.models._config import config_of
 from lowmem.models._shuffle import shuffle
 
 
@@ -228,12 +229,7 @@ class Llama(nn.Module):
 
 def build(size: str | None = None, **settings) -> Llama:
     """A Llama with fresh weights from the global generator. size: a key of SIZES; settings: fields of Config."""
-    if size is not None and size not in SIZES:
-        raise Misuse(f"unknown Llama size {size!r}; choose from: {', '.join(SIZES)}")
-    try:
-        config = Config(**{**SIZES.get(size, {}), **settings})
-    except TypeError as error:
-        raise Misuse(f"llama model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}") from error
+    config = config_of("llama", Config, settings, SIZES, size)
     if config.head_dim is None and config.n_embd % config.n_head:
         raise Misuse(f"llama model: n_embd {config.n_embd} is not divisible by n_head {config.n_head}; set head_dim")
     config.head_dim = config.head_dim or config.n_embd // config.n_head

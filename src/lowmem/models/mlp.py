@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowmem.errors import Misuse
+from lowmem.models._config import config_of
 
 ACTIVATIONS = {"relu": F.relu, "tanh": F.tanh, "gelu": F.gelu}
 
@@ -38,10 +39,7 @@ class MLP(nn.Module):
 
 def build(**settings) -> MLP:
     """An MLP with fresh weights (torch's initialisation) from the global generator. settings: fields of Config."""
-    try:
-        config = Config(**settings)
-    except TypeError as error:
-        raise Misuse(f"mlp model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}") from error
+    config = config_of("mlp", Config, settings)
     if config.activation not in ACTIVATIONS:
         raise Misuse(f"mlp model: unknown activation {config.activation!r}; choose from: {', '.join(ACTIVATIONS)}")
     return MLP(config)

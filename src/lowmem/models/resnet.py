@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowmem.errors import Misuse
+from lowmem.models._config import config_of
 
 STEMS = ("small", "imagenet")
 SIZES = {"resnet18": {"depths": (2, 2, 2, 2)}, "resnet34": {"depths": (3, 4, 6, 3)}}  # 11,689,512 and 21,797,672
@@ -81,12 +82,7 @@ class ResNet(nn.Module):
 
 def build(size: str | None = None, **settings) -> ResNet:
     """A ResNet with fresh weights from the global generator. size: a key of SIZES; settings: fields of Config."""
-    if size is not None and size not in SIZES:
-        raise Misuse(f"unknown ResNet size {size!r}; choose from: {', '.join(SIZES)}")
-    try:
-        config = Config(**{**SIZES.get(size, {}), **settings})
-    except TypeError as error:
-        raise Misuse(f"resnet model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}") from error
+    config = config_of("resnet", Config, settings, SIZES, size)
     if config.stem not in STEMS:
         raise Misuse(f"resnet model: unknown stem {config.stem!r}; choose from: {', '.join(STEMS)}")
     return ResNet(config)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowmem.errors import Misuse
+from lowmem.models._config import config_of
 from lowmem.models.vit import Attention, Mlp
 
 SIZES = {"swin-t": {}}  # 28,288,354 parameters with 1000 classes
@@ -164,12 +165,7 @@ class Swin(nn.Module):
 
 def build(size: str | None = None, **settings) -> Swin:
     """A Swin with fresh weights from the global generator. size: a key of SIZES; settings: fields of Config."""
-    if size is not None and size not in SIZES:
-        raise Misuse(f"unknown Swin size {size!r}; choose from: {', '.join(SIZES)}")
-    try:
-        config = Config(**{**SIZES.get(size, {}), **settings})
-    except TypeError as error:
-        raise Misuse(f"swin model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}") from error
+    config = config_of("swin", Config, settings, SIZES, size)
     if len(config.depths) != len(config.heads):
         raise Misuse(
             f"swin model: {len(config.depths)} depths and {len(config.heads)} heads; give one of each per stage"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowmem.errors import Misuse
+from lowmem.models._config import config_of
 
 
 @dataclass
@@ -152,10 +153,7 @@ def time_features(times: Tensor, width: int) -> Tensor:
 
 def build(**settings) -> UNet:
     """A U-Net with fresh weights from the global generator. settings: fields of Config."""
-    try:
-        config = Config(**settings)
-    except TypeError as error:
-        raise Misuse(f"unet model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}") from error
+    config = config_of("unet", Config, settings)
     if config.image_size % 2 ** (len(config.multipliers) - 1):
         raise Misuse(f"unet model: {config.image_size} pixels cannot be halved {len(config.multipliers) - 1} times")
     if any(config.width * k % config.groups for k in config.multipliers):

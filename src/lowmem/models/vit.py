@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowmem.errors import Misuse
+from lowmem.models._config import config_of
 
 SIZES = {
     "vit-s16": {"n_layer": 12, "n_head": 6, "n_embd": 384},  # 22,050,664 parameters with 1000 classes
@@ -110,12 +111,7 @@ class ViT(nn.Module):
 
 def build(size: str | None = None, **settings) -> ViT:
     """A ViT with fresh weights from the global generator. size: a key of SIZES; settings: fields of Config."""
-    if size is not None and size not in SIZES:
-        raise Misuse(f"unknown ViT size {size!r}; choose from: {', '.join(SIZES)}")
-    try:
-        config = Config(**{**SIZES.get(size, {}), **settings})
-    except TypeError as error:
-        raise Misuse(f"vit model: {error}; its settings are {', '.join(Config.__dataclass_fields__)}") from error
+    config = config_of("vit", Config, settings, SIZES, size)
     for a, b in (("image_size", "patch_size"), ("n_embd", "n_head")):
         if getattr(config, a) % getattr(config, b):
             raise Misuse(f"vit model: {a} {getattr(config, a)} is not divisible by {b} {getattr(config, b)}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowmem import models
-from lowmem.errors import Misuse, nearest
+from lowmem.errors import Misuse, refuse_unknown
 from lowmem.training.task import Task, micro_batch
 from lowmem.vision import diffusion, image_batches, reference_networks
 
@@ -91,8 +91,7 @@ def check(config: dict, settings: dict) -> None:
     """Misuse for what a configuration lacks or misspells."""
     if "data" not in config or "model" not in config:
         raise Misuse("task diffuse needs data and model in its configuration")
-    for key in settings.keys() - KEYS:
-        raise Misuse(f"measure: task diffuse has no key {key!r}{nearest(key, KEYS)}")
+    refuse_unknown(settings, KEYS, "measure")
     if not 1 <= settings["sample_steps"] <= settings["noise_steps"] or settings["samples"] < SHOWN:
         raise Misuse(f"measure: sample_steps lies between 1 and noise_steps, and samples is at least {SHOWN}")
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lowmem import models, partition
 from lowmem.analysis import clustering, hessian, toy_data
 from lowmem.blocks import ParamBlocks
-from lowmem.errors import Misuse, nearest
+from lowmem.errors import Misuse, nearest, refuse_unknown
 from lowmem.optim._factory import make
 from lowmem.training.task import Task
 from lowmem.training.update import Updates
@@ -58,9 +58,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
 
 def check(config: dict, settings: dict) -> None:
     """Misuse for what a configuration lacks or misspells."""
-    for key in settings:
-        if key not in KEYS:
-            raise Misuse(f"task hessian: unknown key measure.{key}{nearest(key, KEYS)}")
+    refuse_unknown(settings, KEYS, "measure")
     for key in ("modules", "examples"):
         if key not in settings:
             raise Misuse(f"task hessian needs measure.{key}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from lowmem.analysis import quadratics as q
 from lowmem.analysis.stats import bootstrap
-from lowmem.errors import Misuse
+from lowmem.errors import Misuse, refuse_unknown
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 FEWEST = 20  # draws in a cell of a map; with fewer it stays empty
@@ -30,9 +30,9 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     quartiles), count (rows, bins), edges (bins + 1,).
     """
     settings = {"size": 30, "kappa": 1000, "draws": 200, "between": 600, "bins": 10, **config["measure"]}
-    unknown = settings.keys() - KEYS
-    if unknown or sum(key in settings for key in ("sets", "sizes", "kappas")) != 1:
-        raise Misuse(f"task preconditioner needs one of measure.sets, sizes, kappas; unknown: {sorted(unknown)}")
+    refuse_unknown(settings, KEYS, "measure")
+    if sum(key in settings for key in ("sets", "sizes", "kappas")) != 1:
+        raise Misuse("task preconditioner needs one of measure.sets, sizes, kappas")
     generator = np.random.default_rng(seed)
     if "sets" in settings:
         found = {name: table_row(generator, how, settings, seed) for name, how in settings["sets"].items()}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lowmem import models
 from lowmem.data import prepare
 from lowmem.data.token_windows import inputs_and_targets, train_windows, val_windows, windows_at
-from lowmem.errors import Misuse
+from lowmem.errors import Misuse, refuse_unknown
 from lowmem.files import read_yaml
 from lowmem.training.task import Task, micro_batch
 
@@ -77,8 +77,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
 
 def read_starts(root: Path, measure: dict, last: int) -> np.ndarray:
     """Places of measure.starts, (windows,) int64, none without it; Misuse unless all are places from 0 to `last`."""
-    if measure.keys() - {"starts", "held_out"}:
-        raise Misuse(f"task pretrain knows measure.starts and measure.held_out; got {sorted(measure)}")
+    refuse_unknown(measure, {"starts", "held_out"}, "measure")
     if measure.get("held_out") not in (None, "whole"):
         raise Misuse(f"measure.held_out: {measure['held_out']!r}; write whole, or leave it out")
     if measure.get("starts") is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lowmem.analysis import quadratics as q
-from lowmem.errors import Misuse
+from lowmem.errors import Misuse, refuse_unknown
 
 METHODS = ("single", "adam_frozen", "adam_accumulated", "blockwise")
 
@@ -24,9 +24,9 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     before each step (steps + 1,), "blocks.<method>" those of "total" by block, and "hessian".
     """
     settings = {"size": 30, "horizons": [100, 1000], "rates": {"low": -3, "high": 2, "count": 21}, **config["measure"]}
-    unknown = settings.keys() - {"blocks", "size", "horizons", "rates"}
-    if unknown or "blocks" not in settings:
-        raise Misuse(f"task quadratic knows measure.blocks, size, horizons and rates; got {sorted(settings)}")
+    refuse_unknown(settings, {"blocks", "size", "horizons", "rates"}, "measure")
+    if "blocks" not in settings:
+        raise Misuse("task quadratic needs measure.blocks")
     rates = settings["rates"]
     if rates["low"] > rates["high"]:
         raise Misuse(f"measure.rates: low {rates['low']} is above high {rates['high']}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from lowmem.data import prepare
 from lowmem.data.token_windows import inputs_and_targets, train_windows
-from lowmem.errors import Misuse
+from lowmem.errors import Misuse, refuse_unknown
 from lowmem.models import llama
 
 
@@ -25,8 +25,9 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     """
     known = {"rates", "train_steps", "train_lr", "batch", "seq_len"}
     settings = {"train_steps": 0, "train_lr": 0.1, "batch": 8, "seq_len": 32, **config.get("measure", {})}
-    if settings.keys() != known or len(settings["rates"]) < 4:
-        raise Misuse(f"measure: the task sequential_steps reads {', '.join(sorted(known))}, with at least 4 rates")
+    refuse_unknown(settings, known, "measure")
+    if len(settings.get("rates", [])) < 4:
+        raise Misuse("task sequential_steps needs at least 4 measure.rates")
     tokens = prepare.load_tokens(prepare.ready(root, config["data"]), "train")
     model = llama.build(**{key: value for key, value in config["model"].items() if key != "name"}).double()
     parameters = list(model.parameters())

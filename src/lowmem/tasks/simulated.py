@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from lowmem.errors import Misuse, nearest
+from lowmem.errors import refuse_unknown
 from lowmem.memory import hardware, target_model
 from lowmem.memory.accountant import TrainingSetup, estimate_memory
 from lowmem.memory.throughput import plan, speed
@@ -23,9 +23,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
     """
     settings = {"gpu": "a100-80gb", "batch": 1, **config["measure"]}
     known = {field.name for field in dataclasses.fields(TrainingSetup)} | {"gpu"}
-    for key in settings:
-        if key not in known:
-            raise Misuse(f"measure: unknown key {key!r}{nearest(key, known)}")
+    refuse_unknown(settings, known, "measure")
     gpu, batch = hardware.find(settings.pop("gpu")), settings.pop("batch")
     model = target_model.find(config["model"])
     cell = TrainingSetup(optimizer=config["optimizer"], **settings)
