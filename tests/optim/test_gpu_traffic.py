@@ -57,6 +57,7 @@ def counted(model, dtype, build):
 
 
 DECAY, STOCHASTIC = dict(weight_decay=0.1), dict(rounding="stochastic")
+INT8, CORRECTED = dict(state_dtype="int8"), dict(rounding="corrected")
 MINI, CLIP, GROUPED = rule("AdamMini", **DECAY), dict(max_grad_norm=1.0), dict(grouped_norm=1.0)
 # fmt: off
 TABLE = {  # what: (rule, precision, launches of a step of a 134 M Llama of 111 tensors, bytes per element)
@@ -88,6 +89,17 @@ TABLE = {  # what: (rule, precision, launches of a step of a 134 M Llama of 111 
     "Lion bf16": (rule("Lion", **DECAY), BF16, 1110, 82.0),
     "Lamb fp32": (rule("Lamb", **DECAY), FP32, 2775, 112.0),
     "Lamb bf16": (rule("Lamb", **DECAY), BF16, 3552, 154.0),
+    "SGD fp32": (rule("SGD"), FP32, 7, 12.0),
+    "SGD bf16": (rule("SGD"), BF16, 7, 6.0),
+    "SGD fp32, momentum": (rule("SGD", momentum=0.9), FP32, 333, 32.0),
+    "SGD bf16, momentum": (rule("SGD", momentum=0.9), BF16, 888, 62.0),
+    "AdamMini fp32, moment in int8": (rule("AdamMini", **DECAY, **INT8), FP32, 4773, 156.4),
+    "AdamMini bf16, moment in int8": (rule("AdamMini", **DECAY, **INT8), BF16, 5106, 174.4),
+    "AdamMini fp32, moment in int8, inside backward": (inside(rule("AdamMini", **DECAY, **INT8)), FP32, 4773, 156.4),
+    "AdamW fp32, moments in int8": (rule("AdamW", **DECAY, **INT8), FP32, 4218, 216.3),
+    "Lion bf16, moment in int8": (rule("Lion", **DECAY, **INT8), BF16, 3996, 190.3),
+    "AdamMini bf16 corrected": (rule("AdamMini", **DECAY, **CORRECTED), BF16, 4218, 178.1),
+    "Lomo bf16 corrected": (rule("Lomo", **CORRECTED), BF16, 2442, 142.0),
 }
 # fmt: on
 
@@ -120,6 +132,18 @@ def test_the_page_of_benchmarks_prints_these_counts_beside_fused_adamw_and_says_
     fp32, bf16 = of["Lomo fp32 clipped"], of["Lomo bf16 clipped"]
     clipped = rows["`Lomo` with norm clipping, both passes"]
     assert clipped[:1] + clipped[2:4] == [fp32[0], fp32[1], bf16[1]]
+    for name, key in (("`SGD`", "SGD {}"), ("`SGD` with momentum", "SGD {}, momentum")):
+        fp32, bf16 = of[key.format("fp32")], of[key.format("bf16")]
+        launches = fp32[0] if fp32[0] == bf16[0] else f"{fp32[0]}; {bf16[0]}"
+        assert [rows[name][0], *rows[name][2:4]] == [launches, fp32[1], bf16[1]]
+    fp32, bf16 = (of[f"AdamMini {kind}, moment in int8"] for kind in ("fp32", "bf16"))
+    coded = rows["`AdamMini`, first moment in int8, plain PyTorch"]
+    assert [coded[0], *coded[2:4]] == [f"{fp32[0]}; {bf16[0]}", fp32[1], bf16[1]]
+    coded = rows["`AdamW`, moments in int8, plain PyTorch"]
+    assert (coded[0], coded[2]) == of["AdamW fp32, moments in int8"]
+    for name in ("AdamMini", "Lomo"):
+        corrected = rows[f"`{name}`, bf16 weights with 8 bits of correction"]
+        assert (corrected[0], corrected[3]) == of[f"{name} bf16 corrected"]
     assert {"`torch.optim.AdamW", "the official adam-mini 1.1.1"} <= {name.partition("(")[0] for name in rows}
     (ours, _, moved, *_), (theirs, _, more, *_) = rows["`AdamMini`, Triton kernels"], rows["`AdamW`"]
     told = f"`AdamMini` starts {ours} kernels and moves {moved} bytes per weight in fp32, where "
