@@ -6,7 +6,7 @@ The third optimizer is ours: one block for each output neuron of a layer; the ve
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, behind, data_of, of
+from lowmem.reporting.numbers.quarters import ACCURACY, BEHIND, COLUMNS, TEST, add_rows, at, behind, data_of, of
 from lowmem.reporting.panels.losses import side_by_side
 from lowmem.reporting.panels.quarters import curves
 from lowmem.reporting.published import printed, published_entry
@@ -36,8 +36,8 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     shown = ExhibitResult(
         caption=scale.counted(judged, "epochs")
         + f"Data: {data_of(judged)}; nodes without an edge: {lonely} (they keep their "
-        "own features). Validation accuracy by epoch, mean over seeds, thin lines the seeds; right: test accuracy at "
-        f"the end, how far Adam-mini is behind. {BEHIND}",
+        "own features). Validation accuracy by epoch, mean over seeds with its 95 % interval; right: test accuracy at the "
+        f"end, how far Adam-mini is behind, thin marks the seeds. {BEHIND}",
         columns=COLUMNS,
         rows=[],
         deviations=[
@@ -53,7 +53,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
         shown.deviations.append(f"Each optimizer at a rate chosen on other seeds, {chosen(judged, tuning)}.")
     shown.published = published_entry("numbers", printed(published, "numbers"))
     groups = {name: of(judged, name) for name in MODELS}
-    bars = []
+    bars, seeds = [], []
     for name, label in MODELS.items():
         add_rows(shown, label, groups[name], ACCURACY)
         add_rows(shown, label, groups[name], TEST)
@@ -62,17 +62,26 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
             entry = behind(groups[name], TEST, optimizer)
             shown.values[f"{name}.behind_test" if optimizer == "adam_mini" else f"{name}.neuron_behind_test"] = entry
             bars.append((f"{label}, {'per tensor' if optimizer == 'adam_mini' else 'by neuron'}", entry, optimizer))
+            seeds.append(by_seed(groups[name], optimizer))
     drawn, panels = plots.figure([["gcn", "gat", "test"]], height=3.6, width_ratios=[1.1, 1.1, 1])
     for name, letter in zip(MODELS, "ab", strict=True):
-        curves(panels[name], groups[name], ACCURACY, "epochs", "epochs", f"{letter}  {MODELS[name]}")
+        curves(panels[name], groups[name], ACCURACY, "epochs", "epochs", f"{letter}  {MODELS[name]}", band=True)
     side_by_side(
         panels["test"],
         [(label, entry, plots.look(optimizer)["color"]) for label, entry, optimizer in bars],
         "points behind AdamW",
+        seeds,
     )
     panels["test"].set_title("c  Test accuracy")
     shown.figure = drawn
     return shown
+
+
+def by_seed(groups: dict[str, list[Run]], optimizer: str) -> list[float]:
+    """Points of test accuracy behind AdamW at the end, for each seed that both have."""
+    theirs, ours = ({run.seed: at(run, TEST, 1) for run in groups.get(name, [])} for name in ("adamw", optimizer))
+    both = [(ours[seed], theirs[seed]) for seed in ours if ours[seed] is not None and theirs.get(seed) is not None]
+    return [TEST.gap(mine) - TEST.gap(base) for mine, base in both]
 
 
 def chosen(judged: list[Run], tuning: list[Run]) -> str:

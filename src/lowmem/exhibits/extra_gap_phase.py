@@ -40,11 +40,12 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     twentieth of the run."""
     found = list(runs) or runs.archived
     cells = pairs(found)
+    others = len({key[0] for key, group in cells.items() if gaps_along(group[1], group[0])}) > 1
     shown = ExhibitResult(
         caption=scale.about(run for run in found if run.status == "done") + "Bytes of Shakespeare: difference of "
         "the validation losses of Adam-mini and AdamW, paired by seed, at the end on the whole held-out text. Left: along "
-        "the runs of each length at rate 6e-3 (thin: seeds). Middle: at the end, by rate and length. Right: other starts at "
-        "rate 6e-3. Bars: 95 % over seeds.",
+        f"the runs of each length at rate 6e-3 (thin: seeds). {'Middle' if others else 'Right'}: at the end, by rate and "
+        f"length.{' Right: other starts at rate 6e-3.' if others else ''} Bars: 95 % over seeds.",
         columns=COLUMNS,
         rows=[],
         deviations=[
@@ -99,14 +100,18 @@ def largest_on_the_way(adam_mini: list[Run], adamw: list[Run]) -> Value:
 
 def draw(cells: dict):
     """The gap along the runs, by rate, and by what a run starts with."""
-    drawn, panels = plots.figure([["along", "rate", "start"]], height=3.7, width_ratios=[1.3, 1.1, 1])
+    starts = len({start for start, _, _ in cells}) > 1
+    drawn, panels = plots.figure(
+        [["along", "rate", *["start"] * starts]], height=3.7, width_ratios=[1.3, 1.1, *[1.0] * starts]
+    )
     if not cells:
         for axes in panels.values():
             plots.empty(axes, "not run: no record")
         return drawn
     draw_along(panels["along"], {key: group for key, group in cells.items() if key[0] == "usual" and key[2] == 6e-3})
     draw_by_rate(panels["rate"], {key: group for key, group in cells.items() if key[0] == "usual"})
-    draw_starts(panels["start"], {key: group for key, group in cells.items() if key[2] == 6e-3})
+    if starts:
+        draw_starts(panels["start"], {key: group for key, group in cells.items() if key[2] == 6e-3})
     return drawn
 
 

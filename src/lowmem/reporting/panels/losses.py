@@ -2,6 +2,7 @@
 
 import math
 
+from lowmem.analysis import stats
 from lowmem.reporting import display, plots
 from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import losses
@@ -80,19 +81,25 @@ def above(label: tuple, top: float) -> tuple:
     return label if y <= top else (x, top, f"{text} {y:.2f} ↑", colour)
 
 
-def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=losses) -> None:
+def loss_curves(axes, groups: dict[str, list[Run]], start: float = 0.0, curve=losses, band: bool = False) -> None:
     """One mean line for each name (a key of plots.look) over its seeds, thin lines for the seeds, labels at the ends.
 
-    start: share of the run from which on the axis is fitted to the curves. A diverged run ends in a cross and its step.
+    start: share of the run from which on the axis is fitted to the curves. band: the 95 % interval of the mean in place of
+    thin lines, where seeds would hide each other. A diverged run ends in a cross and its step.
     """
     labels, curves, last = [], [], 0.0
     for name, runs in groups.items():
         look = plots.look(name)
         done = {run.id: curve(run) for run in runs if run.status == "done"}
-        for run in (run for run in runs if done.get(run.id)):
+        for run in (run for run in runs if done.get(run.id) and not band):
             axes.plot(*zip(*done[run.id], strict=True), **faint(look["color"]), **of_run(name, run))
         x, y = mean_of(list(done.values()))
         if x:
+            if band and len(done) > 1:
+                found = [stats.estimate([dict(one)[at] for one in done.values()]) for at in x]
+                axes.fill_between(
+                    x, *zip(*((e.low, e.high) for e in found), strict=True), color=look["color"], alpha=0.15
+                )
             axes.plot(x, y, **look, **of_mean(name, runs))
             labels.append((x[-1], y[-1], display.name(name), look["color"]))
             curves.append([value for at, value in zip(x, y, strict=True) if at >= start * x[-1]])
@@ -205,8 +212,15 @@ def letter_tables(axes, runs: list[Run], highest: float) -> None:
             axes.annotate(name, (right, loss), fontsize=7, color=plots.INK, **place)
 
 
-def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str) -> None:
-    """Numbers with their intervals, one line each: (label, entry of ExhibitResult.values, colour). Without a number: why."""
+def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str, seeds: list[list[float]] | None = None) -> None:
+    """Numbers with their intervals, one line each: (label, entry of ExhibitResult.values, colour). Without a number: why.
+
+    seeds: for each line the numbers of single seeds, drawn as thin marks.
+    """
+    for place, found in enumerate(seeds or []):
+        axes.plot(
+            found, [place + 0.18] * len(found), "|", color=rows[place][2], alpha=0.6, label=f"_{rows[place][0]}, seeds"
+        )
     for place, (_, entry, colour) in enumerate(rows):
         if entry["value"] is None:
             reason = "diverged" if "diverged" in entry["reason"] else "not run"

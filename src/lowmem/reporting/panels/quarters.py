@@ -10,13 +10,15 @@ from lowmem.reporting.panels.losses import loss_curves
 from lowmem.reporting.runs import Run
 
 
-def curves(axes, groups: dict[str, list[Run]], metric: Metric, by: str, xlabel: str, title: str) -> None:
-    """The metric over training, mean and seeds, one line for each optimizer."""
+def curves(
+    axes, groups: dict[str, list[Run]], metric: Metric, by: str, xlabel: str, title: str, band: bool = False
+) -> None:
+    """The metric over training, mean and seeds (or, as a band, the interval of the mean), one line for each optimizer."""
 
     def scaled(run: Run) -> list[tuple[float, float]]:
         return [(x, metric.scale * y) for x, y in series(run, metric, by)]
 
-    loss_curves(axes, groups, start=0.25, curve=scaled)
+    loss_curves(axes, groups, start=0.25, curve=scaled, band=band)
     axes.set_title(title)
     if axes.has_data():
         axes.set(xlabel=xlabel, ylabel=metric.label)
