@@ -56,7 +56,7 @@ def tasks(raw: Path) -> dict[str, dict]:
     for member, stream in archives.matching(raw, "*/task.json"):
         for name, folder in TASKS.items():
             if f"/{member}".endswith(f"/{folder}/task.json"):
-                with archives.damage_told(raw):  # text that is no JSON, too
+                with archives.damage_as_failed(raw):  # text that is no JSON, too
                     found[name] = json.loads(stream.read())
         if len(found) == len(TASKS):
             return found

@@ -73,7 +73,7 @@ def read(raw: Path) -> Iterator[tuple[str | None, str, dict]]:
         if archives.is_archive(path):
             for name, stream in archives.members(path):
                 if Path(name).name in IN_ARCHIVE and stream is not None:
-                    with archives.damage_told(path):
+                    with archives.damage_as_failed(path):
                         data = archives.whole(stream, name)
                     yield from parsed(Path(name).name, data)
         elif path.name.endswith(ENDINGS) and path.name != "fetched.json":
