@@ -54,7 +54,7 @@ def test_a_gradient_left_over_is_refused_by_name(pair):
         lomo,
         model,
         RuntimeError,
-        r"^inner\.0\.weight: holds a gradient from before",
+        r"^inner\.0\.weight: already holds a gradient",
         lambda: lomo.backward(loss_of(model, 0)),
     )
     lomo.zero_grad()
