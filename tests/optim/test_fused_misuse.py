@@ -141,7 +141,7 @@ def test_a_closure_that_builds_another_graph_the_second_time_is_refused():
         model.plan = next(plans)
         return model(torch.ones(2, 4))
 
-    refused(lomo, model, RuntimeError, "another graph", lambda: lomo.backward(closure))
+    refused(lomo, model, RuntimeError, "a different graph", lambda: lomo.backward(closure))
 
 
 @pytest.mark.parametrize("answer", ["raise", "skip"])

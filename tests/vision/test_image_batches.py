@@ -65,9 +65,7 @@ def test_a_damaged_picture_is_named_in_one_line(tmp_path, damage):
     files = {f"{split}/a/{k}.png": png(8, 8) for split in ("train", "val") for k in range(3)}
     files["val/a/1.png"] = damage(files["val/a/1.png"])
     root = folder_of(tmp_path, "imagenet", files)
-    with pytest.raises(
-        Failed, match=r"val/a/1\.png is not a readable image \(.+\); replace or remove it"
-    ) as error:
+    with pytest.raises(Failed, match=r"val/a/1\.png is not a readable image \(.+\); replace or remove it") as error:
         prepare.prepare(root, "imagenet", "folder")
     assert "\n" not in str(error.value)
     assert not (root / "data/prepared/imagenet@folder").exists()
@@ -225,7 +223,7 @@ def test_arrays_that_are_no_pictures_are_refused(tmp_path):
     image_batches.check(good, tmp_path)
     with pytest.raises(Misuse, match="holds no images"):
         image_batches.check({"tokens": np.zeros(3)}, tmp_path)
-    with pytest.raises(Failed, match="3 pictures and 2 labels in test"):
+    with pytest.raises(Failed, match="3 images and 2 labels in test"):
         image_batches.check(good | {"test_labels": np.zeros(2, np.uint8)}, tmp_path)
     with pytest.raises(Failed, match="not square uint8"):
         image_batches.check(good | {"train_images": np.zeros((3, 4, 5), np.uint8)}, tmp_path)

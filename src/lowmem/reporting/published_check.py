@@ -2,7 +2,7 @@
 
 A page is the paper's HTML (arXiv's own or a copy). Each number of data/published is looked for in the table or figure
 whose caption has its label, in the row that its `at` names: confirmed; other: that row holds other numbers; not found.
-A value without a known label is looked for in the whole text, where a number proves less: that is said in the line.
+A value without a known label is looked for in the whole text, where a number proves less, as the line says.
 Nothing is changed here; a person reads the lines and corrects data/published.
 """
 

@@ -108,7 +108,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def checkpoint(root: Path, source: str, device: str) -> tuple[llama.Llama, Tokenizer]:
-    """Model and tokenizer of a checkpoint, see the module's docstring; a folder's weights are only registered for later."""
+    """Model and tokenizer of a checkpoint, see the module's docstring; those of a folder are only registered for later."""
     if source in fetch.listed(root):
         folder = prepare.ready(root, {"dataset": source, "source": "package"})
         found = sorted(folder.glob("*.gguf"))
