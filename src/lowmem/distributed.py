@@ -20,7 +20,7 @@ from lowmem import files
 from lowmem.errors import Failed, Misuse, one_line
 from lowmem.progress import say
 
-TIMEOUT = datetime.timedelta(minutes=10)  # until a rank gives up waiting for the others
+TIMEOUT = datetime.timedelta(minutes=10)  # after which a rank stops waiting for the others
 PAUSE = 5.0  # seconds between two tries for a lock
 _apart = False  # whether rank 0 works by itself for a while
 
@@ -42,7 +42,7 @@ def rank() -> int:
 
 
 def tell(line: str) -> None:
-    """Say what all ranks know, once."""
+    """Print a line that all ranks have, once."""
     if rank() == 0:
         say(line)
 
@@ -89,7 +89,7 @@ def process_group(runs: list[dict]) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-        if not on_gpu:  # gloo's threads let go of their tensors meanwhile; a process that ends before is aborted
+        if not on_gpu:  # gives gloo's threads time to release their tensors; a process that exits earlier is aborted
             time.sleep(0.2)
 
 
@@ -148,7 +148,7 @@ def any_rank(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What raises Failed in this block on one rank does so on all of them, in the same words. Collective."""
+    """Failed raised in this block on one rank is raised on all of them, with the same message. Collective."""
     problem = None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Kinds of error that a user sees as one line: what is wrong, what to do."""
+"""Errors that a user sees as one line: what is wrong, what to do."""
 
 import difflib
 
@@ -12,11 +12,11 @@ class Failed(Exception):
 
 
 class Diverged(Failed):
-    """Training went where its loss or gradient is not finite: a result, and not tried again."""
+    """Training diverged to a non-finite loss or gradient: a result, so the run is not repeated."""
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
-    """What an error says, on one line of at most so many characters; its kind where it says nothing."""
+    """An error's message on one line of bounded length; its type if it has no message."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 

@@ -1,6 +1,6 @@
 """The one way to keep a file between runs: whole or absent, with a hash that is checked where the file is read.
 
-Where the hash stands:
+Where the hash is kept:
 
 - in a JSON file that is an object: inside it, as "digest" over all its other keys (write_json, read_json);
 - in such a file beside it that lists it, as a record lists its curve (write with sealed=False returns what to list; check);
@@ -71,7 +71,7 @@ def write_json(path: Path, value: dict) -> dict:
 def read_json(path: Path) -> dict:
     """The object that write_json kept; Damaged unless it is unaltered."""
     if path.exists() and not path.is_file():
-        raise Damaged(path, "is no ordinary file")
+        raise Damaged(path, "is not a regular file")
     try:
         value = files.read_json(path)
     except Failed as error:
@@ -88,7 +88,7 @@ def digest(value: dict) -> str:
 
 
 def seal_of(path: Path) -> Path:
-    """Where the seal of a file lies."""
+    """The path of a file's seal."""
     return path.with_name(path.name + SEAL)
 
 
@@ -123,7 +123,7 @@ def check_together(place: Path) -> None:
 
 
 def check(path: Path, known: dict | str | None = None) -> str:
-    """The sha256 of a file's bytes as they are now, or what stands in the seal of a zip file; read once per process.
+    """The sha256 of a file's current bytes, or for a zip file the hash in its seal; read once per process.
 
     known: what it must be, {sha256, bytes} or the hash alone (default: what its seal says). Damaged when it is another file
     or not there.
@@ -186,7 +186,7 @@ def _once(look: Callable[[Path], str], path: Path) -> str:
     """look(path), once per process for each state of a file: inode, size and dates, of which a change cannot be undone."""
     at = os.stat(path)
     if not stat.S_ISREG(at.st_mode):
-        raise Damaged(path, "is no ordinary file")  # a pipe would be waited for without end
+        raise Damaged(path, "is not a regular file")  # reading a pipe would block forever
     key = (look, str(path), at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
     if key not in _known:
         _known[key] = look(path)
@@ -199,5 +199,5 @@ def sha256(path: Path) -> str:
 
 
 def whole_archive(path: Path) -> str:
-    """What stands in the seal of a zip file; Damaged unless each entry has its sum. Once per process."""
+    """The hash in the seal of a zip file; Damaged unless each entry has its sum. Once per process."""
     return _once(_with_entries, path)

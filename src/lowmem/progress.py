@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 
-ROOM = 0.25  # of a core: what a system does anyway
+ROOM = 0.25  # cores that a system keeps busy anyway
 
 
 def say(text: str) -> None:

@@ -169,7 +169,7 @@ def test_each_job_finds_its_own_runs_and_no_stand_in_that_an_option_replaced(tie
 def test_real_tasks_win_over_it(capsys):
     options = settings("laptop", bigbench=True, superglue="hub")
     assert used("laptop", options)["wsc"] == ("superglue_wsc", None) and "bigbench" not in options
-    assert "nothing is taken from it" in capsys.readouterr().err
+    assert "bigbench is not used" in capsys.readouterr().err
 
 
 def test_the_published_tier_and_other_words_are_refused():

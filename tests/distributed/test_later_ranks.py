@@ -87,8 +87,8 @@ def test_zero1_refuses_thawed_replaced_and_regrouped_weights_by_name():
     for kind, result in ranks.outcomes(refusals, 2):
         assert kind == "ok", result
         assert result["frozen stays"]
-        assert "was frozen when Zero1 shared the parameters out" in result["thawed"]
-        assert "other parameters than Zero1 has shared out" in result["groups"]
+        assert "was frozen when Zero1 sharded the parameters" in result["thawed"]
+        assert "other parameters than Zero1 has sharded" in result["groups"]
         assert "was replaced by another tensor" in result["replaced"]
 
 

@@ -157,7 +157,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path, blocked):
 
 def test_a_pipe_in_the_place_of_a_kept_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "val.bin")
-    with pytest.raises(Damaged, match="is no ordinary file"):
+    with pytest.raises(Damaged, match="is not a regular file"):
         kept_files.check(tmp_path / "val.bin", "0" * 64)
-    with pytest.raises(Damaged, match="is no ordinary file"):
+    with pytest.raises(Damaged, match="is not a regular file"):
         kept_files.read_json(tmp_path / "val.bin")

@@ -49,7 +49,7 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path):
 
 
 def test_the_line_of_a_key_that_stands_twice_is_named():
-    with pytest.raises(strict_yaml.Odd, match="line 4: duplicate key 'b'"):
+    with pytest.raises(strict_yaml.InvalidYaml, match="line 4: duplicate key 'b'"):
         strict_yaml.load(ODD["a key twice inside"])
 
 

@@ -195,7 +195,7 @@ def test_a_checkpoint_continues_with_the_same_losses(tmp_path):
         for kind in KINDS:
             resumed, uninterrupted = found[kind]
             assert resumed == uninterrupted
-        assert "the saved state is of another part of it" in found["other part"]
+        assert "the saved state belongs to another part of it" in found["other part"]
 
 
 def refuse(rank: int, world: int) -> dict[str, str]:
@@ -240,7 +240,7 @@ REFUSED = {
     "unwrapped 2": "RuntimeError: .*lowmem.integrations.deepspeed.ForDeepSpeed",
     "unwrapped 3": "RuntimeError: .*lowmem.integrations.deepspeed.ForDeepSpeed",
     "lomo": "TypeError: Lomo works inside backward, where DeepSpeed keeps the gradients.*use fully_shard",
-    "cut before": "ValueError: .*deepspeed.zero.Init has cut it up already.*build the model and the optimizer outside",
+    "cut before": "ValueError: .*deepspeed.zero.Init has already partitioned it.*build the model and the optimizer outside",
     "half offloaded": "Hybrid Optimizer Only Supports DeepSpeedCPUAdam",  # its own words
 }
 

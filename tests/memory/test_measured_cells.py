@@ -111,7 +111,7 @@ def test_a_cell_with_a_wrong_key_is_refused(changes, says):
 @pytest.mark.parametrize("key", ["batch", "seq_len", "precision"])
 def test_a_setting_that_is_not_said_is_never_taken_as_the_default(key):
     cell = {name: value for name, value in CELLS["cells"][0].items() if name != key}
-    with pytest.raises(Misuse, match=f"its {key} is not there; where the source does not say, give its range"):
+    with pytest.raises(Misuse, match=f"its {key} is missing; where the source does not say, give its range"):
         measured_cells.check({**CELLS, "cells": [cell]})
     measured_cells.check({**CELLS, "cells": [{**cell, "unknown": {key: [1, 2]}}]})
 

@@ -86,7 +86,8 @@ def test_one_group_cannot_take_two_settings_and_says_of_which(key, values, advic
     new = AdamMini(model, lr=1e-3)
     before = copy.deepcopy(new.state_dict())
     with pytest.raises(
-        ValueError, match=rf"^a\.weight was .* {key}=.* and c\.weight with .* in one group; .* apart{advice}$"
+        ValueError,
+        match=rf"^a\.weight was .* {key}=.* and c\.weight with .* in one group; .* for each of them{advice}$",
     ):
         new.load_state_dict(old.state_dict())
     assert new.state_dict() == before

@@ -69,7 +69,7 @@ def test_a_pair_of_optimizers_continues_from_its_state():
 @pytest.mark.parametrize(
     ("beside", "told"),
     [
-        ({"name": "adamw", "lr": 1e-3}, "say which parameters"),
+        ({"name": "adamw", "lr": 1e-3}, "name the parameters it updates"),
         ({"parameters": "*", **ADAMW}, "takes every parameter"),
         ({"parameters": "*none*", **ADAMW}, "matches no parameter"),
     ],

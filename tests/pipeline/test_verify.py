@@ -180,7 +180,7 @@ def test_what_was_accepted_holds_for_no_other_code(changed, capsys, monkeypatch)
 
 
 def test_acceptance_needs_reruns_and_a_file_that_nobody_edited(changed, capsys):
-    with pytest.raises(Misuse, match=r"--accept needs runs that show it; add --rerun N"):
+    with pytest.raises(Misuse, match=r"--accept needs reruns to compare; add --rerun N"):
         answer(changed, capsys, accepting=True)
     answer(changed, capsys, rerun=1, accepting=True)
     neutral.FILE.write_text(neutral.FILE.read_text().replace("seed0", "seed1"))

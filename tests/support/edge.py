@@ -28,7 +28,7 @@ from lowmem.errors import Failed, Misuse
 LIMIT, ASLEEP = 20, 300  # seconds of work, and in all, before a case counts as hanging
 MEMORY = 3 << 20  # kB that a case may take beyond this process
 UNFORESEEN = re.compile(
-    r"Traceback \(most recent|unforeseen \w+|\b[A-Z]\w+(Error|Exception|Warning): .*; see train\.log"
+    r"Traceback \(most recent|unexpected \w+|\b[A-Z]\w+(Error|Exception|Warning): .*; see train\.log"
 )
 
 

@@ -197,9 +197,9 @@ def test_batches_and_validation_are_the_same_for_every_network(root):
 
 def test_more_test_pictures_than_there_are_and_networks_that_are_not_kept_are_one_line(root):
     config = settings()
-    with pytest.raises(Misuse, match=r"30 test pictures are fewer than the 32 of train\.eval_batches"):
+    with pytest.raises(Misuse, match=r"30 test images are fewer than the 32 of train\.eval_batches"):
         diffuse.build({**config, "train": {**config["train"], "eval_batches": 4}}, 0, root, "cpu")
-    with pytest.raises(Misuse, match="no network of kind 'swin' is kept ready"):
+    with pytest.raises(Misuse, match="no reference network of kind 'swin'"):
         network(root, {**LATENT, "model": {"name": "swin"}})
 
 

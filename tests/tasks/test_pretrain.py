@@ -68,7 +68,7 @@ def test_named_starts_are_measured_at_the_end_and_enter_the_record(root):
 @pytest.mark.parametrize(
     "measure, said",
     [
-        ({"starts": "none.yaml"}, "none.yaml is not there"),
+        ({"starts": "none.yaml"}, "none.yaml does not exist"),
         ({"starts": "far.yaml"}, "starts 1 to 984; the validation text holds 0 to 983"),
         ({"starts": "empty.yaml"}, "no list under `starts`"),
         ({"start": "far.yaml"}, "measure: unknown key 'start'"),

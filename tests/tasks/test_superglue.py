@@ -58,7 +58,7 @@ def test_a_folder_serves_the_tasks_that_it_holds_and_names_the_others(tmp_path, 
     for name in ("BoolQ", "COPA"):
         official(tmp_path, name)
     assert superglue_sources.options(None, str(tmp_path)) == {"superglue_boolq": "folder", "superglue_copa": "folder"}
-    assert "RTE/train.jsonl is not there; RTE comes from where it else would" in capsys.readouterr().err
+    assert "RTE/train.jsonl is not there; RTE keeps its default source" in capsys.readouterr().err
     assert superglue_sources.folder_of(str(tmp_path), "superglue_copa") == tmp_path / "COPA"
     assert superglue_sources.folder_of(str(tmp_path), "sotu") is None
 

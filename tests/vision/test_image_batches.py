@@ -65,9 +65,7 @@ def test_a_damaged_picture_is_named_in_one_line(tmp_path, damage):
     files = {f"{split}/a/{k}.png": png(8, 8) for split in ("train", "val") for k in range(3)}
     files["val/a/1.png"] = damage(files["val/a/1.png"])
     root = folder_of(tmp_path, "imagenet", files)
-    with pytest.raises(
-        Failed, match=r"val/a/1\.png is not a picture that can be read \(.+\); replace or remove it"
-    ) as error:
+    with pytest.raises(Failed, match=r"val/a/1\.png is not a readable image \(.+\); replace or remove it") as error:
         prepare.prepare(root, "imagenet", "folder")
     assert "\n" not in str(error.value)
     assert not (root / "data/prepared/imagenet@folder").exists()
@@ -75,7 +73,7 @@ def test_a_damaged_picture_is_named_in_one_line(tmp_path, damage):
 
 def test_a_folder_without_pictures_is_one_line(tmp_path):
     root = folder_of(tmp_path, "imagenet", {"train/a/readme.txt": b"", "val/a/1.png": png(4, 4)})
-    with pytest.raises(Failed, match=r"no pictures in .*train; it needs a folder of them for each class"):
+    with pytest.raises(Failed, match=r"no images in .*train; it needs one folder of images per class"):
         prepare.prepare(root, "imagenet", "folder")
 
 
@@ -123,7 +121,7 @@ def test_a_stack_of_rows_is_a_file_that_numpy_reads_and_a_row_of_another_shape_i
     rows = [np.full((2, 3), k, np.uint8) for k in range(5)]
     read = np.load(io.BytesIO(image_files.Stacked(iter(rows), 5, (2, 3)).read()))
     assert (read == np.array(rows)).all()
-    with pytest.raises(Failed, match=r"a picture has shape \[3, 2\], not \[2, 3\]"):
+    with pytest.raises(Failed, match=r"an image has shape \[3, 2\], not \[2, 3\]"):
         image_files.Stacked(iter([rows[0].T]), 1, (2, 3)).read()
 
 
@@ -223,9 +221,9 @@ def test_settings_that_do_not_fit_the_pictures_are_refused(root, settings, messa
 def test_arrays_that_are_no_pictures_are_refused(tmp_path):
     good = {name: np.zeros((3, 4, 4) if "images" in name else 3, np.uint8) for name in image_batches.ARRAYS}
     image_batches.check(good, tmp_path)
-    with pytest.raises(Misuse, match="holds no pictures"):
+    with pytest.raises(Misuse, match="holds no images"):
         image_batches.check({"tokens": np.zeros(3)}, tmp_path)
-    with pytest.raises(Failed, match="3 pictures and 2 labels in test"):
+    with pytest.raises(Failed, match="3 images and 2 labels in test"):
         image_batches.check(good | {"test_labels": np.zeros(2, np.uint8)}, tmp_path)
     with pytest.raises(Failed, match="not square uint8"):
         image_batches.check(good | {"train_images": np.zeros((3, 4, 5), np.uint8)}, tmp_path)

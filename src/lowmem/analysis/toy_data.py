@@ -35,36 +35,36 @@ def load(config: dict, seed: int, root: Path) -> ToyData:
 
 
 def images(config: dict, seed: int, folder: Path) -> ToyData:
-    """measure.classes of the dataset's classes, drawn by the seed (fewer are a part of more), the brightest pixel 1.
+    """measure.classes of the dataset's classes, drawn by the seed (fewer are a subset of more); brightest pixel 1.
 
     measure.pool: images (N, H, W[, channels]) are averaged over pool x pool pixels. measure.examples: how many
     training images the Hessian's loss is the mean over.
     """
     arrays, settings = prepare.load_arrays(folder), config["measure"]
-    pictures, targets = arrays["train_images"], np.asarray(arrays["train_labels"]).astype(np.int64)
-    known, wanted, brightest = int(targets.max()) + 1, settings.get("classes"), float(pictures.max())
+    pixels, targets = arrays["train_images"], np.asarray(arrays["train_labels"]).astype(np.int64)
+    known, wanted, brightest = int(targets.max()) + 1, settings.get("classes"), float(pixels.max())
     if wanted is not None and not 2 <= wanted <= known:
         raise Misuse(f"measure.classes is {wanted}, and {folder.name} has {known}; choose 2 to {known}")
     generator = np.random.default_rng(seed)
-    kept = generator.permutation(known)[:wanted]  # None keeps all
-    place = np.full(known, -1)
-    place[kept] = np.arange(len(kept))
-    chosen = generator.permutation(np.flatnonzero(place[targets] >= 0))
+    classes = generator.permutation(known)[:wanted]  # None keeps all
+    label_of = np.full(known, -1)
+    label_of[classes] = np.arange(len(classes))
+    chosen = generator.permutation(np.flatnonzero(label_of[targets] >= 0))
     sample = settings["examples"]
     if len(chosen) < sample:
         raise Misuse(f"measure.examples is {sample}, and {folder.name} has {len(chosen)} of these classes; lower it")
 
     def take(indices: np.ndarray) -> tuple[Tensor, Tensor]:
         indices = np.sort(indices)  # in order of the file
-        inputs = pooled(pictures[indices], settings.get("pool", 1)) / brightest
-        return torch.from_numpy(inputs), torch.from_numpy(place[targets[indices]])
+        inputs = pooled(pixels[indices], settings.get("pool", 1)) / brightest
+        return torch.from_numpy(inputs), torch.from_numpy(label_of[targets[indices]])
 
     def batch(step: int, size: int) -> tuple[Tensor, Tensor]:
         return take(np.random.default_rng([seed, step]).choice(chosen, size))
 
-    own = take(chosen[:sample])
-    shape = {"n_input": own[0].shape[1], "n_output": len(kept)}
-    return ToyData(batch, own, shape, (folder / "train_images.npy", folder / "train_labels.npy"))
+    hessian_batch = take(chosen[:sample])
+    shape = {"n_input": hessian_batch[0].shape[1], "n_output": len(classes)}
+    return ToyData(batch, hessian_batch, shape, (folder / "train_images.npy", folder / "train_labels.npy"))
 
 
 def pooled(pictures: np.ndarray, pool: int) -> np.ndarray:

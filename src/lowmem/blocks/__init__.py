@@ -1,6 +1,6 @@
 """From a model to its Hessian blocks: which weights share a second moment."""
 
-from lowmem.blocks.partitioning import (  # noqa: F401  what others call
+from lowmem.blocks.partitioning import (  # noqa: F401  public names
     Misfit,
     ParamBlocks,
     Partition,

@@ -1,4 +1,4 @@
-"""Roles of an adapter's tensors (peft, lycoris) on a layer: by the attribute they stand under, since nearly all are bare.
+"""Roles of an adapter's tensors (peft, lycoris) on a layer: by attribute name, since nearly all are bare parameters.
 
 A tensor whose rows are the layer's own rows is cut as the layer is, by heads on queries and keys; one that makes a few
 numbers from the layer's input is cut by those numbers. Shapes are those of peft 0.21; `out` and `in` are the layer's.

@@ -47,7 +47,7 @@ def fused_parts(module: nn.Module, layer: nn.Module) -> tuple[Part, ...] | None:
             module.eval()
             caught = _run(module, layer)
             return None if caught is None else _read(*caught, heads)
-    except Exception:  # whatever a stranger's forward may raise on these inputs
+    except Exception:  # a third-party forward may raise anything on these inputs
         return None
     finally:
         for m, mode in training:
@@ -66,7 +66,7 @@ def _on_cpu(module: nn.Module, layer: nn.Module, own: list[Tensor]) -> tuple[Par
     name = next(name for name, child in module.named_modules() if child is layer)
     try:
         filled = copy.deepcopy(module).to_empty(device="cpu")
-    except Exception:  # a stranger's module may hold what cannot be copied: a process group, a lock
+    except Exception:  # a third-party module may hold what cannot be copied: a process group, a lock
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -98,7 +98,7 @@ def _run(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
             last = -1 if not isinstance(layer, CONVOLUTIONS) else 1
             rows, out = seen[0], caught.args[0]
             return (rows, out) if last == -1 else (rows, out.movedim(1, -1) if out.ndim == 4 else out)
-        except Exception:  # this form of input is none of its
+        except Exception:  # it does not take this form of input
             continue
         finally:
             for handle in handles:

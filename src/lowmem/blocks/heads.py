@@ -21,7 +21,7 @@ HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_siz
 
 
 def head_counts(module: nn.Module) -> tuple[int | None, int | None]:
-    """(query heads, key heads) from the module, else from its config; None when nobody says."""
+    """(query heads, key heads) from the module, else from its config; None when neither says."""
     heads = first(module, HEADS)
     return heads, first(module, KEY_HEADS) or heads
 
@@ -61,5 +61,5 @@ def first(module: nn.Module, names: tuple[str, ...]) -> int | None:
 
 
 def is_a(module: nn.Module, class_names: tuple[str, ...]) -> bool:
-    """Whether its class, or one it is made from, is called so; the classes' packages need not be here."""
+    """Whether its class, or a base class, has this name; the classes' packages need not be installed."""
     return any(kind.__name__ in class_names for kind in type(module).__mro__)

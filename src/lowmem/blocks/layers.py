@@ -71,7 +71,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_projection(module: nn.Module) -> bool:
-    """A linear layer, or a convolution that stands in for one."""
+    """A linear layer, or a convolution used as one."""
     return is_linear(module) or (isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED_CONVOLUTIONS))
 
 
@@ -87,7 +87,7 @@ def is_embedding(module: nn.Module) -> bool:
 def is_transposed(module: nn.Module) -> int:
     """The axis of a layer's output neurons: 1 when its weight is (in, out), as in Hugging Face's Conv1D, else 0.
 
-    A layer that says in_features and out_features is taken at its word; a square one of a stranger's class is tried.
+    The attributes in_features and out_features are trusted; a square layer of a third-party class is called to find out.
     """
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return 1
@@ -112,7 +112,7 @@ def _multiplies_from_right(module: nn.Module, weight: nn.Parameter) -> int:
             x = torch.linspace(-1, 1, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
             try:
                 y = (module(x) - module(torch.zeros_like(x))).flatten()
-            except Exception:  # it takes something else
+            except Exception:  # it takes other inputs
                 return 0
             ways = [(y - (x @ w).flatten()).abs().sum() for w in (weight.T, weight) if y.shape == weight.shape[:1]]
             _tried[module] = int(len(ways) == 2 and ways[1] < ways[0])

@@ -9,8 +9,8 @@ from lowmem.cli.arguments import parser
 from lowmem.errors import Failed, Misuse
 from lowmem.pipeline.experiments import find_root
 
-PACKAGES = {"yaml": "pyyaml"}  # where the name of the package is another
-LONGEST = 1500  # letters of an error's line
+PACKAGES = {"yaml": "pyyaml"}  # modules whose package has another name
+LONGEST = 1500  # characters in an error line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,16 +20,16 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         arguments = parser().parse_args(argv)
-        asked = arguments.run is commands.plan and (arguments.explain or arguments.model is not None)
-        anywhere = asked or arguments.run is commands.blocks  # an installed package answers without a checkout
-        code = arguments.run(None if anywhere else find_root(), arguments) or 0
-        print(end="", flush=True)  # not at Python's end, where a reader that left is a traceback
+        about_model = arguments.run is commands.plan and (arguments.explain or arguments.model is not None)
+        no_checkout = about_model or arguments.run is commands.blocks  # these also work in an installed package
+        code = arguments.run(None if no_checkout else find_root(), arguments) or 0
+        print(end="", flush=True)  # not at interpreter exit, where a closed pipe would print a traceback
         return code
     except Misuse as error:
         return report_error(error, 2)
     except Failed as error:
         return report_error(error, 1)
-    except OSError as error:  # a file that went away, a disk that is full, a limit of the system
+    except OSError as error:  # a vanished file, a full disk, a system limit
         if isinstance(error, BrokenPipeError) and reader_left():
             return 1
         place = f"{error.filename}: " if error.filename else ""
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return report_error("this machine has too little memory left; free some, or ask for less", 1)
     except KeyboardInterrupt:
         return report_error("interrupted; call again to continue", 130)
-    except Exception as error:  # nobody foresaw it: still one line, and where to look
+    except Exception as error:  # a bug: still one line, and where to look
         if os.environ.get("LOWMEM_TRACEBACK"):
             raise
         absent = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else "lowmem"
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             return report_error(
                 f"this needs {absent}, which is not installed; pip install {PACKAGES.get(absent, absent)}", 1
             )
-        return report_error(f"unforeseen {type(error).__name__}: {error}; LOWMEM_TRACEBACK=1 shows where", 1)
+        return report_error(f"unexpected {type(error).__name__}: {error}; LOWMEM_TRACEBACK=1 shows where", 1)
 
 
 def reader_left() -> bool:

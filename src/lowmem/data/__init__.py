@@ -1,1 +1,1 @@
-"""From a registry to data/prepared: sources, archives, tokens, pictures, graphs."""
+"""From a registry to data/prepared: sources, archives, tokens, images, graphs."""

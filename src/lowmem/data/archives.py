@@ -20,7 +20,7 @@ from typing import BinaryIO
 from lowmem.errors import Failed
 
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError)
-BROKEN += (RuntimeError, NotImplementedError, OverflowError)  # an encrypted zip, a method that nobody knows, odd sizes
+BROKEN += (RuntimeError, NotImplementedError, OverflowError)  # encryption, unknown compression methods, invalid sizes
 LARGEST = 2 << 30  # bytes that are read whole: of one file, or of those that a pattern matches
 
 
@@ -92,14 +92,14 @@ def tar_members(file: BinaryIO) -> Iterator[tuple[str, BinaryIO | None]]:
 
 
 class WholeTarInfo(tarfile.TarInfo):
-    """tarfile takes a header that is cut off for the end of the archive; here it is damage."""
+    """tarfile mistakes a truncated header for the end of the archive; here it counts as damage."""
 
     @classmethod
     def fromtarfile(cls, archive):
         try:
             return super().fromtarfile(archive)
         except (tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError) as error:
-            raise tarfile.ReadError("it ends before its end mark") from error
+            raise tarfile.ReadError("it ends before its end-of-archive marker") from error
 
 
 def deb_members(path: Path) -> Iterator[tuple[str, BinaryIO | None]]:
@@ -186,7 +186,7 @@ def unpacked(packed: bytes, name: str) -> bytes:
 def matching(raw: Path, pattern: str) -> Iterator[tuple[str, BinaryIO]]:
     """Yield (name, stream) for files of the folder and members of its archives; the pattern is matched on "/" + name.
 
-    The same pattern so finds `package/data/1.txt` in an npm archive and `data/1.txt` in a folder of the user.
+    So the same pattern finds `package/data/1.txt` in an npm archive and `data/1.txt` in a folder of the user.
     """
     for path in sorted(p for p in Path(raw).rglob("*") if p.is_file() and not p.name.startswith(".")):
         name = path.relative_to(raw).as_posix()

@@ -1,7 +1,7 @@
 """Bring a dataset's files to data/raw, verified, from the first of its sources that works.
 
 `data/sources.yaml` lists the sources of every dataset in order. A raw folder is finished when its `fetched.json` is
-there, which is written last; before that, whatever lies in it is only a start that the next call continues. Nothing
+there, which is written last; before that, its content is a partial download that the next call continues. Nothing
 that is downloaded is run.
 """
 
@@ -186,7 +186,7 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
             tried.append(f"{label}: {' '.join(str(error.strerror or error).split())}")
         except Misuse:
             raise
-        except Exception as error:  # a client's library may raise anything; the next source may still do
+        except Exception as error:  # a client's library may raise anything; the next source may still work
             tried.append(f"{label}: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
         else:
             break

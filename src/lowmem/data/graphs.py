@@ -71,9 +71,9 @@ def check(arrays: dict[str, np.ndarray], place: Path) -> None:
         "parts overlap": len(np.unique(np.concatenate([arrays[part] for part in PARTS])))
         != sum(len(arrays[part]) for part in PARTS),
     }
-    found = [problem for problem, there in problems.items() if there]
+    found = [problem for problem, present in problems.items() if present]
     if found:
-        raise Failed(f"{place}: {found[0]}; mend the files and prepare it again")
+        raise Failed(f"{place}: {found[0]}; fix the files and prepare it again")
 
 
 def in_range(numbers: np.ndarray, count: int) -> bool:
@@ -101,7 +101,7 @@ def planetoid(raw: Path, name: str) -> dict[str, np.ndarray]:
         features[tests], labels[tests] = part["tx"].dense(), part["ty"]
         pairs = [(a, b) for a, others in part["graph"].items() for b in others]
     except (ValueError, AttributeError, IndexError, TypeError) as error:
-        raise Failed(f"{place} and its neighbours are not Planetoid graph: {error}; fetch it again") from error
+        raise Failed(f"{place} and its neighbours are not a Planetoid graph: {error}; fetch it again") from error
     train = np.arange(len(part["y"]))
     return {
         "features": features,

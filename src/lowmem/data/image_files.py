@@ -1,6 +1,6 @@
-"""Picture files as arrays: what data/<pictures>/prepare.py reads them with.
+"""Image files as arrays: what data/<dataset>/prepare.py reads them with.
 
-Prepared are {train,test}_images (N, S, S[, C]) uint8 and {train,test}_labels (N,) of a whole-number type.
+Prepared arrays: {train,test}_images (N, S, S[, C]) uint8 and {train,test}_labels (N,) of an integer type.
 """
 
 import base64
@@ -13,24 +13,24 @@ import numpy as np
 
 from lowmem.errors import Failed, one_line
 
-LONGEST = 500  # times its shorter side, which may be scaled up: longer ones would take gigabytes
+LONGEST = 500  # largest aspect ratio; as the shorter side may be scaled up, more would take gigabytes
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 
 
 def decoded(content: bytes, name: str):
-    """A picture file as PIL's image in red, green and blue; Failed, with its name, when it is damaged."""
+    """An image file as an RGB image of PIL; Failed, with its name, when it is damaged."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of pictures that are too large to be meant
-            picture = Image.open(io.BytesIO(content))
-        if max(picture.size) > LONGEST * min(picture.size):
-            raise ValueError(f"{picture.width} x {picture.height} is a line, no picture")
-        return picture.convert("RGB")
+            warnings.simplefilter("error")  # for decompression bombs
+            image = Image.open(io.BytesIO(content))
+        if max(image.size) > LONGEST * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} is a line, not an image")
+        return image.convert("RGB")
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
         what = one_line(error, 300)
-        raise Failed(f"{name} is not a picture that can be read ({what}); replace or remove it") from error
+        raise Failed(f"{name} is not a readable image ({what}); replace or remove it") from error
 
 
 def fitted(picture, size: int):
@@ -42,28 +42,28 @@ def fitted(picture, size: int):
 
 
 def from_hub(rows: Iterator[dict], image: str, label: str | None, raw: Path) -> Iterator[tuple[np.ndarray, int]]:
-    """(picture (H, W, C) uint8, label) of rows as sources/hub.py keeps them; label 0 where there is no such column."""
+    """(image (H, W, C) uint8, label) of rows as sources/hub.py keeps them; label 0 without a label column."""
     for number, row in enumerate(rows):
         kept = row[image]
         pixels = np.frombuffer(base64.b64decode(kept["pixels"]), np.uint8)
         if pixels.size != np.prod(kept["shape"]):
-            raise Failed(f"picture {number} of {raw} has {pixels.size} values, not {kept['shape']}; fetch it again")
+            raise Failed(f"image {number} of {raw} has {pixels.size} values, not {kept['shape']}; fetch it again")
         yield pixels.reshape(kept["shape"]), int(row[label]) if label else 0
 
 
 def hub_arrays(rows: Iterator[dict], image: str, label: str, raw: Path, shape: tuple) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (N, *shape) and labels (N,), both uint8, of rows as sources/hub.py keeps them; Failed for another shape."""
-    pictures, labels = [], []
-    for picture, number in from_hub(rows, image, label, raw):
-        if picture.shape != shape:
-            raise Failed(f"an image of {raw} has shape {list(picture.shape)}, not {list(shape)}; fetch it again")
-        pictures.append(picture)
+    """Images (N, *shape) and labels (N,), both uint8, of rows as sources/hub.py keeps them; Failed for another shape."""
+    images, labels = [], []
+    for pixels, number in from_hub(rows, image, label, raw):
+        if pixels.shape != shape:
+            raise Failed(f"an image of {raw} has shape {list(pixels.shape)}, not {list(shape)}; fetch it again")
+        images.append(pixels)
         labels.append(number)
-    return np.array(pictures), np.array(labels, dtype=np.uint8)
+    return np.array(images), np.array(labels, dtype=np.uint8)
 
 
 def from_folders(raw: Path, split: str) -> Iterator[tuple[Path, int]]:
-    """(file, label) of <split>/<class>/<picture>; classes are numbered by alphabet. Failed when there are none."""
+    """(file, label) of <split>/<class>/<image>; classes are numbered alphabetically. Failed when there are none."""
     folder = Path(raw) / split
     classes = sorted(path for path in folder.glob("*") if path.is_dir())
     count = 0
@@ -73,11 +73,11 @@ def from_folders(raw: Path, split: str) -> Iterator[tuple[Path, int]]:
                 count += 1
                 yield path, label
     if not count:
-        raise Failed(f"no pictures in {folder}; it needs a folder of them for each class")
+        raise Failed(f"no images in {folder}; it needs one folder of images per class")
 
 
 class Stacked(io.RawIOBase):
-    """Arrays of equal shape as the bytes of one .npy file, made while it is read: they need not fit into memory."""
+    """Arrays of equal shape as the bytes of one .npy file, generated while it is read: they need not fit into memory."""
 
     def __init__(self, rows: Iterator[np.ndarray], count: int, shape: tuple[int, ...], dtype: str = "u1"):
         self.rows, self.left, self.shape, self.dtype = iter(rows), count, tuple(shape), np.dtype(dtype)
@@ -93,7 +93,7 @@ class Stacked(io.RawIOBase):
         if not self.waiting and self.left:
             row = np.asarray(next(self.rows), dtype=self.dtype)
             if row.shape != self.shape:
-                raise Failed(f"a picture has shape {list(row.shape)}, not {list(self.shape)}; prepare it again")
+                raise Failed(f"an image has shape {list(row.shape)}, not {list(self.shape)}; prepare it again")
             self.left -= 1
             self.waiting = row.tobytes()
         part, self.waiting = self.waiting[: len(buffer)], self.waiting[len(buffer) :]

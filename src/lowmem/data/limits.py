@@ -1,4 +1,4 @@
-"""Sizes that no model has: what a file or a setting asks for beyond them is refused before memory is taken for it."""
+"""Upper bounds on model sizes: files and settings beyond them are refused before any memory is allocated."""
 
 MOST = {  # the largest Llamas have 126 layers, 128 heads, a width of 16,384 and 131,072 places
     "n_layer": 1_000,

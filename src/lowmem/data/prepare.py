@@ -83,7 +83,7 @@ def prepare(root: Path, dataset: str, source: str = "package", tokenizer: str | 
 
 @contextlib.contextmanager
 def format_errors_as_failed(script, dataset: str, source: str) -> Iterator[None]:
-    """Turn whatever a script stumbles over in files of another form than it reads into one line that names the place."""
+    """Turn errors of a script that meets files in an unexpected form into one line that names the place."""
     try:
         yield
     except (Failed, Misuse, MemoryError):

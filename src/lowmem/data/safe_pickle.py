@@ -1,8 +1,8 @@
 """Read pickles of numbers without running anything that is in them, and without letting them touch memory.
 
-A pickle is a program that may call any function. Here it gets forms that only take notes: of an array its shape, its
-kind of number and its bytes, of a sparse matrix its state. What they noted is checked, and arrays are made of it, after the
-program has ended, so that NumPy never sees an argument that a file chose. Anything else ends the reading.
+A pickle is a program that may call any function. Here it only gets stand-ins that record their arguments: of an array its
+shape, dtype and bytes, of a sparse matrix its state. Once the program has ended, the records are checked and turned into
+arrays, so that NumPy never sees an argument that a file chose. Anything else is refused.
 """
 
 import io
@@ -16,9 +16,9 @@ from lowmem.errors import Failed, one_line
 KINDS = tuple(
     f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248"), ("b", "1")) for size in sizes
 )
-DEEPEST = 50  # containers in each other
-LARGEST = 1 << 30  # numbers in a sparse matrix once it is written out
-MEMO = 1 << 20  # places of the memo, which a pickle of 10 bytes could otherwise make 30 GB large
+DEEPEST = 50  # levels of nested containers
+LARGEST = 1 << 30  # elements of a sparse matrix once it is dense
+MEMO = 1 << 20  # memo slots; a pickle of 10 bytes could otherwise make the memo 30 GB large
 MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
@@ -34,7 +34,7 @@ class Noted(type):
 
 
 class Form(metaclass=Noted):
-    """What stands for an object until the pickle was read: what it was made of, and the state that it got."""
+    """Stand-in for an object while a pickle is read: its constructor arguments, and its state."""
 
     __slots__ = ("arguments", "state")
 
@@ -53,7 +53,7 @@ class Kind(Form):
     __slots__ = ()
 
     def found(self) -> np.dtype:
-        """The dtype that was noted; Refused where it is no number."""
+        """The recorded dtype; Refused unless it is numeric."""
         name = self.arguments[0] if self.arguments else None
         if not isinstance(name, str) or name not in KINDS:
             raise Refused(f"it holds an array of {str(name)[:20]!r} and not of numbers")
@@ -70,7 +70,7 @@ class Array(Form):
     __slots__ = ()
 
     def found(self) -> np.ndarray:
-        """The array that was noted; Refused where its state is not that of one."""
+        """The recorded array; Refused for an invalid state."""
         if self.arguments[:1] != (NAMES["numpy.ndarray"],) or not isinstance(self.state, tuple) or len(self.state) != 5:
             raise Refused("it builds an array in an unsupported way")
         _, shape, kind, fortran, content = self.state
@@ -83,7 +83,7 @@ class Buffer(Form):
     __slots__ = ()
 
     def found(self) -> np.ndarray:
-        """The array that was noted; Refused for other arguments."""
+        """The recorded array; Refused for other arguments."""
         if self.state is not None or len(self.arguments) != 4 or self.arguments[3] not in ("C", "F"):
             raise Refused("it builds an array in an unsupported way")
         return filled(*self.arguments)
@@ -121,10 +121,10 @@ class Rows(Form):
             len(indices) == len(data) and len(indptr) == shape[0] + 1 and data.ndim == indices.ndim == indptr.ndim == 1
         )
         if not sizes or any(a.dtype.kind not in "iu" for a in (indices, indptr)):
-            raise Refused("the parts of its sparse matrix do not fit each other")
+            raise Refused("the parts of its sparse matrix are inconsistent")
         ordered = indptr[0] == 0 and indptr[-1] == len(data) and (np.diff(indptr.astype(np.int64)) >= 0).all()
         if not ordered or (len(indices) and not 0 <= indices.min() <= indices.max() < shape[1]):
-            raise Refused("the parts of its sparse matrix do not fit each other")
+            raise Refused("the parts of its sparse matrix are inconsistent")
         self.shape, self.data, self.indices, self.indptr = shape, data, indices, indptr
         return self
 
@@ -221,7 +221,7 @@ NAMES = {
 
 
 class Reader(pickle.Unpickler):
-    """An unpickler that hands out forms in place of classes and functions."""
+    """An unpickler that returns stand-ins for classes and functions."""
 
     def find_class(self, module: str, name: str):
         try:
@@ -231,13 +231,13 @@ class Reader(pickle.Unpickler):
 
 
 def converted(value, depth: int = 0, known: dict | None = None):
-    """Arrays and matrices in the place of what stands for them, in containers too. known: {id: what was made of it}."""
+    """The value with stand-ins replaced by arrays and matrices, in containers too. known: {id: converted value}."""
     known = {} if known is None else known
     if type(value) in (int, float, bool, str, bytes, type(None)):
         return value
     if id(value) not in known:
         if depth > DEEPEST:
-            raise Refused("it holds containers in containers without end")
+            raise Refused("its containers are nested too deeply")
         if isinstance(value, Form):
             known[id(value)] = value.found()
         elif type(value) in (list, tuple):
@@ -260,5 +260,5 @@ def load(content: bytes, name: str):
         raise Failed(
             f"{name} is not read: {error}, and a data file may only hold arrays and lists; do not use it"
         ) from error
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle may raise nearly anything
         raise Failed(f"{name} is damaged: {type(error).__name__}: {one_line(error)}; fetch it again") from error

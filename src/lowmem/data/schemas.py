@@ -1,4 +1,4 @@
-"""Whether a file that a person writes is what its schema (workflow/schemas) says: one line names file, place and mistake."""
+"""Validation of hand-written files against workflow/schemas: one line names file, place and mistake."""
 
 import math
 from pathlib import Path
@@ -37,13 +37,13 @@ def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
     elif problem.schema is False:  # whose place is that of what holds it
         keys.append(problem.absolute_schema_path[-1])
         message = "it means nothing to this task; leave it out"
-    where = ".".join(map(str, keys)) or "top level"
+    location = ".".join(map(str, keys)) or "top level"
     line = line_in(Path(root) / path, [*keys, *unknown[:1]])
-    raise Misuse(f"{path}{f', line {line}' if line else ''}{place}: {where[:200]}: {message}")
+    raise Misuse(f"{path}{f', line {line}' if line else ''}{place}: {location[:200]}: {message}")
 
 
 def line_in(path: Path, keys: list) -> int | None:
-    """The line of a YAML file in which a value stands, or of an experiment's settings; None where it does not stand there."""
+    """The line of a value in a YAML file, or in an experiment's settings; None where it is absent."""
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         return None
     text = read_text(path)
@@ -51,7 +51,7 @@ def line_in(path: Path, keys: list) -> int | None:
 
 
 def place_of(root: Path, schema: str) -> Path:
-    """The schema's file: the checkout's, else that of the checkout which this package stands in."""
+    """The schema's file: in the given checkout, else in the one that this package belongs to."""
     name = f"workflow/schemas/{schema}.schema.yaml"
     own = Path(root) / name
     return own if own.is_file() else Path(__file__).resolve().parents[3] / name

@@ -34,7 +34,7 @@ def options(everything: str | None, folder: str | None, bigbench: bool | str | N
     if not bigbench:
         return found
     if {f"superglue_{task}" for task in IN_BIGBENCH} <= found.keys():
-        say("bigbench: superglue or superglue_dir brings the real tasks, so nothing is taken from it")
+        say("bigbench: superglue or superglue_dir provides the real tasks, so bigbench is not used")
         return found
     if bigbench != "package":
         say(REQUEST)
@@ -49,19 +49,19 @@ def named(everything: str | None, folder: str | None) -> dict[str, str]:
     found = {f"superglue_{task}": everything for task in OFFICIAL} if everything not in (None, "package") else {}
     if folder is None:
         return found
-    there = [task for task in OFFICIAL if missing(folder, task) is None]
-    if not there:
+    present = [task for task in OFFICIAL if missing(folder, task) is None]
+    if not present:
         raise Misuse(
             f"superglue_dir={folder}: {missing(folder, 'boolq')}; it holds one folder for each task, as published"
         )
     for task in OFFICIAL:
-        if task not in there:
-            say(f"superglue_dir: {missing(folder, task)}; {OFFICIAL[task]} comes from where it else would")
-    return found | {f"superglue_{task}": "folder" for task in there}
+        if task not in present:
+            say(f"superglue_dir: {missing(folder, task)}; {OFFICIAL[task]} keeps its default source")
+    return found | {f"superglue_{task}": "folder" for task in present}
 
 
 def missing(folder: str, task: str) -> str | None:
-    """What a task lacks in the folder; None when both its files are there."""
+    """What a task lacks in the folder; None when both its files exist."""
     files = [safe_names.at_home(folder) / OFFICIAL[task] / f"{split}.jsonl" for split in ("train", "val")]
     return next((f"{path} is not there" for path in files if not path.is_file()), None)
 

@@ -1,4 +1,4 @@
-"""Text to integers and back: bytes, characters, an own BPE trained on the train split, or GPT-2's BPE.
+"""Text to integers and back: bytes, characters, a BPE trained on the train split, or GPT-2's BPE.
 
 A tokenizer's name says what it is: `byte`, `char`, `bpe4096` (any size), `gpt2`. Each document is followed by `end`, so that
 a model sees where one stops.
@@ -36,7 +36,7 @@ class Tokenizer:
 
     @property
     def dtype(self) -> np.dtype:
-        """The smallest kind of number that holds every token: uint8, or uint16 in little-endian order."""
+        """The smallest integer dtype that holds every token: uint8, or uint16 in little-endian order."""
         return np.dtype("u1") if self.vocab_size <= 256 else np.dtype("<u2")
 
 

@@ -63,7 +63,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def shapes(sizes: list[Pair]) -> str:
-    """Which of the paper's two models are shown, in words; nothing where none is."""
+    """Which of the paper's two models are shown, as text; empty if neither is."""
     return f"Shape{'s' * (len(sizes) > 1)} of {' and '.join(MODELS[size.shape] for size in sizes)}. " if sizes else ""
 
 

@@ -1,7 +1,7 @@
 """Figure 13 of Adam-mini: the original Adafactor and the version of Zhai et al. against Adam-mini on Llama (20M, 1B).
 
 The released script runs Adafactor with flags that make its learning rate inert (relative step, warm-up from 1e-6). Both
-ways stand here: rates that are used, from a grid as large as Adam-mini's, and the published flags.
+ways are shown: rates that are used, from a grid as large as Adam-mini's, and the published flags.
 """
 
 from lowmem.reporting import display, plots

@@ -61,7 +61,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def draw(groups: dict):
-    """The training of three models, and pictures that two of them draw."""
+    """The training of three models, and images that two of them generate."""
     top = ("swin", "dit", "dcae")
     drawn, panels = plots.figure([list(top), ["samples"] * 3], height=6.2, height_ratios=[1.4, 1])
     for letter, name in zip("abc", top, strict=True):

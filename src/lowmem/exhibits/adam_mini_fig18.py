@@ -70,7 +70,7 @@ def add_full(shown: ExhibitResult, runs: Iterable[Run], tier: str) -> None:
 
 
 def draw(resnet: dict, ddpm: dict):
-    """The training of two models, and pictures that the second one draws."""
+    """The training of two models, and images that the second one generates."""
     drawn, panels = plots.figure([["a", "b"], ["samples", "samples"]], height=6.4, height_ratios=[1.2, 1])
     curves(panels["a"], resnet, ACCURACY, "images", "training images", "a  ResNet-18")
     curves(panels["b"], ddpm, LOSS, "images", "training images", "b  DDPM, error of the predicted noise")

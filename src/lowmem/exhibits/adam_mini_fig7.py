@@ -1,8 +1,8 @@
 """Figure 7 a to h of Adam-mini: the Hessian of each module of a one-layer Transformer, with the mass inside its blocks.
 
-Exact Hessians in float64 of our GPT-2 with 1 layer, 4 heads, width 16 and 8 symbols. Beside each picture stands the
+Exact Hessians in float64 of our GPT-2 with 1 layer, 4 heads, width 16 and 8 symbols. Each image comes with the
 share of |H| inside the blocks and that of random partitions of the same sizes, so that "near block-diagonal" is a
-number. A second, deeper model is sampled by Hessian-vector products and stands in the rows. Panel i: Llama trained with
+number. A second, deeper model is sampled by Hessian-vector products and appears in the rows. Panel i: Llama trained with
 PyTorch's tensors as blocks, from the runs of llama_variants.
 """
 

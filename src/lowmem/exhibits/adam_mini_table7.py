@@ -1,4 +1,4 @@
-"""Table 7 of Adam-mini: quality of generated pictures. The paper prints FID and Inception score, both of Inception features.
+"""Table 7 of Adam-mini: quality of generated images. The paper prints FID and Inception score, both of Inception features.
 
 Ours come from a classifier that we train on the same data, so they carry other names and no common scale with the paper's;
 only which optimizer is ahead can be compared.
@@ -58,7 +58,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 
 def measured(runs: list[Run], key: str) -> Value:
-    """Mean of a number over seeds, as an entry; pictures without classes have no classifier that could measure them."""
+    """Mean of a number over seeds, as an entry; images without classes have no classifier to measure them."""
     if runs and not unfinished(runs) and any(run.final(key) is None for run in runs):
         return missing(UNMEASURED)
     return mean(runs, lambda run: run.final(key))

@@ -71,7 +71,7 @@ def extra(run: Run, base: Run) -> Value:
 
 
 def setting(run: Run) -> list[str]:
-    """Model and batch in words."""
+    """Model and batch as text."""
     asked, model = run.config.get("measure", {}), run.config.get("model", {})
     if not asked:
         return []

@@ -130,10 +130,10 @@ def timeline(axes, logged: list[dict], optimizer: str) -> None:
 
 
 def lifetimes(logged: list[dict]) -> dict[str, tuple[int, int]]:
-    """{parameter: (event at which its gradient appears, event before which it is gone)}.
+    """{parameter: (event at which its gradient appears, event before which it is freed)}.
 
     The log holds how many gradients are alive at each event; when fewer are than have appeared, those updated first
-    are gone. What is alive at the last event lasts until the end of the step.
+    have been freed. What is alive at the last event lasts until the end of the step.
     """
     born, gone, updated = {}, {}, []
     for k, event in enumerate(logged):

@@ -51,7 +51,7 @@ def atomic_path(path: Path):
 
 
 def synced(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's names, before anything that relies on it."""
+    """Flush a file's content, or a folder's entries, to disk before anything relies on them."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -92,10 +92,10 @@ def read_json(path: Path, by_hand: bool = False):
 
 
 def parsed_json(text: str | bytes, **pairs):
-    """The value of a JSON text; ValueError for NaN, infinity and halves of letters, which nothing after it could take."""
+    """The value of a JSON text; ValueError for NaN, infinity and lone surrogates, which later steps could not handle."""
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     value = json.loads(text, parse_constant=no_number, **pairs)
-    if re.search(r"\\u[dD][89a-fA-F]", text):  # the escapes of a pair are read as one letter
+    if re.search(r"\\u[dD][89a-fA-F]", text):  # a valid pair of escapes decodes to one character
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
@@ -110,7 +110,7 @@ def once(pairs: list[tuple]) -> dict:
 
 
 def no_number(text: str):
-    """For json: refuse NaN and Infinity, which are no JSON."""
+    """For json: refuse NaN and Infinity, which are not JSON."""
     raise ValueError(f"{text} is not a valid number")
 
 
@@ -121,7 +121,7 @@ def parsed_yaml(text: str):
 
 
 def read_yaml(path: Path):
-    """Read YAML; Misuse names file and line when it is absent, malformed, or nothing that can be meant (strict_yaml.py)."""
+    """Read YAML; Misuse names file and line when it is absent, malformed, or refused by strict_yaml.py."""
     try:
         return copy.deepcopy(parsed_yaml(read_text(path, 4 * strict_yaml.LARGEST)))
     except OSError as error:
@@ -130,12 +130,12 @@ def read_yaml(path: Path):
         raise
     except (
         Exception
-    ) as error:  # dates that are none, tags of other languages, bytes that are not UTF-8: yaml lets all through
+    ) as error:  # invalid dates, tags of other languages, bytes that are not UTF-8: yaml raises many types
         raise Misuse(f"{path} is not valid YAML: {one_line(error, 300)}") from error
 
 
 def fix_future_mtimes(paths: Iterable[Path], slack: float = 3600) -> list[Path]:
-    """Date those files that lie more than `slack` seconds ahead to now, and return them.
+    """Set files dated more than `slack` seconds in the future to now, and return them.
 
     A clock that was wrong once leaves such files, and Snakemake refuses what is made from them as older than its input.
     """

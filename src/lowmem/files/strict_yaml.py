@@ -1,4 +1,4 @@
-"""YAML as people mean it: a key once, numbers that are numbers, and no more of it than its text holds.
+"""YAML as people mean it: no duplicate keys, only finite numbers, and no expansion of aliases beyond a limit.
 
 YAML itself lets the last of two equal keys win, knows .nan, and lets 600 bytes of aliases stand for gigabytes.
 """
@@ -6,12 +6,12 @@ YAML itself lets the last of two equal keys win, knows .nan, and lets 600 bytes 
 import math
 import re
 
-LARGEST = 5_000_000  # letters of a file
+LARGEST = 5_000_000  # characters in a file
 DEEPEST = 60  # levels
 MOST = 1_000_000  # values once aliases are written out
 
 
-class Odd(ValueError):
+class InvalidYaml(ValueError):
     """What is wrong, and in which line."""
 
     def __init__(self, problem: str, line: int | None = None):
@@ -19,13 +19,13 @@ class Odd(ValueError):
 
 
 def load(text: str):
-    """The value of a YAML text. Odd, or what yaml raises, when it is not one that can be meant."""
+    """The value of a YAML text. InvalidYaml, or what yaml raises, for anything else."""
     import yaml
 
     if len(text) > LARGEST:
-        raise Odd(f"it has {len(text)} letters, more than {LARGEST}")
+        raise InvalidYaml(f"it has {len(text)} characters, more than {LARGEST}")
     if re.search(rf"(?:[\[{{]\s*|-\s+){{{DEEPEST}}}", text):
-        raise Odd(f"it is nested more than {DEEPEST} levels deep")
+        raise InvalidYaml(f"it is nested more than {DEEPEST} levels deep")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
         node = loader.get_single_node()
@@ -38,7 +38,7 @@ def load(text: str):
 
 
 def line_of(text: str, keys: list) -> int | None:
-    """The line of what stands under keys, one below the other; None where the text has no such place."""
+    """The line of the value at a path of nested keys; None where there is no such path."""
     import yaml
 
     node, line = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), None
@@ -55,10 +55,10 @@ def line_of(text: str, keys: list) -> int | None:
 
 
 def checked(node, sizes: dict[int, int], depth: int = 0) -> int:
-    """How many values a node stands for, aliases written out; Odd for what is not allowed in it."""
+    """How many values a node stands for, aliases written out; InvalidYaml for what is not allowed in it."""
     line = node.start_mark.line + 1
     if depth > DEEPEST:
-        raise Odd(f"it is nested more than {DEEPEST} levels deep", line)
+        raise InvalidYaml(f"it is nested more than {DEEPEST} levels deep", line)
     if id(node) not in sizes:
         sizes[id(node)] = MOST  # an alias inside what it stands for ends at the limit
         inside = node.value if isinstance(node.value, list) else []
@@ -67,21 +67,21 @@ def checked(node, sizes: dict[int, int], depth: int = 0) -> int:
         for key, _ in pairs:
             name = (key.tag, key.value) if isinstance(key.value, str) else None
             if name in seen:
-                raise Odd(f"duplicate key {key.value[:80]!r}", key.start_mark.line + 1)
+                raise InvalidYaml(f"duplicate key {key.value[:80]!r}", key.start_mark.line + 1)
             seen.add(name)
         if not inside and node.tag.endswith(":float") and not math.isfinite(float_of(node.value)):
-            raise Odd(f"{node.value[:20]} is not a valid number", line)
+            raise InvalidYaml(f"{node.value[:20]} is not a valid number", line)
         if not inside and node.tag.endswith(":int") and len(str(node.value)) > 40:
-            raise Odd("a whole number of more than 40 digits", line)
+            raise InvalidYaml("a whole number of more than 40 digits", line)
         children = [child for pair in inside for child in (pair if isinstance(pair, tuple) else (pair,))]
         sizes[id(node)] = 1 + sum(checked(child, sizes, depth + 1) for child in children)
     if sizes[id(node)] >= MOST:
-        raise Odd("its aliases stand for more than a file may hold", line)
+        raise InvalidYaml("its aliases stand for more than a file may hold", line)
     return sizes[id(node)]
 
 
 def float_of(text: str) -> float:
-    """The number of a float's text; what YAML writes otherwise than Python (.nan, 1:30) is judged by its look."""
+    """The number of a float's text; what YAML writes otherwise than Python (.nan, 1:30) is recognised by its form."""
     if re.fullmatch(r"[-+]?\.(nan|inf)", text, re.IGNORECASE):
         return math.nan
     try:

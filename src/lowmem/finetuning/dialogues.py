@@ -35,7 +35,7 @@ def rows(folder: Path, part: str, split: str) -> tuple[Path, list[dict]]:
     """(file, rows) of a prepared part: instructions or pairs; Failed, with what is there, when it is missing."""
     path = folder / f"{part}.{split}.jsonl"
     if not path.is_file():
-        raise Failed(f"{path} is not there; the folder holds: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+        raise Failed(f"{path} is missing; its folder holds: {', '.join(sorted(p.name for p in folder.iterdir()))}")
     return path, [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

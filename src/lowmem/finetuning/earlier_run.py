@@ -26,26 +26,26 @@ def language_model(root: Path, settings: dict, device: str) -> tuple[nn.Module, 
     own = sorted(settings.keys() - {"name", "pretrained", "dtype", "adapter"})
     if own:
         raise Misuse(f"model: {own[0]} cannot be set beside pretrained; the earlier training decides it")
-    model, words = trained(root, source, device)
-    return pretrained.finished(model, settings, device), words
+    model, tokenizer = trained(root, source, device)
+    return pretrained.finished(model, settings, device), tokenizer
 
 
 def trained(root: Path, start: dict, device: str) -> tuple[nn.Module, Tokenizer]:
-    """Model and words at the end of an earlier run. The caller's random numbers stay untouched.
+    """Model and tokenizer at the end of an earlier run. The caller's random numbers stay untouched.
 
     Where several processes share the work, the weights stay in their file until fsdp.shard_model().
     """
     with torch.random.fork_rng():
-        model, words = blank(root, start["config"], device)
+        model, tokenizer = blank(root, start["config"], device)
     path = Path(start["weights"])
     lazy_weights.register(model, {name: (path, name) for name, _ in model.named_parameters()})
     if distributed.world() == 1:
         lazy_weights.load(model, device)
-    return model, words
+    return model, tokenizer
 
 
 def blank(root: Path, config: dict, device: str) -> tuple[nn.Module, Tokenizer]:
-    """The model of a run's configuration, whatever its weights, and its words."""
+    """The model of a run's configuration, whatever its weights, and its tokenizer."""
     settings = config["model"]
     if config["task"] not in TASKS:
         raise Misuse(f"no training starts from task {config['task']}; choose one of {', '.join(TASKS)}")
@@ -55,15 +55,15 @@ def blank(root: Path, config: dict, device: str) -> tuple[nn.Module, Tokenizer]:
         if settings.get("name") != "llama":
             raise Misuse(f"a language model to start from is a llama; got {settings}")
         with torch.device(device):
-            model, words = (
+            model, tokenizer = (
                 llama.build(**{k: v for k, v in settings.items() if k != "name"}),
                 pretrained.byte_tokenizer(),
             )
     elif isinstance(settings.get("pretrained"), dict):
-        model, words = blank(root, settings["pretrained"], device)
+        model, tokenizer = blank(root, settings["pretrained"], device)
         model = pretrained.finished(model, settings, device)
     else:
-        model, words = pretrained.language_model(root, settings, device)
+        model, tokenizer = pretrained.language_model(root, settings, device)
     if config["task"] == "reward":
         model = rewards.with_scalar_head(model, device)
-    return model, words
+    return model, tokenizer

@@ -1,4 +1,4 @@
-"""Answers for a judge model, and its scores back: MT-Bench, which no number of this package stands in for.
+"""Answers for a judge model, and its scores back: MT-Bench, which no number of this package replaces.
 
 A run with measure.questions (the benchmark's question.jsonl: question_id, turns) answers every turn at its end and keeps
 the answers beside its record. `lowmem records answers FOLDER` prints them in the form that FastChat's llm_judge reads.
@@ -43,9 +43,9 @@ def lines(path: Path, *keys: str) -> list[dict]:
                 raise ValueError(f"it is a {type(row).__name__}")
             missing = [key for key in keys if key not in row]
         except (ValueError, RecursionError) as error:
-            raise Failed(f"{path}, line {number}: no JSON object ({str(error)[:200]}); mend it") from error
+            raise Failed(f"{path}, line {number}: no JSON object ({str(error)[:200]}); fix it") from error
         if missing:
-            raise Failed(f"{path}, line {number}: no field {missing[0]!r}; mend it")
+            raise Failed(f"{path}, line {number}: no field {missing[0]!r}; fix it")
         found.append(row)
     return found
 
@@ -106,7 +106,7 @@ def judged(folder: Path | None) -> float | None:
         score, question = row["score"], json.dumps([row["question_id"], row.get("turn")])
         if type(score) not in (int, float) or not (score <= HIGHEST):
             raise Failed(
-                f"{folder / SCORES}: a score is {str(score)[:40]!r} and must be a number up to {HIGHEST}; mend it"
+                f"{folder / SCORES}: a score is {str(score)[:40]!r} and must be a number up to {HIGHEST}; fix it"
             )
         if question in seen:
             raise Failed(f"{folder / SCORES}: question {question[:60]} is judged twice; leave one of them")

@@ -26,11 +26,11 @@ class Start:
 
 
 def start(config: dict, root: Path, device: str) -> Start:
-    """The prepared data of config["data"], and model and words of config["model"]."""
+    """The prepared data of config["data"], and model and tokenizer of config["model"]."""
     folder = prepare.ready(root, config["data"])
-    model, words = earlier_run.language_model(root, config["model"], device)
+    model, tokenizer = earlier_run.language_model(root, config["model"], device)
     read = model.config.block_size
-    return Start(folder, model, words, min(config["train"].get("seq_len") or read, read))
+    return Start(folder, model, tokenizer, min(config["train"].get("seq_len") or read, read))
 
 
 def settled(config: dict, defaults: dict) -> dict:

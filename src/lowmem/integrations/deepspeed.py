@@ -42,8 +42,8 @@ class ForDeepSpeed(torch.optim.Optimizer):
         partitioned = next((p for p in members if hasattr(p, "ds_id")), None)
         if partitioned is not None:
             raise ValueError(
-                f"{inner.name(partitioned)}: deepspeed.zero.Init has cut it up already, so its blocks cannot be found; build "
-                "the model and the optimizer outside of it"
+                f"{inner.name(partitioned)}: deepspeed.zero.Init has already partitioned it, so its blocks cannot be found; "
+                "build the model and the optimizer outside of it"
             )
         self.inner = inner
         # By id of a flat tensor: (part, where it starts) of every parameter of its group.
@@ -63,7 +63,7 @@ class ForDeepSpeed(torch.optim.Optimizer):
         elif hasattr(zero, "fp32_partitioned_groups_flat"):
             found = _stage_3(zero)
         else:
-            raise TypeError(f"{type(zero).__name__} is none of the optimizers that DeepSpeed's ZeRO stages 1 to 3 use")
+            raise TypeError(f"{type(zero).__name__} is not one of the optimizers of DeepSpeed's ZeRO stages 1 to 3")
         self._hold(found)
 
     def _takes_whole(self) -> bool:
@@ -123,7 +123,7 @@ class ForDeepSpeed(torch.optim.Optimizer):
         if saved != here:
             name = next((n for n in here if saved is None or saved.get(n) != here[n]), "a parameter")
             raise ValueError(
-                f"{name}: the saved state is of another part of it; continue with the number of ranks, ZeRO stage and "
+                f"{name}: the saved state belongs to another part of it; continue with the number of ranks, ZeRO stage and "
                 "sub-group size that it was saved with"
             )
         self.inner.load_state_dict(state_dict)

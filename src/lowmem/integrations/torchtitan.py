@@ -49,7 +49,7 @@ class Optimizers(OptimizersContainer):
 
 
 def fused_blocks(model: nn.Module) -> dict:
-    """Blocks of torchtitan's joint projections, {parameter name: blocks}, for partition(model, overrides=...).
+    """Blocks of torchtitan's fused projections, {parameter name: blocks}, for partition(model, overrides=...).
 
     Their rows (FusedQKVLinear) are, key head by key head, the queries that share it, the key, the value.
     """

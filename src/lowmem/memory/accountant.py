@@ -40,7 +40,7 @@ FAKE = getattr(FakeTensorMode.__torch_dispatch__, "__wrapped__", FakeTensorMode.
 
 
 class Shapes(FakeTensorMode):
-    """Tensors without data, whose operations are not kept from a compiler one by one: nobody compiles here."""
+    """Fake tensors without the check that keeps each operation from torch.compile: nothing is compiled here."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if operation is fake_kernels.GROUPED and args[0].dtype != torch.bfloat16:
@@ -103,7 +103,7 @@ def summary(traces: list[tuple[dict, OperationCounts]], depths: tuple[int, ...],
 
 
 def check(target: Target, cell: TrainingSetup) -> None:
-    """Settings that fit together, and the model; Misuse names the nearest that do."""
+    """Check the settings against each other and the model; Misuse names the nearest valid ones."""
     check_settings(cell)
     if cell.checkpoint_every > target.depth:
         raise Misuse(f"checkpoint-every {cell.checkpoint_every}: {target.name} has {target.depth} layers")
@@ -111,7 +111,7 @@ def check(target: Target, cell: TrainingSetup) -> None:
         raise Misuse(f"document-tokens {cell.document}: longer than the sequence they are packed into, {cell.seq_len}")
     if cell.seq_len > target.longest:
         raise Misuse(
-            f"{target.name} knows {target.longest} positions, not {cell.seq_len}; use --seq-len {target.longest}"
+            f"{target.name} has {target.longest} positions, not {cell.seq_len}; use --seq-len {target.longest}"
         )
 
 

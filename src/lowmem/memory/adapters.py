@@ -23,13 +23,13 @@ def attach(model: nn.Module, adapters: Adapters, sharded: bool) -> nn.Module:
     model.requires_grad_(False)
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and _last(name) not in OUTPUT}
     every = adapters.targets == EVERY
-    there = sorted({_last(name) for name in linear})
+    present = sorted({_last(name) for name in linear})
     for name in () if every else adapters.targets:
-        if name not in there:
-            raise Misuse(f"lora targets: no linear layer is called {name!r}{nearest(name, there)}")
+        if name not in present:
+            raise Misuse(f"lora targets: no linear layer is called {name!r}{nearest(name, present)}")
     chosen = [name for name in linear if every or _last(name) in adapters.targets]
     if not chosen:
-        raise Misuse("lora targets: no nn.Linear layer is there but the output")
+        raise Misuse("lora targets: the model has no nn.Linear layer but the output")
     dtype = torch.float32 if adapters.dtype == "fp32" or (adapters.dtype is None and not sharded) else None
     if adapters.base != "16":
         whole = sum(p.numel() for p in model.parameters())

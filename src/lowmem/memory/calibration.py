@@ -1,8 +1,8 @@
 """What measured steps say of predicted ones: the factors between them, from the half of the cells that may set constants.
 
 Each is (low, middle, high); low and high are the ends of an 80 % interval by rank (split conformal: of n sorted factors the
-k-th with k = 0.1 (n + 1) rounded down, and its mirror image). A test sets them anew; how many of the cells held out lie inside
-stands in the report (extra_planner_cells).
+k-th with k = 0.1 (n + 1) rounded down, and its mirror image). A test sets them anew; the report says how many of the
+held-out cells lie inside (extra_planner_cells).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is trained how: the settings of one step, and which of them fit together; without PyTorch."""
+"""The settings of one training step, and which of them are compatible; without PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_BATCHES = 1_000_000  # added up for a step
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSetup:
-    """What is trained how. batch: sequences per GPU and step.
+    """The settings of one training step. batch: sequences per GPU and step.
 
     precision: "fp32"; "bf16" weights, gradients and moments; "mixed": fp32 weights, gradients and moments, computing in
     bf16; "master": bf16 weights and gradients, fp32 copy and fp32 moments. gpus: all of them; tensor_parallel of them
@@ -55,12 +55,12 @@ class TrainingSetup:
 
     @property
     def data_parallel(self) -> int:
-        """Groups of GPUs that each read other data."""
+        """Number of GPU groups that read different data."""
         return self.gpus // self.tensor_parallel
 
 
 def check_settings(cell: TrainingSetup) -> None:
-    """Settings that fit together whatever the model is; Misuse names the nearest that do."""
+    """Check settings that do not depend on the model; Misuse names the nearest valid ones."""
     for key, known in (("precision", PRECISIONS), ("attention", ATTENTION), ("device", ("gpu", "cpu"))):
         if getattr(cell, key) not in known:
             raise Misuse(f"{key} {getattr(cell, key)!r}{nearest(str(getattr(cell, key)), known)}")
@@ -98,7 +98,7 @@ def check_settings(cell: TrainingSetup) -> None:
     if cell.accumulate < 1 or cell.checkpoint_every < 1:
         raise Misuse("accumulate, checkpoint-every: at least 1 each")
     if cell.checkpoint_every > 1 and not cell.checkpointing:
-        raise Misuse("checkpoint-every: belongs to --checkpointing")
+        raise Misuse("checkpoint-every: needs --checkpointing")
     if cell.accumulate > 1 and inside_backward(cell.optimizer):
         raise Misuse("accumulate: an update inside backward uses each gradient at once; use one batch per step")
     if cell.adapters is not None:

@@ -1,6 +1,6 @@
 """What the planner says of training steps that other people measured: `python -m lowmem.memory.measured_cells` writes it down.
 
-The steps stand in data/published/training_cells.yaml; training_cells.py holds both beside each other.
+The steps are listed in data/published/training_cells.yaml; training_cells.py compares both.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def check(cells: dict) -> None:
     ids = [cell["id"] for cell in cells["cells"]]
     for cell in cells["cells"]:
         if ids.count(cell["id"]) > 1:
-            raise Misuse(f"{FILE}: {cell['id']} stands there twice")
+            raise Misuse(f"{FILE}: {cell['id']} is listed twice")
         if cell["source"] not in cells["sources"]:
             raise Misuse(f"{FILE}: {cell['id']}: source {cell['source']!r} is not described")
         for key in NEEDED - cell.keys() - cell.get("unknown", {}).keys():
             raise Misuse(
-                f"{FILE}: {cell['id']}: its {key} is not there; where the source does not say, give its range as unknown"
+                f"{FILE}: {cell['id']}: its {key} is missing; where the source does not say, give its range as unknown"
             )
         if len(UNITS.keys() & cell["measured"].keys()) != 1:
             raise Misuse(f"{FILE}: {cell['id']}: measured needs one of {', '.join(UNITS)}")

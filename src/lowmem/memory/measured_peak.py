@@ -1,7 +1,7 @@
 """What a training step really takes on this machine: peak memory from the allocator's own events, and time.
 
 On a CPU the events are those that torch.profiler records of PyTorch's CPU allocator, from the first parameter on; the
-process's resident memory stands beside them. On a GPU they are torch.cuda's statistics. Neither knows of tracker.py.
+process's resident memory is reported as well. On a GPU they are torch.cuda's statistics. Neither knows of tracker.py.
 """
 
 from __future__ import annotations

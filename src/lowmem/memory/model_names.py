@@ -12,7 +12,7 @@ FILES = ("llama", "gpt2")  # the language models of lowmem/models
 
 
 def check(model: str) -> None:
-    """Misuse, naming the nearest known model, for a name that is none of ours and cannot be one of Hugging Face."""
+    """Misuse, naming the nearest known model, for a name that is not one of ours and cannot be one of Hugging Face."""
     known_sizes = sizes()
     file, _, size = model.rpartition(":")
     if model in FILES or (size in known_sizes and file in ("", known_sizes[size])):
@@ -29,7 +29,7 @@ def check(model: str) -> None:
 
 
 def sizes() -> dict[str, str]:
-    """{size: file} of our models: the keys of SIZES in each file, read off its text, so that nothing is imported."""
+    """{size: file} of our models: the keys of SIZES in each file, read from its source, so that nothing is imported."""
     found = {}
     for file in FILES:
         text = (Path(_hub.__file__).parent / f"{file}.py").read_text(encoding="utf-8")

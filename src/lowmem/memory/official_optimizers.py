@@ -22,7 +22,7 @@ class Official:
 
     def __init__(self, model: nn.Module, name: str, **settings):
         if name not in NAMES:
-            raise Misuse(f"official: no optimizer {name!r} is known to it{nearest(name, NAMES)}")
+            raise Misuse(f"official: unknown optimizer {name!r}{nearest(name, NAMES)}")
         if unknown := settings.keys() - {"lr", "betas", "eps", "weight_decay"}:
             raise Misuse(f"official: {sorted(unknown)[0]!r} is not simulated; drop it, or official")
         self.mini, self.parameters, self.state = name == "adam_mini", list(model.parameters()), {}

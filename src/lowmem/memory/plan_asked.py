@@ -1,4 +1,4 @@
-"""What the arguments of `lowmem plan MODEL` ask for, refused where no model could have it; without PyTorch."""
+"""What the arguments of `lowmem plan MODEL` ask for, refused where it is invalid for every model; without PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALL = "all"
 
 
 def of(arguments) -> tuple[Gpu, TrainingSetup, list[str]]:
-    """(GPU, what is trained how, optimizers), and a look at the model's name."""
+    """(GPU, settings of the step, optimizers); also checks the model's name."""
     gpu, precision = hardware.find(arguments.gpu), arguments.precision
     if precision is None:
         precision = "bf16" if arguments.lora or arguments.state else "mixed"
@@ -56,7 +56,7 @@ def adapters_of(arguments) -> Adapters | None:
     if arguments.lora is None:
         for flag, value in (("base", arguments.base), ("targets", arguments.targets), ("fsdp1", arguments.fsdp1)):
             if value not in (None, False):
-                raise Misuse(f"--{flag} belongs to --lora RANK; weights that are trained stay whole")
+                raise Misuse(f"--{flag} needs --lora RANK; weights that are trained stay whole")
         return None
     targets = EVERY if arguments.targets in (None, EVERY) else tuple(arguments.targets.split(","))
     return Adapters(rank=arguments.lora, targets=targets, base="16" if arguments.base is None else arguments.base)

@@ -37,11 +37,11 @@ def plans(name: str, cell: TrainingSetup, gpu: Gpu, optimizers: list[str]) -> di
 
 
 def one_plan(name: str, cell: TrainingSetup, gpu: Gpu) -> Plan:
-    """The plan of one optimizer; a stranger's model whose step cannot be traced is Misuse, like all else about it."""
+    """The plan of one optimizer; a third-party model whose step cannot be traced is Misuse, like any other error in it."""
     one_line = _hub.in_one_line(name, "a step of it cannot be traced")
     with (
         one_line if model_names.is_hub(name) else contextlib.nullcontext(),
-        _hub.silenced("torch._subclasses.fake_tensor", logging.CRITICAL),  # its traceback would stand before our line
+        _hub.silenced("torch._subclasses.fake_tensor", logging.CRITICAL),  # its traceback would precede our line
     ):
         return throughput.plan(target_model.find(name), cell, gpu)
 

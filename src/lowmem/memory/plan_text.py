@@ -1,4 +1,4 @@
-"""The answer of `lowmem plan MODEL` in words: the table, what it says, what it rests on; on a screen or in Markdown."""
+"""The answer of `lowmem plan MODEL` as text: the table, a summary, and its basis; for a terminal or in Markdown."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MOST_TOLD = 12  # optimizers that are compared in a sentence each; the table of 
 
 
 def heading(model: Target, cell: TrainingSetup, gpu: Gpu) -> list[str]:
-    """What is planned, in words."""
+    """What is planned, as lines of text."""
     lines = [
         f"{model.name}: {model.parameters() / 1e9:.2f} B parameters, {model.depth} layers, {cell.seq_len} tokens per sequence"
     ]
@@ -87,7 +87,7 @@ def table(found: dict[str, Plan], cell: TrainingSetup, gpu: Gpu, known: bool) ->
 
 
 def plain(model: Target, cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str]) -> str:
-    """The answer on a screen. fits: {optimizer of which nothing fits: what would make it fit}."""
+    """The answer for a terminal. fits: {optimizer of which nothing fits: what would make it fit}."""
     known = not experts(model)
     parts = [heading(model, cell, gpu), table(found, cell, gpu, known), remarks(cell, gpu, found, fits, known)]
     return "\n\n".join("\n".join(lines) for lines in parts)
@@ -176,14 +176,14 @@ def grounds(found: dict[str, Plan], known: bool) -> list[str]:
 
 
 def recomputed(cell: TrainingSetup) -> str:
-    """How layers are recomputed, in words."""
+    """How layers are recomputed, as text."""
     return "activation checkpointing" + (
         f" of one layer in {cell.checkpoint_every}" if cell.checkpoint_every > 1 else ""
     )
 
 
 def adapted(cell: TrainingSetup) -> list[str]:
-    """Adapters and packed weights, in words."""
+    """Adapters and packed weights, as text."""
     if cell.adapters is None:
         return []
     where = cell.adapters.targets if isinstance(cell.adapters.targets, str) else ", ".join(cell.adapters.targets)

@@ -1,4 +1,4 @@
-"""Live bytes of tensors, read off every operation as it happens: the accountant's eyes.
+"""Live bytes of tensors, tracked operation by operation, for the accountant.
 
 A dispatch mode sees each operation's results. What counts is the storage behind a tensor: it is alive from its first
 sight until Python says that it is gone, whoever held it last. Works on fake tensors, which own no memory, as on real ones.

@@ -15,7 +15,7 @@ FILE = "data/published/training_cells.yaml"
 PREDICTED = "data/published/training_cells_predicted.yaml"
 UNITS = {"peak_bytes": 1, "peak_gib": 2**30, "peak_gb": 1e9, "peak_percent_of_80gb": None}
 CARD = 79.25 * 2**30  # bytes of the card whose share torchtitan prints
-EXPERTS = "mixtral"  # its speed is no one's: transformers 4 ran experts one after the other
+EXPERTS = "mixtral"  # its speed says nothing: transformers 4 ran experts one after the other
 SAME = 1e-4  # between predictions that are one and the same, of a batch split otherwise or of other packing
 KINDS = ("held out", "tuning", "setting unknown", "not modelled")
 

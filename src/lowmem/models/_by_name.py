@@ -20,7 +20,7 @@ def build(name: str):
         if file in own:
             module = importlib.import_module(f"lowmem.models.{file}")
             if not hasattr(module, "build"):
-                raise Misuse(f"{file} is not a model by itself; it goes onto one, see model.adapter of an experiment")
+                raise Misuse(f"{file} is not a model by itself but an adapter; see model.adapter of an experiment")
             if size and size not in getattr(module, "SIZES", {}):
                 raise Misuse(f"{file} has no size {size!r}{nearest(size, getattr(module, 'SIZES', {}))}")
             return module.build(**({"size": size} if size else {}))

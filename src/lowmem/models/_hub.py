@@ -1,6 +1,6 @@
 """Models of the Hugging Face hub, or of a folder, from their configuration alone. No code of theirs is ever run.
 
-transformers answers a wrong configuration with whatever its own code stumbles over, so every error of it is one line here.
+On an invalid configuration transformers raises whatever its code runs into, so every such error becomes one line here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lowmem.errors import Misuse
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 MOST_LAYERS = 2000
 OWN_CODE = "auto_map"
-SECONDS = 5  # that the hub has for its first answer
+SECONDS = 5  # for the hub's first response
 
 
 def config_of(name: str):
@@ -26,7 +26,7 @@ def config_of(name: str):
     try:
         from transformers import AutoConfig
     except ImportError as error:
-        raise Misuse(f"model {name}: models of the hub need pip install transformers") from error
+        raise Misuse(f"model {name}: hub models need transformers; pip install transformers") from error
     with in_one_line(name, "its configuration cannot be used"), quiet():
         if not Path(name).exists():
             ask_once(name)
@@ -54,7 +54,7 @@ def check_name(name: str) -> None:
     if path.is_dir() and not (path / "config.json").is_file():
         raise Misuse(f"model {name}: no config.json in this folder")
     if not path.exists() and (name.count("/") != 1 or name[0] in "./~"):
-        raise Misuse(f"model {name}: there is no such folder; a name of the hub is OWNER/NAME")
+        raise Misuse(f"model {name}: there is no such folder; a hub name is OWNER/NAME")
 
 
 def ask_once(name: str) -> None:
@@ -67,7 +67,7 @@ def ask_once(name: str) -> None:
     address = huggingface_hub.hf_hub_url(name, "config.json")
     try:
         huggingface_hub.get_hf_file_metadata(address, timeout=SECONDS)
-    except HfHubHTTPError:  # it answered; transformers knows what that means
+    except HfHubHTTPError:  # it answered; transformers will interpret that
         return
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -27,7 +27,7 @@ __all__ = [
 
 @functools.cache
 def _rules() -> dict[str, str]:
-    """{class: file} of the rules: what each file defines, read off its text, so that nothing is imported."""
+    """{class: file} of the rules: what each file defines, read from its source, so that nothing is imported."""
     files = {name: (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in names()}
     return {kind: name for name, text in files.items() for kind in re.findall(r"^class (\w+)", text, re.MULTILINE)}
 

@@ -1,7 +1,7 @@
 """Optimizers by the name of their file, as experiment files choose them.
 
-Classes are imported by name when they are asked for, so that a run depends on the rule that it uses and on no other
-(provenance.entries says the same to records).
+Classes are imported by name on demand, so that a run depends only on the rule that it uses (provenance.entries records
+the same dependency).
 """
 
 import importlib
@@ -39,7 +39,7 @@ def make(
     settings: the class's keywords. backward: run it inside backward with these FusedBackward keywords ({} for none).
     groups: {parameter name or pattern: settings of a group of its own}, for parameters with another rate.
     beside: {parameters: pattern, name, settings..., max_grad_norm?}: another optimizer for these parameters, after backward.
-    only: [(name, parameter)], where it is not for all of them.
+    only: [(name, parameter)] to optimize, if not all.
     Raises Misuse with one line for an unknown name, keyword or value.
     """
     if beside is not None:
@@ -65,7 +65,7 @@ def make_beside(model, first: dict, second: dict):
     """Two optimizers that share a model's parameters (combined.py)."""
     pattern, limit = second.pop("parameters", None), second.pop("max_grad_norm", None)
     if not pattern:
-        raise Misuse("optimizer beside: say which parameters it takes, as in parameters: '*lora_*'")
+        raise Misuse("optimizer beside: name the parameters it updates, as in parameters: '*lora_*'")
     own, *rest = split(model, {pattern: {}})
     if not rest:
         raise Misuse(f"optimizer beside: {pattern!r} takes every parameter; nothing is left for {first['name']}")

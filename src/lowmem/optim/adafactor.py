@@ -66,7 +66,7 @@ class Adafactor(RuleOptimizer):
     capped at 0.999 (beta2_cap), momentum 0.9 and no parameter scaling. Flags given override the variant's. relative_step: False
     (lr is the rate), True (rate min(1e-2 or, with warmup_init, 1e-6 t, t^-1/2): lr is ignored), "capped" (min(lr,
     t^-1/2), as torch does). decay_by_lr: decay weights by lr * weight_decay (torch) instead of by the scaled rate.
-    eps: added to g^2, and the least size of a tensor that scales its rate (scale_parameter). clip_threshold: most root mean
+    eps: added to g^2, and the least size of a tensor that scales its rate (scale_parameter). clip_threshold: maximum root mean
     square of an update. State: one fp32 number per row and per column, plus a momentum tensor where beta1 is set.
 
     Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:

@@ -2,8 +2,8 @@
 
 Official code: the package lomo-optim 0.1.1. The rule is Adafactor's without momentum: beta2_t = 1 - t^-0.8, per-tensor
 update clipping at RMS 1, rate lr * max(1e-3, RMS(w)), decay by that rate. The paper prints u = g / v and a constant
-beta; the code divides by the root of v and schedules beta, and so do we. Different
-on purpose: works on CPU and for tensors of any number of axes, and its state is in state_dict().
+beta; the code divides by the root of v and schedules beta, and so do we. Deliberate
+differences: works on CPU and for tensors of any number of axes, and its state is in state_dict().
 """
 
 from typing import Unpack
@@ -40,11 +40,11 @@ class AdaLomoRule(Adafactor):
 
 
 class AdaLomo(FusedBackward):
-    """AdaLomo: AdaLomo(model, lr=5e-4); then opt.backward(loss). Norm clipping is not needed, say the authors.
+    """AdaLomo: AdaLomo(model, lr=5e-4); then opt.backward(loss). According to the authors, norm clipping is not needed.
 
     lr: step size relative to each tensor. decay_rate: beta2_t = 1 - t^decay_rate. eps: added to g^2, and the least size of a
-    tensor that scales its rate. clip_threshold: most root mean square of an update. weight_decay: weights lose
-    lr * max(eps[1], RMS(weights)) * weight_decay of themselves at each step.
+    tensor that scales its rate. clip_threshold: maximum root mean square of an update. weight_decay: each step
+    multiplies weights by 1 - lr * max(eps[1], RMS(weights)) * weight_decay.
     max_grad_norm, grouped_norm, clip_value, loss_scale, process_group: see FusedBackward.
 
     Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:

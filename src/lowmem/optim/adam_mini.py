@@ -68,12 +68,12 @@ def update(w: TensorView, totals: dict) -> None:
 class AdamMini(RuleOptimizer):
     """Adam-mini. Pass the model: AdamMini(model, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1).
 
-    lr: step size of every weight, before Adam's correction; rates tuned for AdamW do. betas: how much of the moving means
-    of gradients, and of their squares, is kept at each step. eps: added to the root of the second moment.
-    weight_decay: weights lose lr * weight_decay of themselves at each step, as in AdamW. reduce: statistic of the squared
+    lr: step size of every weight, before Adam's correction; rates tuned for AdamW work. betas: decay rates of the moving
+    averages of gradients and of squared gradients. eps: added to the root of the second moment.
+    weight_decay: each step multiplies weights by 1 - lr * weight_decay, as in AdamW. reduce: statistic of the squared
     gradients of a block: "mean" (the paper), "max", "min", "l1" (sum), "l2".
 
-    Which weights form a block is found from the model; to steer it (all of lowmem.partition): scheme "v1.1" (the paper's),
+    Blocks are derived from the model; to override them (all settings of lowmem.partition): scheme "v1.1" (the paper's),
     "v1.0" or "tensor"; value, embedding, output: "row", "tensor" or "coordinate"; biases: "coordinate" or "tensor";
     neurons: cut linear layers by output neuron (True), not (False), or only in Transformers (None); overrides: blocks by
     parameter name, {"*.mixer.weight": 8}. State: one tensor like the parameter, one fp32 number per block.

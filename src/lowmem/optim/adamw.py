@@ -60,8 +60,8 @@ def in_one_kernel(optimizer, updates: list[Update]) -> list[Update]:
 class AdamW(RuleOptimizer):
     """Adam with decoupled weight decay. State: first and second moment, two tensors like the parameter.
 
-    lr: step size. betas: how much of the moving means of gradients, and of their squares, is kept at each step. eps: added
-    to the root of the second moment. weight_decay: weights lose lr * weight_decay of themselves at each step.
+    lr: step size. betas: decay rates of the moving averages of gradients and of squared gradients. eps: added
+    to the root of the second moment. weight_decay: each step multiplies weights by 1 - lr * weight_decay.
 
     Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
     params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.

@@ -48,8 +48,8 @@ def update(w: TensorView, totals: dict) -> None:
 class CAME(RuleOptimizer):
     """CAME. betas: momentum, second moment, instability. eps: added to g^2 and to the instability.
 
-    lr: step size. clip_threshold: most root mean square of an update. weight_decay: weights lose lr * weight_decay of
-    themselves at each step.
+    lr: step size. clip_threshold: maximum root mean square of an update. weight_decay: each step multiplies
+    weights by 1 - lr * weight_decay.
 
     Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
     params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.

@@ -28,7 +28,7 @@ class Lion(RuleOptimizer):
     """Lion. State: one momentum tensor like the parameter.
 
     lr: size of every step, whose direction is a sign. betas: share of the momentum in that sign, and what is kept of it.
-    weight_decay: weights lose lr * weight_decay of themselves at each step.
+    weight_decay: each step multiplies weights by 1 - lr * weight_decay.
 
     Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
     params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.

@@ -1,6 +1,6 @@
 """LOMO (Lv et al., arXiv 2306.09782, Algorithm 1): SGD inside backward, one gradient alive at a time.
 
-Official code: the package lomo-optim 0.1.1; what differs on purpose stands in fused_backward.py. In 16-bit weights most
+Official code: the package lomo-optim 0.1.1; deliberate differences are listed in fused_backward.py. In 16-bit weights most
 updates round away at the paper's learning rates; rounding="stochastic" keeps them on average.
 """
 
@@ -33,7 +33,7 @@ class Lomo(FusedBackward):
     """LOMO: opt = Lomo(model, lr=3e-2, max_grad_norm=1.0); then opt.backward(loss); opt.step().
 
     Unclipped, it equals SGD bit for bit in fp32; with max_grad_norm it equals clip_grad_norm_ and SGD. Decay is
-    decoupled, as in the official package: weights lose lr * weight_decay of themselves at each step.
+    decoupled, as in the official package: each step multiplies weights by 1 - lr * weight_decay.
 
     lr: step size. max_grad_norm, grouped_norm, clip_value, loss_scale, process_group: see FusedBackward.
 

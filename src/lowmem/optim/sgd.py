@@ -61,8 +61,8 @@ def many_at_once(_optimizer, updates: list[Update]) -> list[Update]:
 class SGD(RuleOptimizer):
     """Stochastic gradient descent; `momentum`, `dampening`, `nesterov` as in torch.optim.SGD.
 
-    lr: step size. weight_decay: times the weights, added to the gradient; with decoupled=True weights lose lr * weight_decay
-    of themselves instead, as in the official LOMO.
+    lr: step size. weight_decay: times the weights, added to the gradient; with decoupled=True each step multiplies
+    weights by 1 - lr * weight_decay instead, as in the official LOMO.
 
     Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
     params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.

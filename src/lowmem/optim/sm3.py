@@ -54,7 +54,7 @@ class SM3(RuleOptimizer):
     """SM3-II. State: one number per slice of every axis, plus a momentum tensor where momentum > 0.
 
     lr: step size. momentum: of the update. beta: 0 sums squares as Adagrad does, above 0 keeps a moving mean. eps: added
-    under the root. weight_decay: weights lose lr * weight_decay of themselves at each step.
+    under the root. weight_decay: each step multiplies weights by 1 - lr * weight_decay.
 
     Common keywords, the same for every optimizer here and explained at lowmem.optim.core.rule_optimizer.RuleOptimizer:
     params, model, no_decay, rounding, state_dtype, nonfinite, compile, offload.

@@ -1,4 +1,4 @@
-"""Records whose code changed since: run a sample again, and keep all of that code whole where every bit is the same."""
+"""Records whose code changed since: run a sample again, and accept all of that code if every bit is the same."""
 
 import random
 from collections.abc import Callable

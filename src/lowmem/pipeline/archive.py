@@ -55,19 +55,19 @@ def keep(root: Path, name: str) -> int:
 
 @functools.cache
 def home(root: Path) -> Path:
-    """Where archives are unpacked: results/kept, or for a checkout that cannot be written a folder that goes with this
+    """Where archives are unpacked: results/kept, or, for a read-only checkout, a temporary folder that is removed with this
     process, so that a reviewer can verify a read-only copy."""
     own = Path(root) / "results/kept"
-    there = next(place for place in (own, *own.parents) if place.exists())
-    if os.access(there, os.W_OK):
+    existing = next(place for place in (own, *own.parents) if place.exists())
+    if os.access(existing, os.W_OK):
         return own
-    found = tempfile.mkdtemp(prefix="lowmem-records-")
-    atexit.register(shutil.rmtree, found, ignore_errors=True)
-    return Path(found)
+    temporary = tempfile.mkdtemp(prefix="lowmem-records-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
 
 
 def folder(root: Path, name: str) -> Path:
-    """The archived runs of "tier/experiment" unpacked in home()/<tier>/<experiment>; an empty place without any."""
+    """The archived runs of "tier/experiment" unpacked in home()/<tier>/<experiment>; an empty folder without any."""
     path, place = archive(root, name), home(Path(root)) / name
     if not path.is_file():
         return place
@@ -80,12 +80,10 @@ def folder(root: Path, name: str) -> Path:
         try:
             with zipfile.ZipFile(path) as zipped:
                 if sum(member.file_size for member in zipped.infolist()) > LARGEST:
-                    raise Failed(
-                        f"{path} unpacks to more than {LARGEST >> 20} MB; get it again, e.g. with git checkout"
-                    )
+                    raise Failed(f"{path} unpacks to more than {LARGEST >> 20} MB; restore it, e.g. with git checkout")
                 zipped.extractall(fresh)  # drops ".." and drives from member names, and bytes above a member's size
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError) as error:
-            raise Failed(f"{path} is damaged ({error}); get it again, e.g. with git checkout") from error
+            raise Failed(f"{path} is damaged ({error}); restore it, e.g. with git checkout") from error
         files = {p.relative_to(fresh).as_posix(): sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
         kept_files.write_json(fresh / MARK, {"archive": hashed, "files": files})
         if place.exists():

@@ -35,7 +35,7 @@ def find_root() -> Path:
     for folder in (here, *here.parents, *Path(__file__).resolve().parents):
         if (folder / "workflow" / "config" / "tiers").is_dir():
             return folder
-    raise Misuse("no workflow/config/tiers here or above: run lowmem inside its checkout, or set LOWMEM_ROOT")
+    raise Misuse("no workflow/config/tiers in this folder or above: run lowmem inside its checkout, or set LOWMEM_ROOT")
 
 
 def tier_names(root: Path) -> list[str]:

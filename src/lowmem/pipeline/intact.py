@@ -1,7 +1,7 @@
-"""What a pipeline made and is no longer as it was made: removed, so that Snakemake makes it again.
+"""Outputs of a pipeline that were altered since they were written: removed, so that Snakemake makes them again.
 
 Snakemake looks at dates alone. Here each job's done.json is compared with its records, each record with its curve and arrays,
-and each table, figure, verdict and page with its seal. Nothing is said of what was not made yet.
+and each table, figure, verdict and page with its seal. Files that do not exist yet are ignored.
 """
 
 import json
@@ -15,7 +15,7 @@ from lowmem.pipeline import planning, record
 
 
 def mended(root: Path, jobs: dict[str, dict], tier: str) -> list[str]:
-    """Remove the damaged ones, and what was made of them; a line for each that names what is wrong.
+    """Remove the damaged ones, and what was made from them; one line for each that names what is wrong.
 
     Snakemake makes a file again only where something that is missing needs it.
     """
@@ -55,7 +55,7 @@ def seals(reports: Path) -> list[Path]:
 
 
 def names_in(place: Path) -> Iterable[str]:
-    """The files that a seal speaks of; where it cannot be read, those that bear its name."""
+    """The files that a seal lists; where it cannot be read, those that share its name."""
     try:
         return [name for name in kept_files.sealed_hashes(place) if Path(name).stem == place.name]
     except Damaged:

@@ -1,4 +1,4 @@
-"""How busy other programs kept the cores of a run. Its times are its own only where they left it the cores it asks for."""
+"""How busy other programs kept the cores of a run. Its times are valid only if they left it the cores it asks for."""
 
 import os
 import time
@@ -10,7 +10,7 @@ LEAST = 0.5  # seconds: below, the clock of /proc/stat is too coarse
 
 
 def start() -> dict | None:
-    """Clock, busy seconds of the cores that this process may use, and its own CPU seconds; None where the system tells none."""
+    """Clock, busy seconds of the cores that this process may use, and its own CPU seconds; None where the system has none."""
     try:
         cores = os.sched_getaffinity(0)
         rows = (line.split() for line in STAT.read_text().splitlines() if line.startswith("cpu"))

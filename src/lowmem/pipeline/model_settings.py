@@ -27,7 +27,7 @@ def check(model: dict, path: Path) -> None:
         if key in known and not fits(value, *known[key]):
             raise Misuse(f"{path}: model.{key}: {value!r} is not {wanted(*known[key])}")
         if isinstance(value, int) and value > MOST.get(key, value):
-            raise Misuse(f"{path}: model.{key}: {value} is more than any model here has; at most {MOST[key]}")
+            raise Misuse(f"{path}: model.{key}: {value} is too large; at most {MOST[key]}")
 
 
 @functools.cache
@@ -54,12 +54,12 @@ def fits(value, kind: str, default) -> bool:
 
 
 def wanted(kind: str, default) -> str:
-    """The kind in words."""
+    """A description of the kind, for messages."""
     if kind.endswith("| None"):
         return f"{wanted(kind.removesuffix('| None').strip(), default)}, or null"
-    words = {"float": "a finite number of 0 or more", "bool": "true or false", "str": "a text"}
+    names = {"float": "a finite number of 0 or more", "bool": "true or false", "str": "a text"}
     whole = f"a whole number of {least(default)} or more"
-    return words.get(kind) or (whole if kind == "int" else "a list of whole numbers of 1 or more")
+    return names.get(kind) or (whole if kind == "int" else "a list of whole numbers of 1 or more")
 
 
 def least(default) -> int:

@@ -58,12 +58,12 @@ def settings(root: Path, config: dict) -> tuple[str, dict[str, str]]:
 
 def parse_booleans(config: dict) -> dict:
     """The configuration with "true" and "false", as a command line gives them, as booleans."""
-    words = {"true": True, "false": False}
-    return {key: words.get(value, value) if isinstance(value, str) else value for key, value in config.items()}
+    booleans = {"true": True, "false": False}
+    return {key: booleans.get(value, value) if isinstance(value, str) else value for key, value in config.items()}
 
 
 def dataset_names(root: Path) -> set[str]:
-    """Every dataset that data/sources.yaml, an experiment or a tier speaks of: what an option may name."""
+    """Every dataset that data/sources.yaml, an experiment or a tier mentions: what an option may name."""
     names = set(listed(root))
     for tier in experiments.tier_names(root):
         names |= set(experiments.load_tier(root, tier).get("data", {}))
@@ -157,7 +157,7 @@ def with_earlier(root: Path, tier: str, options: dict, names: list[str], per_run
     """
     found: dict[str, tuple[list, list]] = {}
     waiting = list(names)
-    for name in waiting:  # which grows
+    for name in waiting:  # grows while it is iterated
         runs = wanted = experiments.runs(root, name, tier, options)
         if per_run and name not in names:
             needed = {run["id"] for one in names for run in prerequisites.every(found[one][1])}
@@ -169,9 +169,9 @@ def with_earlier(root: Path, tier: str, options: dict, names: list[str], per_run
 
 def in_order(jobs: dict[str, dict]) -> dict[str, dict]:
     """The jobs, each with `after`: what must be done before it, since its runs start from runs of other jobs."""
-    home = {run["id"]: job["done"] for job in jobs.values() for run in job["runs"]}
+    done_file = {run["id"]: job["done"] for job in jobs.values() for run in job["runs"]}
     for job in jobs.values():
-        before = {home[one["id"]] for run in job["runs"] for one in prerequisites.of(run).values()}
+        before = {done_file[one["id"]] for run in job["runs"] for one in prerequisites.of(run).values()}
         job["after"] = sorted(before - {job["done"]})
     return jobs
 

@@ -1,7 +1,7 @@
 """Whether a tier's experiments could start: data, weights, tokenizers, access, disk and programs, before any queue time.
 
 Nothing is downloaded. What is not here yet is asked for at its source: a client on the PATH, a host that answers, a
-token where access is gated. What cannot run as published, whatever one installs, stands in the experiment's file
+token where access is gated. What cannot run as published, whatever one installs, is listed in the experiment's file
 (`cannot:`) and is printed too.
 """
 

@@ -10,7 +10,7 @@ from lowmem.errors import Misuse, nearest
 from lowmem.pipeline.experiments import STARTS, config_hash
 
 NETWORKS = {"autoencoder": "autoencode", "resnet": "classify"}  # model of measure.classifier or latent: its task
-PICTURES = ("augment", "pool", "pad_to", "crop")  # keys of `measure` that say what is done to pictures
+PICTURES = ("augment", "pool", "pad_to", "crop")  # keys of `measure` for image preprocessing
 
 
 def of(run: dict) -> dict[tuple[str, str], dict]:
@@ -47,7 +47,7 @@ def unnamed(runs: list[dict]) -> list[dict]:
 
 
 def unnamed_run(run: dict, config: dict) -> dict:
-    """The run of a configuration that stands in another one, with the resources of that one."""
+    """The run of a configuration that is part of another one, with the resources of that one."""
     known = config_hash({**config, "seed": 0})
     variant = f"{config['task']}-{known}"
     return {
@@ -71,7 +71,7 @@ def network(config: dict, settings: dict) -> dict:
     """
     name = settings["model"]["name"]
     if name not in NETWORKS:
-        raise Misuse(f"no network of kind {name!r} is kept ready{nearest(name, NETWORKS)}")
+        raise Misuse(f"no reference network of kind {name!r}{nearest(name, NETWORKS)}")
     changes = {key: value for key, value in config["measure"].items() if key in PICTURES}
     return {
         "task": NETWORKS[name],

@@ -1,11 +1,11 @@
 """Learning rates chosen by a rule from runs on tuning seeds, and kept as a record that judging runs read.
 
 A tuning experiment has an axis of rates, a factor 2 apart and equally many for every method of a model, and seeds from
-100 up, which judge nothing. Its variants end in the rate, `<group>-<rate>`. The rule: the rate with the lowest mean of the
+100 up, which decide no claim. Its variants end in the rate, `<group>-<rate>`. The rule: the rate with the lowest mean of the
 final validation loss over the tuning seeds; a rate at which any run diverged is worse than any number; a best rate at the
 edge of its grid is no choice, since a better one may lie outside: the grid has to grow for all methods.
 
-What was chosen stands in data/records/<tier>/rates.json with every loss it was chosen from. An experiment's file says
+The choice is kept in data/records/<tier>/rates.json with every loss it was based on. An experiment's file says
 `lr: {chosen: <experiment>/<group>}` and gets the number; {size} or another axis in the group is the run's own value there,
 `times` multiplies it, and `until` is a rate for plans made before the choice. Standard library only: Snakemake parses this at
 every call.
@@ -56,7 +56,7 @@ def resolved(root: Path, config: dict, tier: str, axes: dict) -> dict:
 
 
 def positive(number: object) -> bool:
-    """Whether a value of YAML is a finite number above 0, which `times` has to be; true and false are none."""
+    """Whether a YAML value is a finite number above 0, as `times` has to be; true and false are not."""
     return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < float("inf")
 
 

@@ -76,7 +76,7 @@ def load(folder: Path) -> dict:
 
 
 def integrity_problem(path: Path, record: dict, beside: dict[str, str] = BESIDE) -> str | None:
-    """What is lost or altered beside a record; None when all is as it was written."""
+    """What is missing or altered beside a record; None when everything is intact."""
     for key, name in beside.items():
         if record.get(key) and not whole(path / name, record[key]):
             return f"{name} was altered or lost"
@@ -84,7 +84,7 @@ def integrity_problem(path: Path, record: dict, beside: dict[str, str] = BESIDE)
 
 
 def whole(path: Path, known: dict) -> bool:
-    """Whether a file beside a record is the one that the record speaks of."""
+    """Whether a file beside a record is the one that the record lists."""
     try:
         return bool(kept_files.check(path, known))
     except kept_files.Damaged:
@@ -125,7 +125,7 @@ def write_arrays(path: Path, arrays: dict | None) -> dict | None:
 def write_weights(path: Path, tensors: dict) -> dict:
     """Final weights as weights.safetensors beside the record: {name: tensor} -> {sha256, bytes}.
 
-    They are large and not kept for good: who deletes them has the run made once more when another one needs them.
+    They are large and not kept for good: once deleted, the run is repeated when another one needs them.
     """
     import safetensors.torch
 
@@ -136,7 +136,7 @@ def write_weights(path: Path, tensors: dict) -> dict:
 
 
 def has_weights(path: Path, record: dict) -> bool:
-    """Whether the weights that a record speaks of are there, as they were written."""
+    """Whether the weights that a record lists exist, unaltered."""
     return bool(record.get("weights")) and whole(path / WEIGHTS, record["weights"])
 
 

@@ -1,4 +1,4 @@
-"""Whether records can be trusted: hashes recomputed, drift of code and data named, a sample run again and compared."""
+"""Check whether records can be trusted: recompute hashes, report drift of code and data, run a sample again and compare."""
 
 import collections
 import datetime
@@ -72,7 +72,7 @@ def verify(
     if tier and places:
         raise Misuse("records verify takes folders or --tier, not both")
     if accepting and rerun < 1:
-        raise Misuse("--accept needs runs that show it; add --rerun N")
+        raise Misuse("--accept needs reruns to compare; add --rerun N")
     found = {path: check(root, path) for path in folders(root, places, tier)}
     changed: dict[str, int] = {}
     proven = collections.Counter(why for state, why in found.values() if state == "whole" and why)

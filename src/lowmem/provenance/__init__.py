@@ -3,11 +3,11 @@
 A Python file is known by a hash of its definitions: its syntax tree without comments, docstrings and import statements,
 in which each name is written as the place it comes from (`F.mse_loss` as torch.nn.functional.mse_loss). So comments,
 formatting and the order of imports change no hash, and a name that is imported from elsewhere does. Such a hash opens with
-"tree:". C sources and data files are known by their sha256, as all files are in records of before.
+"tree:". C sources and data files are known by their sha256, as all files are in older records.
 
-What moved within the package stands in moved.json as {old: new}: modules and single definitions by their dotted names
+Moves within the package are listed in moved.json as {old: new}: modules and single definitions by their dotted names
 (lowmem.blocks.roles, lowmem.tasks.sft.settled), other files by their paths (src/lowmem/...). Hashes use the old names, so a
-move leaves the records of before whole.
+move leaves earlier records valid.
 """
 
 import ast
@@ -24,7 +24,7 @@ from lowmem.files import read_json, sha256
 from lowmem.provenance import syntax
 
 PACKAGE = Path(__file__).parents[1]
-# Modules that route runs, files and messages; what they decide stands in the configuration or in the data's hashes.
+# Modules that route runs, files and messages; their effect is in the configuration or in the data's hashes.
 ROUTING = tuple(
     f"lowmem.{name}"
     for name in (
@@ -148,7 +148,7 @@ def _back() -> dict[str, str]:
 
 
 def current(name: str) -> str:
-    """Where a module, or another file by its path, is today."""
+    """The current name of a module, or of another file by its path."""
     return moved().get(name, name)
 
 
@@ -239,10 +239,10 @@ def moved_hash(old: str) -> str | None:
     A module that has moved may have lost definitions since, so what counts is the name that it had at first.
     """
     old = origin(old)
-    homes = [new for name, new in moved().items() if old in (name, name.rpartition(".")[0])]
-    if not homes:
+    locations = [new for name, new in moved().items() if old in (name, name.rpartition(".")[0])]
+    if not locations:
         return None
-    paths = {file_of(old), *(file_of(new) or file_of(new.rpartition(".")[0]) for new in homes)} - {None}
+    paths = {file_of(old), *(file_of(new) or file_of(new.rpartition(".")[0]) for new in locations)} - {None}
     found = [one for path in sorted(paths) for one in definitions(path) if one[0].rpartition(".")[0] == old]
     return digest(found) if found else None
 

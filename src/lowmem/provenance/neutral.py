@@ -1,8 +1,8 @@
-"""Changes of code that were shown to leave results as they were: records of the code before them stay whole.
+"""Code changes that were shown not to change results: records of the earlier code stay whole.
 
 neutral.json holds {old, new, changed, runs, processor}: records made by the code `old` were run again by the code `new`, and
 every number and every loss of the curves had the same bits. Only `lowmem records verify --rerun N --accept` writes it
-(pipeline/accept.py); its digest tells an edit by hand. Code is known by one hash over those of all files that decide a run,
+(pipeline/accept.py); its digest reveals manual edits. Code is known by one hash over those of all files that decide a run,
 so what was shown for one task, model and optimizer says nothing about another.
 """
 
@@ -15,7 +15,7 @@ FILE = provenance.PACKAGE / "provenance/neutral.json"
 
 
 def entries() -> list[dict]:
-    """What was shown so far. Damaged where somebody edited it."""
+    """All entries. Damaged if the file was edited by hand."""
     return kept_files.read_json(FILE)["entries"] if FILE.is_file() else []
 
 
@@ -46,7 +46,7 @@ def shown(old: str, new: str) -> list[dict]:
     """The entries that lead from one code to another, in order; empty where nothing shows that they give the same bits."""
     ways, known = [(old, [])], entries()
     seen = {old}
-    for code, way in ways:  # which grows
+    for code, way in ways:  # grows while it is iterated
         for one in known:
             if one["old"] == code and one["new"] not in seen:
                 if one["new"] == new:

@@ -1,1 +1,1 @@
-"""From records to numbers, pictures and verdicts; without PyTorch."""
+"""From records to numbers, figures and verdicts; without PyTorch."""

@@ -17,7 +17,7 @@ from lowmem.reporting.verdicts import WORDS, impossible, verdict
 
 
 def load(root: Path) -> list[dict]:
-    """All claims in the order of their exhibits, as they stand in workflow/config/claims/<topic>.yaml.
+    """All claims in the order of their exhibits, as listed in workflow/config/claims/<topic>.yaml.
 
     Misuse where a file is not what its schema says, or holds a claim that nothing could decide.
     """

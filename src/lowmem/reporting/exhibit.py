@@ -79,7 +79,7 @@ def render(
 
 
 def disturbed(runs: Runs) -> str:
-    """On the runs whose times were taken while other programs competed for the cores, in words; empty without such."""
+    """On the runs whose times were taken while other programs competed for the cores, as text; empty without such runs."""
     known = [run.outcome.record for run in runs if (run.outcome.record or {}).get("load")]
     busy = [one for one in known if progress.busy_cores(one)]
     if not busy:

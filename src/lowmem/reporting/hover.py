@@ -79,7 +79,7 @@ def places(axes: Axes, xy: list) -> list[str]:
 
 
 def value(axis, number: float) -> str:
-    """A coordinate in words: the name of a category, else four digits."""
+    """A coordinate as text: the name of a category, else four digits."""
     formatter = axis.get_major_formatter()
     named = isinstance(axis.get_major_locator(), FixedLocator) and isinstance(formatter, FuncFormatter)
     return (named and formatter(number)) or (f"{number:.4g}" if abs(number) < 10_000 else f"{number:,.0f}")

@@ -30,7 +30,7 @@ def at_ends(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
 
 def nearest_apart(heights: list[float], gap: float) -> list[float]:
     """Rising heights at least `gap` apart whose summed squares of distance from the given rising ones are least."""
-    groups: list[list[float]] = []  # each a pile of names that touch: wanted heights of its foot
+    groups: list[list[float]] = []  # each a stack of touching names: wanted heights of its bottom
     for k, height in enumerate(heights):
         groups.append([height - k * gap])
         while len(groups) > 1 and sum(groups[-2]) / len(groups[-2]) > sum(groups[-1]) / len(groups[-1]):
@@ -45,7 +45,7 @@ def shifts(axes: Axes) -> list[float]:
     heights = [axes.transData.transform(label.xy)[1] * points for label in axes.end_labels]
     placed = nearest_apart(heights, GAP)
     floor, ceiling = min([axes.bbox.y0 * points, *heights]), max([axes.bbox.y1 * points, *heights])
-    for k in range(len(placed)):  # a pile that grew out of the panel is pushed back into it
+    for k in range(len(placed)):  # a stack that leaves the panel is pushed back into it
         placed[k] = max(placed[k], floor + k * GAP)
     for k in range(1, len(placed) + 1):
         placed[-k] = min(placed[-k], ceiling - (k - 1) * GAP)
@@ -79,7 +79,7 @@ def at_points(axes: Axes, labels: list[tuple[float, float, str, str]]) -> None:
         axes.annotate(text, (x, y), color=colour, fontsize=8, **place) for x, y, text, colour in labels
     ]
     for label in axes.point_labels:
-        label.set_in_layout(False)  # it stands inside its panel
+        label.set_in_layout(False)  # it is inside its panel
 
 
 def place(axes: Axes) -> None:
@@ -114,7 +114,7 @@ def reach(way: np.ndarray, half: tuple[float, float]) -> float:
 
 
 def cost(spot, k: int, points: list, half, others: list[tuple], drawn: np.ndarray, panel) -> float:
-    """How bad a place for the name of point k is; rounded, so that ties fall alike on any machine.
+    """How bad a place for the name of point k is; rounded, so that ties are resolved alike on every machine.
 
     Worst: on another name; then outside the panel, on marks and lines, nearer to another point, far from its own.
     """

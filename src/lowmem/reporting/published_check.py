@@ -2,7 +2,7 @@
 
 A page is the paper's HTML (arXiv's own or a copy). Each number of data/published is looked for in the table or figure
 whose caption has its label, in the row that its `at` names: confirmed; other: that row holds other numbers; not found.
-A value without a known label is looked for in the whole text, where a number proves less: it is said to stand in the text.
+A value without a known label is looked for in the whole text, where a number proves less, as the line says.
 Nothing is changed here; a person reads the lines and corrects data/published.
 """
 
@@ -183,7 +183,7 @@ def numbers_in(text: str) -> set[float]:
 
 
 def same(part: str, cell: str) -> bool:
-    """Whether a cell names what `at` names: the same letters and digits, whatever stands between them."""
+    """Whether a cell names what `at` names: the same letters and digits, whatever separates them."""
     plain = [re.sub(r"[^a-z0-9]+", "", word.lower()) for word in (part, cell)]
     return bool(plain[0]) and plain[0] == plain[1]
 

@@ -1,6 +1,6 @@
 """The README's selection of verdicts, written from the committed overnight report so that the two cannot differ.
 
-The README holds the ids of the selected claims in a comment; what stands between it and the closing comment is made here.
+The README holds the ids of the selected claims in a comment; the text between it and the closing comment is generated here.
 """
 
 import re

@@ -274,7 +274,7 @@ def sources(root: Path, shown: list[dict], rows: list[dict]) -> dict[str, str]:
 
 
 def contradictions(rows: list[dict]) -> str:
-    """The contradicted claims in words, by name while they are few."""
+    """The contradicted claims as text, by name if there are few."""
     if not rows:
         return "none is contradicted"
     if len(rows) > 2:

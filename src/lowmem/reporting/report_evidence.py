@@ -1,4 +1,4 @@
-"""What stands beside a verdict on the page: what was trained here, the same claim at other tiers, and what others measured."""
+"""What accompanies a verdict on the page: what was trained here, the same claim at other tiers, and what others measured."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def language_models(root: Path, tier: str, runs: list[dict], headers: list[dict]
 
 
 def span(counts: set[int]) -> str:
-    """The smallest and the largest in words, once if they read the same."""
+    """The range as text; one value if both ends read the same."""
     return " to ".join(dict.fromkeys((spell(min(counts)), spell(max(counts)))))
 
 

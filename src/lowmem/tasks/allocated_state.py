@@ -1,7 +1,7 @@
-"""Bytes that an optimizer's state really takes: what the allocator holds more after training steps than before them.
+"""Bytes that an optimizer's state really takes: how much more the allocator holds after training steps than before.
 
-Model and batch are there before, gradients are gone after. Nothing is computed from shapes: on a CPU the bytes are those of
-the allocator's own events, as torch.profiler records them, on a GPU torch.cuda's.
+Model and batch are allocated before, gradients are freed after. Nothing is computed from shapes: on a CPU the bytes are those
+of the allocator's own events, as torch.profiler records them, on a GPU torch.cuda's.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def measure(config: dict, seed: int, root: Path) -> dict:
 
 
 def kept_bytes(work: Callable, device: str) -> tuple[int, object]:
-    """(bytes that the allocator holds more after some work than before, what it returned and keeps alive)."""
+    """(growth of the allocated bytes over some work, the result of that work, which is kept alive)."""
     if device == "cuda":
         before, made = torch.cuda.memory_allocated(), work()
         return torch.cuda.memory_allocated() - before, made

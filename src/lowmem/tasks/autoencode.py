@@ -1,4 +1,4 @@
-"""Learn to repeat pictures through few numbers, the latents: mean squared error per pixel on the test part."""
+"""Learn to reconstruct images from small latents: mean squared error per pixel on the test set."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from lowmem.vision import image_batches
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
-    """Task from config keys data, model, train and measure (what is done to the pictures, see image_batches.py).
+    """Task from config keys data, model, train and measure (the preprocessing, see image_batches.py).
 
-    train.eval_batches: how many batches of the test part are looked at (default: all of it).
+    train.eval_batches: how many batches of the test set are evaluated (default: all).
     """
     if "data" not in config or "model" not in config:
         raise Misuse("task autoencode needs data and model in its configuration")

@@ -1,4 +1,4 @@
-"""Classify pictures: which class a picture belongs to, tested on the dataset's own test part."""
+"""Image classification, evaluated on the dataset's own test set."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from lowmem.vision import image_batches
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
-    """Task from config keys data, model, train and measure (what is done to the pictures, see image_batches.py).
+    """Task from config keys data, model, train and measure (the preprocessing, see image_batches.py).
 
-    train.eval_batches: how many batches of the test part are looked at (default: all of it). val_accuracy is a share.
+    train.eval_batches: how many batches of the test set are evaluated (default: all). val_accuracy is a fraction.
     """
     if "data" not in config or "model" not in config:
         raise Misuse("task classify needs data and model in its configuration")

@@ -1,4 +1,4 @@
-"""Learn to remove noise from pictures (DDPM), or from their latents; samples and their distance from real pictures."""
+"""Learn to denoise images (DDPM) or their latents; samples and their distance from real images."""
 
 import functools
 from pathlib import Path
@@ -15,19 +15,19 @@ from lowmem.vision import diffusion, image_batches, reference_networks
 
 PICTURE_KEYS = {"augment", "pool", "pad_to", "crop"}
 KEYS = PICTURE_KEYS | {"noise_steps", "samples", "sample_steps", "classifier", "latent", "drop_labels"}
-SHOWN = 16  # samples that are kept as pictures
+SHOWN = 16  # samples that are kept as images
 CHUNK = 128  # samples at once
 
 
 def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model, train and measure.
 
-    measure: augment, pool, pad_to, crop (see image_batches.py); noise_steps; samples and sample_steps (how many pictures are
-    made at the end, and in how many steps); classifier and latent (reference_networks.py: whose features measure the
+    measure: augment, pool, pad_to, crop (see image_batches.py); noise_steps; samples and sample_steps (how many images are
+    sampled at the end, and in how many steps); classifier and latent (reference_networks.py: whose features measure the
     samples; the autoencoder whose latents are diffused, absent: pixels); drop_labels: share of training labels that is hidden.
 
-    The loss is the mean squared error of the predicted noise. train.eval_batches batches of the test part, with noise and
-    times fixed once, make val_loss.
+    The loss is the mean squared error of the predicted noise. train.eval_batches batches of the test set, with fixed noise and
+    times, give val_loss.
     """
     settings = {
         "noise_steps": 1000,
@@ -47,7 +47,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     kept = diffusion.kept_share(settings["noise_steps"], device)
     known, wanted = len(data.arrays["test_labels"]), micro * train.get("eval_batches", 1)
     if known < wanted:
-        raise Misuse(f"{known} test pictures are fewer than the {wanted} of train.eval_batches; lower it")
+        raise Misuse(f"{known} test images are fewer than the {wanted} of train.eval_batches; lower it")
 
     def with_noise(images: Tensor, labels: Tensor, generator: np.random.Generator, times=None) -> tuple[Tensor, ...]:
         """(noisy, times, labels, noise): drawn on the CPU, so that every device sees the same."""
@@ -79,7 +79,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
 
     def finish(model: torch.nn.Module) -> tuple[dict, dict]:
         made = samples(model, data, latents, kept, settings, np.random.default_rng([seed, 4]))
-        with torch.autocast(device, enabled=False):  # measured in fp32, in whatever the model was trained
+        with torch.autocast(device, enabled=False):  # measured in fp32, whatever the training precision
             found = {**quality(root, data, settings, made), **latents.numbers()}
         shown = ((made[:SHOWN].permute(0, 2, 3, 1) * data.deviation + data.mean) * 255).round().clamp(0, 255)
         return found, {"samples": shown.to(torch.uint8).cpu().numpy()}
@@ -97,7 +97,7 @@ def check(config: dict, settings: dict) -> None:
 
 
 class Latents:
-    """What is diffused: the pictures themselves, or an autoencoder's latents of them divided by their deviation."""
+    """What is diffused: the images themselves, or an autoencoder's latents divided by their standard deviation."""
 
     def __init__(self, root: Path, data: image_batches.Pictures, settings: dict | None, batch: int):
         self.data, self.network = data, reference_networks.load(data, settings) if settings else None
@@ -119,7 +119,7 @@ class Latents:
             return self.network.decode(x * self.scale).clamp(-1, 1) if self.network else x
 
     def numbers(self) -> dict[str, float]:
-        """How well the autoencoder repeats test pictures; nothing without one."""
+        """Reconstruction error of the autoencoder on test images; empty without one."""
         images = self.data.test(0, 256)[0]
         return {"autoencoder_mse": F.mse_loss(self.network(images), images).item()} if self.network else {}
 
@@ -137,7 +137,7 @@ def samples(model, data, latents: Latents, kept: Tensor, settings: dict, generat
 
 
 def quality(root: Path, data: image_batches.Pictures, settings: dict, made: Tensor) -> dict[str, float]:
-    """Distance of the samples from test pictures in our classifier's features, and its score; floor: of training pictures.
+    """Distance of the samples from test images in our classifier's features, and its score; floor: of training images.
 
     Empty without measure.classifier.
     """

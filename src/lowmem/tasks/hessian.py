@@ -1,7 +1,7 @@
-"""Train a small model a little and look at its Hessian on the way (Adam-mini, Figures 3 and 7).
+"""Train a small model briefly and compute its Hessian along the way (Adam-mini, Figures 3 and 7).
 
 Everything is float64. The Hessian is that of the loss on a fixed sample of training data, for one parameter tensor at a
-time: exact, with the share of |H| inside the blocks of lowmem.partition against random partitions, a picture, and what
+time: exact, with the share of |H| inside the blocks of lowmem.partition against random partitions, an image, and what
 spectral clustering finds without knowing the blocks; or, for models too large for that, by sampled columns.
 """
 
@@ -26,15 +26,15 @@ KEYS = {"stages", "modules", "examples", "classes", "pool", "memory_mb", "pixels
 
 
 def measure(config: dict, seed: int, root: Path) -> dict:
-    """Hessians of config["model"] on config["data"] at parts of training.
+    """Hessians of config["model"] on config["data"] at given fractions of training.
 
     measure: stages (parts of train.steps, e.g. 0.01), modules {shown name: parameter or pattern}, examples (images or
     sequences of the loss whose Hessian it is), classes and pool (images, see toy_data), memory_mb (largest matrix),
-    pixels (of a picture), rows (Hessian rows at once), columns (sampled per tensor; 0 or absent: exact), clusters
+    pixels (of an image), rows (Hessian rows at once), columns (sampled per tensor; 0 or absent: exact), clusters
     (whether to cluster).
 
     Returns metrics.final {parameters, stages: {stage: {step, loss, modules: {name: {share, null, null_low, null_high,
-    contrast, blocks, kind, size, ...}}}}} and for exact ones arrays {"<name>@<stage>": picture of |H|}.
+    contrast, blocks, kind, size, ...}}}}} and for exact ones arrays {"<name>@<stage>": image of |H|}.
     """
     settings = {"stages": [1.0], "memory_mb": 2000, "pixels": 128, "rows": 32, **config.get("measure", {})}
     check(config, settings)
@@ -88,7 +88,7 @@ def mean_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def look(model, data, places: dict, settings: dict, seed: int, stage: str, arrays: dict) -> dict:
-    """Exact Hessians of one stage: {loss, modules}; pictures go into `arrays`."""
+    """Exact Hessians of one stage: {loss, modules}; images go into `arrays`."""
     found = {}
     for name, matches in places.items():
         if len(matches) > 1:

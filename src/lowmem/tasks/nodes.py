@@ -17,7 +17,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     """Task from config keys data, model and train; a step is an epoch, so train.batch_size is 1.
 
     Features are divided by their sum per node where they are counts (0 or more), as Planetoid's users do. Nodes without
-    an edge stay in: their loop gives them their own features. How many there are stands in the record.
+    an edge stay in: their loop gives them their own features. The record says how many there are.
     """
     if "data" not in config or "model" not in config or config["train"]["batch_size"] != 1:
         raise Misuse("task nodes needs data and model in its configuration, and train.batch_size 1 (the graph)")

@@ -14,7 +14,7 @@ from lowmem.analysis.stats import bootstrap
 from lowmem.errors import Misuse, refuse_unknown
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-FEWEST = 20  # draws in a cell of a map; with fewer it stays empty
+FEWEST = 20  # least draws in a cell of a map; with fewer it stays empty
 MILDEST = 0.002  # rotation strengths between 0 and 1 are drawn from here on, with equal chance for equal ratios
 KEYS = {"sets", "size", "kappa", "sizes", "kappas", "draws", "between", "bins"}
 

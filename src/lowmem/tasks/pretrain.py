@@ -84,7 +84,7 @@ def read_starts(root: Path, measure: dict, last: int) -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
     path = root / measure["starts"]
     if not path.is_file():
-        raise Misuse(f"measure.starts: {path} is not there; name a file of data/published")
+        raise Misuse(f"measure.starts: {path} does not exist; name a file of data/published")
     found = np.asarray(read_yaml(path).get("starts") or [], dtype=np.int64)
     if not len(found):
         raise Misuse(f"{path}: no list under `starts`; write the places of the windows there")

@@ -40,7 +40,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         raise Misuse(f"measure.kl is {settings['kl']!r}; choose one_step or full")
     questions = judge.asked(root, settings)
     begun = text_task.start(config, root, device)
-    folder, model, words = begun.folder, begun.model, begun.words
+    folder, model, tokenizer = begun.folder, begun.model, begun.words
     limit = settings["longest"] + settings["answer_tokens"]
     if limit > model.config.block_size:
         raise Misuse(
@@ -49,13 +49,13 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     learn, held_out, paths = [], [], []
     for split, into, count in (("train", learn, "prompts"), ("val", held_out, "eval_prompts")):
         path, rows = dialogues.rows(folder, settings["part"], split)
-        into += prompts(rows, words, settings, settings[count])
+        into += prompts(rows, tokenizer, settings, settings[count])
         paths.append(path)
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     if settings["frozen_dtype"]:
         reference = reference.to(pretrained.DTYPES[settings["frozen_dtype"]])
     reference = fsdp.shard_model(reference) if distributed.world() > 1 else reference
-    worth_of = reward_of(root, settings["reward"], words, device)
+    worth_of = reward_of(root, settings["reward"], tokenizer, device)
     size = train["batch_size"]
     parts = size // micro_batch(train)
 
@@ -66,20 +66,22 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
         asked, index = batch
         draw = torch.Generator(device).manual_seed(1_000_003 * seed + index)
         model.eval()
-        found = generate(model, asked * 2, settings["answer_tokens"], words.end, draw, greedy=len(asked))
+        found = generate(model, asked * 2, settings["answer_tokens"], tokenizer.end, draw, greedy=len(asked))
         model.train()
         worth = worth_of(asked * 2, found)
         gain = worth[: len(asked)] - worth[len(asked) :]  # (B,)
         answered = [Example(prompt, [answer], 0) for prompt, answer in zip(asked, found)]
-        return surrogate(model, reference, padded(answered, words.end, device), gain, settings["beta"], settings["kl"])
+        return surrogate(
+            model, reference, padded(answered, tokenizer.end, device), gain, settings["beta"], settings["kl"]
+        )
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         draw, worth, ratios, tokens = torch.Generator(device).manual_seed(0), [], 0.0, 0
         for first in range(0, len(held_out), settings["eval_batch"]):
             asked = held_out[first : first + settings["eval_batch"]]
-            found = generate(model, asked, settings["answer_tokens"], words.end, draw)
+            found = generate(model, asked, settings["answer_tokens"], tokenizer.end, draw)
             worth += worth_of(asked, found).tolist()
-            at = padded([Example(p, [a], 0) for p, a in zip(asked, found, strict=True)], words.end, device)
+            at = padded([Example(p, [a], 0) for p, a in zip(asked, found, strict=True)], tokenizer.end, device)
             ratios += (token_logs(model, at) - token_logs(reference, at)).sum().item()
             tokens += len(at["targets"])
         reward = sum(worth) / len(worth)
@@ -88,7 +90,7 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
 
     def finish(model: torch.nn.Module) -> tuple[dict, dict | None]:
         counts = {"excluded": dialogues.excluded(folder), "prompts": len(learn), "eval_prompts": len(held_out)}
-        return counts, judge.answers(model, words, questions, settings)
+        return counts, judge.answers(model, tokenizer, questions, settings)
 
     inputs = (*paths, *judge.questions_file(root, settings))
     return Task(model, batch, loss, evaluate, units=size // parts, unit="prompt", inputs=inputs, finish=finish)

@@ -20,13 +20,13 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     begun = text_task.start(config, root, device)
     scorer = rewards.with_scalar_head(begun.model, device)
     learn, held_out, counts, paths = dialogues.both_splits(begun, "pairs", ("chosen", "rejected"), settings)
-    groups, words = by_length(held_out, settings["eval_tokens"]), begun.words
+    groups, tokenizer = by_length(held_out, settings["eval_tokens"]), begun.words
 
     def loss(model: torch.nn.Module, batch: list[Example]) -> torch.Tensor:
-        return rewards.bradley_terry(*both(model, batch, words.end))
+        return rewards.bradley_terry(*both(model, batch, tokenizer.end))
 
     def margins(model: torch.nn.Module) -> torch.Tensor:
-        found = [both(model, group, words.end) for group in groups]
+        found = [both(model, group, tokenizer.end) for group in groups]
         return torch.cat([better - worse for better, worse in found])  # (pairs,)
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:

@@ -23,16 +23,16 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     questions = judge.asked(root, settings)
     begun = text_task.start(config, root, device)
     learn, held_out, counts, paths = dialogues.both_splits(begun, "instructions", ("answer",), settings)
-    groups, words = by_length(held_out, settings["eval_tokens"]), begun.words
+    groups, tokenizer = by_length(held_out, settings["eval_tokens"]), begun.words
 
     def collate(examples: list[Example]) -> dict[str, Tensor]:
-        return padded(examples, words.end, device)
+        return padded(examples, tokenizer.end, device)
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
-        return {"val_loss": held_out_loss(model, groups, words.end, device)}
+        return {"val_loss": held_out_loss(model, groups, tokenizer.end, device)}
 
     def finish(model: torch.nn.Module) -> tuple[dict, dict | None]:
-        return counts, judge.answers(model, words, questions, settings)
+        return counts, judge.answers(model, tokenizer, questions, settings)
 
     train, bucket, inputs = config["train"], settings["bucket"], (*paths, *judge.questions_file(root, settings))
     return text_task.build(

@@ -1,7 +1,7 @@
 """A training step on GPUs that are not here: peak memory by component and speed, by the accountant and its model.
 
 measure: {gpu: key of memory/hardware.py, batch: sequences per GPU or "largest", seq_len, precision, attention,
-checkpointing, gpus, zero, tensor_parallel, offload}; what they mean stands at memory/accountant.py: TrainingSetup.
+checkpointing, gpus, zero, tensor_parallel, offload}; see TrainingSetup in memory/cell.py.
 """
 
 from __future__ import annotations

@@ -37,15 +37,17 @@ def build(config: dict, seed: int, root: Path, device: str) -> Task:
     name, part = task_name(config["data"]), config["data"].get("part")
     begun = text_task.start(config, root, device)
     paths = [begun.folder / f"{part + '.' if part else ''}{split}.jsonl" for split in ("train", "val")]
-    words, limit = begun.words, begun.limit
+    tokenizer, limit = begun.words, begun.limit
     learned, asked_of = (slice(None), slice(None)) if not settings["tuning"] else quarters(paths[0])
-    learn = examples(paths[0], name, settings, words, limit, settings["train_examples"], learned)
-    held_out = examples(paths[not settings["tuning"]], name, settings, words, limit, settings["val_examples"], asked_of)
+    learn = examples(paths[0], name, settings, tokenizer, limit, settings["train_examples"], learned)
+    held_out = examples(
+        paths[not settings["tuning"]], name, settings, tokenizer, limit, settings["val_examples"], asked_of
+    )
     groups = likelihoods.passes(likelihoods.trees(held_out), settings["eval_tokens"])
 
     def collate(chosen: list[Example]) -> dict:
         # compiled layers want few shapes
-        return padded(chosen, words.end, device) if train.get("compile") else packed(chosen, device)
+        return padded(chosen, tokenizer.end, device) if train.get("compile") else packed(chosen, device)
 
     # of the last evaluation, which is of the final weights unless a run was interrupted
     last: list[likelihoods.Costs] = []
@@ -83,9 +85,7 @@ def task_name(data: dict) -> str:
 def lines_of(path: Path) -> list[str]:
     """The lines of a file; Failed, with what is in its folder, when it is missing."""
     if not path.is_file():
-        raise Failed(
-            f"{path} is not there; the folder holds: {', '.join(sorted(p.name for p in path.parent.iterdir()))}"
-        )
+        raise Failed(f"{path} is missing; its folder holds: {', '.join(sorted(p.name for p in path.parent.iterdir()))}")
     return path.read_text(encoding="utf-8").splitlines()
 
 
@@ -109,9 +109,9 @@ def examples(
         if len(short) == count:
             break
     chosen = (short + sorted(long, key=lambda example: len(example.source)))[:count]
-    rooms = [limit - max(map(len, example.options)) + 1 for example in chosen]
-    cut = sum(len(example.source) > room for example, room in zip(chosen, rooms, strict=True))
-    found = [Example(e.source[-room:], e.options, e.label) for e, room in zip(chosen, rooms, strict=True)]
+    budgets = [limit - max(map(len, example.options)) + 1 for example in chosen]
+    cut = sum(len(example.source) > budget for example, budget in zip(chosen, budgets, strict=True))
+    found = [Example(e.source[-budget:], e.options, e.label) for e, budget in zip(chosen, budgets, strict=True)]
     if len({example.label for example in found}) == 1 and len(labels := labels_of(lines_of(path)[part])) == 1:
         raise Failed(
             f"{path}: all questions of {name} have the answer {labels.pop()}, so there is nothing to learn or score"
@@ -127,13 +127,13 @@ def tokens_of(name: str, line: str, place: str, prompt_set: str, words) -> Examp
         asked = superglue_prompts.question(name, json.loads(line), prompt_set)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"no {error}" if isinstance(error, KeyError) else error
-        raise Failed(f"{place}: not a question of {name} ({message}); mend the file it came from") from error
+        raise Failed(f"{place}: not a question of {name} ({message}); fix the file it came from") from error
     options = [[*words.encode(option), words.end] for option in asked.options]
     for k, option in enumerate(options):
         if option in options[:k]:
             alike = f"{asked.options[options.index(option)]!r} and {asked.options[k]!r}"
             raise Failed(
-                f"{place}: the answers {alike} are the same tokens, so no score tells them apart; mend or drop it"
+                f"{place}: the answers {alike} are the same tokens, so no score can distinguish them; fix or drop it"
             )
     return Example(words.encode(asked.source, start=True), options, asked.label)
 

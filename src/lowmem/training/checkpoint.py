@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment: a new one replaces the old one by renaming.
 
 One folder checkpoint-<config hash>/ per run, removed when the run's record is final. Files are torch archives of
-tensors and plain values, each with its seal beside it; one with other bytes is not read. They are read with
+tensors and plain values, each with its seal (kept_files.py) beside it; one whose bytes changed is not read. They are read with
 weights_only=True, so that no code in them runs.
 """
 
@@ -15,7 +15,7 @@ from lowmem.progress import say
 
 
 def place(folder: Path, config_hash: str) -> Path:
-    """Where the checkpoint of a configuration lies."""
+    """The checkpoint folder of a configuration."""
     return Path(folder) / f"checkpoint-{config_hash}"
 
 
@@ -27,7 +27,7 @@ def save(path: Path, step: int, state: dict) -> None:
     try:
         with kept_files.writing_archive(target) as file:
             torch.save(state, file)
-    except RuntimeError as error:  # torch's writer reports a failed write so
+    except RuntimeError as error:  # how torch's writer reports a failed write
         raise Failed(f"cannot write {target}: {str(error).splitlines()[0]}; free space or check permissions") from error
     for old in path.iterdir():
         if old not in (target, kept_files.seal_of(target)) and not old.is_dir():
@@ -35,7 +35,7 @@ def save(path: Path, step: int, state: dict) -> None:
 
 
 def load(path: Path) -> dict | None:
-    """The newest state that is as it was written, tensors on the CPU; None when there is none."""
+    """The newest intact state, tensors on the CPU; None when there is none."""
     import torch
 
     steps = {int(file.stem[4:]): file for file in path.glob("step*.pt") if re.fullmatch(r"step\d{1,18}", file.stem)}
@@ -43,7 +43,7 @@ def load(path: Path) -> dict | None:
         try:
             kept_files.check(steps[step])
             return torch.load(steps[step], map_location="cpu", weights_only=True)
-        except Exception as error:  # of another version of PyTorch, it may raise nearly anything
+        except Exception as error:  # a file of another PyTorch version may raise nearly anything
             say(f"{steps[step]} cannot be used ({type(error).__name__}); trying an older one or starting over")
     return None
 

@@ -66,6 +66,6 @@ class Planner(dcp.DefaultLoadPlanner):
 
     def load_bytes(self, read_item, value: io.BytesIO) -> None:
         plain = io.BytesIO()
-        torch.save(torch.load(value, weights_only=True), plain)  # raises where it is more than data
+        torch.save(torch.load(value, weights_only=True), plain)  # raises for anything but plain data
         plain.seek(0)
         super().load_bytes(read_item, plain)

@@ -1,4 +1,4 @@
-"""A model's weights and state cut over all ranks with fully_shard."""
+"""Sharding a model's weights and state over all ranks with fully_shard."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from lowmem.weights import lazy_weights
 
 
 def shard_model(model: nn.Module) -> nn.Module:
-    """The model cut over all ranks, block by block; weights that are still in files are read now, by each rank its part."""
+    """The model sharded over all ranks, block by block; each rank reads its part of weights that are still in files."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -24,14 +24,14 @@ def shard_model(model: nn.Module) -> nn.Module:
 
 
 def shard(model: nn.Module, seed: int) -> nn.Module:
-    """The model to train, cut; afterwards every rank draws its own random numbers."""
+    """The sharded model to train; afterwards every rank draws its own random numbers."""
     shard_model(model)
     torch.manual_seed(seed + 7919 * rank())  # dropout must not repeat itself over the batch; rank 0 stays as it was
     return model
 
 
 def whole(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights and buffers of a cut model on the CPU of rank 0; empty elsewhere. Collective."""
+    """All weights and buffers of a sharded model on the CPU of rank 0; empty elsewhere. Collective."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -39,7 +39,7 @@ def whole(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Every rank keeps all weights of a cut model meanwhile: a text sampled token by token would gather them for each."""
+    """Inside, every rank keeps all weights gathered: sampling token by token would gather them for each token."""
     from torch.distributed.fsdp import FSDPModule
 
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -49,5 +49,5 @@ def gathered(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part in parts:
-            part.set_reshard_after_forward(part is not model, recurse=False)  # as fully_shard has it by itself
+            part.set_reshard_after_forward(part is not model, recurse=False)  # fully_shard's default
             part.reshard()

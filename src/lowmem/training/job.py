@@ -1,6 +1,6 @@
 """The runs of a job, one after the other, each from its checkpoint to its record.
 
-PyTorch is imported by the tasks that use it: a task of NumPy alone answers before PyTorch would have started.
+PyTorch is imported by the tasks that use it: a NumPy-only task finishes before PyTorch would have loaded.
 """
 
 import contextlib
@@ -77,15 +77,15 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
         task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")
         trains = not hasattr(task, "measure")
         if trains:
-            importlib.import_module("lowmem.training.loop")  # and PyTorch with it, before what it inherits is fixed
+            importlib.import_module("lowmem.training.loop")  # and PyTorch with it, before threads and seeds are fixed
         run, weights = with_starts(root, run, label)
         if weights:
             made["code"]["files"] |= weights
-            made["started"] = record.now()  # the runs before it have records of their own
+            made["started"] = record.now()  # without the time of its prerequisites, which have records of their own
         started = time.perf_counter()  # imports belong to the start of the process
         with machine.fixed(run) as device:
             made["device"] = machine.describe(device)
-            if trains:  # by its name: what only measures does not depend on the loop
+            if trains:  # imported by name, so that tasks that only measure do not depend on the loop
                 importlib.import_module("lowmem.training.loop").train(root, run, task, made, folder, device, label)
             else:
                 measure(root, run, task, made, folder)
@@ -119,7 +119,7 @@ def train_run(root: Path, run: dict, label: str = "") -> dict:
 def with_starts(root: Path, run: dict, label: str) -> tuple[dict, dict[str, str]]:
     """The run with {config, weights} of each run that it starts from in its configuration, and {file: sha256} of these weights.
 
-    Such a run is made first where its record or its weights are not there. Failed where it did not come to its end.
+    Such a run is trained first if its record or its weights are missing. Failed if it did not finish.
     """
     config, files = run["config"], {}
     for (key, inner), before in prerequisites.of(run).items():
@@ -148,7 +148,7 @@ def run_before(root: Path, run: dict, label: str) -> dict:
 
 
 def ended(root: Path, run: dict) -> dict | None:
-    """The record of a run that another one starts from, if it is final, and with its weights where it came to its end."""
+    """The record of a run that another one starts from, if it is final; a finished run also needs its weights."""
     made = record.reusable(root, run)
     lost = made and made["status"] == "done" and not record.has_weights(record.folder(root, run), made)
     return None if lost else made

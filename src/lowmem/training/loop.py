@@ -52,7 +52,7 @@ def train(root: Path, run: dict, task: ModuleType, made: dict, folder: Path, dev
 
 
 def step_kernel(optimizer) -> str | None:
-    """What computed the updates, of this optimizer or one inside it, where it was not PyTorch."""
+    """The kernels that computed the updates, of this optimizer or one inside it, if not PyTorch's."""
     inside = (vars(optimizer).get(name) for name in ("inner", "fused", "beside"))
     found = [getattr(optimizer, "step_kernel", None), *(step_kernel(other) for other in inside if other is not None)]
     return next(filter(None, found), None)
@@ -87,8 +87,8 @@ class Loop:
         every = self.settings.get("checkpoint_every") or math.inf
         curve_file = self.folder / "curve.jsonl" if distributed.rank() == 0 else os.devnull
         opener = safe_names.opened if distributed.rank() == 0 else None
-        with open(curve_file, "a", encoding="utf-8", opener=opener) as curve, machine.on_sigterm() as arrived:
-            stopped = (lambda: distributed.any_rank(arrived())) if self.many else arrived
+        with open(curve_file, "a", encoding="utf-8", opener=opener) as curve, machine.on_sigterm() as sigterm_received:
+            stopped = (lambda: distributed.any_rank(sigterm_received())) if self.many else sigterm_received
             if self.step == 0 and (self.settings.get("eval_first", True) or self.steps == 0):
                 self.write(curve, 0, **self.evaluate())
             while self.step < self.steps and not self.made["status"]:
@@ -126,17 +126,17 @@ class Loop:
             val = {**val, "sketch": sketch(self.model, self.settings["sketch"])}
         self.unlogged.append(train_loss)
         if val or number % self.settings.get("log_every", 1) == 0 or number == self.steps or self.made["status"]:
-            mean = sum(self.unlogged) / len(self.unlogged)  # a line speaks of all steps since the one before
+            mean = sum(self.unlogged) / len(self.unlogged)  # a line covers all steps since the previous one
             self.unlogged = []
             self.write(curve, number, train_loss=mean, grad_norm=norm, lr=self.optimizer.param_groups[0]["lr"], **val)
 
     def compile(self) -> None:
         """Compile what training steps run (evaluations come in other shapes, each of which would be compiled anew)."""
-        trouble = machine.compiler_trouble(self.device)
-        self.made["device"]["compiled"] = trouble is None
-        if trouble:
+        reason = machine.compiler_trouble(self.device)
+        self.made["device"]["compiled"] = reason is None
+        if reason:
             distributed.tell(
-                f"{self.label}: train.compile: true, but torch.compile fails here ({trouble}); going on without"
+                f"{self.label}: train.compile: true, but torch.compile fails here ({reason}); going on without"
             )
         else:
             self.updates.compile()
@@ -157,7 +157,7 @@ class Loop:
         return self.val
 
     def metrics(self) -> dict:
-        """Training loss, the last evaluation and what was seen until now."""
+        """Training loss, the last evaluation and how much data was seen so far."""
         seen = {"step": self.step, f"{self.task.unit}s": self.step * self.units}
         return {"train_loss": self.train_loss, **self.val, **seen}
 
@@ -236,12 +236,12 @@ class Loop:
         self.made["other_means"], self.means_before = notes["other_means"], notes["means"]
 
     def means(self) -> dict:
-        """What computes: where one of these is another, the last digits of a result may be, too."""
+        """What computes the updates: if any of these changes, so may the last digits of a result."""
         known = {key: self.made["device"][key] for key in ("type", "name", "threads")}
         return {"torch": self.made["packages"]["torch"], **known, "kernel": step_kernel(self.optimizer)}
 
     def compare_means(self) -> None:
-        """After the first step since a checkpoint: say, also in the record, where other means compute than before it."""
+        """After the first step since a checkpoint: report, also in the record, if other kernels compute than before it."""
         before, self.means_before = self.means_before, None
         changed = {key: [before[key], value] for key, value in self.means().items() if before[key] != value}
         if changed:
@@ -252,7 +252,7 @@ class Loop:
             distributed.tell(f"{self.label}: computed by other means, so the last digits may differ: {differences}")
 
     def is_curve_of(self, notes: dict, curve: Path) -> bool:
-        """Whether the curve begins with the lines that the checkpoint speaks of; goes on from their hash."""
+        """Whether the curve begins with the lines that the checkpoint covers; continues from their hash."""
         if distributed.rank():  # the others write none
             return True
         length, hashed = notes["curve_bytes"], hashlib.sha256()

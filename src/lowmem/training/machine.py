@@ -12,10 +12,10 @@ from pathlib import Path
 
 from lowmem.errors import Misuse
 
-# Vector and matrix units that change speed, and with it what is sensible; x86 and Arm names.
+# Vector and matrix units that change speed, and so which settings make sense; x86 and Arm names.
 FLAGS = ("amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512_bf16", "avx512_fp16", "avx2", "asimd", "bf16", "sve")
 
-# Settings of glibc's malloc, by the number that mallopt() knows them by. Training frees and takes the same sizes at every
+# Settings of glibc's malloc, by their mallopt() numbers. Training frees and allocates the same sizes at every
 # step; by default much of it goes back to the system in between and returns as millions of page faults.
 KEEP = {"MMAP_THRESHOLD": (-3, 32 << 20), "TRIM_THRESHOLD": (-1, 1 << 30), "TOP_PAD": (-2, 64 << 20)}
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # PyTorch's switch for transparent huge pages, read at its first allocation
@@ -130,19 +130,19 @@ def describe(kind: str) -> dict:
 
 @functools.cache
 def compiler_trouble(device: str) -> str | None:
-    """Why torch.compile does not work here, in a few words; None when it does. Tries it, which takes seconds."""
+    """Why torch.compile does not work here, in one line; None if it works. Tries it, which takes seconds."""
     import torch
 
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
-    except Exception as error:  # no compiler, no headers of Python, no Triton, ...
+    except Exception as error:  # no compiler, no Python headers, no Triton, ...
         return str(error).strip().partition("\n")[0][:200]
     return None
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """ "oom" where a GPU had too little memory for the run, which a repeat would find again, and so is a result; "failed"
-    where this machine had too little left, which is another matter a moment later; None for any other error."""
+    """ "oom" if a GPU has too little memory for the run, which a repeat would only confirm, so it is a result; "failed" if
+    this machine had too little left, which may be different a moment later; None for any other error."""
     torch = sys.modules.get("torch")
     if torch and isinstance(error, torch.OutOfMemoryError):
         return "oom"
@@ -151,13 +151,13 @@ def out_of_memory(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def on_sigterm():
-    """Yield a function that says whether SIGTERM has arrived; outside the main thread signals stay as they are."""
-    arrived = []
+    """Yield a function that says whether SIGTERM has arrived; outside the main thread it installs no handler."""
+    received = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     try:
-        yield lambda: bool(arrived)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,9 +1,9 @@
 """Checkpoints of models and optimizers on several processes, through torch.distributed.checkpoint.
 
-Each rank writes its part; another number of ranks, also one, can read it back. A checkpoint is a folder step<k> that
-appears by renaming once all ranks have written, so that the last good one stays whole whatever dies. It holds tensors
+Each rank writes its part; any number of ranks, even one, can read it back. A checkpoint is a folder step<k> that
+appears by renaming once all ranks have written, so that the last good one survives any crash. It holds tensors
 and layout.json (names, shapes, blocks, settings, and the hash of every file). Reading checks the hashes and compares the
-layout first, and executes nothing; a checkpoint with other bytes is passed over.
+layout first, and executes nothing; a checkpoint whose bytes changed is skipped.
 
     save(folder, step, model, optimizer, {"tokens": 1000})      # every rank calls it
     extra = load(folder, model, optimizer)                      # None when there is none
@@ -35,9 +35,9 @@ from lowmem.training.checkpoint_metadata import Planner, Reader
 def save(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict | None = None
 ) -> Path:
-    """Write folder/step<step>, then remove older ones. extra: what JSON can hold. Collective.
+    """Write folder/step<step>, then remove older ones. extra: JSON-serialisable values. Collective.
 
-    Raises Failed on every rank that lives when one could not write.
+    Raises Failed on every surviving rank when one could not write.
     """
     folder = Path(folder)
     target, partial = folder / f"step{step}", folder / f".step{step}.partial"
@@ -157,11 +157,11 @@ def _compare(path: Path, saved: dict, here: dict) -> None:
             one, other = saved[kind].get(name), here[kind].get(name)
             if one != other:
                 raise Misuse(
-                    f"{path} is of another model or partition: {what} of {name} is {one} there and {other} here; use the "
+                    f"{path} is from another model or partition: {what} of {name} is {one} there and {other} here; use the "
                     "same settings or another folder"
                 )
     if len(saved["groups"]) != len(here["groups"]):
-        raise Misuse(f"{path} has {len(saved['groups'])} parameter groups, this run {len(here['groups'])}")
+        raise Misuse(f"{path} has {len(saved['groups'])} parameter groups, this run has {len(here['groups'])}")
 
 
 def _agreed(folder: Path) -> tuple[Path, dict] | None:

@@ -1,7 +1,7 @@
 """One update of a model's weights: rate, micro-batches, gradients, clipping, optimizer. The only place that trains.
 
-loop.py makes a run of updates, with evaluations, checkpoints and a record. A task that looks at training from close by
-(tasks/hessian.py, tasks/rounding.py) makes them one by one.
+loop.py makes a run of updates, with evaluations, checkpoints and a record. A task that inspects training step by step
+(tasks/hessian.py, tasks/rounding.py) calls them one by one.
 """
 
 import math
@@ -37,7 +37,7 @@ class Updates:
         self.gradient_bytes = 0  # of all gradients, once there are some
 
     def make(self, number: int) -> tuple[float, float | None, str | None]:
-        """Update `number`, counted from 1: (mean loss, norm of the gradient before clipping, what of them is not finite).
+        """Update `number`, counted from 1: (mean loss, norm of the gradient before clipping, which of them is not finite).
 
         The norm is None where it is not known. Where something is not finite, the weights stay as they were.
         """

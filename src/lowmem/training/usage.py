@@ -37,7 +37,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def reset_peak(device: str) -> None:
-    """Start the peak anew, where the system allows it, since several runs share a process."""
+    """Reset the peak, where the system allows it, since several runs share a process."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):  # not Linux, or not permitted: the peak is then that of the whole process

@@ -22,5 +22,5 @@ def sketch(model: nn.Module, size: int) -> list[float]:
 
 
 def whole(weights: Tensor) -> Tensor:
-    """All of a tensor, also where each device holds a part."""
+    """The full tensor, gathered if it is sharded."""
     return weights.full_tensor() if hasattr(weights, "full_tensor") else weights

@@ -1,1 +1,1 @@
-"""What tasks on pictures share: batches, diffusion, reference networks."""
+"""What image tasks share: batches, diffusion, reference networks."""

@@ -1,4 +1,4 @@
-"""Batches of prepared pictures: scaled, and changed at random for training. B pictures of C channels, S x S pixels."""
+"""Batches of prepared images: scaled, and augmented for training. B images of C channels, S x S pixels."""
 
 import functools
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 KEYS = {"augment", "pool", "pad_to", "crop", "scale"}
 SCALES = ("normal", "signed")
 AUGMENTATIONS = ("none", "flip", "crop", "zoom")
-SAMPLE = 5000, 200_000_000  # mean and deviation are taken from at most so many pictures and values
+SAMPLE = 5000, 200_000_000  # most images and values from which mean and standard deviation are computed
 
 
 @dataclass
 class Pictures:
-    """Prepared pictures and what is done to them before a model sees them.
+    """Prepared images and the preprocessing before a model sees them.
 
     augment: see augmented(). pool: average over pool x pool pixels. pad: black pixels on each side. crop: pixels per side
-    that are cut out, None for all. brightest: what becomes 1, before mean is subtracted and deviation divides.
+    that are cut out, None for all. brightest: the value scaled to 1 before normalising by mean and deviation.
     """
 
     arrays: dict[str, np.ndarray]
@@ -40,42 +40,42 @@ class Pictures:
 
     @property
     def classes(self) -> int:
-        """How many classes the labels have."""
+        """Number of classes."""
         return int(self.arrays["train_labels"].max()) + 1
 
     @property
     def shape(self) -> dict[str, int]:
-        """{n_channel, image_size} of what batches hold."""
+        """{n_channel, image_size} of the images in a batch."""
         images = self.arrays["train_images"]
         size = images.shape[1] // self.pool + 2 * self.pad
         return {"n_channel": 1 if images.ndim == 3 else images.shape[3], "image_size": self.crop or size}
 
     def train(self, seed: int, index: int, size: int) -> tuple[Tensor, Tensor]:
-        """Batch number `index` of this size, (B, C, S, S) and labels (B,); every epoch is a new order of all pictures."""
+        """Batch number `index` of this size, (B, C, S, S) and labels (B,); every epoch is a new order of all images."""
         numbers = np.arange(index * size, (index + 1) * size)
         count = len(self.arrays["train_labels"])
         epochs = numbers // count
         chosen = [order(count, seed, epoch)[numbers[epochs == epoch] % count] for epoch in np.unique(epochs)]
-        pictures, labels = self.take("train", np.concatenate(chosen))
-        return augmented(pictures, self.augment, self.crop, np.random.default_rng([seed, 1, index])), labels
+        images, labels = self.take("train", np.concatenate(chosen))
+        return augmented(images, self.augment, self.crop, np.random.default_rng([seed, 1, index])), labels
 
     def test(self, first: int, size: int) -> tuple[Tensor, Tensor]:
-        """Pictures first ... first + size - 1 of the test part, as they are."""
-        pictures, labels = self.take("test", np.arange(first, min(first + size, len(self.arrays["test_labels"]))))
-        return augmented(pictures, "none", self.crop, None), labels
+        """Images first ... first + size - 1 of the test set, not augmented."""
+        images, labels = self.take("test", np.arange(first, min(first + size, len(self.arrays["test_labels"]))))
+        return augmented(images, "none", self.crop, None), labels
 
     def take(self, part: str, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        """These pictures of a part, scaled and padded."""
-        pictures = torch.from_numpy(self.arrays[f"{part}_images"][chosen]).to(self.device)
-        pictures = pictures[:, None] if pictures.ndim == 3 else pictures.permute(0, 3, 1, 2)
-        pictures = pictures.float() / self.brightest
-        pictures = F.avg_pool2d(pictures, self.pool) if self.pool > 1 else pictures
-        pictures = F.pad(pictures, [self.pad] * 4).sub(self.mean).div(self.deviation)
-        return pictures, torch.from_numpy(self.arrays[f"{part}_labels"][chosen].astype(np.int64)).to(self.device)
+        """These images of a part, scaled and padded."""
+        images = torch.from_numpy(self.arrays[f"{part}_images"][chosen]).to(self.device)
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        images = images.float() / self.brightest
+        images = F.avg_pool2d(images, self.pool) if self.pool > 1 else images
+        images = F.pad(images, [self.pad] * 4).sub(self.mean).div(self.deviation)
+        return images, torch.from_numpy(self.arrays[f"{part}_labels"][chosen].astype(np.int64)).to(self.device)
 
 
 def of_task(root: Path, config: dict, device: str) -> Pictures:
-    """The pictures of a configuration whose `measure` says what is done to them, see load; `scale` as well."""
+    """The images of a configuration, preprocessed as its `measure` says: the settings of load, and `scale`."""
     changes = config.get("measure") or {}
     for key in changes.keys() - KEYS:
         raise Misuse(f"measure: task {config.get('task')} has no key {key!r}{nearest(key, KEYS)}")
@@ -85,9 +85,9 @@ def of_task(root: Path, config: dict, device: str) -> Pictures:
 
 
 def load(root: Path, data: dict, device: str, settings: dict, scale: str = "normal") -> Pictures:
-    """The pictures of config["data"]. scale: "normal" (mean 0, deviation 1) or "signed" (-1 to 1).
+    """The images of config["data"]. scale: "normal" (mean 0, standard deviation 1) or "signed" (-1 to 1).
 
-    settings, all optional: augment, pool, crop (see Pictures), and pad_to: pixels per side, made by black ones around.
+    settings, all optional: augment, pool, crop (see Pictures), and pad_to: pixels per side after padding with black.
     """
     folder = prepare.ready(root, data)
     arrays = prepare.load_arrays(folder)
@@ -109,31 +109,29 @@ def load(root: Path, data: dict, device: str, settings: dict, scale: str = "norm
 
 
 def check(arrays: dict[str, np.ndarray], folder: Path) -> None:
-    """Misuse or Failed, with what is wrong, unless the arrays are square pictures with a label each."""
+    """Misuse or Failed, with what is wrong, unless the arrays are square images with a label each."""
     lacking = [name for name in ARRAYS if name not in arrays]
     if lacking:
-        raise Misuse(f"{folder.name} holds no pictures ({', '.join(lacking)} missing); choose another dataset")
+        raise Misuse(f"{folder.name} holds no images ({', '.join(lacking)} missing); choose another dataset")
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         if len(images) != len(labels) or not len(images):
-            raise Failed(f"{folder}: {len(images)} pictures and {len(labels)} labels in {part}; prepare it again")
+            raise Failed(f"{folder}: {len(images)} images and {len(labels)} labels in {part}; prepare it again")
         if images.ndim not in (3, 4) or images.shape[1] != images.shape[2] or images.dtype != np.uint8:
-            raise Failed(
-                f"{folder}: {part} pictures have shape {images.shape} and type {images.dtype}, not square uint8"
-            )
+            raise Failed(f"{folder}: {part} images have shape {images.shape} and type {images.dtype}, not square uint8")
 
 
 @functools.lru_cache(maxsize=2)
 def order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Order in which an epoch shows all pictures."""
+    """Order in which an epoch goes through all images."""
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
 def augmented(pictures: Tensor, how: str, crop: int | None, generator: np.random.Generator | None) -> Tensor:
     """(B, C, S, S) -> (B, C, crop or S, crop or S).
 
-    "flip": half of them mirrored. "crop": also a random window, of pictures that get an eighth of black on each side
-    where nothing else is cut off. "zoom": also a window of 25 to 100 % of the area, scaled up (aspect ratio kept).
+    "flip": half of them mirrored. "crop": also a random window, after padding each side by an eighth with black
+    unless crop is set. "zoom": also a window of 25 to 100 % of the area, scaled up (aspect ratio kept).
     """
     size = crop or pictures.shape[-1]
     if how == "none" or generator is None:

@@ -44,9 +44,9 @@ class Gguf:
             raise ValueError("its first bytes are not GGUF")
         version, tensors, fields = self._unpack("IQQ")
         if version not in (2, 3):
-            raise ValueError(f"version {version}, known are 2 and 3")
+            raise ValueError(f"version {version}; 2 and 3 are supported")
         if fields * LEAST_FIELD + tensors * LEAST_TENSOR > len(self.data):
-            raise ValueError(f"it announces {fields} fields and {tensors} tensors, more than it has room for")
+            raise ValueError(f"it claims {fields} fields and {tensors} tensors, more than fit into it")
         self.fields = {}
         for _ in range(fields):
             key = self._string()
@@ -60,7 +60,7 @@ class Gguf:
             shape = self._unpack("Q" * axes)
             kind, offset = self._unpack("IQ")
             if 0 in shape or (kind in TYPES and math.prod(shape) % TYPES[kind][2]):
-                raise ValueError(f"the tensor {name[:40]} has the odd shape {shape}")
+                raise ValueError(f"the tensor {name[:40]} has the invalid shape {shape}")
             table[name] = (shape[::-1], kind, offset)  # the file names the innermost axis first
         alignment = self.fields.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1:
@@ -83,7 +83,7 @@ class Gguf:
         shape, kind, at = self._table[name]
         if kind not in TYPES:
             known = ", ".join(name for name, _, _ in TYPES.values())
-            raise Failed(f"{self.path}: {name} has the quantisation type {kind}; read are {known}")
+            raise Failed(f"{self.path}: {name} has the quantisation type {kind}; supported are {known}")
         kind_name, element, numbers = TYPES[kind]
         raw = np.frombuffer(self.data[at : at + size_of(shape, kind)], element)
         if numbers == 1:
@@ -115,7 +115,7 @@ class Gguf:
         if kind != ARRAY:
             return self._unpack(SCALARS[kind])[0]
         if depth > DEEPEST:
-            raise ValueError("it holds lists in lists without end")
+            raise ValueError("its lists are nested too deeply")
         inner, count = self._unpack("IQ")
         if inner in SCALARS:
             return list(self._unpack(f"{count}{SCALARS[inner]}"))

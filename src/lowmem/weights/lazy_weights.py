@@ -1,9 +1,9 @@
 """Weights that stay in their files until a process knows which rows of them it keeps.
 
-A model built on meta has shapes and no memory. register() says in which safetensors file each parameter stands. load() fetches
+A model built on meta has shapes and no memory. register() notes which safetensors file holds each parameter. load() reads
 them one tensor at a time: all of it, or after fully_shard only the rows of this process. So eight processes load a model
-of 65 billion parameters with an eighth of it each and never more than one tensor besides. What was not noted, such as
-a fresh adapter, stays as it is.
+of 65 billion parameters with an eighth of it each and never more than one tensor besides. What was not registered, such
+as a fresh adapter, stays unchanged.
 """
 
 from pathlib import Path
@@ -35,11 +35,11 @@ def tensors(folder: Path) -> dict[str, Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise Failed(f"{folder} holds no *.safetensors; older formats run code when they are read, convert them first")
-    return {name: path for path in files for name in opened(path).keys()}  # noqa: SIM118 no dictionary
+    return {name: path for path in files for name in opened(path).keys()}  # noqa: SIM118 not a dictionary
 
 
 def opened(path: Path):
-    """A safetensors file, of which only the table of contents is read; Failed when it is cut short or none."""
+    """A safetensors file, of which only the table of contents is read; Failed when it is truncated or not one."""
     try:
         return safetensors.safe_open(path, framework="pt")
     except (OSError, safetensors.SafetensorError) as error:
@@ -58,7 +58,7 @@ def load(model: nn.Module, device: str) -> int:
     Collective where several processes run: Failed on all of them, in the same words, when one cannot read.
     """
     noted, asked = model.__dict__.pop("unread", {}), 0
-    holders: dict[int, list] = {}  # a tied weight is held by two layers
+    holders: dict[int, list] = {}  # two layers share a tied weight
     for module in model.modules():
         for key, parameter in module._parameters.items():
             holders.setdefault(id(parameter), []).append((module, key))

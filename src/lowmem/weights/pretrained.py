@@ -1,4 +1,4 @@
-"""Language models as task files want them: weights and words, from a checkpoint or fresh, with or without an adapter.
+"""Language models for the tasks: model and tokenizer, from a checkpoint or fresh, with or without an adapter.
 
 A checkpoint is a dataset of data/sources.yaml that holds a GGUF file (smollm2), a local folder with config.json,
 safetensors and tokenizer.json, or the name of such a repository on the Hugging Face hub. All of the Llama family
@@ -46,25 +46,25 @@ class Tokenizer:
 
 
 def language_model(root: Path, settings: dict, device: str = "cpu") -> tuple[llama.Llama, Tokenizer]:
-    """A Llama and its words from config["model"]: {name: llama, pretrained?, dtype?, adapter?, or fields of llama.Config}.
+    """A Llama and its tokenizer from config["model"]: {name: llama, pretrained?, dtype?, adapter?, or fields of llama.Config}.
 
-    pretrained: see the module's docstring; without it fresh weights and bytes as words. dtype: how weights are stored.
+    pretrained: see the module's docstring; without it fresh weights and a byte tokenizer. dtype: how weights are stored.
     adapter: {kind: lora | prefix, ...}, keywords of the attach() in models/<kind>.py.
     Where several processes share the work, the weights of a folder stay in their files until fsdp.shard_model().
-    Raises Misuse for settings that do not fit, Failed when a checkpoint cannot be had or read.
+    Raises Misuse for incompatible settings, Failed when a checkpoint cannot be downloaded or read.
     """
     own = {key: value for key, value in settings.items() if key not in ("name", "pretrained", "dtype", "adapter")}
     source = settings.get("pretrained")
     if settings.get("name") != "llama":
         raise Misuse(f"a language model needs name llama; got {settings}")
     if source is None:
-        model, words = llama.build(**{"vocab_size": 258, **own}), byte_tokenizer()
+        model, tokenizer = llama.build(**{"vocab_size": 258, **own}), byte_tokenizer()
     else:
         if own:
             raise Misuse(f"model: {next(iter(own))} cannot be set beside pretrained; the checkpoint decides it")
         with distributed.together():
-            model, words = checkpoint(root, source, device)
-    return finished(model, settings, device), words
+            model, tokenizer = checkpoint(root, source, device)
+    return finished(model, settings, device), tokenizer
 
 
 def finished(model: llama.Llama, settings: dict, device: str) -> llama.Llama:
@@ -83,7 +83,7 @@ def finished(model: llama.Llama, settings: dict, device: str) -> llama.Llama:
 
 
 def attach(model: llama.Llama, kind: str | None, settings: dict, device: str) -> None:
-    """Put a fresh adapter on the model, in place."""
+    """Attach a fresh adapter to the model, in place."""
     from lowmem.models import lora, prefix  # named, so that a change to one of them makes its records stale
 
     kinds = {"lora": lora.attach, "prefix": prefix.attach}
@@ -108,7 +108,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def checkpoint(root: Path, source: str, device: str) -> tuple[llama.Llama, Tokenizer]:
-    """Model and words of a checkpoint, see the module's docstring; a folder's weights are only noted, see lazy_weights.py."""
+    """Model and tokenizer of a checkpoint, see the module's docstring; those of a folder are only registered for later."""
     if source in fetch.listed(root):
         folder = prepare.ready(root, {"dataset": source, "source": "package"})
         found = sorted(folder.glob("*.gguf"))
@@ -132,7 +132,7 @@ def blank(config: dict, device: str = "cpu") -> llama.Llama:
 
 
 def fill(model: llama.Llama, weights: dict[str, Tensor], place: Path) -> llama.Llama:
-    """Take the weights as they are, in the dtype they have; Failed when one is missing or has another shape."""
+    """Load the weights unchanged, in their own dtype; Failed when one is missing or has another shape."""
     if model.config.tied:
         weights = {**weights, "head.weight": weights["tokens.weight"]}
     try:
@@ -195,7 +195,7 @@ def halves(weight: Tensor, heads: int) -> Tensor:
 
 
 def from_gguf(path: Path) -> tuple[llama.Llama, Tokenizer]:
-    """Model and words of a GGUF file with a byte-level BPE."""
+    """Model and tokenizer of a GGUF file with a byte-level BPE."""
     config, weights, about = opened(path, path.stat().st_mtime_ns)
     model = fill(blank(config), {name: weight.clone() for name, weight in weights.items()}, path)
     return model, gguf_words(about, path)
@@ -224,7 +224,7 @@ def gguf_words(about: dict, path: Path) -> Tokenizer:
 
 
 def as_words(tokenizer, end: int) -> Tokenizer:
-    """A tokenizer of the package tokenizers as ours."""
+    """Wrap a tokenizer of the package tokenizers as a Tokenizer."""
 
     def encode(text: str, start: bool = False) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=start).ids
@@ -243,11 +243,13 @@ def download(name: str) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise Failed(f"{name} is not a local folder, and the hub needs a package; pip install 'lowmem[hub]'") from error
+        raise Failed(
+            f"{name} is not a local folder, and downloading from the hub needs a package; pip install 'lowmem[hub]'"
+        ) from error
     wanted = ["config.json", "tokenizer.json", "model*.safetensors", lazy_weights.INDEX, "generation_config.json"]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # the hub's library raises dozens of kinds
+    except Exception as error:  # the hub's library raises dozens of exception types
         kind = type(error).__name__
         if kind == "GatedRepoError" or "gated" in str(error).lower():
             advice = "accept its licence on its page, then `hf auth login` or set HF_TOKEN; or name a local folder"
@@ -258,7 +260,7 @@ def download(name: str) -> Path:
 
 
 def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Tokenizer]:
-    """Model, its weights noted for lazy_weights.load(), and words of a folder: config.json, *.safetensors, tokenizer.json."""
+    """Model and tokenizer of a folder (config.json, *.safetensors, tokenizer.json); weights wait for lazy_weights.load()."""
     import tokenizers
 
     for path in (folder / "config.json", folder / "tokenizer.json"):
@@ -267,20 +269,20 @@ def from_folder(folder: Path, device: str = "cpu") -> tuple[llama.Llama, Tokeniz
     about, files = read_json(folder / "config.json"), lazy_weights.tensors(folder)
     config = shape.checked(described(about, folder), folder / "config.json")
     model = blank(config, device)
-    named = {ours: theirs_of(ours) for ours, _ in model.named_parameters()}  # a tied head is not a parameter of its own
-    absent = sorted(theirs for theirs in named.values() if theirs not in files)
+    named = {name: theirs_of(name) for name, _ in model.named_parameters()}  # a tied head is not a parameter of its own
+    absent = sorted(hub_name for hub_name in named.values() if hub_name not in files)
     if absent:
         raise Failed(f"{folder} does not hold the weights that its config.json says: no {absent[0]}; get it again")
-    lazy_weights.register(model, {ours: (files[theirs], theirs) for ours, theirs in named.items()})
+    lazy_weights.register(model, {name: (files[hub_name], hub_name) for name, hub_name in named.items()})
     try:
-        words = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises Exception itself
         raise Failed(f"{folder / 'tokenizer.json'} is a damaged file ({one_line(error)}); get it again") from error
     ends = about.get("eos_token_id")
     end = ends[0] if isinstance(ends, list) and ends else ends
     if end is None:
         raise Failed(f"{folder}/config.json: no eos_token_id; add the id of the token that ends a text")
-    return model, as_words(words, shape.token(end, config["vocab_size"], folder / "config.json"))
+    return model, as_words(tokenizer, shape.token(end, config["vocab_size"], folder / "config.json"))
 
 
 def theirs_of(ours: str) -> str:
@@ -299,15 +301,15 @@ def described(about: dict, folder: Path) -> dict:
     rope = about.get("rope_parameters") or about.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise Failed(f"{folder}/config.json: its rope settings are {shape.shown(rope)}; get it again")
-    odd = {
+    unsupported = {
         "model_type": about.get("model_type") != "llama",
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
         "attention_bias": bool(about.get("attention_bias")),
         "mlp_bias": bool(about.get("mlp_bias")),
         "hidden_act": about.get("hidden_act", "silu") != "silu",
     }
-    for key, strange in odd.items():
-        if strange:
+    for key, found in unsupported.items():
+        if found:
             value = shape.shown(about.get(key, rope))
             raise Misuse(f"{folder}/config.json: {key} is {value}; models/llama.py computes plain Llama models only")
     try:

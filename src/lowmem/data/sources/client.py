@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lowmem.errors import Failed
 
-STALLED = 300  # seconds without a byte before a client is given up
+STALLED = 300  # seconds without a byte before a client is killed
 NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|resolve|Temporary failure|ECONN|ENOTFOUND|EAI_AGAIN|ETIMEDOUT"
     r"|Connection refused|Could not connect|Network is unreachable|Failed to fetch|Unable to connect",
@@ -62,7 +62,7 @@ def run(command: list[str], work: Path, show: Callable[[int], None]) -> None:
 
 
 def watch(process: subprocess.Popen, work: Path, show: Callable[[int], None]) -> None:
-    """Wait for the process, moving the progress line; kill it (by returning early) when nothing moves any more."""
+    """Wait for the process, moving the progress line; kill it (by returning early) when it stalls."""
     seen, since = -1, time.monotonic()
     while True:
         try:
@@ -78,7 +78,7 @@ def watch(process: subprocess.Popen, work: Path, show: Callable[[int], None]) ->
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files below a folder; what vanishes while it looks counts nothing."""
+    """Bytes of all files below a folder; files that vanish meanwhile count as 0."""
     size = 0
     for place, _folders, names in os.walk(folder):
         for name in names:
@@ -90,7 +90,7 @@ def folder_size(folder: Path) -> int:
 
 
 def reason(printed: str) -> str:
-    """The line that says why, out of all that a client printed."""
+    """The line of a client's output that says why it failed."""
     network = NETWORK.search(printed)
     if network:
         return f"no network, or its registry cannot be reached ({network[0]})"

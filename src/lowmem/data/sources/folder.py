@@ -12,15 +12,17 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
     folder = Path(source["folder"])
     if not folder.is_dir():
         raise Misuse(f"{folder} is not a folder; give --folder DIR")
-    here, there = folder.resolve(), into.resolve()
-    if here.is_relative_to(there) or there.is_relative_to(here):
-        raise Misuse(f"{folder} is, holds or lies in {into}, which is about to be replaced; give a folder elsewhere")
+    origin, target = folder.resolve(), into.resolve()
+    if origin.is_relative_to(target) or target.is_relative_to(origin):
+        raise Misuse(
+            f"{folder} is, contains or lies inside {into}, which is about to be replaced; give a folder elsewhere"
+        )
     names, done = [], 0
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_symlink() or not path.is_file() or any(part.startswith(".") for part in name.parts):
             continue
-        if name.as_posix() == "fetched.json":  # of a raw folder that was carried here from another machine
+        if name.as_posix() == "fetched.json":  # a raw folder copied from another machine has one
             continue
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, work / name)

@@ -16,13 +16,13 @@ from lowmem.errors import Failed
 from lowmem.files import parsed_json, read_json, sha256, write_json
 
 SHARD = 50_000  # documents
-LONGEST = 1 << 28  # letters of a row
+LONGEST = 1 << 28  # characters of a row
 
 
 def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> list[str]:
     """Keys: hub (repository, or a local folder of the same layout), config, revision, text (column, or a list),
-    splits: {train: {split, max_documents?}, val: ...}, image_size (pictures are cut to that many pixels per side; default:
-    kept as they are). The revision is resolved to a commit at the first fetch.
+    splits: {train: {split, max_documents?}, val: ...}, image_size (images are resized to that many pixels per side; default:
+    unchanged). The revision is resolved to a commit at the first fetch.
     """
     try:
         import datasets
@@ -43,7 +43,7 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
 
             found = huggingface_hub.HfApi().dataset_info(source["hub"], revision=source.get("revision"))
             progress["commit"] = found.sha
-        for ours, wanted in source["splits"].items():
+        for split, wanted in source["splits"].items():
             stream = datasets.load_dataset(
                 source["hub"],
                 source.get("config"),
@@ -51,15 +51,15 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
                 revision=progress["commit"],
                 streaming=True,
             )
-            place = progress["splits"].setdefault(ours, {"documents": 0, "shards": [], "state": None, "done": False})
+            place = progress["splits"].setdefault(split, {"documents": 0, "shards": [], "state": None, "done": False})
             limit = wanted.get("max_documents")
             while not place["done"]:
-                path = into / shard_name(ours, len(place["shards"]))
+                path = into / shard_name(split, len(place["shards"]))
                 next_shard(stream, source["text"], limit, place, path, show, source.get("image_size"))
                 write_json(note, progress)
     except (OSError, Failed):
         raise
-    except Exception as error:  # the hub's libraries raise dozens of kinds
+    except Exception as error:  # the hub's libraries raise dozens of exception types
         raise Failed(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     source["commit"] = progress["commit"]
     source["files"] = finished_shards(progress)  # fetch.py checks the hashes, also of shards of earlier calls
@@ -67,15 +67,15 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
 
 
 def whole(path: Path, pin: dict) -> bool:
-    """Whether a shard of an earlier call is there as it was written."""
+    """Whether a shard of an earlier call is intact."""
     return path.is_file() and sha256(path) == pin["sha256"]
 
 
 def finished_shards(progress: dict) -> dict:
     """{file name: pin} of all shards that are written."""
     pins = {}
-    for ours, place in progress.get("splits", {}).items():
-        pins |= {shard_name(ours, i): {"sha256": value, "bytes": None} for i, value in enumerate(place["shards"])}
+    for split, place in progress.get("splits", {}).items():
+        pins |= {shard_name(split, i): {"sha256": value, "bytes": None} for i, value in enumerate(place["shards"])}
     return pins
 
 

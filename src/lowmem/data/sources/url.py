@@ -17,8 +17,8 @@ SCHEMES = ("https",)
 TIMEOUT = 30  # seconds without an answer
 TRIES = 4  # connections per file and call, as long as each brings new bytes
 CHUNK = 1 << 18
-STALLED, LEAST = 300, 300_000  # a server that sends fewer bytes in so many seconds is given up
-LARGEST = 1 << 30  # bytes of a file whose size nobody pinned
+STALLED, LEAST = 300, 300_000  # a connection that brings fewer bytes in this many seconds is dropped
+LARGEST = 1 << 30  # most bytes of a file without a pinned size
 
 
 def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> list[str]:
@@ -64,7 +64,7 @@ def download(address: str, path: Path, want: dict, show: Callable[[int], None]) 
 def transfer(address: str, part: Path, tag: Path, want: dict, show: Callable[[int], None]) -> str | None:
     """One connection that appends to the part; returns what went wrong, or None when the file is complete.
 
-    Whatever a server answers ends in a line; only what this machine's disk says is raised.
+    Whatever a server answers becomes one line; only errors of the local disk are raised.
     """
     have = size_of(part)
     headers = {"User-Agent": "lowmem", "Accept-Encoding": "identity"}
@@ -80,7 +80,7 @@ def transfer(address: str, part: Path, tag: Path, want: dict, show: Callable[[in
                 return None
             forget(part, tag)
         return f"HTTP {error.code} {plain(error.reason)}"
-    except Exception as error:  # addresses that are none, answers that are not HTTP, no network: dozens of kinds
+    except Exception as error:  # invalid addresses, answers that are not HTTP, no network: dozens of exception types
         return unreachable(error)
     with answer:
         total, problem = expected(answer, have, want)
@@ -153,7 +153,7 @@ def received(
 
 
 def unreachable(error: Exception) -> str:
-    """The line that says why a connection was not made, or broke."""
+    """Why a connection failed or broke, on one line."""
     if isinstance(error, Failed):
         return str(error)
     if isinstance(error, urllib.error.URLError):
@@ -162,9 +162,9 @@ def unreachable(error: Exception) -> str:
 
 
 def plain(text) -> str:
-    """What a server says as part of one line, without what a terminal would obey."""
-    words = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else "?" for c in words)[:160]
+    """A server's text on one line, without control characters."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "?" for c in line)[:160]
 
 
 def forget(part: Path, tag: Path) -> None:

@@ -45,7 +45,7 @@ def evaluate(closure: Callable[[], Tensor]) -> Tensor:
 
 
 def describe(value) -> str:
-    """What was passed as a loss, for a message."""
+    """A description of what was passed as a loss, for error messages."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -90,7 +90,7 @@ def read_graph(fused, loss: Tensor) -> Graph:
 
 
 def others(fused, graph: Graph) -> list[Tensor]:
-    """Leaves that are not the optimizer's: those seen in the graph, and the model's, which a checkpoint may hide."""
+    """Leaves outside the optimizer: those seen in the graph, and the model's, which a checkpoint may hide."""
     model = fused.inner.model() if graph.segments else None
     hidden = model.parameters() if model is not None else ()
     return list(dict.fromkeys(p for p in (*graph.leaves, *hidden) if p not in fused.params.group_of))
@@ -125,13 +125,13 @@ def _describe(x, depth: int = 0):
 
 
 def random_states(parameters) -> dict:
-    """States of the generators the forward may draw from: the CPU's and those of the parameters' devices."""
+    """States of the random generators that forward may use: the CPU's and those of the parameters' devices."""
     devices = {p.device for p in parameters if p.device.type not in ("cpu", "meta")}
     return {"cpu": torch.get_rng_state(), **{d: getattr(torch, d.type).get_rng_state(d) for d in devices}}
 
 
 def restore(states: dict) -> None:
-    """Set the generators back to what random_states saw."""
+    """Restore the generators to what random_states returned."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)

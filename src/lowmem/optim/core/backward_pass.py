@@ -35,7 +35,7 @@ class Pass:
 def run(fused, current: Pass, loss: Tensor, graph: Graph, keep_graph: bool) -> None:
     """One backward of a FusedBackward's loss in which hooks measure or update; every parameter may fire once.
 
-    Parameters of nobody here get their .grad as usual, but none from measuring, and unscaled.
+    Other parameters get their .grad as usual and unscaled, but not from a measuring pass.
     """
     aside = []
     if current.mode == "measure" or current.scale != 1.0:

@@ -1,7 +1,7 @@
 """Checks before a step: does the model still fit the optimizer, are gradients usable. Nothing is changed here.
 
-Whether the model is still the one that the optimizer was built from is seen at a glance: Watch compares the objects that
-modules have registered by identity, about 30 ns each. Only what differs is then looked at by name.
+A changed model is detected cheaply: Watch compares the objects that modules have registered by identity, about 30 ns each.
+Only what differs is then looked up by name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def refuse_capture() -> None:
 
 
 def check_model(optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Raises when a parameter is none of the optimizer's, or its shape is not what it was."""
+    """Raises when a parameter does not belong to the optimizer, or its shape has changed."""
     for p in parameters:
         blocks = optimizer.members.blocks.get(p)
         if blocks is None:
@@ -59,7 +59,7 @@ def check_wrapping(model: nn.Module | None) -> None:
 
 
 def check_any_gradient(optimizer) -> None:
-    """On several processes, a first step without any gradient: the model's weights are other tensors by now."""
+    """RuntimeError for a first step without any gradient on several processes: the model's weights have been replaced."""
     if not optimizer.state and torch.distributed.is_available() and torch.distributed.is_initialized():
         names = [optimizer.name(p) for group in optimizer.param_groups for p in group["params"]]
         if names:
@@ -79,8 +79,8 @@ def check_finite(optimizer, work: list[tuple[dict, nn.Parameter, Tensor]]) -> bo
     finite = all(bool(torch.stack(sizes).isfinite().all()) for sizes in largest)
     if shards := optimizer.shards.of:
         flag = torch.tensor(float(finite), device="cpu")
-        everywhere = dict.fromkeys((shard.groups, shard.device) for shard in shards.values())
-        reduce_all([(Shard((), (), *where), "min", flag) for where in everywhere])
+        placements = dict.fromkeys((shard.groups, shard.device) for shard in shards.values())
+        reduce_all([(Shard((), (), *placement), "min", flag) for placement in placements])
         finite = bool(flag)
     if not finite and optimizer.nonfinite == "raise":
         names = (optimizer.name(p) for _, p, g in work if not bool(local(g).isfinite().all()))
@@ -90,10 +90,10 @@ def check_finite(optimizer, work: list[tuple[dict, nn.Parameter, Tensor]]) -> bo
 
 
 def is_rehearsal(optimizer) -> bool:
-    """Whether step() is torch.distributed.checkpoint making missing state: gradients of zero at a rate of zero."""
+    """Whether step() is torch.distributed.checkpoint making missing state: zero gradients at a zero learning rate."""
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    still = all(float(group["lr"]) == 0.0 for group in optimizer.param_groups)
-    return still and not optimizer.state and all(p.grad is not None for p in trained)
+    zero_rate = all(float(group["lr"]) == 0.0 for group in optimizer.param_groups)
+    return zero_rate and not optimizer.state and all(p.grad is not None for p in trained)
 
 
 # -- is the model still the same? ----------------------------------------------------------------------------------------
@@ -105,17 +105,17 @@ class Watch:
     def __init__(self, model: nn.Module):
         self._tables = _tables(model)
         self._views = [list(chain.from_iterable(map(dict.values, self._tables)))]
-        self.frozen: list[nn.Parameter] = []  # parameters of no optimizer that may be thawed later
+        self.frozen: list[nn.Parameter] = []  # parameters of no optimizer that may be unfrozen later
 
     def unchanged(self) -> bool:
-        """Whether the model holds the same objects as at a time when they were found well."""
+        """Whether the model holds the same objects as at an earlier check that passed."""
         if any(p.requires_grad for p in self.frozen):
             return False
         now = list(chain.from_iterable(map(dict.values, self._tables)))
         return any(len(now) == len(view) and all(map(operator.is_, now, view)) for view in self._views)
 
     def accept(self, model: nn.Module) -> None:
-        """What the model holds now is well, too."""
+        """Accept what the model holds now as valid, too."""
         tables = _tables(model)
         if len(tables) != len(self._tables) or not all(map(operator.is_, tables, self._tables)):
             self._tables, self._views = tables, []
@@ -127,18 +127,18 @@ def _tables(model: nn.Module) -> list[dict]:
 
 
 def check_members(optimizer) -> None:
-    """Raises when a parameter that trains is no longer in the model; warns of those that came and are in no group."""
+    """Raises when a parameter that trains is no longer in the model; warns about new ones that are in no group."""
     members = optimizer.members
     if members.watch is None or members.watch.unchanged() or (model := members.model) is None:
         return
     owned = {p for group in optimizer.param_groups for p in group["params"]}
     now = dict(model.named_parameters())
     for p in owned & set(members.names) - set(now.values()):
-        if p.requires_grad or optimizer.state.get(p):  # of a frozen one nothing is lost
+        if p.requires_grad or optimizer.state.get(p):  # losing a frozen one is harmless
             _refuse_gone(members.names[p], p, model, now)
     names = {members.names.get(p) for p in owned if p.requires_grad or optimizer.state.get(p)}
-    come = {p: name for name, p in now.items() if p not in owned | members.left_out and name not in names}
-    new = [name for p, name in come.items() if p.requires_grad]
+    added = {p: name for name, p in now.items() if p not in owned | members.left_out and name not in names}
+    new = [name for p, name in added.items() if p.requires_grad]
     if new:
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
         warnings.warn(
@@ -146,8 +146,8 @@ def check_members(optimizer) -> None:
             "so it does not train; call opt.add_param_group({'params': [...]}), or give it an optimizer of its own",
             stacklevel=5,
         )
-    members.left_out |= {p for p in come if p.requires_grad}  # said once
-    members.watch.frozen = [p for p in come if not p.requires_grad]
+    members.left_out |= {p for p in added if p.requires_grad}  # warn once
+    members.watch.frozen = [p for p in added if not p.requires_grad]
     members.watch.accept(model)
 
 

@@ -22,7 +22,7 @@ def check_clipping(loss_scale, **limits) -> None:
 def norm_of(g: Tensor) -> Tensor:
     """The 2-norm in fp32 or wider; on a CPU in double where squares of finite numbers are infinite in fp32.
 
-    On other devices looking would mean waiting, for each gradient.
+    On other devices the check would wait for the device at each gradient.
     """
     norm = torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
     overflown = norm.device.type == "cpu" and norm.dtype == torch.float32 and not math.isfinite(norm)
@@ -40,11 +40,11 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
 
 
 def prepared(fused, current, p: nn.Parameter, g: Tensor) -> tuple[Tensor, float]:
-    """Unscale, clamp, clip, in the official order; in fp32 for 16-bit gradients, in place where nobody else looks.
+    """Unscale, clamp, clip, in the official order; 16-bit gradients as an fp32 copy, others in place.
 
     current: the pass (backward_pass.Pass), which knows scale and coefficient.
 
-    A factor that nothing follows goes to the rule, where it costs a GPU no pass over the gradient.
+    A factor that nothing follows is left to the rule, which saves a GPU a pass over the gradient.
     """
     factor = current.coefficient
     plain = fused.clip_value is None and fused.grouped_norm is None

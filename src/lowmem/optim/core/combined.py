@@ -32,7 +32,7 @@ class CombinedOptimizer(Optimizer):
 
     @property
     def parts(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-        """Both, for those who save or read them one by one."""
+        """Both optimizers, for saving or reading them one by one."""
         return self.fused, self.beside
 
     @property

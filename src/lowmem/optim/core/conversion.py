@@ -1,7 +1,7 @@
-"""States of other optimizers and of other storage as states of one of ours, for going on in the middle of a run.
+"""Conversion of states of other optimizers, or in other storage, to one of ours, to continue in the middle of a run.
 
-What loading completes by itself (loading.py) is done here too: AdamW of this package or of torch to AdamMini by block means
-of the second moment, the first moment kept; fp32, bf16 and int8 into each other. Only here: the official Adam_mini's.
+This includes what loading does by itself (loading.py): AdamW of this package or of torch to AdamMini by block means
+of the second moment, the first moment kept; between fp32, bf16 and int8. Only here: states of the official Adam_mini.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from lowmem.optim.core.state_dict import pack
 
 
 def convert(state: dict, to: torch.optim.Optimizer) -> dict:
-    """A state dictionary as the optimizer `to` would save it, from that of another one; neither is changed.
+    """A state dictionary as the optimizer `to` would save it, from that of another one; neither is modified.
 
     to: an optimizer of this package over the same model, not sharded; FusedBackward also. From the official Adam_mini only
-    moments and step counts come over, settings are those of `to`. ValueError with the reason where it is not defined.
+    moments and step counts come over, settings are those of `to`. ValueError, with the reason, where no conversion is defined.
     """
     inner = getattr(to, "inner", to)
     if not hasattr(inner, "known_as"):
@@ -55,28 +55,28 @@ def _from_official(optimizer, state: dict) -> dict:
         raise ValueError(
             f"the state is the official Adam_mini's, of which {optimizer.known_as()} cannot take block means; use AdamMini"
         )
-    own = optimizer.state_dict()
-    numbers = [i for group in own["param_groups"] for i in group["params"]]
-    number = dict(zip([p for group in optimizer.param_groups for p in group["params"]], numbers))
+    current = optimizer.state_dict()
+    own_indices = [i for group in current["param_groups"] for i in group["params"]]
+    index_of = dict(zip([p for group in optimizer.param_groups for p in group["params"]], own_indices))
     model = optimizer.model()
-    ordered = [p for p in model.parameters() if p in number] if model is not None else list(number)
-    theirs = [i for group in state["param_groups"] for i in group["params"]]
-    if len(theirs) != len(ordered):
+    ordered = [p for p in model.parameters() if p in index_of] if model is not None else list(index_of)
+    indices = [i for group in state["param_groups"] for i in group["params"]]
+    if len(indices) != len(ordered):
         raise ValueError(
-            f"the official state has {len(theirs)} parameters, this {optimizer.known_as()} has {len(ordered)}"
+            f"the official state has {len(indices)} parameters, this {optimizer.known_as()} has {len(ordered)}"
         )
     found = {}
-    for i, p in zip(theirs, ordered):
+    for i, p in zip(indices, ordered):
         if entry := state["state"].get(i):
-            found[number[p]] = _entry(optimizer, p, entry)
-    return {"state": found, "param_groups": own["param_groups"]}
+            found[index_of[p]] = _entry(optimizer, p, entry)
+    return {"state": found, "param_groups": current["param_groups"]}
 
 
 def _entry(optimizer, p, entry: dict) -> dict:
     name, blocks, first = optimizer.name(p), optimizer.blocks(p), entry["m"]
     if first.numel() != p.numel():
         raise ValueError(
-            f"{name}: the official state has {first.numel()} elements, the parameter {p.numel()}; is it of this model?"
+            f"{name}: the official state has {first.numel()} elements, the parameter {p.numel()}; is the state from this model?"
         )
     if "v" in entry:
         second = entry["v"].view(p.shape)

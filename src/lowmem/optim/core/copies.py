@@ -1,4 +1,4 @@
-"""What a copy or a pickled optimizer keeps of the objects around it: its model, and a function that was handed over."""
+"""What a copied or pickled optimizer keeps of the objects it refers to: its model, and a user's function."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 
 
 class Lost:
-    """Stands for a function that could not be pickled: only its use is an error."""
+    """Placeholder for a function that could not be pickled; it raises only when it is called."""
 
     def __call__(self, *_arguments):
         raise RuntimeError(
-            "no_decay was a function without a name of its own, which pickle cannot keep; give new groups their own "
+            "no_decay was a lambda or local function, which pickle cannot store; give new groups their own "
             "weight_decay, or write no_decay as name patterns"
         )
 
 
 class Link:
-    """A reference that copies and pickles follow where they can, and otherwise leave out: it never makes them fail."""
+    """A reference that copies and pickles include where possible and otherwise drop; it never makes them fail."""
 
     def __init__(self, target):
         self.target = target
@@ -30,7 +30,7 @@ class Link:
             return Link(memo[id(self.target)])
         try:
             return Link(copy.deepcopy(self.target, memo))
-        except Exception:  # whatever a model holds that has no copy: process groups, files
+        except Exception:  # a model may hold what cannot be copied: process groups, files
             return Link(_stand_in(self.target))
 
     def __reduce__(self):
@@ -47,7 +47,7 @@ class _Structure(pickle.Pickler):
 def _pickles(value) -> bool:
     try:
         _Structure(io.BytesIO()).dump(value)
-    except Exception:  # pickle raises many kinds
+    except Exception:  # pickle raises many exception types
         return False
     return True
 

@@ -91,7 +91,7 @@ def seconds(lay) -> int:
 
 
 def is_plain(t: torch.Tensor, numel: int, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether C may take a tensor for so many numbers, one after the other, in memory that is all there."""
+    """Whether C may process a tensor: this many elements, contiguous, and all of its storage allocated."""
     return (
         type(t) in TYPES
         and t.dtype is dtype

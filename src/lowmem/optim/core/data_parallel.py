@@ -21,7 +21,7 @@ NO_DDP = (
 
 
 def is_distributed() -> bool:
-    """Whether a process group is there."""
+    """Whether torch.distributed is initialised."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -54,7 +54,7 @@ def check_averaging(optimizer, process_group) -> None:
 def check_same_leaves(inner, parameters: list[nn.Parameter], leaves, process_group) -> None:
     """Before backward, data-parallel: raises on every process when a parameter gets a gradient on some of them only.
 
-    Averaging would then mix gradients of different parameters up, or wait for ever. One small reduction.
+    Averaging would then mix up gradients of different parameters, or hang. One small reduction.
     """
     if not process_group:
         return
@@ -76,7 +76,7 @@ def presence(here: list[bool], device, group) -> list[int]:
 
 
 def check_fired(inner, params, fired: set[nn.Parameter]) -> None:
-    """After backward: no gradient may have come past its hook, or back after it; under fully_shard some must come."""
+    """After backward: no gradient may have bypassed its hook or reappeared; under fully_shard some must have arrived."""
     if params.bundle_of and not fired:
         raise RuntimeError(
             "fully_shard kept all gradients to itself; under set_requires_gradient_sync(False) they accumulate, which an "
@@ -94,7 +94,7 @@ def check_fired(inner, params, fired: set[nn.Parameter]) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """After an update under fully_shard: where it was told to keep gathered weights, those are the old ones; drop them."""
+    """After an update under fully_shard: drop gathered weights that it was told to keep, since they are outdated."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -145,5 +145,5 @@ def watch_ddp(optimizer):
 def _refuse_ddp(module: nn.Module, _arguments) -> None:
 
     inside = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
-    if inside is not None and any(owner(p) is not None for p in module.parameters()):  # not of a copied module
+    if inside is not None and any(owner(p) is not None for p in module.parameters()):  # not for a copied module
         raise RuntimeError(NO_DDP)

@@ -87,7 +87,7 @@ class FusedBackward(Optimizer):
         self.grad_norm: float | None = None  # global gradient norm of the last first pass
         self._stepped, self._closed, self._paused = True, False, False
         for p in (p for group in inner.param_groups for p in group["params"]):
-            if (other := owner(p)) is not None:  # the newest takes over; the other says so when it is used
+            if (other := owner(p)) is not None:  # the newest takes over; the older one raises when it is used
                 other.close()
         super().__init__(inner.param_groups, inner.defaults)
         self._start()
@@ -101,7 +101,7 @@ class FusedBackward(Optimizer):
         self._refresh()
 
     def _refresh(self) -> None:
-        """Hooks on what trains by now: groups may be other ones than before, or other weights frozen."""
+        """Update the hooks to what trains now: groups may have changed, or which weights are frozen."""
         self.params.read(self.param_groups, self.inner.model())
         if not self._closed:
             self.params.hook()
@@ -157,7 +157,7 @@ class FusedBackward(Optimizer):
         self.params.read(self.param_groups, self.inner.model())
         left = next((p for p in self.params.group_of if p.grad is not None), None)
         if left is not None:
-            raise RuntimeError(f"{self.inner.name(left)}: holds a gradient from before; call opt.zero_grad() first")
+            raise RuntimeError(f"{self.inner.name(left)}: already holds a gradient; call opt.zero_grad() first")
         self.inner.look(self.params.trained)
         data_parallel.check_averaging(self.inner, self.process_group)
         self.inner.check_shards()
@@ -189,7 +189,7 @@ class FusedBackward(Optimizer):
                 loss = evaluate(closure)
                 again = read_graph(self, loss)
                 if again.segments and again.signature not in self._proven:
-                    raise RuntimeError("the closure built another graph the second time; it must do the same each time")
+                    raise RuntimeError("the closure built a different graph the second time; it must be deterministic")
         backward_pass.run(self, Pass("update", self.scale, coefficient), loss, graph, keep_graph=False)
         self.loss_scale.updated()
         if self.params.bundle_of:
@@ -261,7 +261,7 @@ class FusedBackward(Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Gradients are gone already; anything left by a paused backward is dropped."""
+        """Gradients are freed already; anything left by a paused backward is dropped."""
         super().zero_grad(set_to_none)
 
     def add_param_group(self, group: dict) -> None:

@@ -61,7 +61,7 @@ def kernels(device: torch.device):
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter stands in for a GPU."""
+    """Whether kernels run in Triton's interpreter instead of on a GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -169,7 +169,7 @@ def _run(optimizer, updates: list[Update], device: torch.device, dtypes: tuple, 
     with _on(device):
         for launch in chosen.launches:
             _launch(launch, {**given, **launch.constants}, device)
-    torch.autograd.graph.increment_version([update.param for update in updates])  # as any operation in place
+    torch.autograd.graph.increment_version([update.param for update in updates])  # as any in-place operation does
     optimizer.step_kernel = "Triton"
 
 
@@ -191,20 +191,20 @@ def _codes():
 
 def _plan(optimizer, updates: list[Update], device, dtypes, stochastic: bool, groups: dict) -> Plan:
     """Tables for these tensors: those of an earlier step, if every address, layout and place in them is the same."""
-    tensors, where = [], []
+    tensors, fingerprint = [], []
     for index, (_, p, g, state, h, lay) in enumerate(updates):
         m, v, aligned = state.get("exp_avg"), state.get("exp_avg_sq"), g.data_ptr() % 16 == 0
         scale = state.get("exp_avg" + SCALE)
         tensors.append(Tensors(index, groups[id(h)][0], p, m, v, lay, aligned, scale))
-        at = (0 if t is None else t.data_ptr() for t in (p, m, v, scale))
-        where.append((*at, lay, groups[id(h)][0], aligned))
-    key = (device, dtypes, stochastic, len(updates), where[0][0])
+        addresses = (0 if t is None else t.data_ptr() for t in (p, m, v, scale))
+        fingerprint.append((*addresses, lay, groups[id(h)][0], aligned))
+    key = (device, dtypes, stochastic, len(updates), fingerprint[0][0])
     found = optimizer.plans.get(key)
-    if found is None or found[0] != where:
+    if found is None or found[0] != fingerprint:
         if len(optimizer.plans) >= MOST_PLANS:
             optimizer.plans.clear()
         most = INSIDE_BACKWARD if len(updates) == 1 else None
-        found = optimizer.plans[key] = (where, plan(tensors, device, most))
+        found = optimizer.plans[key] = (fingerprint, plan(tensors, device, most))
     return found[1]
 
 

@@ -18,7 +18,7 @@ PLAIN_BACKWARD = (
 
 
 class Hook:
-    """Calls a method of its owner with the parameter whose gradient is complete; does nothing once the owner is gone.
+    """Calls a method of its owner with the parameter whose gradient is complete; does nothing once the owner is deleted.
 
     Autograd holds hooks where Python's garbage collector does not look, so a bound method would keep optimizer, state and
     weights for ever.
@@ -29,7 +29,7 @@ class Hook:
 
     @property
     def owner(self):
-        """The optimizer that armed it; None once that is gone."""
+        """The optimizer that owns it; None once that is deleted."""
         return self._owner()
 
     def __call__(self, p: Tensor) -> None:
@@ -66,7 +66,7 @@ class HookedParams:
         self.handles: dict[nn.Parameter, torch.utils.hooks.RemovableHandle] = {}
 
     def read(self, groups: list[dict], model: nn.Module | None) -> None:
-        """What is in the groups by now, and trains."""
+        """The parameters in the groups that train now."""
         self.group_of = {p: group for group in groups for p in group["params"]}
         trained = [p for p in self.group_of if p.requires_grad and not is_lazy(p)]
         if len(trained) == len(self.trained) and all(map(operator.is_, trained, self.trained)):

@@ -32,7 +32,7 @@ NOT_SETTINGS = {"self", "defaults", "partition_settings", "inner", "params"}
 
 
 class Common(TypedDict, total=False):
-    """Keywords that every optimizer takes; what they mean stands at RuleOptimizer."""
+    """Keywords that every optimizer takes; RuleOptimizer documents them."""
 
     model: nn.Module | None
     no_decay: str | Iterable[str] | Callable[[str | None, torch.Tensor], bool] | None

@@ -72,7 +72,7 @@ def compiler() -> str | None:
 
 
 def load() -> Kernel | None:
-    """The kernel, built if need be, or None where it cannot be: without a word when there is no compiler or
+    """The kernel, built if need be, or None where it cannot be: silently when there is no compiler or
     LOWMEM_KERNEL=0, with a line in the log when a compiler is there and fails."""
     command = compiler()
     if command is None:
@@ -179,7 +179,7 @@ def fastest(step: Callable) -> tuple[int, int]:
     with mmap.mmap(-1, 4 * size) as memory:
         whole = (ctypes.c_char * (4 * size)).from_buffer(memory)
         p = ctypes.addressof(whole)
-        ctypes.memset(p, 0x3C, 4 * size)  # numbers of 0.0115, and every page is there
+        ctypes.memset(p, 0x3C, 4 * size)  # fills with 0.0115, and touches every page
         h = Scalars(1, 1e-9, 0.9, 0.999, 1e-8, 1, 0.1, 0.001, float("inf"))
 
         def segment(run: int, start: int = 0, elements: int = ELEMENTS) -> Segment:
@@ -189,14 +189,14 @@ def fastest(step: Callable) -> tuple[int, int]:
         half = ELEMENTS // 2  # rows of a small model and heads of a large one
         kinds = [[segment(768, 0, half), segment(49152, half, half)], [segment(1)]]
         best = [_quickest(step, segments) for segments in kinds]
-        del whole  # else the mapping stays open
+        del whole  # else the mapping cannot be closed
     return best[0], best[1]
 
 
 def _quickest(step: Callable, segments: list[Segment]) -> int:
     addresses = (ctypes.c_void_p * len(segments))(*map(ctypes.addressof, segments))
     seconds = [float("inf")] * len(VARIANTS)
-    for _ in range(10):  # in turn, so that what disturbs the machine disturbs all; three chose badly beside other work
+    for _ in range(10):  # in turn, so that noise hits all variants alike; three rounds chose badly on a busy machine
         for variant in range(len(VARIANTS)):
             started = time.perf_counter()
             step(variant, variant, addresses, len(segments), ctypes.byref(ctypes.c_int64(0)))

@@ -1,4 +1,4 @@
-"""Taking a state dictionary: whose it is, what it lacks, and where each tensor belongs. Refusals name both sides.
+"""Loading a state dictionary: which optimizer wrote it, what it lacks, where each tensor belongs. Errors name both sides.
 
 What can be completed is: settings that an older version, or torch, did not save; a step count that is missing or a whole
 number; parameters that were frozen on one side; the second moment of an Adam, of which Adam-mini takes block means.
@@ -22,12 +22,12 @@ from lowmem.optim.core.sharding import is_dtensor
 from lowmem.optim.core.state_dict import placed
 from lowmem.optim.core.storage import LOW, SCALE, extra_state, is_scale
 
-# What torch's optimizers save beside the settings they share with ours; True for one that changes the numbers.
+# What torch's optimizers save besides the settings they share with ours; True for one that changes the updates.
 FOREIGN = {
     **dict.fromkeys(("foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"), False),
     **dict.fromkeys(("amsgrad", "maximize", "centered"), True),
 }
-SIGNS = (  # names of state that tell whose it is, the more telling ones first
+SIGNS = (  # state names that identify an optimizer, the most specific first
     ({"exp_inf"}, "torch.optim.Adamax"), ({"mu_product"}, "torch.optim.NAdam"), ({"acc_delta"}, "torch.optim.Adadelta"),
     ({"vmean"}, "the official adam_mini"), ({"row_var"}, "torch.optim.Adafactor"), ({"variance"}, "torch.optim.Adafactor"),
     ({"max_exp_avg_sq"}, "Adam with amsgrad"), ({"exp_avg_res_row"}, "CAME"), ({"exp_avg_sq_row"}, "an Adafactor"),
@@ -43,19 +43,19 @@ def fitted(optimizer, saved: dict) -> tuple[list[dict], dict]:
     matches = matched(optimizer, saved, source)
     groups, state = [], {}
     merged = saved_settings(optimizer, saved["param_groups"], matches)
-    for theirs, live, members in zip(merged, optimizer.param_groups, matches):
-        group = _settings(optimizer, theirs, live, _source([saved["state"].get(i, {}) for i, _, _ in members]))
-        for of in {id(of): of for _, of, _ in members}.values():
-            _check_blocks(optimizer, of, live)
+    for saved_group, live, members in zip(merged, optimizer.param_groups, matches):
+        group = _settings(optimizer, saved_group, live, _source([saved["state"].get(i, {}) for i, _, _ in members]))
+        for source_group in {id(source_group): source_group for _, source_group, _ in members}.values():
+            _check_blocks(optimizer, source_group, live)
         groups.append(group)
-        for i, of, p in members:
+        for i, source_group, p in members:
             if entry := saved["state"].get(i):
-                state[p] = _entry(optimizer, p, group, of, dict(entry))
+                state[p] = _entry(optimizer, p, group, source_group, dict(entry))
     return groups, state
 
 
 def check_form(saved: dict) -> None:
-    """ValueError for what is no state dictionary."""
+    """ValueError for anything that is not a state dictionary."""
     if not isinstance(saved, dict) or not {"state", "param_groups"} <= saved.keys():
         raise ValueError("the state of an optimizer is a dictionary with 'state' and 'param_groups'")
     entries, groups = saved["state"], saved["param_groups"]
@@ -79,7 +79,7 @@ def _settings(optimizer, theirs: dict, live: dict, source: str) -> dict:
     if theirs.get("decoupled_weight_decay") is False and theirs.get("weight_decay"):
         raise ValueError(
             f"the state was saved with weight_decay={theirs['weight_decay']} added to the gradient (as torch.optim.Adam does), "
-            f"which {kind} takes off the weights; to go on so, set weight_decay in its param_groups anew and "
+            f"but {kind} decouples it; to continue that way, set weight_decay in its param_groups again and "
             "decoupled_weight_decay to True"
         )
     own = {key: live[key] for key in STORAGE if key in live}
@@ -123,9 +123,9 @@ def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -
     if scale_of:
         check_code(name, kind, theirs)
     if not want.keys() - optional <= found.keys() <= want.keys() | optional:
-        ours, other = (", ".join(sorted(keys)) or "nothing" for keys in (want, found))
+        expected, present = (", ".join(sorted(keys)) or "nothing" for keys in (want, found))
         raise ValueError(
-            f"{name}: the state is that of {_source([found])}, which keeps {other}; {kind} keeps {ours} and cannot go on "
+            f"{name}: the state is that of {_source([found])}, which keeps {present}; {kind} keeps {expected} and cannot go on "
             "from it"
         )
     if step is None:
@@ -168,7 +168,7 @@ def _entry(optimizer, p: nn.Parameter, group: dict, theirs: dict, found: dict) -
 
 
 def _count(name: str, step) -> float:
-    """A saved step count as a number. ValueError where it is none that a run can have."""
+    """A saved step count as a number. ValueError for an impossible one."""
     try:
         count = float(step)
     except (TypeError, ValueError, RuntimeError):
@@ -194,6 +194,6 @@ def block_means(v: Tensor, blocks) -> Tensor:
 
 
 def _source(entries: list[dict]) -> str:
-    """Whose state this looks like, for a message."""
+    """The optimizer that seems to have written these entries, for error messages."""
     keys = set().union(*(entry.keys() for entry in entries)) if entries else set()
     return next((name for signs, name in SIGNS if signs <= keys), "another optimizer")

@@ -12,7 +12,7 @@ START, GROWTH, WINDOW, SMALLEST = 2.0**16, 2.0, 1000, 1.0  # the paper's scripts
 class LossScale:
     """setting: None (no scale), a number, or "dynamic": halved by an overflow, doubled after WINDOW clean steps.
 
-    value: the factor. clean_steps: how many steps of a dynamic scale have not overflown.
+    value: the factor. clean_steps: how many steps of a dynamic scale have not overflowed.
     """
 
     def __init__(self, setting: float | str | None):
@@ -21,7 +21,7 @@ class LossScale:
         self.clean_steps = 0
 
     def read(self, saved: dict) -> tuple[float, int]:
-        """(value, clean steps) of a saved state, this one's where it names none. ValueError for what they cannot be."""
+        """(value, clean steps) of a saved state, the current ones where it has none. ValueError for invalid ones."""
         if not isinstance(saved, dict):
             raise ValueError(f"'fused' in the state is {type(saved).__name__}, expected a dictionary")
         value, steps = saved.get("scale", self.value), saved.get("clean_steps", self.clean_steps)

@@ -1,7 +1,7 @@
 """Which saved entry belongs to which parameter, and the settings that a group takes from a state's groups.
 
-By name where both sides have the same names, whatever groups these stand in; else in order, where the groups have the same
-sizes. Where groups differ, a group has the settings its parameters were saved with, if they were saved with the same.
+By name where both sides have the same names, in whatever groups; else in order, where the groups have the same sizes. Where
+groups differ, a group takes the settings its parameters were saved with, if these agree.
 """
 
 from __future__ import annotations
@@ -12,37 +12,43 @@ from torch import nn
 
 from lowmem.optim.core.hyperparameters import plain_name
 
-STORAGE = ("rounding", "state_dtype")  # how this optimizer keeps its numbers, whatever another one did
-OWN = ("params", "param_names", "blocks", "state_code")  # of a group, but no settings
+STORAGE = ("rounding", "state_dtype")  # how this optimizer stores its numbers, whatever the saved one did
+OWN = ("params", "param_names", "blocks", "state_code")  # keys of a group that are not settings
 
 Match = tuple[int, dict, nn.Parameter]  # (number in the saved state, the group it was saved in, parameter)
 
 
 def matched(optimizer, saved: dict, source: str) -> list[list[Match]]:
-    """For each of this optimizer's groups what belongs to it. ValueError, naming both sides, where nobody can tell."""
-    theirs, ours = saved["param_groups"], optimizer.param_groups
-    old, new = [_names(group) for group in theirs], [_names(group) for group in ours]
-    where = {name: (i, group) for names, group in zip(old, theirs) for name, i in zip(names, group["params"])}
-    here = {name: p for names, group in zip(new, ours) for name, p in zip(names, group["params"])}
-    named = len(where) == sum(len(g["params"]) for g in theirs) and len(here) == sum(len(g["params"]) for g in ours)
-    same_sizes = [len(group["params"]) for group in theirs] == [len(group["params"]) for group in ours]
-    crossed = named and any(a != b and a in here for a, b in zip(where, here))
-    if same_sizes and not crossed:
-        return [[(i, a, p) for i, p in zip(a["params"], b["params"])] for a, b in zip(theirs, ours)]
-    sides = f"the state of {source} has {_counts(theirs)}, this {optimizer.known_as()} {_counts(ours)}"
+    """The saved entries that belong to each of this optimizer's groups. ValueError, naming both sides, if ambiguous."""
+    saved_groups, live_groups = saved["param_groups"], optimizer.param_groups
+    saved_names, live_names = [_names(group) for group in saved_groups], [_names(group) for group in live_groups]
+    saved_by_name = {
+        name: (i, group) for names, group in zip(saved_names, saved_groups) for name, i in zip(names, group["params"])
+    }
+    live_by_name = {name: p for names, group in zip(live_names, live_groups) for name, p in zip(names, group["params"])}
+    named = len(saved_by_name) == sum(len(g["params"]) for g in saved_groups) and len(live_by_name) == sum(
+        len(g["params"]) for g in live_groups
+    )
+    same_sizes = [len(group["params"]) for group in saved_groups] == [len(group["params"]) for group in live_groups]
+    reordered = named and any(a != b and a in live_by_name for a, b in zip(saved_by_name, live_by_name))
+    if same_sizes and not reordered:
+        return [[(i, a, p) for i, p in zip(a["params"], b["params"])] for a, b in zip(saved_groups, live_groups)]
+    sides = f"the state of {source} has {_counts(saved_groups)}, this {optimizer.known_as()} {_counts(live_groups)}"
     if not named:
         raise ValueError(
-            f"{sides}, and without names on both sides nobody knows which is which; build it with the same groups (with "
-            "model=, blocks stay known), or save from an optimizer of model.named_parameters()"
+            f"{sides}, and without names on both sides parameters cannot be matched; build it with the same groups (with "
+            "model=, so that blocks stay known), or save from an optimizer of model.named_parameters()"
         )
-    lost = next((name for name, (i, _) in where.items() if name not in here and saved["state"].get(i)), None)
-    fresh = next((name for name, p in here.items() if name not in where and p.requires_grad), None)
-    if lost or fresh:
-        missing = f"{lost} is not in this optimizer" if lost else f"{fresh} is not in the saved state"
+    lost = next(
+        (name for name, (i, _) in saved_by_name.items() if name not in live_by_name and saved["state"].get(i)), None
+    )
+    unsaved = next((name for name, p in live_by_name.items() if name not in saved_by_name and p.requires_grad), None)
+    if lost or unsaved:
+        missing = f"{lost} is not in this optimizer" if lost else f"{unsaved} is not in the saved state"
         raise ValueError(f"{sides}: {missing}")
     return [
-        [(*where[name], p) for name, p in zip(names, group["params"]) if name in where]
-        for names, group in zip(new, ours)
+        [(*saved_by_name[name], p) for name, p in zip(names, group["params"]) if name in saved_by_name]
+        for names, group in zip(live_names, live_groups)
     ]
 
 
@@ -52,26 +58,26 @@ def saved_settings(optimizer, theirs: list[dict], matches: list[list[Match]]) ->
     ValueError for parameters of one group that were saved with different settings. What this optimizer's groups tell apart
     and the saved ones did not stays as it is, with a warning.
     """
-    ours = optimizer.param_groups
+    live_groups = optimizer.param_groups
     sources = [list({id(group): group for _, group, _ in members}.values()) for members in matches]
-    if len(theirs) == len(ours) and all(found in ([], [group]) for found, group in zip(sources, theirs)):
+    if len(theirs) == len(live_groups) and all(found in ([], [group]) for found, group in zip(sources, theirs)):
         return theirs
     for members in matches:
         _check_alike(optimizer, members)
-    told_apart = set()
-    for found, live in zip(sources, ours):
-        drawn = {id(group) for group in found}
-        others = [other for more, other in zip(sources, ours) if drawn & {id(group) for group in more}]
-        told_apart |= {key for key in _settings(optimizer) for other in others if other[key] != live[key]}
-    if told_apart:
+    distinct = set()
+    for found, live in zip(sources, live_groups):
+        found_ids = {id(group) for group in found}
+        others = [other for more, other in zip(sources, live_groups) if found_ids & {id(group) for group in more}]
+        distinct |= {key for key in _settings(optimizer) for other in others if other[key] != live[key]}
+    if distinct:
         warnings.warn(
-            f"{optimizer.known_as()}: its groups differ in {', '.join(sorted(told_apart))}, those of the saved state do "
-            "not; these stay as they are",
+            f"{optimizer.known_as()}: its groups differ in {', '.join(sorted(distinct))}, those of the saved state do "
+            "not; these settings are not loaded",
             stacklevel=5,
         )
     return [
-        {key: value for key, value in (found or [live])[0].items() if key not in told_apart}
-        for found, live in zip(sources, ours)
+        {key: value for key, value in (found or [live])[0].items() if key not in distinct}
+        for found, live in zip(sources, live_groups)
     ]
 
 
@@ -83,7 +89,7 @@ def _check_alike(optimizer, members: list[Match]) -> None:
                 a, b = optimizer.name(members[0][2]), optimizer.name(p)
                 raise ValueError(
                     f"{a} was saved with {key}={first.get(key)!r} and {b} with {group.get(key)!r}, and this "
-                    f"{optimizer.known_as()} has both in one group; build it with groups that tell them apart"
+                    f"{optimizer.known_as()} has both in one group; build it with a group for each of them"
                     + (" (or no_decay=)" if key == "weight_decay" else "")
                 )
 

@@ -1,7 +1,7 @@
 """From what a user hands over (a model, a partition, parameters, groups) to named parameters and their blocks.
 
-Every parameter of a model is held, as torch.optim.AdamW(model.parameters()) holds it, so that what is frozen now trains
-when it is thawed. Blocks are found when a parameter trains for the first time: a frozen one may be of a kind that no
+Every parameter of a model is held, as torch.optim.AdamW(model.parameters()) holds it, so that a frozen one trains
+once it is unfrozen. Blocks are found when a parameter trains for the first time: a frozen one may be of a kind that no
 rule places, or (lazy layers) may have no shape yet.
 """
 
@@ -39,12 +39,12 @@ class Members:
         self.follow(None)
 
     def follow(self, model: nn.Module | None) -> None:
-        """Keep a model in view, without keeping it alive."""
+        """Watch a model without keeping it alive."""
         self._model = None if model is None else weakref.ref(model)
         self.watch = None if model is None else Watch(model)
 
     def leave_out(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Parameters of the model that no group has: on purpose, but for those that are frozen and may be thawed."""
+        """Parameters of the model that no group has: on purpose, but for those that are frozen and may be unfrozen."""
         self.left_out = {p for p in parameters if p.requires_grad}
         if self.watch is not None:
             self.watch.frozen = [p for p in parameters if not p.requires_grad]
@@ -191,12 +191,12 @@ class Members:
             shape, label = tuple(p.shape), name or f"parameter {len(self.blocks)}"
             self.blocks[p] = one_block(label, shape) if self.uses_blocks else coordinates(label, shape)
             if self.uses_blocks and self._model is not None and p.numel() > max(shape, default=1):
-                gone = (
+                problem = (
                     "is not in the model that the optimizer was built from"
                     if model is not None
                     else "has lost its model"
                 )
-                warnings.warn(f"{label} {gone}, so it is one block", stacklevel=5)
+                warnings.warn(f"{label} {problem}, so it is one block", stacklevel=5)
 
     def _check_real(self, parameters: Iterable[nn.Parameter]) -> None:
         """ValueError for complex parameters."""

@@ -46,9 +46,7 @@ def check_patterns(no_decay, names: list[str]) -> None:
             )
             raise ValueError(f"no_decay: {pattern!r} matches no parameter; {hint}")
         if found == len(names) > 1:
-            raise ValueError(
-                f"no_decay: {pattern!r} matches every parameter; set weight_decay=0 if nothing shall decay"
-            )
+            raise ValueError(f"no_decay: {pattern!r} matches every parameter; set weight_decay=0 to disable decay")
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -55,10 +55,10 @@ class Overflow:
 
     def send(self) -> Callable[[], None]:
         """Start the number on its way to the host; what is returned takes the step counters back where it was not 0."""
-        number, arrived = download(self.found)
+        number, wait = download(self.found)
 
         def settle() -> None:
-            arrived()
+            wait()
             if number.item() != 0 and self.ahead:
                 torch._foreach_sub_(self.ahead, 1.0)
 

@@ -20,7 +20,7 @@ def check_code(name: str, kind: str, group: dict) -> None:
     if group.get("state_code") != CODE:
         raise ValueError(
             f"{name}: the state keeps its first moment in the 8-bit code {group.get('state_code')!r}, this {kind} reads "
-            f"{CODE!r}; save it with state_dtype=torch.float32 where it was made"
+            f"{CODE!r}; save it with state_dtype=torch.float32 in the version that wrote it"
         )
 
 
@@ -48,7 +48,7 @@ def recoded(
     part = tuple(value.shape) != tuple(shape)  # what one process holds of a flattened parameter
     if value.dtype != torch.int8 and part:
         raise ValueError(
-            f"{name}: saved {key} is one process's part, whose 8-bit scales others decide; save the whole state"
+            f"{name}: saved {key} is one process's part, whose 8-bit scales depend on the other processes; save the whole state"
         )
     if value.dtype != dtype and is_dtensor(value):
         value = value.full_tensor()

@@ -1,6 +1,6 @@
 """The driver: a torch.optim.Optimizer that runs one rule over many parameters.
 
-A rule says what happens to one tensor; what it consists of stands in rule.Rule. It is a subclass of RuleOptimizer.
+A rule says what happens to one tensor; rule.Rule lists its parts. Each rule is a subclass of RuleOptimizer.
 
 What happens in step(), in this order; nothing is changed before every check has passed:
 
@@ -152,7 +152,7 @@ class RuleOptimizer(Rule, Scaled, Saved, Optimizer):
         return self.members.names.get(p) or self.blocks(p).name
 
     def known_as(self) -> str:
-        """The name that users know: Lomo for the rule inside it."""
+        """The user-facing name: Lomo for the rule inside it."""
         return type(self).__name__.removesuffix("Rule")
 
     def blocks(self, p: nn.Parameter) -> ParamBlocks:

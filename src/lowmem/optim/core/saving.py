@@ -1,4 +1,4 @@
-"""What a rule optimizer gives away and takes back: state dictionaries, copies and pickles of itself."""
+"""How a rule optimizer is saved, loaded, copied and pickled."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class ShardedUpdate:
         self.whole = TensorView(None, None, small, self.hyper, self.lay.frame, size)
 
     def close(self, write: bool) -> None:
-        """Forget the copies; with write, round them back into storage first. What was never copied stays."""
+        """Drop the copies; with write, round them back into storage first. Tensors that were not copied stay."""
         if write:
             self.copies.write(self.rounding, self.largest_sizes)
         elif not self.copies.made and self.g.dtype == self.exact:
@@ -82,11 +82,11 @@ class ShardedUpdate:
         ]
         for view, piece, totals in zip(self.views, self.lay.pieces, self.totals):
             for whole, part in zip(full, stage.run(view, totals) or ()):
-                mine = narrowed(whole, piece.ranges)
+                target = narrowed(whole, piece.ranges)
                 if self.reduction == "sum":
-                    mine.add_(part)
+                    target.add_(part)
                 else:
-                    mine.copy_((torch.maximum if self.reduction == "max" else torch.minimum)(mine, part))
+                    target.copy_((torch.maximum if self.reduction == "max" else torch.minimum)(target, part))
         self.sums = full
         if stage.pure:
             self.close(write=False)

@@ -164,25 +164,25 @@ def agree(parameters: list[tuple[str, Shard, bool]]) -> list[bool]:
         if shard.groups:
             by_groups.setdefault(shard.groups, []).append(i)
     for groups, members in by_groups.items():
-        mine = [(parameters[i][0], parameters[i][1].shape, parameters[i][1].numel, parameters[i][2]) for i in members]
-        everyone = [(dist.get_rank(), mine)]
+        own = [(parameters[i][0], parameters[i][1].shape, parameters[i][1].numel, parameters[i][2]) for i in members]
+        by_rank = [(dist.get_rank(), own)]
         for group in groups:
             gathered: list = [None] * dist.get_world_size(group)
-            dist.all_gather_object(gathered, everyone, group=group)
-            everyone = [entry for part in gathered for entry in part]
-        for rank, theirs in everyone:
-            for a, b in zip(mine, theirs):
+            dist.all_gather_object(gathered, by_rank, group=group)
+            by_rank = [entry for part in gathered for entry in part]
+        for rank, entries in by_rank:
+            for a, b in zip(own, entries):
                 if a[:2] != b[:2]:
                     raise RuntimeError(
                         f"rank {rank} has {b[0]} {b[1]} where rank {dist.get_rank()} has {a[0]} {a[1]}; build the same "
                         "model and optimizer on every rank, with the same mesh"
                     )
-            if len(mine) != len(theirs):
+            if len(own) != len(entries):
                 raise RuntimeError(
-                    f"rank {rank} has {len(theirs)} parameters sharded over this mesh, rank {dist.get_rank()} "
-                    f"{len(mine)}; build the same model and optimizer on every rank, with the same mesh"
+                    f"rank {rank} has {len(entries)} parameters sharded over this mesh, rank {dist.get_rank()} "
+                    f"{len(own)}; build the same model and optimizer on every rank, with the same mesh"
                 )
-        for i, column in zip(members, zip(*(theirs for _, theirs in everyone))):
+        for i, column in zip(members, zip(*(entries for _, entries in by_rank))):
             name, shape, _, _ = column[0]
             held = sum(part[2] for part in column)
             if held != math.prod(shape):

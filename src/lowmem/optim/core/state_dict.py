@@ -59,12 +59,12 @@ def complete(optimizer) -> None:
             if shard is None or not shard.groups or not state or optimizer.is_cut(p):
                 continue
             for key in optimizer.replicated(optimizer.blocks(p)):
-                mine = in_frame(state[key], optimizer.form)
-                total = torch.zeros_like(mine)
+                values = in_frame(state[key], optimizer.form)
+                total = torch.zeros_like(values)
                 for piece in optimizer.layout(p).pieces:
-                    narrowed(total, piece.ranges).copy_(narrowed(mine, piece.ranges))
+                    narrowed(total, piece.ranges).copy_(narrowed(values, piece.ranges))
                 pending.append((shard, "sum", total))
-                targets.append(mine)
+                targets.append(values)
     if pending:
         reduce_all(pending)
         for target, (_, _, total) in zip(targets, pending):

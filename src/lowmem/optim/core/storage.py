@@ -50,7 +50,7 @@ def extra_state(p: Tensor, state: dict[str, Tensor], blocks: ParamBlocks, group:
 
 
 def check_codes(name: str, state: dict[str, Tensor]) -> None:
-    """RuntimeError where somebody has cast codes or their scales: as other numbers they mean nothing."""
+    """RuntimeError where codes or their scales were cast to another dtype, which makes them meaningless."""
     for key in state:
         if not is_scale(key):
             continue
@@ -63,7 +63,7 @@ def check_codes(name: str, state: dict[str, Tensor]) -> None:
 
 
 def check_state(lay, form: str, state: dict[str, Tensor], replicated: tuple[str, ...]) -> None:
-    """RuntimeError for a state tensor that somebody has replaced by one of another size."""
+    """RuntimeError for a state tensor that was replaced by one of another size."""
     for key, value in state.items():
         scales = scale_count(lay.blocks.numel) if is_scale(key) else None
         if scales is not None:

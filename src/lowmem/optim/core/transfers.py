@@ -17,12 +17,12 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
 
 
 def download(x: Tensor) -> tuple[Tensor, Callable[[], None]]:
-    """(A tensor of the device on its way to the host, what waits until it has come.)"""
+    """(host copy of a device tensor, under way; a function that waits until it has arrived)."""
     if x.device.type != "cuda":
         return x.detach().to("cpu", copy=True), lambda: None
-    there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    there.copy_(x.detach(), non_blocking=True)
-    return there, torch.cuda.current_stream(x.device).record_event().synchronize
+    pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    pinned.copy_(x.detach(), non_blocking=True)
+    return pinned, torch.cuda.current_stream(x.device).record_event().synchronize
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:

@@ -1,6 +1,6 @@
 """Optimizer state split over data-parallel ranks (ZeRO stage 1, Rajbhandari et al., arXiv 1910.02054), for any rule here.
 
-Each rank updates an equal share of all elements in flattened order, then everybody gathers the new weights. Works on
+Each rank updates an equal share of all elements in flattened order, then all ranks gather the new weights. Works on
 models that are whole on every rank, with or without DistributedDataParallel; gradients must be equal on all ranks.
 """
 
@@ -36,25 +36,25 @@ class Zero1(Optimizer):
         self.average, self.inner = average, inner
         self._frozen = [p for group in inner.param_groups for p in group["params"] if not p.requires_grad]
         self.members = inner.members.of_whole_params(self._frozen)
-        for group in inner.param_groups:  # a frozen weight is nobody's share
-            kept = [i for i, p in enumerate(group["params"]) if p.requires_grad]
+        for group in inner.param_groups:  # frozen weights are not sharded
+            trained = [i for i, p in enumerate(group["params"]) if p.requires_grad]
             for key in {"params", "param_names"} & group.keys():
-                group[key] = [group[key][i] for i in kept]
+                group[key] = [group[key][i] for i in trained]
         members = [p for group in inner.param_groups for p in group["params"]]
         world, rank = dist.get_world_size(self.process_group), dist.get_rank(self.process_group)
         total = sum(p.numel() for p in members)
         self._ends = [total * r // world for r in range(world + 1)]
-        self._whole, at, mine = members, 0, {}
+        self._whole, at, parts = members, 0, {}
         self._starts = {}
         for p in members:
             a, b = (min(max(end - at, 0), p.numel()) for end in self._ends[rank : rank + 2])
             part = nn.Parameter(self._flat(p)[a:b], requires_grad=p.requires_grad)  # shares memory with p
-            mine[p] = (part, Shard(tuple(p.shape), flat_boxes(p.shape, a, b), (self.process_group,)))
+            parts[p] = (part, Shard(tuple(p.shape), flat_boxes(p.shape, a, b), (self.process_group,)))
             self._starts[p] = at
             at += p.numel()
-        self._parts = mine
+        self._parts = parts
         outside = [{**group, "params": list(group["params"])} for group in inner.param_groups]  # of whole parameters
-        inner.replace_params(mine)
+        inner.replace_params(parts)
         super().__init__(outside, inner.defaults)
 
     @property
@@ -72,7 +72,7 @@ class Zero1(Optimizer):
         return self.members.model
 
     def _flat(self, p: nn.Parameter) -> Tensor:
-        """A whole parameter as the one row that is shared out; a view."""
+        """A whole parameter as the flat tensor that is sharded; a view."""
         if not p.is_contiguous():
             raise ValueError(
                 f"{self.members.names.get(p, 'a parameter')}: is not contiguous; call .contiguous() on its data first"
@@ -80,12 +80,12 @@ class Zero1(Optimizer):
         return p.detach().view(-1)
 
     def _look(self) -> None:
-        """Before a step: parts are where the whole parameters are now (somebody may have bound .data anew)."""
-        thawed = next((p for p in self._frozen if p.requires_grad), None)
-        if thawed is not None:
+        """Before a step: parts are where the whole parameters are now (.data may have been rebound)."""
+        unfrozen = next((p for p in self._frozen if p.requires_grad), None)
+        if unfrozen is not None:
             raise RuntimeError(
-                f"{self.members.names.get(thawed, 'a parameter')}: was frozen when Zero1 shared the parameters out; build the "
-                "optimizer again after thawing"
+                f"{self.members.names.get(unfrozen, 'a parameter')}: was frozen when Zero1 sharded the parameters; build the "
+                "optimizer again after unfreezing"
             )
         check_members(self)
         for p, (part, shard) in self._parts.items():
@@ -101,7 +101,7 @@ class Zero1(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Update this rank's share, then gather everybody's. Returns the closure's loss, if a closure is given."""
+        """Update this rank's share, then gather those of all ranks. Returns the closure's loss, if a closure is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -126,10 +126,10 @@ class Zero1(Optimizer):
         return loss
 
     def _pass_on(self) -> None:
-        """Settings that schedulers and users change in these groups go to the inner optimizer's."""
+        """Pass settings that schedulers and users changed in these groups on to the inner optimizer's."""
         now = [p for group in self.param_groups for p in group["params"]]
         if len(self.param_groups) != len(self.inner.param_groups) or list(map(id, now)) != list(map(id, self._whole)):
-            raise RuntimeError("the groups hold other parameters than Zero1 has shared out; build the optimizer again")
+            raise RuntimeError("the groups hold other parameters than Zero1 has sharded; build the optimizer again")
         for group, inside in zip(self.param_groups, self.inner.param_groups):
             inside.update({key: value for key, value in group.items() if key != "params"})
 
@@ -157,12 +157,12 @@ class Zero1(Optimizer):
             ]
             sizes = [sum(v.numel() for v in of_rank) for of_rank in views]
             longest = max(sizes)
-            mine = torch.zeros(longest, dtype=dtype, device=device)
-            torch.cat(views[rank], out=mine[: sizes[rank]]) if sizes[rank] else None
-            everyone = [torch.empty_like(mine) for _ in range(world)]
-            dist.all_gather(everyone, mine, group=self.process_group)
+            send = torch.zeros(longest, dtype=dtype, device=device)
+            torch.cat(views[rank], out=send[: sizes[rank]]) if sizes[rank] else None
+            received = [torch.empty_like(send) for _ in range(world)]
+            dist.all_gather(received, send, group=self.process_group)
             for r in range(world):
-                for v, new in zip(views[r], everyone[r][: sizes[r]].split([v.numel() for v in views[r]])):
+                for v, new in zip(views[r], received[r][: sizes[r]].split([v.numel() for v in views[r]])):
                     if r != rank:
                         v.copy_(new)
 

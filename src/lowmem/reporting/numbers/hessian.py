@@ -19,7 +19,7 @@ def numbers(runs: list[Run], stage: str, module: str, *keys: str) -> list[tuple]
 
 
 def inside(share: float, low: float, high: float) -> str:
-    """What stands under a picture: the share of |H| inside the blocks, and the interval of random partitions."""
+    """The caption under an image: the share of |H| inside the blocks, and the interval of random partitions."""
     return f"inside {100 * share:.0f} %\nrandom {100 * low:.1f} to {100 * high:.1f} %"
 
 

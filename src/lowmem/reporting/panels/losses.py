@@ -76,7 +76,7 @@ def near(curves: list[list[float]]) -> list[list[float]]:
 
 
 def above(label: tuple, top: float) -> tuple:
-    """A label whose line ends above the picture stands at its upper edge, with the value and an arrow."""
+    """A label whose line ends above the panel is put at its upper edge, with the value and an arrow."""
     x, y, text, colour = label
     return label if y <= top else (x, top, f"{text} {y:.2f} ↑", colour)
 

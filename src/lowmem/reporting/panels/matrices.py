@@ -1,6 +1,6 @@
-"""Pictures of Hessians for figures.
+"""Images of Hessians for figures.
 
-A picture is embedded in the svg as it is, one pixel per tile, in a dozen colours, so that it stays small.
+An image is embedded in the svg unchanged, one pixel per tile, in a dozen colours, so that it stays small.
 """
 
 import numpy as np

@@ -46,7 +46,7 @@ def sample_strip(axes, groups: dict[str, list[Run]]) -> None:
 
 
 def tiles(samples: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) uint8 -> one square picture in red, green, blue and opacity, (k H, k W, 4), with k^2 <= N samples."""
+    """(N, H, W, C) uint8 -> one square RGBA image, (k H, k W, 4), with k^2 <= N samples."""
     count, height, width, channels = samples.shape
     side = math.isqrt(count)
     shown = samples[: side**2].reshape(side, side, height, width, channels).transpose(0, 2, 1, 3, 4)
