@@ -16,7 +16,7 @@ import warnings
 from torch import nn
 
 from lowmem.blocks.adapters import claim_adapters
-from lowmem.blocks.attention_probe import fused_parts, is_described
+from lowmem.blocks.attention_probe import first_head, fused_parts, is_described
 from lowmem.blocks.attention_variants import layout
 from lowmem.blocks.heads import head_counts, head_size, is_a, no_heads, own_size
 from lowmem.blocks.layers import (
@@ -122,11 +122,16 @@ def claim_attention(module: nn.Module, claim: Claim) -> None:
         return  # with a fused projection, only GPT-2's cross attention keeps a query apart
     rows = {out_features(projection_in(found[name])) for name in ("query", "key") if name in found}
     size, why = head_size(module, out_features(projection_in(found["query"])))
+    if size and "value" in found and (other := _other_heads(module, projection_in(found["query"]), size)):
+        size, why = None, other
     for name, child in module._modules.items():
         kinds = {PROJECTIONS[word] for word in words(name) if word in PROJECTIONS}
         if len(kinds) != 1 or child is found.get("fused") or not is_projection(projection_in(child)):
             continue
-        if kinds == {"value"}:
+        if _has_axes_of_heads(projection_in(child)):
+            which = f"which axes of a weight of {weight_of(projection_in(child)).ndim} axes count heads is not known"
+            _claim_projection(child, Role("unknown", why=which), claim)
+        elif kinds == {"value"}:
             _claim_projection(child, Role("value"), claim)
         elif size and out_features(projection_in(child)) in rows and out_features(projection_in(child)) % size == 0:
             _claim_projection(child, Role("head", head_dim=size), claim)
@@ -136,6 +141,23 @@ def claim_attention(module: nn.Module, claim: Claim) -> None:
                 or f"{out_features(projection_in(child))} rows of {type(module).__name__} are not known to be heads of {size}"
             )
             _claim_projection(child, Role("unknown", why=why), claim)
+
+
+def _has_axes_of_heads(layer: nn.Module) -> bool:
+    """Whether a projection keeps its heads in axes of their own: (heads, in, size) and the like."""
+    weight = weight_of(layer)
+    return weight is not None and weight.ndim > 2 and not isinstance(layer, CONVOLUTIONS)
+
+
+def _other_heads(module: nn.Module, query: nn.Module, size: int) -> str:
+    """Why the rows of a separate query projection are not heads one after the other; empty where nothing says so."""
+    rows, heads = out_features(query), out_features(query) // size
+    taken = [getattr(projection_in(child), "in_features", 0) for child in module._modules.values() if child is not None]
+    if heads > 1 and rows * heads in taken:
+        return f"{rows} query rows of {type(module).__name__} seem to serve all of its {heads} heads"
+    if heads > 1 and first_head(module, query, size) is False:
+        return f"rows of one head of {type(module).__name__} do not lie together"
+    return ""
 
 
 def _claim_layout(module: nn.Module, known: dict[str, Role], claim: Claim) -> None:
@@ -237,7 +259,7 @@ def _unexplained(module: nn.Module) -> list[nn.Parameter]:
     """Matrices inside an attention module of unknown shape: weights of linear layers and bare ones."""
     found = []
     for inner in module.modules():
-        if isinstance(inner, (CONVOLUTIONS, *NORMS, nn.RNNBase)) or is_embedding(inner):
+        if isinstance(inner, (CONVOLUTIONS, *NORMS, nn.RNNBase, nn.RNNCellBase)) or is_embedding(inner):
             continue
         for key, parameter in inner.named_parameters(recurse=False):
             if is_lazy(parameter):

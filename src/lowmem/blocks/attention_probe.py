@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lowmem.blocks.heads import head_counts
 from lowmem.blocks.layers import CONVOLUTIONS, is_projection
+from lowmem.blocks.trial import on_trial
 
 DESCRIBED = ("torch", "transformers", "diffusers", "lowmem", "peft")  # packages whose layouts attention.py knows
 POSITIONS = 4
@@ -39,19 +40,33 @@ def fused_parts(module: nn.Module, layer: nn.Module) -> tuple[Part, ...] | None:
         return None
     if any(x.is_meta for x in own):
         return _on_cpu(module, layer, own)
-    training = [(m, m.training) for m in module.modules()]
-    devices = {x.device for x in own if x.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False), torch.enable_grad():
-            torch.manual_seed(0)
-            module.eval()
+        with on_trial(module), torch.inference_mode(False), torch.enable_grad():
             caught = _run(module, layer)
             return None if caught is None else _read(*caught, heads)
     except Exception:  # a third-party forward may raise anything on these inputs
         return None
-    finally:
-        for m, mode in training:
-            m.training = mode
+
+
+def first_head(module: nn.Module, query: nn.Module, size: int) -> bool | None:
+    """Whether the first `size` rows of a separate query projection, and no others, feed the first channel of the output layer.
+
+    None where running the module does not tell: other rows, not as many.
+    """
+    own = [*module.parameters(), *module.buffers()]
+    if is_described(module) or not all(type(x) in (Tensor, nn.Parameter) and not x.is_meta for x in own):
+        return None
+    try:
+        with on_trial(module), torch.inference_mode(False), torch.enable_grad():
+            caught = _run(module, query)
+            if caught is None or isinstance(query, CONVOLUTIONS):
+                return None
+            rows, out = caught
+            (g,) = torch.autograd.grad(out[..., 0].sum(), rows)
+            fed = (g.flatten(0, -2).abs().amax(0) > 0).nonzero().flatten().tolist()
+    except Exception:  # a third-party forward may raise anything on these inputs
+        return None
+    return fed == list(range(size)) if len(fed) == size else None
 
 
 def is_described(module: nn.Module) -> bool:
@@ -165,6 +180,8 @@ def _read(rows: Tensor, out: Tensor, heads: int) -> tuple[Part, ...] | None:
 def _parts(score: Tensor, value: Tensor) -> tuple[Part, ...] | None:
     """Runs of rows of one kind and one head; score and value (heads, rows): what feeds which."""
     shared = bool((score.sum(0) > 1).any())  # keys that several query heads share
+    if shared and not score[:, score.sum(0) == 1].any(1).all():
+        return None  # heads that are mixed with each other: no row is a query of one head alone
     runs: list[list] = []
     for row in range(score.shape[1]):
         kind = "value" if value[:, row].any() else "key" if shared and score[:, row].sum() > 1 else "query"

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from lowmem.blocks.trial import on_trial
+
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 CONVOLUTIONS = nn.modules.conv._ConvNd
 TRANSPOSED_CONVOLUTIONS = nn.modules.conv._ConvTransposeNd
@@ -105,16 +107,20 @@ _tried: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 @torch.no_grad()
 def _multiplies_from_right(module: nn.Module, weight: nn.Parameter) -> int:
-    """Whether a square layer computes x @ weight rather than x @ weight.T, from one call of it."""
+    """Whether a square layer computes x @ weight rather than x @ weight.T, from one call of it with other weights: those it
+    has may be zero or symmetric, where both are the same."""
     if module not in _tried:
         _tried[module] = 0
         if type(weight) is nn.Parameter and weight.device.type != "meta" and not weight.is_complex():
-            x = torch.linspace(-1, 1, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
-            try:
-                y = (module(x) - module(torch.zeros_like(x))).flatten()
-            except Exception:  # it takes other inputs
-                return 0
-            ways = [(y - (x @ w).flatten()).abs().sum() for w in (weight.T, weight) if y.shape == weight.shape[:1]]
+            with on_trial(module):
+                other = torch.randn_like(weight)
+                module._parameters = {**module._parameters, "weight": nn.Parameter(other, requires_grad=False)}
+                x = torch.linspace(-1, 1, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
+                try:
+                    y = (module(x) - module(torch.zeros_like(x))).flatten()
+                except Exception:  # it takes other inputs
+                    return 0
+            ways = [(y - (x @ w).flatten()).abs().sum() for w in (other.T, other) if y.shape == weight.shape[:1]]
             _tried[module] = int(len(ways) == 2 and ways[1] < ways[0])
     return _tried[module]
 

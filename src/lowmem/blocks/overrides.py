@@ -28,15 +28,18 @@ def matched(overrides: dict[str, object], names: dict[str, str], frozen: Iterabl
     return {**found, **exact}
 
 
-def from_override(name: str, shape, how) -> ParamBlocks:
-    """The blocks of one parameter as a user asks for them; Misfit where that does not fit its shape."""
+def from_override(name: str, shape, how, axis: int = 0) -> ParamBlocks:
+    """The blocks of one parameter as a user asks for them; Misfit where that does not fit its shape.
+
+    axis: where the outputs of its layer lie, which parts and numbers of blocks divide; 'row' and 'column' name theirs.
+    """
     shape = tuple(shape)
     if isinstance(how, ParamBlocks):
         if how.shape != shape:
             raise Misfit(f"{name}: override has shape {how.shape}, the parameter {shape}")
         return dataclasses.replace(how, name=name)
     if isinstance(how, tuple) and how and shape:
-        return _by_parts(name, shape, how)
+        return _by_parts(name, shape, how, axis)
     if how == "tensor":
         return one_block(name, shape)
     if how == "coordinate":
@@ -46,6 +49,8 @@ def from_override(name: str, shape, how) -> ParamBlocks:
     if how == "column" and len(shape) >= 2:
         return along(name, shape, "neuron", ((0, shape[1], 1),), axis=1)
     if isinstance(how, int) and not isinstance(how, bool) and how > 0 and shape:
+        if axis and shape[axis] % how == 0:
+            return along(name, shape, "head", ((0, shape[axis], shape[axis] // how),), axis=axis)
         merge = next((k for k in range(1, len(shape) + 1) if math.prod(shape[:k]) % how == 0), None)
         if merge:
             rows = math.prod(shape[:merge])
@@ -56,7 +61,7 @@ def from_override(name: str, shape, how) -> ParamBlocks:
     )
 
 
-def _by_parts(name: str, shape: tuple[int, ...], parts: tuple) -> ParamBlocks:
+def _by_parts(name: str, shape: tuple[int, ...], parts: tuple, axis: int) -> ParamBlocks:
     """Blocks of a fused projection: ("head", n) is n heads, "row" as many rows as the heads before it, one by one."""
     heads = []
     for part in parts:
@@ -71,10 +76,10 @@ def _by_parts(name: str, shape: tuple[int, ...], parts: tuple) -> ParamBlocks:
             raise Misfit(f'{name}: {part!r} in an override: each part is ("head", number of heads), or "row" after one')
         heads.append((part[1] if named else heads[-1][0], named))
     total = sum(count for count, _ in heads)
-    if shape[0] % total:
-        raise Misfit(f"{name}: {shape[0]} rows do not divide into {total} heads (override {parts!r})")
-    size, start, segments = shape[0] // total, 0, []
+    if shape[axis] % total:
+        raise Misfit(f"{name}: {shape[axis]} rows do not divide into {total} heads (override {parts!r})")
+    size, start, segments = shape[axis] // total, 0, []
     for count, named in heads:
         segments.append((start, start + count * size, size if named else 1))
         start += count * size
-    return along(name, shape, "mixed", joined(segments))
+    return along(name, shape, "mixed", joined(segments), axis=axis)

@@ -63,7 +63,8 @@ class Partition:
         every = () if self.model is None else (name for name, _ in self.model.named_parameters())
         frozen = [name for name in every if name not in entries]
         for name, how in matched(overrides, {name: name for name in entries}, frozen).items():
-            entries[name] = (from_override(name, entries[name][1].shape, how), entries[name][1])
+            parameter = entries[name][1]
+            entries[name] = (from_override(name, parameter.shape, how, _axis_of(self.model, parameter)), parameter)
         return Partition(entries, {**self.settings, "overrides": dict(overrides)}, self.model)
 
     def __str__(self) -> str:
@@ -148,16 +149,25 @@ def partition(
     entries = {}
     for name, parameter in named.items():
         if name in by_hand:
-            blocks = from_override(name, parameter.shape, by_hand[name])
+            blocks = from_override(name, parameter.shape, by_hand[name], _axis_of(model, parameter))
         else:
             blocks = _by_role(name, tuple(parameter.shape), roles[id(parameter)], switches)
         entries[name] = (blocks, parameter)
     settings = {"scheme": scheme, **{k: switches[k] for k in ("value", "embedding", "output", "biases")}}
-    unseen = not is_transformer and neurons is None and scheme != "tensor" and _reads_tokens(model)
+    unseen = not is_transformer and neurons is None and scheme != "tensor"
+    unseen = unseen and (_reads_tokens(model) or _has_heads(model))
     split = joined_layers(model, roles) if is_transformer and neurons is not False and scheme != "tensor" else {}
     _warn_of_guesses(model, sum(blocks.count for blocks, _ in entries.values()) if unseen else None, split, by_hand)
     settings |= {"neurons": neurons, **({"overrides": dict(overrides)} if overrides else {})}
     return Partition(entries, settings, model)
+
+
+def _axis_of(model: nn.Module | None, parameter: nn.Parameter) -> int:
+    """Where the outputs of the layer lie whose weight this is; 0 for other parameters."""
+    from lowmem.blocks.layers import is_transposed, weight_of
+
+    layers = (m for m in model.modules() if weight_of(m) is parameter) if model is not None else ()
+    return next(map(is_transposed, layers), 0)
 
 
 def _reads_tokens(model: nn.Module) -> bool:
@@ -169,6 +179,20 @@ def _reads_tokens(model: nn.Module) -> bool:
     norm = any(isinstance(m, NORMS) or "norm" in " ".join(words(type(m).__name__)) for m in kinds)
     several = sum(map(is_linear, kinds)) > 2
     return any(map(is_embedding, kinds)) and (norm or several) and not any(isinstance(m, nn.RNNBase) for m in kinds)
+
+
+def _has_heads(model: nn.Module) -> bool:
+    """Whether modules say how many heads they have and hold several layers: attention of unusual words, but not of graphs."""
+    from lowmem.blocks.heads import HEADS
+    from lowmem.blocks.layers import is_linear, words
+
+    for module in model.modules():
+        heads = [module.__dict__.get(name) for name in HEADS]
+        several = sum(is_linear(child) for child in module.children()) > 1
+        graph = {"graph", "gat"} & set(words(type(module).__name__))
+        if several and not graph and any(type(count) is int and count > 1 for count in heads):
+            return True
+    return False
 
 
 def _warn_of_guesses(model: nn.Module, scalars: int | None, split: dict[str, str], by_hand: dict) -> None:

@@ -82,7 +82,7 @@ def _claim_layer(module: nn.Module, claim: Claim, is_output: bool) -> None:
     elif isinstance(module, CONVOLUTIONS):
         transposed = isinstance(module, TRANSPOSED_CONVOLUTIONS)  # weight (in, out / groups, ...): groups mix neurons
         claim(weight, Role("filter", int(transposed)) if not transposed or module.groups == 1 else Role("other"))
-    elif isinstance(module, nn.RNNBase):
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         for parameter in module.parameters(recurse=False):
             if parameter.ndim == 2:
                 claim(parameter, Role("filter"))

@@ -13,6 +13,7 @@ ZeRO-3, whose parts of weights only the official code updates; under fully_shard
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,17 @@ class _Norm(float):
         """Does nothing: fused_backward measures."""
 
 
+class _Scaler(NamedTuple):
+    """What scripts read of the official loss scaler. Overflows are found in fused_backward, which leaves the step out."""
+
+    loss_scale: float
+    has_overflow_serial: bool = False
+
+
 class _Official:
     """The calls of the official classes, for a FusedBackward."""
+
+    zero3_enabled = False
 
     @property
     def lr(self) -> float:
@@ -48,6 +58,11 @@ class _Official:
     def clip_grad_norm(self) -> float | None:
         """The norm that gradients are clipped to; scripts ask it whether to call grad_norm."""
         return self.max_grad_norm
+
+    @property
+    def loss_scaler(self) -> _Scaler | None:
+        """The scale of a loss in float16, for scripts that look at it; None without one."""
+        return _Scaler(self.scale) if self.loss_scale.dynamic else None
 
     @property
     def clip_grad_value(self) -> float | None:
@@ -98,6 +113,13 @@ class Lomo(_Official, lomo.Lomo):
             )
         self.first_scale = float(arguments["init_scale"])
         super().__init__(model, lr, max_grad_norm=clip_grad_norm, clip_value=clip_grad_value, weight_decay=weight_decay)
+
+    def load(self, state_dict: dict) -> None:
+        """See lowmem.optim.Lomo; the scale of a loss in float16 goes on as it was saved."""
+        if state_dict.get("fused", {}).get("dynamic"):
+            self.loss_scale = LossScale("dynamic")
+            self.max_grad_norm = self.max_grad_norm or 1.0
+        super().load(state_dict)
 
     def fused_backward(self, loss: Tensor, lr: float) -> None:
         """Backward and update in one, with the rate of this step; a loss in float16 is scaled. loss: a scalar tensor."""

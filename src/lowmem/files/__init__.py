@@ -44,7 +44,8 @@ def atomic_path(path: Path):
         os.replace(temporary, path)
         synced(path.parent)
     except OSError as error:
-        raise Failed(f"cannot write {path}: {error.strerror or error}; free space or check permissions") from error
+        advice = "remove that folder" if isinstance(error, IsADirectoryError) else "free space or check permissions"
+        raise Failed(f"cannot write {path}: {error.strerror or error}; {advice}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -65,13 +65,14 @@ def run_all(root: Path, runs: list[dict]) -> int:
 def train_run(root: Path, run: dict, label: str = "") -> dict:
     """One run from its checkpoint, if there is one, to its record, which is written and returned."""
     folder, first = record.folder(root, run), distributed.rank() == 0
+    made, before = record.new_record(root, run), load.start()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("record.json", record.WEIGHTS) if first else ():
             (folder / name).unlink(missing_ok=True)  # the curve beside them is about to change
     except OSError as error:
-        raise Failed(f"cannot write {folder}: {error.strerror}; free space or check permissions") from error
-    made, before = record.new_record(root, run), load.start()
+        advice = "remove that folder" if isinstance(error, IsADirectoryError) else "free space or check permissions"
+        raise Failed(f"cannot write {error.filename or folder}: {error.strerror}; {advice}") from error
     made["world_size"] = distributed.world() if distributed.devices(run) > 1 else 1
     try:
         task = importlib.import_module(f"lowmem.tasks.{run['config']['task']}")

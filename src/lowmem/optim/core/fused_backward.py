@@ -273,8 +273,7 @@ class FusedBackward(Optimizer):
 
     def save(self) -> dict:
         """The inner optimizer's, plus loss scale and clean steps."""
-        fused = {"scale": self.loss_scale.value, "clean_steps": self.loss_scale.clean_steps}
-        return {**self.inner.state_dict(), "fused": fused}
+        return {**self.inner.state_dict(), "fused": self.loss_scale.saved()}
 
     def load(self, state_dict: dict) -> None:
         """Take over what save() returned."""
@@ -288,7 +287,7 @@ class FusedBackward(Optimizer):
         return self.inner.state_bytes()
 
     def __getstate__(self) -> dict:
-        left_out = {"params", "current", "_proven", "_watch"}
+        left_out = {"params", "current", "_proven", "_watch", "step"}  # schedulers put a step bound to this one there
         return {k: v for k, v in self.__dict__.items() if k not in left_out and not k.endswith("_hooks")}
 
     def __setstate__(self, state: dict) -> None:

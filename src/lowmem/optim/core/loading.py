@@ -76,6 +76,8 @@ def _settings(optimizer, theirs: dict, live: dict, source: str) -> dict:
     wrong = next((key for key, matters in FOREIGN.items() if matters and theirs.get(key) is True), None)
     if wrong:
         raise ValueError(f"the state was saved with {wrong}=True, which {kind} does not have")
+    if "ns_steps" in theirs:
+        raise ValueError(f"the state is that of torch.optim.Muon, whose momentum is another one than that of {kind}")
     if theirs.get("decoupled_weight_decay") is False and theirs.get("weight_decay"):
         raise ValueError(
             f"the state was saved with weight_decay={theirs['weight_decay']} added to the gradient (as torch.optim.Adam does), "

@@ -21,13 +21,21 @@ class LossScale:
         self.clean_steps = 0
 
     def read(self, saved: dict) -> tuple[float, int]:
-        """(value, clean steps) of a saved state, the current ones where it has none. ValueError for invalid ones."""
+        """(value, clean steps) of a saved state, the current ones where it has none, or where one of the two is constant.
+
+        ValueError for invalid ones.
+        """
         if not isinstance(saved, dict):
             raise ValueError(f"'fused' in the state is {type(saved).__name__}, expected a dictionary")
         value, steps = saved.get("scale", self.value), saved.get("clean_steps", self.clean_steps)
         if not is_number(value) or not 0 < float(value) < math.inf or not is_number(steps) or not 0 <= steps < math.inf:
             raise ValueError(f"the saved loss scale is {value!r} after {steps!r} clean steps, expected finite numbers")
-        return float(value), int(steps)
+        dynamic = self.dynamic and saved.get("dynamic", True)
+        return (float(value), int(steps)) if dynamic else (self.value, self.clean_steps)
+
+    def saved(self) -> dict:
+        """What read() takes."""
+        return {"scale": self.value, "clean_steps": self.clean_steps, "dynamic": self.dynamic}
 
     def overflow(self, name: str) -> None:
         """Halve a dynamic scale. FloatingPointError, naming the parameter, where it cannot fall further."""

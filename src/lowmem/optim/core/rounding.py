@@ -41,9 +41,12 @@ def stochastic_fp16(x: Tensor) -> Tensor:
 
 
 def with_low_bits(high: Tensor, low: Tensor) -> Tensor:
-    """fp32 numbers of 24 bits from bf16 weights and the 8 bits that follow theirs."""
+    """fp32 numbers of 24 bits from bf16 weights and the 8 bits that follow theirs.
+
+    Of a weight of 0 there are none: somebody has set it to 0 since they were kept, and negative ones would make it nan.
+    """
     bits = high.contiguous().view(torch.int16).to(torch.int32) << 16
-    return bits.add_(low.to(torch.int32) << 8).view(torch.float32)
+    return bits.add_((low.to(torch.int32) << 8).masked_fill_(high == 0, 0)).view(torch.float32)
 
 
 def low_bits(x: Tensor, high: Tensor) -> Tensor:
