@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import IO
 
 from lowmem import files
-from lowmem.errors import Failed
+from lowmem.errors import Failed, Misuse
+from lowmem.files import safe_names
 
 SEAL = ".sha256"
 ZIP = "zip-"  # before the hash of what lies around the entries of a zip file
@@ -102,7 +103,9 @@ def sealed_hashes(path: Path) -> dict[str, str]:
     try:
         lines = files.read_text(seal_of(path)).splitlines()
         hashes = {name: value for value, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, ValueError) as error:
+        for name in hashes:
+            safe_names.part(name, "a seal")
+    except (OSError, ValueError, Misuse) as error:
         message = error.strerror if isinstance(error, OSError) else "no seal"
         raise Damaged(seal_of(path), f"cannot be read ({message})") from error
     if not hashes:

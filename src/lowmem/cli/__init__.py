@@ -1,7 +1,9 @@
 """The command line: `lowmem ...` or `python -m lowmem ...`. Exit codes: 0 done, 1 failed, 2 misuse."""
 
+import io
 import os
 import select
+import signal
 import sys
 
 from lowmem.cli import commands
@@ -18,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
 
     argv: arguments without the program's name (default: sys.argv[1:]). Returns the exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows only some characters shows ? for others
+            stream.reconfigure(errors="replace")
     try:
         arguments = parser().parse_args(argv)
         about_model = arguments.run is commands.plan and (arguments.explain or arguments.model is not None)
@@ -32,13 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a vanished file, a full disk, a system limit
         if isinstance(error, BrokenPipeError) and reader_left():
             return 1
-        place = f"{error.filename}: " if error.filename else ""
+        place = f"{str(error.filename)[:200]}: " if error.filename else ""
         return report_error(
             f"{place}{error.strerror or error}; check that it is there, permissions, space and limits", 1
         )
     except MemoryError:
         return report_error("this machine has too little memory left; free some, or ask for less", 1)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt what libraries do at exit
         return report_error("interrupted; call again to continue", 130)
     except Exception as error:  # a bug: still one line, and where to look
         if os.environ.get("LOWMEM_TRACEBACK"):

@@ -1,6 +1,7 @@
 """The sub-commands of `lowmem` and their arguments."""
 
 import argparse
+import math
 from pathlib import Path
 
 from lowmem import __version__
@@ -22,6 +23,24 @@ def folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("the name of the folder is empty")
     return Path(text)
+
+
+def count(text: str) -> int:
+    """A whole number from 0 up."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 0 up")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number above 0")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,10 +120,10 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER", help="for keep: TIER/NAME, e.g. laptop/gpt2_sizes"
     )
-    added.add_argument("--rerun", type=int, default=0, metavar="N", help="verify: run N cheap ones again and compare")
+    added.add_argument("--rerun", type=count, default=0, metavar="N", help="verify: run N cheap ones again and compare")
     added.add_argument("--seed", type=int, default=0, metavar="N", help="verify: seed for choosing which ones")
     added.add_argument(
-        "--minutes", type=float, default=1.0, metavar="M", help="verify: cheap means at most M minutes (default: 1)"
+        "--minutes", type=positive, default=1.0, metavar="M", help="verify: cheap means at most M minutes (default: 1)"
     )
     added.add_argument("--tier", help="verify: only records of this tier")
     about = (

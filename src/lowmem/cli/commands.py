@@ -23,8 +23,13 @@ def options(root: Path, arguments: argparse.Namespace) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals:
             raise Misuse(f"--option {text}: write DATASET=SOURCE")
+        if name in pairs or name == "tier":
+            raise Misuse(f"--option {text}: " + ("use --tier" if name == "tier" else f"{name} is given twice"))
         pairs[name] = value
-    defaults = read_yaml(root / "workflow/config/config.yaml")
+    path = root / "workflow/config/config.yaml"
+    defaults = read_yaml(path)
+    if not isinstance(defaults, dict):
+        raise Misuse(f"{path}: write NAME: VALUE lines, or restore it")
     return planning.settings(root, {**defaults, **pairs, "tier": arguments.tier})[1]
 
 
@@ -53,14 +58,15 @@ def train(root, arguments):
     else:
         narrowed = (arguments.variant, arguments.seed, arguments.dataset)
         selected = planning.select(root, arguments.experiment, arguments.tier, options(root, arguments), *narrowed)
-    from lowmem import files, progress
+    from lowmem import distributed, files, progress
     from lowmem.pipeline import estimate, record  # after the arguments are known to be good
     from lowmem.training import job, machine
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else PyTorch's profiler says when it starts and ends
     if all("train" in run["config"] for run in selected):  # the others may measure memory
         machine.keep_memory()
-    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one holds the locks for all
+    several = distributed.int_of("WORLD_SIZE", 1) > 1
+    first = not several or distributed.int_of("RANK", 0) == 0  # of torchrun's processes one holds the locks for all
     more_open_files(len(selected))
     with contextlib.ExitStack() as stack:
         if first:  # a second pipeline, or the orphan of a killed one, may be at the same runs
@@ -148,6 +154,11 @@ def plan(root, arguments):
     if arguments.model is not None:
         from lowmem.memory import plan_asked
 
+        for key in ("tier", "option", "all", "save_costs"):
+            if getattr(arguments, key) != arguments.usual[key]:
+                raise Misuse(
+                    f"--{key.replace('_', '-')} is about the runs of a tier; leave out {arguments.model[:80]}, or it"
+                )
         asked = plan_asked.of(arguments)
         if sys.stderr.isatty():  # PyTorch takes a second or more to load
             print(f"lowmem: planning {arguments.model} ...", file=sys.stderr, flush=True)

@@ -113,6 +113,8 @@ def choose(entry: dict, dataset: str, source: str, folder: Path | None) -> list[
     if folder is not None and source != "folder":
         raise Misuse(f"--folder {folder} needs --source folder; {source} brings files of its own")
     if source == "folder":
+        if folder is not None and not folder.is_dir():
+            raise Misuse(f"{folder} is not a folder; give --folder DIR")
         return [{"folder": str(folder) if folder else None, "kind": "folder", "spec": str(folder), "files": {}}]
     order = {kind: 0 if kind != "url" else 1 for kind in SOURCES[source]}
     found = sorted((s for s in entry["sources"] if s["kind"] in order), key=lambda s: order[s["kind"]])
@@ -129,8 +131,10 @@ def finished(target: Path, candidates: list[dict]) -> bool:
     note = target / "fetched.json"
     if not note.is_file():
         return False
-    with contextlib.suppress(Failed, KeyError, TypeError):
+    with contextlib.suppress(Failed, KeyError, TypeError, AttributeError, ValueError, OSError):
         fetched = read_json(note)
+        if not fetched["files"]:
+            return False
         source = next((s for s in candidates if recorded(s) == without_commit(fetched["source"])), None)
         if candidates[0]["kind"] == "folder":
             source = candidates[0]
@@ -252,6 +256,8 @@ def scratch(target: Path) -> Iterator[Path]:
 
 def clear(target: Path, keep: set[str] = frozenset()) -> None:
     """Remove everything in the raw folder but the files to keep; fetched.json goes first."""
+    if (target / "fetched.json").is_dir():
+        shutil.rmtree(target / "fetched.json")
     (target / "fetched.json").unlink(missing_ok=True)
     for path in sorted(target.rglob("*"), reverse=True):  # a folder comes after what is in it
         if path.is_dir() and not path.is_symlink():

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from lowmem.errors import Misuse, nearest
+from lowmem.errors import Failed, Misuse, nearest
 from lowmem.files import read_text, read_yaml, strict_yaml
 
 _validators: dict = {}
@@ -16,10 +16,15 @@ def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
 
     key = (root, schema)
     if key not in _validators:
-        loaded = read_yaml(place_of(root, schema))
+        place_of_schema = place_of(root, schema)
+        loaded = read_yaml(place_of_schema)
+        if not isinstance(loaded, dict) or not loaded:
+            raise Failed(f"{place_of_schema} is no schema; restore it, e.g. with git checkout")
         types = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
         types = types.redefine("number", lambda _, value: type(value) in (int, float) and math.isfinite(value))
         _validators[key] = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=types)(loaded)
+    if (odd := odd_key(value)) is not None:
+        raise Misuse(f"{path}{place}: the key {str(odd)[:80]} is no text; put it in quotes")
     seen = (*key, repr(value))
     if seen in _passed:  # many runs share a tier and stages; a check takes milliseconds
         return
@@ -40,6 +45,13 @@ def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
     location = ".".join(map(str, keys)) or "top level"
     line = line_in(Path(root) / path, [*keys, *unknown[:1]])
     raise Misuse(f"{path}{f', line {line}' if line else ''}{place}: {location[:200]}: {message}")
+
+
+def odd_key(value):
+    """A key of a mapping anywhere inside that is no text; None without one."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = next((key for key in value if not isinstance(key, str)), None) if isinstance(value, dict) else None
+    return own if own is not None else next((odd for odd in map(odd_key, inside) if odd is not None), None)
 
 
 def line_in(path: Path, keys: list) -> int | None:

@@ -22,8 +22,11 @@ EXHIBIT = {
     "experiments": [],
     "also": {"overnight": ["llama_rates", "gpt2_rates"]},
     "archived": [
-        *("overnight/llama_rates", "overnight/gpt2_rates", "overnight/llama_variants_rates"),
-        *("laptop/gpt2_rates", "laptop/llama_variants_rates"),
+        "overnight/llama_rates",
+        "overnight/gpt2_rates",
+        "overnight/llama_variants_rates",
+        "laptop/gpt2_rates",
+        "laptop/llama_variants_rates",
     ],
     "published": None,
 }

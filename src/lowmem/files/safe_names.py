@@ -1,7 +1,9 @@
 """The one way to take a name that becomes part of a path: from a file, a command line, the environment, an archive."""
 
+import errno
 import os
 import re
+import stat
 from pathlib import Path
 
 from lowmem.errors import Misuse
@@ -49,5 +51,9 @@ def at_home(name) -> Path:
 
 
 def opened(path: Path, flags: int):
-    """An opener for open() that follows no link in the place of the file itself."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """An opener for open() that follows no link in the place of the file itself, and waits for no pipe."""
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return handle

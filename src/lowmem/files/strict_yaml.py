@@ -8,6 +8,8 @@ import re
 
 LARGEST = 5_000_000  # characters in a file
 DEEPEST = 60  # levels
+KINDS = {"str", "int", "float", "bool", "null", "map", "seq", "merge"}  # what JSON has too
+DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")  # YAML also reads 010 as 8 and 1:30 as 90
 MOST = 1_000_000  # values once aliases are written out
 
 
@@ -71,6 +73,12 @@ def checked(node, sizes: dict[int, int], depth: int = 0) -> int:
             seen.add(name)
         if not inside and node.tag.endswith(":float") and not math.isfinite(float_of(node.value)):
             raise InvalidYaml(f"{node.value[:20]} is not a valid number", line)
+        if node.tag.rpartition(":")[2] not in KINDS:
+            raise InvalidYaml(
+                f"{str(node.value)[:40]!r} is a {node.tag[-20:].rpartition(':')[2]}; put a text in quotes", line
+            )
+        if not inside and node.tag.endswith(":int") and not DECIMAL.fullmatch(node.value):
+            raise InvalidYaml(f"{node.value[:40]} is not a decimal number; write one, or put a text in quotes", line)
         if not inside and node.tag.endswith(":int") and len(str(node.value)) > 40:
             raise InvalidYaml("a whole number of more than 40 digits", line)
         children = [child for pair in inside for child in (pair if isinstance(pair, tuple) else (pair,))]

@@ -24,7 +24,7 @@ def check(model: str) -> None:
     close = nearest(model, [*known, *known_sizes])  # a size is known by itself too; as a list, the full names say more
     hint = close if "did you mean" in close else nearest(model, known)
     raise Misuse(
-        f"unknown model {model!r}{hint}; a Hugging Face name has a slash, and a folder with a config.json works too"
+        f"unknown model {model[:80]!r}{hint}; a Hugging Face name has a slash, and a folder with a config.json works too"
     )
 
 

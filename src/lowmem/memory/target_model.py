@@ -122,11 +122,17 @@ def hub(name: str) -> Target:
         depth=depth,
         period=period,
         vocab_size=text.vocab_size,
-        longest=getattr(text, "max_position_embeddings", None) or 1 << 20,
+        longest=longest_of(text),
         fused=fused,
         lead=lead,
         known=trained(whole),
     )
+
+
+def longest_of(text) -> int:
+    """Positions that a model has; far more than anybody asks for where it names none, as xlnet does with -1."""
+    count = getattr(text, "max_position_embeddings", None)
+    return count if isinstance(count, int) and count > 0 else 1 << 20
 
 
 def pattern(whole: nn.Module, listed: list[str], build) -> tuple[int, int]:

@@ -16,6 +16,10 @@ from lowmem.errors import Misuse
 
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 MOST_LAYERS = 2000
+SIZES = {  # beyond these nothing could be meant
+    **{"vocab_size": 1 << 24, "hidden_size": 1 << 18, "intermediate_size": 1 << 20},
+    **{"num_attention_heads": 4096, "num_key_value_heads": 4096},
+}
 OWN_CODE = "auto_map"
 SECONDS = 5  # for the hub's first response
 
@@ -32,10 +36,15 @@ def config_of(name: str):
             ask_once(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     text = text_of(config)
-    for key in ("vocab_size", "hidden_size"):
+    for key, most in SIZES.items():
         value = getattr(text, key, None)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise Misuse(f"model {name}: {key} is {value!r}; a whole number above 0 is needed")
+        if isinstance(value, (list, tuple)) or value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise Misuse(f"model {name}: {key} is {str(value)[:40]!r}; a whole number from 1 to {most} is needed")
+    heads, groups = (getattr(text, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+        raise Misuse(f"model {name}: {heads} attention heads cannot share {groups} key and value heads")
     depth = depth_of(text)
     if depth is None and not any(
         hasattr(text, key) for key in DEPTHS

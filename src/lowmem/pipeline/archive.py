@@ -6,16 +6,18 @@ record.json, curve.jsonl and arrays.npz of each run as they were written; equal 
 
 import atexit
 import functools
+import lzma
 import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from lowmem import kept_files
 from lowmem.errors import Failed, Misuse
 from lowmem.files import atomic_path, safe_names, sha256
-from lowmem.pipeline.record import ARRAYS, CURVE, FINAL, integrity_problem, load
+from lowmem.pipeline.record import ARRAYS, CURVE, FINAL, KEPT, integrity_problem, load
 
 MARK = ".archive"  # what is unpacked, by its hash
 LARGEST = 2 << 30  # bytes of an archive once it is unpacked
@@ -57,7 +59,7 @@ def keep(root: Path, name: str) -> int:
 def home(root: Path) -> Path:
     """Where archives are unpacked: results/kept, or, for a read-only checkout, a temporary folder that is removed with this
     process, so that a reviewer can verify a read-only copy."""
-    own = Path(root) / "results/kept"
+    own = Path(root) / "results" / KEPT
     existing = next(place for place in (own, *own.parents) if place.exists())
     if os.access(existing, os.W_OK):
         return own
@@ -82,11 +84,11 @@ def folder(root: Path, name: str) -> Path:
                 if sum(member.file_size for member in zipped.infolist()) > LARGEST:
                     raise Failed(f"{path} unpacks to more than {LARGEST >> 20} MB; restore it, e.g. with git checkout")
                 zipped.extractall(fresh)  # drops ".." and drives from member names, and bytes above a member's size
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, ValueError, EOFError, RuntimeError) as error:
             raise Failed(f"{path} is damaged ({error}); restore it, e.g. with git checkout") from error
         files = {p.relative_to(fresh).as_posix(): sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
         kept_files.write_json(fresh / MARK, {"archive": hashed, "files": files})
-        if place.exists():
+        if os.path.lexists(place):
             place.rename(Path(temporary) / "old")
         fresh.rename(place)
     return place
@@ -96,6 +98,8 @@ def is_unpacked(place: Path, archive: str) -> bool:
     """Whether the archive with this hash is unpacked there, every file as it was written."""
     try:
         mark = kept_files.read_json(place / MARK)
-        return mark["archive"] == archive and all(kept_files.check(place / n, h) for n, h in mark["files"].items())
-    except kept_files.Damaged:
+        there = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()} - {MARK}
+        same = mark["archive"] == archive and set(mark["files"]) == there
+        return same and all(kept_files.check(place / name, known) for name, known in mark["files"].items())
+    except (kept_files.Damaged, KeyError, TypeError, AttributeError):
         return False

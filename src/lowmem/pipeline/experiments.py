@@ -55,6 +55,9 @@ def load_tier(root: Path, tier: str) -> dict:
     loaded = read_yaml(path)
     check(root, loaded, "tier", path)
     if "like" in loaded:
+        parent = root / f"workflow/config/tiers/{loaded['like']}.yaml"
+        if loaded["like"] == tier or (parent.is_file() and "like" in read_yaml(parent)):
+            raise Misuse(f"{path}: like: {loaded['like']}: name a tier that is like no other")
         loaded["data"] = {**load_tier(root, loaded["like"]).get("data", {}), **loaded.get("data", {})}
     return loaded
 

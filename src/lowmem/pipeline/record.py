@@ -13,11 +13,12 @@ import zlib
 from pathlib import Path
 
 from lowmem import kept_files, provenance
-from lowmem.errors import Misuse
+from lowmem.errors import Failed, Misuse
 from lowmem.files import atomic_path, safe_names
 from lowmem.provenance import neutral
 
 SCHEMA = 1
+KEPT = "kept"  # no tier: archives are unpacked in results/kept
 ARRAYS, CURVE, WEIGHTS = "arrays.npz", "curve.jsonl", "weights.safetensors"
 BESIDE = {"curve": CURVE, "arrays": ARRAYS}  # files beside a record whose hashes it holds
 LARGEST = 4 << 30  # bytes of the arrays of a record
@@ -28,6 +29,8 @@ LOSS_COLUMNS = ("train_loss", "val_loss")
 def folder(root: Path, run: dict) -> Path:
     """results/<tier>/<experiment>/<variant>/seed<k>."""
     parts = [run["tier"], *str(run["id"]).split("/")]
+    if parts[0] == KEPT:
+        raise Misuse(f"tier {KEPT!r}: results/{KEPT} holds archived records; use another name")
     return safe_names.inside(Path(root) / "results", *(safe_names.part(part, "a run's name") for part in parts))
 
 
@@ -103,10 +106,16 @@ def reusable(root: Path, run: dict) -> dict | None:
         record = load(path.parent)
         same = record["schema"] == SCHEMA and record["status"] in FINAL and record["config_hash"] == run["config_hash"]
         same = same and integrity_problem(path.parent, record) is None
-        same = same and not neutral.drifted(root, record["code"]["files"], record["config"])[0]
     except Exception:  # a damaged or foreign file is not a record
         return None
-    return record if same else None
+    if not same:
+        return None
+    try:
+        return None if neutral.drifted(root, record["code"]["files"], record["config"])[0] else record
+    except Failed:  # not of the record: what tells which code made it is damaged
+        raise
+    except Exception:
+        return None
 
 
 def write_arrays(path: Path, arrays: dict | None) -> dict | None:

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from lowmem import provenance
-from lowmem.errors import Failed, Misuse
-from lowmem.files import write_json
+from lowmem.errors import Failed, Misuse, nearest
+from lowmem.files import safe_names, write_json
 from lowmem.pipeline import archive, experiments, record
 from lowmem.pipeline.accept import accept
 from lowmem.provenance import neutral
@@ -33,7 +33,10 @@ def check(root: Path, path: Path) -> tuple[str, str]:
         problem = "config_hash is not that of its configuration"
     if problem:
         return "damaged", problem
-    changed, way = neutral.drifted(root, found["code"]["files"], found["config"])
+    try:
+        changed, way = neutral.drifted(root, found["code"]["files"], found["config"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return "damaged", f"its configuration cannot be read ({type(error).__name__})"
     if changed:
         return "drifted", ", ".join(changed)
     reruns = min((len(one["runs"]) for one in way), default=0)
@@ -71,6 +74,12 @@ def verify(
     """
     if tier and places:
         raise Misuse("records verify takes folders or --tier, not both")
+    if (
+        tier
+        and tier not in experiments.tier_names(root)
+        and not (root / "results" / safe_names.part(tier, "--tier")).is_dir()
+    ):
+        raise Misuse(f"unknown tier {tier!r}{nearest(tier, experiments.tier_names(root))}")
     if accepting and rerun < 1:
         raise Misuse("--accept needs reruns to compare; add --rerun N")
     found = {path: check(root, path) for path in folders(root, places, tier)}
@@ -115,9 +124,12 @@ def verify(
 def is_cheap(path: Path, minutes: float) -> bool:
     """Whether a finished run of one CPU process took at most so long."""
     found = record.load(path)
-    begin, end = (datetime.datetime.fromisoformat(found[key]) for key in ("started", "ended"))
-    on_cpu = (found["device"] or {}).get("type") == "cpu" and found.get("world_size", 1) == 1
-    return found["status"] in record.FINAL and on_cpu and (end - begin).total_seconds() <= 60 * minutes
+    try:
+        begin, end = (datetime.datetime.fromisoformat(found[key]) for key in ("started", "ended"))
+        on_cpu = (found["device"] or {}).get("type") == "cpu" and found.get("world_size", 1) == 1
+        return found["status"] in record.FINAL and on_cpu and (end - begin).total_seconds() <= 60 * minutes
+    except (KeyError, TypeError, AttributeError, ValueError):  # it does not say when, or on what
+        return False
 
 
 def same_again(root: Path, path: Path) -> str | None:

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lowmem import kept_files
+from lowmem.errors import Failed
 from lowmem.files import read_json, sha256
 from lowmem.provenance import syntax
 
@@ -138,8 +139,15 @@ def tree(path: Path) -> ast.Module:
 
 @functools.cache
 def moved() -> dict[str, str]:
-    """{old: new} of moved.json."""
-    return read_json(PACKAGE / "provenance/moved.json")
+    """{old: new} of moved.json. Failed where it is no such file: without it nobody knows which records are whole."""
+    path = PACKAGE / "provenance/moved.json"
+    try:
+        found = read_json(path)
+    except Failed as error:
+        raise Failed(f"{error}; restore it, e.g. with git checkout") from error
+    if not isinstance(found, dict) or not all(isinstance(new, str) for new in found.values()):
+        raise Failed(f"{path} is no map of names; restore it, e.g. with git checkout")
+    return found
 
 
 @functools.cache
@@ -225,7 +233,9 @@ def weights_hash(root: Path, path: Path) -> str | None:
     below = Path(root) / "results"
     places = [path.parent, *([below / "kept" / path.parent.relative_to(below)] if path.is_relative_to(below) else [])]
     found = next((place / "record.json" for place in places if (place / "record.json").is_file()), None)
-    return ((read_json(found).get("weights") or {}).get("sha256")) if found else None
+    made = read_json(found) if found else None
+    weights = made.get("weights") if isinstance(made, dict) else None
+    return weights.get("sha256") if isinstance(weights, dict) else None
 
 
 def code_hash(path: Path) -> str:

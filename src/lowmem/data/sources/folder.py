@@ -1,5 +1,7 @@
 """Files that the user already has: copied from a local folder, so that later changes there cannot change a run."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +19,11 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
         raise Misuse(
             f"{folder} is, contains or lies inside {into}, which is about to be replaced; give a folder elsewhere"
         )
-    names, done = [], 0
-    for path in sorted(folder.rglob("*")):
+    names, done, paths = [], 0, taken(folder)
+    if sum(path.stat().st_size for path in paths) > shutil.disk_usage(work).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for path in paths:
         name = path.relative_to(folder)
-        if path.is_symlink() or not path.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
-        if name.as_posix() == "fetched.json":  # a raw folder copied from another machine has one
-            continue
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, work / name)
         names.append(name.as_posix())
@@ -32,6 +32,31 @@ def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> li
     if not names:
         raise Misuse(f"{folder} holds no files")
     for name in names:  # only now that all are copied
-        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        make_way(into, Path(name))
         (work / name).replace(into / name)
     return names
+
+
+def taken(folder: Path) -> list[Path]:
+    """The files that are copied, in order; Misuse for a name that no record could hold."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_symlink() or not path.is_file() or any(part.startswith(".") for part in name.parts):
+            continue
+        if name.parts[0] == "fetched.json":  # a raw folder copied from another machine has one
+            continue
+        if not str(name).isprintable():
+            raise Misuse(f"{folder}: the file name {str(name)!a} is not plain text; rename it")
+        found.append(path)
+    return found
+
+
+def make_way(into: Path, name: Path) -> None:
+    """Make the folder of a file; what an earlier copy had in the places of its folders, or a folder in its own, goes."""
+    for parent in reversed(name.parents[:-1]):
+        if os.path.lexists(into / parent) and not (into / parent).is_dir():
+            (into / parent).unlink()
+    (into / name).parent.mkdir(parents=True, exist_ok=True)
+    if (into / name).is_dir() and not (into / name).is_symlink():
+        shutil.rmtree(into / name)
