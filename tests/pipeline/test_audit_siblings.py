@@ -236,3 +236,18 @@ def test_a_model_that_cannot_be_is_refused_before_it_is_built(tmp_path, capsys, 
     (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 64, **change}))
     assert cli.main(["plan", str(tmp_path)]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [[], ["--json"]])
+def test_a_model_of_packed_weights_says_what_is_planned(tmp_path, capsys, asked):
+    config = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 64,
+    }
+    packed = {"intermediate_size": 64, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **packed}))
+    assert cli.main(["plan", str(tmp_path), "--optimizer", "adamw", *asked]) == 0
+    assert "is stored in gptq; planned is the training of whole weights" in capsys.readouterr().err

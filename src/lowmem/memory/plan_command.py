@@ -41,6 +41,7 @@ def one_plan(name: str, cell: TrainingSetup, gpu: Gpu) -> Plan:
     one_line = _hub.in_one_line(name, "a step of it cannot be traced")
     with (
         one_line if model_names.is_hub(name) else contextlib.nullcontext(),
+        _hub.quiet() if model_names.is_hub(name) else contextlib.nullcontext(),
         _hub.silenced("torch._subclasses.fake_tensor", logging.CRITICAL),  # its traceback would precede our line
     ):
         return throughput.plan(target_model.find(name), cell, gpu)
@@ -49,6 +50,9 @@ def one_plan(name: str, cell: TrainingSetup, gpu: Gpu) -> Plan:
 def answer(arguments, gpu: Gpu, cell: TrainingSetup, asked: list[str]) -> str:
     """Text or JSON for the parsed arguments of `lowmem plan MODEL`, and what plan_asked.py made of them."""
     model = target_model.find(arguments.model)
+    if arguments.base is None and (kind := packed(arguments.model)):
+        note = f"{arguments.model} is stored in {kind}; planned is the training of whole weights (packed ones: --lora --base)"
+        print(f"lowmem: {note}", file=sys.stderr)
     attention = cell.attention if model.fused else "eager"
     cell = dataclasses.replace(cell, seq_len=arguments.seq_len or min(2048, model.longest), attention=attention)
     optimizers = list(dict.fromkeys([plan_text.BASE, *asked]))
@@ -64,6 +68,13 @@ def answer(arguments, gpu: Gpu, cell: TrainingSetup, asked: list[str]) -> str:
     }
     shown = plan_text.markdown if arguments.markdown else plan_text.plain
     return shown(model, cell, gpu, found, fits)
+
+
+def packed(name: str) -> str:
+    """How the weights of a hub's model are quantized, as its configuration says; empty where they are not."""
+    found = getattr(_hub.config_of(name), "quantization_config", None) if model_names.is_hub(name) else None
+    kind = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return str(kind or "packed numbers")[:40] if found else ""
 
 
 def check_batch(model: Target, cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan], name: str, batch: int) -> None:
