@@ -65,6 +65,10 @@ class FusedBackward(Optimizer):
     A weight that reentrant checkpoints use in several places would change in the middle of backward. So a graph with
     such checkpoints is measured once before its first update, and refused; every new graph is measured again. A
     checkpointed function that itself picks other weights from step to step can be caught only afterwards, by an error.
+
+    What a checkpoint that is not reentrant recomputes reads the weights as they are by then. Those whose gradients it
+    computes are old until it has run; one that it uses through .detach() alone may be new, and nothing can tell: compute
+    such a copy before the checkpoint.
     """
 
     def __init__(
