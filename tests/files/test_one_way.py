@@ -64,7 +64,7 @@ OTHERS = {
         "data/archives.py": {".open", "gzip.GzipFile", "tarfile.open", "zipfile.ZipFile"},
         "data/image_files.py": {"PIL.Image.open"},
         "data/sources/client.py": {"os.replace", "tempfile.TemporaryFile"},
-        "data/sources/folder.py": {"shutil.copyfile"},
+        "data/sources/folder.py": {".unlink", "shutil.copyfile", "shutil.rmtree"},
         "data/sources/hub.py": {".open", ".unlink", "gzip.GzipFile", "gzip.open", "os.replace"},
         "data/sources/pip.py": {".write_text"},
         "data/sources/url.py": {".open", ".read_text", ".unlink", ".write_text", "os.replace"},

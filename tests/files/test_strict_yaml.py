@@ -54,7 +54,7 @@ def test_the_line_of_a_key_that_stands_twice_is_named():
 
 
 def test_anchors_that_people_use_are_read():
-    assert strict_yaml.load("a: &x {b: 1, c: 1.5e-3}\nd: {<<: *x, e: 2020-01-01}\n")["d"]["b"] == 1
+    assert strict_yaml.load("a: &x {b: 1, c: 1.5e-3}\nd: {<<: *x, e: '2020-01-01'}\n")["d"]["b"] == 1
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "NaN", '{"a": Infinity}', '{"a": 1, "a": 2}', "9" * 5000, "", "{"])

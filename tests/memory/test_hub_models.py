@@ -30,7 +30,7 @@ FAMILIES = {
         d_model=32, decoder_layers=3, encoder_layers=2, decoder_attention_heads=4, encoder_attention_heads=4,
         decoder_ffn_dim=32, encoder_ffn_dim=32, vocab_size=50, max_position_embeddings=32,
     ),
-    "bamba": {**LLAMA, "mamba_n_heads": 8, "mamba_d_head": 8},
+    "bamba": {**LLAMA, "num_key_value_heads": 2, "mamba_n_heads": 8, "mamba_d_head": 8},
     "mistral": {**LLAMA, "num_key_value_heads": 2},
 }  # fmt: skip
 
