@@ -37,12 +37,12 @@ def config_of(name: str):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     text = text_of(config)
     for key, most in SIZES.items():
-        value = getattr(text, key, None)
+        value = number_of(text, key)
         if isinstance(value, (list, tuple)) or value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
             raise Misuse(f"model {name}: {key} is {str(value)[:40]!r}; a whole number from 1 to {most} is needed")
-    heads, groups = (getattr(text, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    heads, groups = (number_of(text, key) for key in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         raise Misuse(f"model {name}: {heads} attention heads cannot share {groups} key and value heads")
     depth = depth_of(text)
@@ -90,6 +90,14 @@ def text_of(config):
     except ValueError:  # it has several, of which the decoder's speaks of what is trained here
         text = config.get_text_config(decoder=True)
     return text if depth_of(text) is not None else config
+
+
+def number_of(text, key: str):
+    """A field of a configuration; None where it has none, or one for each layer."""
+    try:
+        return getattr(text, key, None)
+    except Exception:  # transformers refuses to name one number for all layers
+        return None
 
 
 def depth_of(text) -> int | None:

@@ -36,6 +36,9 @@ class Members:
         self.movable: set[nn.Parameter] = set()
         self.left_out: set[nn.Parameter] = set()
         self.settings: dict = {}  # of the partition
+        self.given = self.now = (
+            False  # whether names came with the first group's parameters, and with those of the newest
+        )
         self.follow(None)
 
     def follow(self, model: nn.Module | None) -> None:
@@ -98,6 +101,7 @@ class Members:
             raise ValueError(
                 "some parameters have names and some have none; pass (name, parameter) pairs for all of them"
             )
+        self.now = all(given) or bool(group.get("param_names"))
         names = group.get("param_names") or [None] * len(members)
         pairs = members if all(given) else list(zip(names, members, strict=True))
         return [(name if name is not None else self.names.get(p), p) for name, p in pairs]
@@ -108,13 +112,13 @@ class Members:
         filled = [other for other in groups if other["params"]]
         if filled:
             with_names = "param_names" in filled[0]
-            known = [name is not None for name, _ in named]
-            if (any(known) and not with_names) or (with_names and not all(known) and self.model is None):
+            unknown = not with_names or not all(name for name, _ in named)
+            if self.model is None and self.given != self.now and named and unknown:
                 raise ValueError(
                     "some parameter groups have names and some have none; pass (name, parameter) pairs for all of them"
                 )
         else:
-            with_names = all(name for name, _ in named) and bool(named or self.names)
+            with_names, self.given = all(name for name, _ in named) and bool(named or self.names), self.now
             for other in groups:
                 other.pop("param_names", None)
                 other |= {"param_names": []} if with_names else {}
