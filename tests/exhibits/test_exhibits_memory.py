@@ -240,7 +240,13 @@ def test_a_plan_says_what_fits_where_adamw_does_not_and_what_would_make_it_fit(c
 def test_hugging_face_folders_can_be_planned(tmp_path, kind):
     import transformers  # here, since it takes seconds
 
-    shape = {"num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 128}
+    shape = {
+        "num_hidden_layers": 6,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+    }
     getattr(transformers, kind)(**shape, intermediate_size=96, ffn_dim=96).save_pretrained(tmp_path)
     model = target_model.find(str(tmp_path))
     cell = TrainingSetup(optimizer={"name": "adam_mini"}, seq_len=32)
