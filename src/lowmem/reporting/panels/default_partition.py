@@ -13,6 +13,7 @@ from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import Value, missing, text
 
 SHOWN = ("adamw", "adam_mini", "default_partition")
+MOST_POINTS = 200  # of a line
 WINDOW = 0.02  # of the steps: the moving mean whose rises are counted
 
 
@@ -87,13 +88,13 @@ def draw(axes, rates, found: dict[str, RateGrid]) -> None:
         curves = [(run, smooth(run)) for run in runs if train_losses(run)]
         every = runs[0].config["train"].get("log_every", 1) if runs else 1  # steps from one loss to the next
         for run, curve in curves:
-            axes.plot(range(0, every * len(curve), every), curve, **faint(look["color"]))
+            axes.plot(*thinned(curve, every), **faint(look["color"]))
             if run.status == "diverged":
                 axes.plot(every * (len(curve) - 1), curve[-1], marker="x", color=look["color"], markersize=7)
         done = [curve for run, curve in curves if run.status == "done"]
         if done:
             middle = [statistics.median(column) for column in zip(*done)]  # a mean would be its worst seed
-            axes.plot(range(0, every * len(middle), every), middle, **look)
+            axes.plot(*thinned(middle, every), **look)
             heights += middle[len(middle) // 6 :]
     if not heights:
         plots.empty(axes, "not run: no record")
@@ -103,3 +104,9 @@ def draw(axes, rates, found: dict[str, RateGrid]) -> None:
     axes.set(xlabel="step", ylabel=scale.loss(at_adamw_rate(found)["adamw"], "training loss"))
     axes.set_title("(i) Llama at AdamW's best rate")
     corner(axes, list(found))
+
+
+def thinned(curve: list[float], every: int) -> tuple[list[int], list[float]]:
+    """(steps, losses) of at most MOST_POINTS points of a curve with a loss every so many steps: more would not be seen."""
+    apart = -(-len(curve) // MOST_POINTS)
+    return [every * at for at in range(0, len(curve), apart)], curve[::apart]
