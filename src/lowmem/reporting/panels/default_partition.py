@@ -13,7 +13,7 @@ from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import Value, missing, text
 
 SHOWN = ("adamw", "adam_mini", "default_partition")
-MOST_POINTS = 200  # of a line
+MOST_POINTS = 110  # of a line
 WINDOW = 0.02  # of the steps: the moving mean whose rises are counted
 
 
