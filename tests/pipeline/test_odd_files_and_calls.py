@@ -9,6 +9,7 @@ import zipfile
 import pytest
 from checkout import ROOT
 from synthetic import checkout
+from toy_run import CONFIG, RUN
 
 from lowmem import cli, files, kept_files, provenance
 from lowmem.data import fetch, schemas
@@ -18,11 +19,9 @@ from lowmem.files import strict_yaml
 from lowmem.pipeline import archive, experiments, record, verify
 from lowmem.training import job
 
-CONFIG = {"task": "quadratic", "measure": {"blocks": {"a": {"values": [1, 2]}}, "size": 3, "horizons": [4]}}
-RUN = {
-    **{"id": "toy/only/seed0", "experiment": "toy", "variant": "only", "seed": 0, "tier": "own"},
-    **{"config": CONFIG, "config_hash": experiments.config_hash({**CONFIG, "seed": 0})},
-    "resources": {"threads": 1, "gpus": 0},
+LLAMA = {
+    **{"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4},
+    **{"num_hidden_layers": 2, "vocab_size": 64},
 }
 
 
@@ -81,10 +80,13 @@ def test_a_flipped_bit_of_an_archive_is_one_line(root, at):
     data = bytearray(path.read_bytes())
     data[start + at] ^= 4
     path.write_bytes(data)
+    whole = {path.name: path.read_bytes() for path in record.folder(root, RUN).iterdir() if path.is_file()}
     try:
-        archive.folder(root, "own/toy")
+        place = archive.folder(root, "own/toy") / "only/seed0"
     except Failed as error:
         assert "git checkout" in str(error)
+    else:  # a bit of a date, or of another field that says nothing of the content
+        assert all(whole[path.name] == path.read_bytes() for path in place.iterdir())
 
 
 @pytest.mark.parametrize("name", ["table/md", "../x", ".hidden", ""])
@@ -141,7 +143,7 @@ def test_records_verify_refuses_what_means_nothing(arguments, capsys):
 @pytest.mark.parametrize("arguments", [["--tier", "nope"], ["--option", "a=b"], ["--all"], ["--save-costs"]])
 def test_a_plan_of_a_model_takes_no_settings_of_a_tier(arguments, capsys):
     assert cli.main(["plan", "gpt2:125m", *arguments]) == 2
-    assert "leave out gpt2:125m, or it" in capsys.readouterr().err
+    assert "is about a tier's runs, gpt2:125m is a model; name one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--option", "tier=paper"], ["--option", "cora=url", "--option", "cora=hub"]])
@@ -226,28 +228,14 @@ def test_a_rank_without_a_world_is_ignored(tmp_path):
     ],
 )
 def test_a_model_that_cannot_be_is_refused_before_it_is_built(tmp_path, capsys, change, words):
-    config = {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "vocab_size": 64,
-    }
-    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 64, **change}))
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **change}))
     assert cli.main(["plan", str(tmp_path)]) == 2
     assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("asked", [[], ["--json"]])
 def test_a_model_of_packed_weights_says_what_is_planned(tmp_path, capsys, asked):
-    config = {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "vocab_size": 64,
-    }
-    packed = {"intermediate_size": 64, "quantization_config": {"quant_method": "gptq", "bits": 4}}
-    (tmp_path / "config.json").write_text(json.dumps({**config, **packed}))
+    packed = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **packed}))
     assert cli.main(["plan", str(tmp_path), "--optimizer", "adamw", *asked]) == 0
     assert "is stored in gptq; planned is the training of whole weights" in capsys.readouterr().err

@@ -4,24 +4,13 @@ import json
 
 import pytest
 from synthetic import checkout
+from toy_run import CONFIG, RUN
 
 from lowmem import kept_files, provenance
 from lowmem.errors import Misuse
-from lowmem.pipeline import experiments, record, verify
+from lowmem.pipeline import record, verify
 from lowmem.provenance import neutral
 from lowmem.training import job
-
-CONFIG = {"task": "quadratic", "measure": {"blocks": {"a": {"values": [1, 2]}}, "size": 3, "horizons": [4]}}
-RUN = {
-    "id": "toy/only/seed0",
-    "experiment": "toy",
-    "variant": "only",
-    "seed": 0,
-    "tier": "own",
-    "config": CONFIG,
-    "config_hash": experiments.config_hash({**CONFIG, "seed": 0}),
-    "resources": {"threads": 1, "gpus": 0},
-}
 
 
 @pytest.fixture

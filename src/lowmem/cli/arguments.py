@@ -25,13 +25,6 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
-def count(text: str) -> int:
-    """A whole number from 0 up."""
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 0 up")
-    return int(text)
-
-
 def positive(text: str) -> float:
     """A finite number above 0."""
     try:
@@ -120,7 +113,9 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER", help="for keep: TIER/NAME, e.g. laptop/gpt2_sizes"
     )
-    added.add_argument("--rerun", type=count, default=0, metavar="N", help="verify: run N cheap ones again and compare")
+    added.add_argument(
+        "--rerun", type=plan_arguments.whole, default=0, metavar="N", help="verify: run N cheap ones again and compare"
+    )
     added.add_argument("--seed", type=int, default=0, metavar="N", help="verify: seed for choosing which ones")
     added.add_argument(
         "--minutes", type=positive, default=1.0, metavar="M", help="verify: cheap means at most M minutes (default: 1)"

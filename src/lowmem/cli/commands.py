@@ -157,7 +157,7 @@ def plan(root, arguments):
         for key in ("tier", "option", "all", "save_costs"):
             if getattr(arguments, key) != arguments.usual[key]:
                 raise Misuse(
-                    f"--{key.replace('_', '-')} is about the runs of a tier; leave out {arguments.model[:80]}, or it"
+                    f"--{key.replace('_', '-')} is about a tier's runs, {arguments.model[:80]} is a model; name one of them"
                 )
         asked = plan_asked.of(arguments)
         if sys.stderr.isatty():  # PyTorch takes a second or more to load

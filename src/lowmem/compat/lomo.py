@@ -21,12 +21,8 @@ from torch import Tensor, nn
 from lowmem.optim import adalomo, lomo
 from lowmem.optim.core.loss_scale import LossScale
 
-SCALER = {
-    "init_scale": 2.0**32,
-    "scale_factor": 2.0,
-    "scale_window": 1000,
-    "min_scale": 1,
-}  # of the official loss scaler
+# Defaults of the official loss scaler. Those of HARMLESS decide how it reports, and when it gives up.
+SCALER = {"init_scale": 2.0**32, "scale_factor": 2.0, "scale_window": 1000, "min_scale": 1}
 HARMLESS = ("delayed_shift", "consecutive_hysteresis", "raise_error_at_min_scale", "dtype")
 
 
@@ -116,10 +112,15 @@ class Lomo(_Official, lomo.Lomo):
 
     def load(self, state_dict: dict) -> None:
         """See lowmem.optim.Lomo; the scale of a loss in float16 goes on as it was saved."""
-        if state_dict.get("fused", {}).get("dynamic"):
+        saved, before = state_dict.get("fused"), (self.loss_scale, self.max_grad_norm)
+        if isinstance(saved, dict) and saved.get("dynamic"):
             self.loss_scale = LossScale("dynamic")
             self.max_grad_norm = self.max_grad_norm or 1.0
-        super().load(state_dict)
+        try:
+            super().load(state_dict)
+        except Exception:  # a state that cannot be used changes nothing
+            self.loss_scale, self.max_grad_norm = before
+            raise
 
     def fused_backward(self, loss: Tensor, lr: float) -> None:
         """Backward and update in one, with the rate of this step; a loss in float16 is scaled. loss: a scalar tensor."""

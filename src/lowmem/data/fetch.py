@@ -8,7 +8,6 @@ that is downloaded is run.
 import contextlib
 import errno
 import importlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -177,7 +176,7 @@ def fetch_anew(dataset: str, candidates: list[dict], target: Path) -> Path:
         label = f"{source['kind']} {source['spec']}"
         total = sum(pin["bytes"] or 0 for pin in source["files"].values())
         try:
-            need_space(target, total)
+            client.need_space(target, total)
             files = fetch_from(source, target, progress.line(f"fetch {dataset}: {label}", total or None))
         except Failed as error:
             tried.append(f"{label}: {error}")
@@ -233,12 +232,6 @@ def fetch_from(source: dict, target: Path, show) -> dict:
             progress.say(f"note: the content of {name} is pinned, and not its sha256, which is {files[name]['sha256']}")
     show.end(sum(file["bytes"] for file in files.values()))
     return files
-
-
-def need_space(target: Path, total: int) -> None:
-    """Refuse a download that cannot fit before its first byte; what is there already counts as done."""
-    if shutil.disk_usage(target).free < total - client.folder_size(target):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextlib.contextmanager

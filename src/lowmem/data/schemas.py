@@ -23,11 +23,11 @@ def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
         types = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
         types = types.redefine("number", lambda _, value: type(value) in (int, float) and math.isfinite(value))
         _validators[key] = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=types)(loaded)
-    if (odd := odd_key(value)) is not None:
-        raise Misuse(f"{path}{place}: the key {str(odd)[:80]} is no text; put it in quotes")
     seen = (*key, repr(value))
     if seen in _passed:  # many runs share a tier and stages; a check takes milliseconds
         return
+    if (other := key_of_another_kind(value)) is not None:  # jsonschema takes keys for texts
+        raise Misuse(f"{path}{place}: the key {str(other)[:80]} is no text; put it in quotes")
     problem = jsonschema.exceptions.best_match(_validators[key].iter_errors(value))
     if problem is None:
         _passed.add(seen)
@@ -47,11 +47,17 @@ def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
     raise Misuse(f"{path}{f', line {line}' if line else ''}{place}: {location[:200]}: {message}")
 
 
-def odd_key(value):
-    """A key of a mapping anywhere inside that is no text; None without one."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    own = next((key for key in value if not isinstance(key, str)), None) if isinstance(value, dict) else None
-    return own if own is not None else next((odd for odd in map(odd_key, inside) if odd is not None), None)
+def key_of_another_kind(value):
+    """The first key that is no text, in a mapping or in what it holds; None without one."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            if not isinstance(key, str):
+                return key
+            if (found := key_of_another_kind(inside)) is not None:
+                return found
+    elif isinstance(value, list):
+        return next((found for found in map(key_of_another_kind, value) if found is not None), None)
+    return None
 
 
 def line_in(path: Path, keys: list) -> int | None:

@@ -3,6 +3,7 @@
 The third optimizer is ours: one block for each output neuron of a layer; the vectors of graph attention stay one block each.
 """
 
+from lowmem.analysis import stats
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
@@ -79,9 +80,9 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
 
 def by_seed(groups: dict[str, list[Run]], optimizer: str) -> list[float]:
     """Points of test accuracy behind AdamW at the end, for each seed that both have."""
-    theirs, ours = ({run.seed: at(run, TEST, 1) for run in groups.get(name, [])} for name in ("adamw", optimizer))
-    both = [(ours[seed], theirs[seed]) for seed in ours if ours[seed] is not None and theirs.get(seed) is not None]
-    return [TEST.gap(mine) - TEST.gap(base) for mine, base in both]
+    found = [{run.seed: at(run, TEST, 1) for run in groups.get(name, [])} for name in (optimizer, "adamw")]
+    mine, base = ({seed: TEST.gap(share) for seed, share in one.items() if share is not None} for one in found)
+    return list(stats.paired(mine, base).values())
 
 
 def chosen(judged: list[Run], tuning: list[Run]) -> str:

@@ -1,7 +1,5 @@
 """Ours: final loss by learning rate on tuning seeds, and the rates that the rule chose for the runs that judge."""
 
-from collections.abc import Iterable
-
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
@@ -70,19 +68,11 @@ def by_size(runs: list[Run]) -> dict[str, dict[str, RateGrid]]:
     """{size: {method: its rates}}; the variants' runs of a size that optimizers were tuned at too stand under their own."""
     found = {}
     for size, group in by_axis(runs, "size").items():
-        parts = by_experiment(group)
-        variants = parts.pop("llama_variants_rates", []) if len(parts) > 1 else []
-        found[size] = tuned(run for part in parts.values() for run in part)
-        if variants:
+        variants = [run for run in group if run.experiment == "llama_variants_rates"]
+        others = [run for run in group if run not in variants]
+        found[size] = tuned(others or variants)
+        if others and variants:
             found[f"{size} (variants)"] = tuned(variants)
-    return found
-
-
-def by_experiment(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs by their experiment, in order."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run.experiment, []).append(run)
     return found
 
 

@@ -15,7 +15,7 @@ from lowmem.data import superglue_sources
 from lowmem.data.fetch import SOURCES, listed, prepared_folder, raw_folder
 from lowmem.data.fetch import parts as fetch_parts
 from lowmem.data.fetch import script as fetch_script
-from lowmem.errors import Misuse, nearest
+from lowmem.errors import Misuse, nearest, refuse_unknown
 from lowmem.files import read_json, read_yaml, safe_names, sha256, write_json
 from lowmem.pipeline import experiments, prerequisites, record
 
@@ -345,9 +345,8 @@ def read_run(root: Path, path: Path) -> dict:
     if not isinstance(given, dict) or "config" not in given:
         raise Misuse(f"{path}: a run needs the key 'config'")
     known = {"experiment", "variant", "seed", "tier", "config", "resources", "id", "config_hash"}
-    unknown = [] if "status" in given else sorted(given.keys() - known)  # what has a status is a record
-    if unknown:
-        raise Misuse(f"{path}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
+    if "status" not in given:  # what has a status is a record
+        refuse_unknown(given, known, str(path))
     experiments.check(root, given, "run_file", path)
     seed = given.get("seed", 0)
     config = {key: value for key, value in given["config"].items() if key != "resources"}

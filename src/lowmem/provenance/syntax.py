@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-TELLS = re.compile(
-    r"warnings\.warn|lowmem\.progress\.say|.+\.log\.(debug|info|warning|error)"
-)  # calls whose texts are messages
+# Calls whose texts are messages
+TELLS = re.compile(r"warnings\.warn|lowmem\.progress\.say|.+\.log\.(debug|info|warning|error)")
 
 
 class Scope:

@@ -77,6 +77,12 @@ def watch(process: subprocess.Popen, work: Path, show: Callable[[int], None]) ->
             raise Failed(f"no progress for {STALLED} s")
 
 
+def need_space(target: Path, total: int) -> None:
+    """OSError before the first byte of what cannot fit; what is there already counts as done. total: bytes."""
+    if shutil.disk_usage(target).free < total - folder_size(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder; files that vanish meanwhile count as 0."""
     size = 0

@@ -1,27 +1,24 @@
 """Files that the user already has: copied from a local folder, so that later changes there cannot change a run."""
 
-import errno
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from lowmem.data.sources import client
 from lowmem.errors import Misuse
 
 
 def get(source: dict, into: Path, work: Path, show: Callable[[int], None]) -> list[str]:
     """Keys: folder. All its files are copied, subfolders too; hidden files and links are left out."""
     folder = Path(source["folder"])
-    if not folder.is_dir():
-        raise Misuse(f"{folder} is not a folder; give --folder DIR")
     origin, target = folder.resolve(), into.resolve()
     if origin.is_relative_to(target) or target.is_relative_to(origin):
         raise Misuse(
             f"{folder} is, contains or lies inside {into}, which is about to be replaced; give a folder elsewhere"
         )
     names, done, paths = [], 0, taken(folder)
-    if sum(path.stat().st_size for path in paths) > shutil.disk_usage(work).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    client.need_space(work, sum(path.stat().st_size for path in paths))
     for path in paths:
         name = path.relative_to(folder)
         (work / name).parent.mkdir(parents=True, exist_ok=True)
