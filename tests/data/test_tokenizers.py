@@ -104,7 +104,7 @@ def test_training_reads_no_more_text_than_its_limit(monkeypatch):
     assert seen == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["bytes", "bpe", "bpe10", "bpe100000", "gpt3", ""])
+@pytest.mark.parametrize("name", ["bytes", "bpe", "bpe10", "bpe100000", "bpe４０９６", "gpt3", ""])
 def test_an_unknown_name_or_size_is_misuse(name):
     with pytest.raises(Misuse):
         tokenizers.check(name)

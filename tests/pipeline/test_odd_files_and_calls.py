@@ -194,6 +194,38 @@ def test_a_file_name_that_is_no_text_is_refused(tmp_path):
         copied(tmp_path / "mine", tmp_path / "raw", tmp_path / "work")
 
 
+def test_a_file_name_of_any_characters_is_copied(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/two\nlines\u00a0.txt").write_text("x")
+    (tmp_path / "raw").mkdir()
+    assert copied(tmp_path / "mine", tmp_path / "raw", tmp_path / "work") == ["two\nlines\u00a0.txt"]
+
+
+@pytest.mark.parametrize("at", range(1, 4))
+def test_an_option_stands_anywhere_among_the_names(at, root, capsys):
+    words = ["diff", str(root / "results"), str(root / "results")]
+    words[at:at] = ["--tier", "smoke"]
+    assert cli.main(["records", *words]) == 0
+    assert capsys.readouterr().out == "equal\n"
+
+
+@pytest.mark.parametrize("asked", [["--help"], ["plan", "--help"], ["--version"]])
+def test_help_that_cannot_be_written_fails(asked):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "lowmem", *asked], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "No space left" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_link_to_nothing_is_named(root, capsys, monkeypatch):
+    (root / "data/records/own").mkdir(parents=True)
+    archive.keep(root, "own/toy")
+    (root / "results/kept").symlink_to(root / "nowhere")
+    monkeypatch.setattr(cli.commands, "claims", lambda root, _: archive.folder(root, "own/toy"))
+    monkeypatch.setattr(cli, "find_root", lambda: root)
+    assert cli.main(["claims"]) == 1
+    assert "results/kept: a link to nothing; remove it" in capsys.readouterr().err
+
+
 ASCII = [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]
 
 

@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and reader_left():
             return 1
         place = f"{str(error.filename)[:200]}: " if error.filename else ""
+        if isinstance(error, FileExistsError) and error.filename and not os.path.exists(error.filename):
+            return report_error(f"{place}a link to nothing; remove it, or make what it leads to", 1)
         return report_error(
             f"{place}{error.strerror or error}; check that it is there, permissions, space and limits", 1
         )

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 from lowmem import __version__
@@ -11,7 +12,23 @@ from lowmem.memory import plan_arguments
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse prints its usage before the error; here the error is a single line."""
+    """argparse's parser, but an error is a single line, and options may stand anywhere among the other arguments."""
+
+    def _print_message(self, message, file=None):
+        """Help and version, written at once: argparse itself says nothing when they cannot be written."""
+        print(message or "", end="", file=file or sys.stdout, flush=True)
+
+    inside = False  # in parse_known_intermixed_args, which calls parse_known_args
+
+    def parse_known_args(self, args=None, namespace=None):
+        """`records keep --tier T NAME` too: argparse itself gives NAME up when an option stands before it."""
+        if self.inside or self._subparsers:
+            return super().parse_known_args(args, namespace)
+        self.inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.inside = False
 
     def error(self, message: str):
         """A wrong command line ends as every misuse does: one line, exit code 2."""

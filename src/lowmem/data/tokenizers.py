@@ -42,7 +42,7 @@ class Tokenizer:
 
 def check(name: str) -> None:
     """Misuse when no tokenizer has this name."""
-    size = re.fullmatch(r"bpe(\d+)", str(name))
+    size = re.fullmatch(r"bpe([0-9]+)", str(name))
     if name not in ("byte", "char", "gpt2") and not size:
         raise Misuse(
             f"unknown tokenizer {name!r}{nearest(name, ('byte', 'char', 'gpt2', 'bpe4096'))}; bpe takes any size"

@@ -1,6 +1,7 @@
 """Files that the user already has: copied from a local folder, so that later changes there cannot change a run."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +44,8 @@ def taken(folder: Path) -> list[Path]:
             continue
         if name.parts[0] == "fetched.json":  # a raw folder copied from another machine has one
             continue
-        if not str(name).isprintable():
-            raise Misuse(f"{folder}: the file name {str(name)!a} is not plain text; rename it")
+        if re.search(r"[\ud800-\udfff]", str(name)):  # how Python shows bytes that are no UTF-8
+            raise Misuse(f"{folder}: the file name {str(name)!a} is not UTF-8; rename it")
         found.append(path)
     return found
 
