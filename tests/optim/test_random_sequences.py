@@ -1,7 +1,9 @@
-"""Random lives of an optimizer beside torch's on a copy of the model: equal weights, or a refusal, never a silent difference.
+"""Random lives of an optimizer beside another on a copy of the model: equal weights, or a refusal, never a silent difference.
+
+The other is torch's where torch has the rule, else the literal twin of tests/support/twins.py as an optimizer of torch's kind.
 
 What a training script may do between steps: freeze, thaw, add a layer, replace a weight, cast, save and load (also into other
-groups), copy, pickle, change the rate, leave a layer out. Ours and torch's get the same. Life n is the same on every machine.
+groups), copy, pickle, change the rate, leave a layer out. Both get the same. Life n is the same on every machine.
 LOWMEM_COUNT=1 runs 2,000 of each optimizer and notes how many were refused (data/campaigns/counts.json).
 """
 
@@ -10,21 +12,47 @@ import pickle
 import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
+import twins
 from campaign_counts import WHOLE, hold
 from torch import nn
 
-from lowmem.optim import SGD, AdamMini, AdamW, FusedBackward, Lomo
+from lowmem.optim import CAME, SGD, SM3, Adafactor, AdaLomo, AdamMini, AdamW, FusedBackward, Lamb, Lion, Lomo
 
 WIDTH, FAST, SOME, MANY = 3, 15, 150, 2000
 ADAM = dict(lr=0.05, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1)  # a large eps: no noise from gradients near 0
 MOMENTUM = dict(lr=0.05, momentum=0.9, weight_decay=0.1)
+CONFIDENT = dict(lr=0.02, betas=(0.8, 0.9, 0.95), eps=(1e-4, 1e-3), weight_decay=0.1)
+COVERED = dict(lr=0.02, momentum=0.8, beta=0.9, eps=1e-4, weight_decay=0.1)
+SIGNS = dict(lr=0.005, betas=(0.8, 0.9), weight_decay=0.1)
+VISION = dict(lr=0.02, beta1=0.8, eps=(1e-4, 1e-3), weight_decay=0.1)
+RELATIVE = dict(lr=0.02, eps=(1e-4, 1e-3), weight_decay=0.1)
 
 
 def mini(groups, **keywords):
     """Adam-mini whose blocks are single coordinates is Adam."""
     return AdamMini(groups, **ADAM, overrides={"*": "coordinate"}, **keywords)
+
+
+class Literal(torch.optim.Optimizer):
+    """A twin for each weight, as an optimizer of torch's kind. kind: the twin's class."""
+
+    def __init__(self, params, kind, lr, **settings):
+        super().__init__(params, dict(lr=lr, kind=kind, settings=settings))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.state[p]["twin"] = group["kind"](group["lr"], **group["settings"])
+                twin = self.state[p]["twin"]
+                twin.lr = group["lr"]
+                p.copy_(torch.from_numpy(np.asarray(twin.step(p.double().numpy(), p.grad.double().numpy()))))
 
 
 PAIRS = {
@@ -36,7 +64,21 @@ PAIRS = {
         lambda g: torch.optim.AdamW(g, **ADAM),
     ),
     "lomo": (lambda g, **k: Lomo(g, lr=0.05, **k), lambda g: torch.optim.SGD(g, lr=0.05)),
+    "adafactor": (
+        lambda g, **k: Adafactor(g, lr=0.05, eps=(1e-15, 1e-3), relative_step="capped", **k),
+        lambda g: torch.optim.Adafactor(g, lr=0.05, eps=(1e-15, 1e-3)),
+    ),
+    "adafactor, zhai": (
+        lambda g, **k: Adafactor(g, variant="zhai", **VISION, **k),
+        lambda g: Literal(g, twins.Adafactor, beta2_cap=0.999, scale=False, **VISION),
+    ),
+    "adalomo": (lambda g, **k: AdaLomo(g, **RELATIVE, **k), lambda g: Literal(g, twins.Adafactor, **RELATIVE)),
+    "came": (lambda g, **k: CAME(g, **CONFIDENT, **k), lambda g: Literal(g, twins.CAME, clip=1.0, **CONFIDENT)),
+    "lamb": (lambda g, **k: Lamb(g, **ADAM, **k), lambda g: Literal(g, twins.Lamb, **ADAM)),
+    "lion": (lambda g, **k: Lion(g, **SIGNS, **k), lambda g: Literal(g, twins.Lion, **SIGNS)),
+    "sm3": (lambda g, **k: SM3(g, **COVERED, **k), lambda g: Literal(g, twins.SM3, **COVERED)),
 }
+TORCHS = ("adamw", "sgd", "adam_mini", "adamw inside backward", "lomo", "adafactor")
 
 
 class Net(nn.Module):
@@ -195,16 +237,17 @@ def run(pair, lives: int) -> int:
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
-def test_random_lives_equal_torchs_or_are_refused(pair):
+def test_random_lives_equal_the_others_or_are_refused(pair):
     run(pair, FAST)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", PAIRS)
-def test_many_random_lives_equal_torchs_or_are_refused(name):
+def test_many_random_lives_equal_the_others_or_are_refused(name):
     refused = run(PAIRS[name], MANY if WHOLE else SOME)
-    what = f"random sequences of what a user does to an optimizer, beside PyTorch's: {name}"
+    other = "PyTorch's" if name in TORCHS else "a literal reference"
+    what = f"random sequences of what a user does to an optimizer, beside {other}: {name}"
     hold(
         f"random lives: {name}", what, {"lives": MANY, "refusals in them": refused}, "equal or refused", part=not WHOLE
     )
