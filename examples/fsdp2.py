@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 examples/fsdp2.py [adam_mini | lomo] [FOLDER]       again, perhaps with 3: it continues
 """
 
+import os
 import sys
 
 import torch
@@ -13,6 +14,8 @@ from lowmem.models import llama
 from lowmem.optim import AdamMini, Lomo
 from lowmem.training import sharded_checkpoint
 
+if "RANK" not in os.environ:
+    sys.exit(__doc__)
 dist.init_process_group("gloo")  # "nccl" on GPUs
 name = sys.argv[1] if len(sys.argv) > 1 else "adam_mini"
 folder = sys.argv[2] if len(sys.argv) > 2 else None

@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 examples/zero1.py
 """
 
+import os
+import sys
 import time
 
 import torch
@@ -12,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lowmem.models import gpt2
 from lowmem.optim import AdamMini, Zero1
 
+if "RANK" not in os.environ:
+    sys.exit(__doc__)
 dist.init_process_group("gloo")  # "nccl" on GPUs
 torch.manual_seed(0)
 model = gpt2.build(n_layer=2, n_head=2, n_embd=32, vocab_size=16, block_size=16)

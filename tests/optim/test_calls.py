@@ -147,3 +147,13 @@ def test_names_in_some_groups_alone_are_refused_as_torch_does(named_first):
     for cls in (torch.optim.AdamW, optim.AdamW):
         with pytest.raises(ValueError, match=r"with/without names|some have none"):
             cls(groups if named_first else groups[::-1])
+
+
+def test_a_group_added_to_the_official_signature_is_decayed_by_the_same_rule():
+    model, added = nn.Linear(4, 4), nn.Linear(4, 4)
+    optimizer = Adam_mini(model.named_parameters(), weight_decay=0.1, dim=4, n_heads=2, verbose=False)
+    optimizer.add_param_group({"params": added.named_parameters(), "lr": 0.5})
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.1, 0.0]
+    assert [group["lr"] for group in optimizer.param_groups[2:]] == [0.5, 0.5]
+    optimizer.add_param_group({"params": [("more.bias", nn.Parameter(torch.zeros(2)))], "weight_decay": 0.3})
+    assert optimizer.param_groups[-1]["weight_decay"] == 0.3  # as it was asked for

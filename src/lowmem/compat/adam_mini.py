@@ -124,9 +124,17 @@ class Adam_mini(AdamMini):
         super().update(work, factor)
 
     def add_param_group(self, group: dict) -> None:
-        """As in torch; names of the new parameters are looked at before the next step."""
+        """As in torch; names of the new parameters are looked at before the next step. Without a weight_decay in it, those
+        named in {"params": [(name, parameter), ...]} are decayed by the same rule as the first ones, each in its own group."""
         self._placed = False
-        super().add_param_group(group)
+        params = group["params"]
+        if not isinstance(params, nn.Parameter | set):
+            group = {**group, "params": (params := list(params))}
+        if "weight_decay" in group or not all(isinstance(one, tuple) for one in params):
+            super().add_param_group(group)
+            return
+        for name, p in params:
+            super().add_param_group({**group, **self._group(name, p, self.defaults["weight_decay"])})
 
     def save(self) -> dict:
         """See AdamMini; official checkpoints hold other keys and do not load."""
