@@ -158,3 +158,19 @@ def test_a_time_taken_on_a_busy_machine_decides_nothing():
     assert verdict(claim(), quiet, "overnight")[0] == "reproduced"
     found, why = verdict(claim(), {**quiet, "busy": "Other programs competed"}, "overnight")
     assert found == "inconclusive" and "decides nothing" in why
+
+
+@pytest.mark.parametrize(
+    "reason, found",
+    [
+        ("diverged (at step 12): a/seed0", "inconclusive"),
+        ("out of memory", "inconclusive"),
+        ("AdamW: diverged (at step 12)", "inconclusive"),
+        ("AdamW: not run: failed (it diverged)", "not_run"),
+        ("every rate diverged: diverged: a/seed0", "inconclusive"),
+        ("not run: failed (cannot read histories_diverged.npz)", "not_run"),
+        ("not run: failed (x); diverged: a/seed0", "not_run"),
+    ],
+)
+def test_what_a_failed_run_said_is_no_result(reason, found):
+    assert verdict(claim(), {"value": None, "reason": reason}, "overnight")[0] == found

@@ -94,8 +94,9 @@ def add_rows(
         chosen = " (best)" if rate == best else ""
         loss = text(mean(rates[rate], MEASURE), digits=4)
         shown.rows.append([NAMES[name], f"{rate:g}{chosen}", loss, text(entry, True), ""])
-    reason = unfinished(run for runs in rates.values() for run in runs) or "not run: no record"
-    shown.values[f"gap.{name}"] = gaps[best] if best else missing(reason, "subject" if "diverged" in reason else None)
+    runs = [run for group in rates.values() for run in group]
+    reason = unfinished(runs) or "not run: no record"
+    shown.values[f"gap.{name}"] = gaps[best] if best else missing(reason, "subject" if any(map(lost, runs)) else None)
     against = difference(by_mean, rates[best], MEASURE) if best else missing(reason)
     shown.values[f"mean.{name}"] = against
     shown.values[f"gap.percent.{name}"] = (

@@ -10,7 +10,7 @@ from lowmem.analysis.stats import estimate, paired
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import scale
-from lowmem.reporting.numbers.losses import mean, over, ratio, smallest
+from lowmem.reporting.numbers.losses import lost, mean, over, ratio, smallest
 from lowmem.reporting.numbers.premises import behind, leads_at
 from lowmem.reporting.numbers.rate_grids import RateGrid, choice, lead, tuned
 from lowmem.reporting.panels.losses import by_rate, faint, loss_curves, mean_of, tokens_label
@@ -173,7 +173,7 @@ def spread(shown: ExhibitResult, settings: dict[str, list[list[Run]]]) -> None:
         reason = unfinished(runs)
         if reason:
             side = {"adam_mini": "subject", "adamw": "baseline"}[optimizer]
-            gone = gone or missing(reason, side if "diverged" in reason else None)
+            gone = gone or missing(reason, side if any(map(lost, runs)) else None)
             shown.values[f"spread.{optimizer}"] = missing(reason)
             continue
         seeds = {run.seed for run in runs}

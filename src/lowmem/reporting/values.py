@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:  # claims and tables read entries without NumPy
@@ -45,6 +46,12 @@ def estimated(e: Estimate, unit: str | None = "nat", by_seed: dict[int, float] |
 def missing(reason: str, failed: str | None = None) -> Value:
     """No number. failed: "subject" or "baseline", when a run of that side alone diverged."""
     return {"value": None, "reason": reason, **({"failed": failed} if failed else {})}
+
+
+def is_result(reason: str) -> bool:
+    """Whether a reason for no number is a result itself: diverged, out of memory. These words open it, perhaps after a name;
+    in the message of a failed run, "not run: failed (...)", they mean nothing."""
+    return re.match("(?!not run)([^:()]*: )?(every rate )?(diverged|out of memory)", reason) is not None
 
 
 def value_or_reason(value: float | None, unit: str, reason: str | None) -> Value:

@@ -12,6 +12,8 @@ one size is outside, and that is tested with Holm's correction: of many sizes on
 
 import math
 
+from lowmem.reporting.values import is_result
+
 WORDS = {
     "reproduced": "reproduced",
     "direction_only": "right sign, other size",
@@ -67,7 +69,7 @@ def absent(value: dict, decides: bool) -> tuple[str, str]:
     why = value.get("reason") or "not run: no record"
     if value.get("failed") == "subject":
         return "contradicted" if decides else "opposite_here", f"{why}, while the baseline finished"
-    if value.get("failed") or "diverged" in why or "out of memory" in why:
+    if value.get("failed") or is_result(why):
         return "inconclusive", why
     return "not_run", why
 

@@ -9,6 +9,7 @@ from lowmem.reporting.numbers.losses import losses
 from lowmem.reporting.numbers.pairs import Pair
 from lowmem.reporting.numbers.rate_grids import RateGrid
 from lowmem.reporting.runs import Run
+from lowmem.reporting.values import is_result
 
 TEXTS = {  # nat per symbol of tables counted on all of the training text (benchmarks/ngram_entropies.py)
     ("sotu", "byte"): {"bigram table": 2.516, "trigram table": 2.095},
@@ -223,7 +224,7 @@ def side_by_side(axes, rows: list[tuple[str, dict, str]], unit: str, seeds: list
         )
     for place, (_, entry, colour) in enumerate(rows):
         if entry["value"] is None:
-            reason = "diverged" if "diverged" in entry["reason"] else "not run"
+            reason = "diverged" if is_result(entry["reason"]) else "not run"
             axes.annotate(
                 reason, (0.5, place), xycoords=("axes fraction", "data"), ha="center", va="center", fontsize=8
             )
