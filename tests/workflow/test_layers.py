@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import io
+import re
 import tokenize
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def test_the_table_names_every_package_after_those_that_it_may_import():
         above.add(package)
 
 
+def test_contributing_lists_the_packages_in_this_order_and_tests_mirror_them():
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("| package |")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)/`", line.split("|")[1]) for line in table.splitlines()[2:]]
+    above = set(GROUND)
+    for row in rows:
+        for package in row:
+            assert MAY_IMPORT.get(package, set()) - {"lowmem"} <= above, package
+        above |= set(row)
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert above - GROUND | {"files", "provenance"} == folders
+    tests = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders - tests == {"integrations"} and tests >= {"frameworks", "titan"}
+
+
 def cycle(arrows: set[tuple[str, str]]) -> list[str]:
     """Modules that import each other in a ring, the first one once more at the end; empty without a ring."""
     order = graphlib.TopologicalSorter()
@@ -142,4 +157,7 @@ def test_lines_of_code_are_counted_without_empty_ones_comments_and_docstrings():
 def test_files_stay_short():
     folders = ("src", "tests", "benchmarks", "examples", "docs", "data")
     counts = {path: code_lines(path.read_text(encoding="utf-8")) for f in folders for path in (ROOT / f).rglob("*.py")}
+    for path in PACKAGE.rglob("*.c"):
+        bare = re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        counts[path] = sum(bool(line.strip()) for line in bare.splitlines())
     assert {str(path.relative_to(ROOT)): n for path, n in counts.items() if n > LINES} == {}
