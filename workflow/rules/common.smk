@@ -70,11 +70,16 @@ def prepare_arguments(wildcards):
     return planning.prepare_arguments(DATASETS[f"data/prepared/{wildcards.prepared}"])
 
 
+def jobs_of(header):
+    """What the jobs of an exhibit's experiments leave."""
+    return [job["done"] for job in JOBS.values() if job["experiment"] in planning.shown_by(header, TIER)]
+
+
 def exhibit_inputs(wildcards):
     """Finished jobs of the exhibit's experiments, and the files that draw it."""
     header = EXHIBITS[wildcards.id]
     return {
-        "jobs": [job["done"] for job in JOBS.values() if job["experiment"] in planning.shown_by(header, TIER)],
+        "jobs": jobs_of(header),
         "code": planning.code_files("reporting/exhibit.py", f"exhibits/{wildcards.id}.py"),
         "published": planning.published_files(header),
         "archived": planning.archived_files(ROOT, header),
