@@ -123,3 +123,26 @@ def test_what_cannot_be_read_is_one_line(arguments, error, message):
 def test_a_page_without_tables_is_refused(served):
     with pytest.raises(Failed, match="no table or figure on this page"):
         published_check.check(ROOT, "lomo", served("<html><body>Please log in.</body></html>"))
+
+
+def test_where_optimizers_are_columns_a_cell_is_looked_for_under_its_own(served):
+    def table(adamw: str, mini: str) -> str:
+        head = "<tr><th>Model</th><th>AdamW</th><th>Adam-mini</th></tr>"
+        return (
+            "<figure><figcaption>Table 1: Memory.</figcaption><table>"
+            f"{head}<tr><td>Llama2-7B</td><td>{adamw}</td><td>{mini}</td></tr></table></figure>"
+        )
+
+    def found(text):
+        rows = published_check.check(ROOT, "adam_mini", served(text))
+        wanted = [("7B, AdamW, state_memory = 53.92", "7B, v1.0"), ("7B, Adam-mini, state_memory = 26.96", "7B, v1.0")]
+        return [next(v for v, what, _ in rows if name in what and old not in what) for name, old in wanted]
+
+    assert found(table("53.92GB", "26.96 GB")) == ["confirmed", "confirmed"]
+    assert found(table("26.96", "53.92")) == ["other", "other"]
+
+
+def test_adalomos_tables_are_looked_for_by_their_number(served):
+    text = "<figure><figcaption>Table 2: Tests.</figcaption><table><tr><td>LoRA</td><td>99.9</td></tr></table></figure>33.5"
+    rows = published_check.check(ROOT, "adalomo", served(text))
+    assert next(v for v, what, _ in rows if "7B, LoRA, MMLU" in what) == "other"

@@ -9,7 +9,7 @@ import yaml
 from synthetic import ROOT, checkout, write_state_memory
 
 import lowmem
-from lowmem.files import read_json
+from lowmem.files import read_json, read_yaml
 from lowmem.pipeline import config_docs
 from lowmem.reporting import claims, exhibit, report
 
@@ -98,3 +98,18 @@ def test_each_claim_is_an_entity_with_its_verdict(crate):
         values = {one["name"]: one["value"] for one in named}
         assert values["verdict"] == row["verdict"] and entity["text"] == row["statement"]
         assert ("appearance" in entity) == (row["paper"] != "extra")
+
+
+def empty_keys(value, place: str = "") -> list[str]:
+    """Places of keys without a value, as a comma in an unquoted text leaves them."""
+    if isinstance(value, dict):
+        return [f"{place}/{key}" for key, one in value.items() if one is None] + [
+            found for key, one in value.items() for found in empty_keys(one, f"{place}/{key}")
+        ]
+    return [found for one in value for found in empty_keys(one, place)] if isinstance(value, list) else []
+
+
+def test_no_schema_has_a_text_that_is_cut_at_a_comma():
+    schemas = sorted((ROOT / "workflow/schemas").glob("*.yaml"))
+    assert schemas and empty_keys({"a": [{"b": None}]}) == ["/a/b"]
+    assert {path.name: empty_keys(read_yaml(path)) for path in schemas if empty_keys(read_yaml(path))} == {}

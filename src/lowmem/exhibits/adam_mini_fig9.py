@@ -84,8 +84,9 @@ def fits_of(sizes: list[Pair]) -> dict[str, dict[int, tuple]]:
 def slopes(sizes: list[Pair]) -> dict[str, dict]:
     """{value: entry} of slope.adamw, slope.adam_mini and slope.difference; fits need every size."""
     gone = [size.gap() for size in sizes if not size.complete]
-    if gone or len(sizes) < 2:
-        reason = "; ".join(dict.fromkeys(entry["reason"] for entry in gone)) or "not run: a fit needs two sizes"
+    if gone or len(sizes) < ENOUGH:
+        few = f"not run: {len(sizes)} of the {ENOUGH} sizes that a law needs"
+        reason = "; ".join(dict.fromkeys(entry["reason"] for entry in gone)) or few
         return dict.fromkeys(("slope.adamw", "slope.adam_mini", "slope.difference"), missing(reason))
     fits = fits_of(sizes)
     found = {f"slope.{o}": estimated(estimate([one[0] for one in by.values()]), "in slope") for o, by in fits.items()}

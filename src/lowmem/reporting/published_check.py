@@ -24,8 +24,8 @@ PAGES = {
 }
 TIMEOUT = 60  # seconds without an answer
 LARGEST = 64 << 20  # bytes of a page
-NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w])")
-LABEL = re.compile(r"^\s*(Table|Figure|Fig\.)\s*(\d+)\b")
+NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?(?=(?:[GMT]i?B|ms|[hsx])?(?!\w))")
+LABEL = re.compile(r"(Table|Figure|Fig\.)\s*(\d+)\b")
 
 
 @dataclass
@@ -62,7 +62,7 @@ def one(item: dict, value: dict, floats: dict[str, Float], text: str) -> tuple[s
     """(verdict, what, detail) of one value."""
     place = [str(part) for part in (value.get("at") or {}).values()]
     what = f"{item['label']}: {', '.join([*place, value['what']])} = {value['value']}"
-    wanted, label = listed(value["value"]), LABEL.match(item["label"])
+    wanted, label = listed(value["value"]), LABEL.search(item["label"])  # "AdaLomo, Table 2"
     if not label:
         return in_text(what, wanted, text)
     key = f"{label[1].replace('Fig.', 'Figure')} {label[2]}"
@@ -71,14 +71,26 @@ def one(item: dict, value: dict, floats: dict[str, Float], text: str) -> tuple[s
         return verdict, what, f"no {key} on the page; {detail}"
     shown = floats[key]
     rows = [cells for cells in shown.rows if place and any(same(part, cell) for part in place for cell in cells)]
-    best = max(rows, key=lambda cells: sum(any(same(part, cell) for cell in cells) for part in place), default=None)
-    numbers = numbers_in(" ".join(best)) if best else numbers_in(shown.words)
+    best = max(rows, key=lambda cells: fit(place, cells), default=None)
+    cell = column(place, shown.rows[0], best) if best else None
+    numbers = numbers_in((cell or " ".join(best)) if best else shown.words)
     if all(number in numbers for number in wanted):
-        return "confirmed", what, f"in {key}, {'its row' if best else 'somewhere'}"
+        return "confirmed", what, f"in {key}, {'its cell' if cell else 'its row' if best else 'somewhere'}"
     if best and numbers:
         elsewhere = all(number in numbers_in(shown.words) for number in wanted)
         return "other", what, f"{key} has {' '.join(best)[:120]!r}{', and this in another row' if elsewhere else ''}"
     return "not found", what, f"{key} does not have it"
+
+
+def fit(place: list[str], cells: list[str]) -> tuple[int, bool]:
+    """How many parts of a place a row names; of equal ones a row with numbers counts, so that no header wins."""
+    return sum(any(same(part, cell) for cell in cells) for part in place), bool(numbers_in(" ".join(cells[1:])))
+
+
+def column(place: list[str], header: list[str], row: list[str]) -> str | None:
+    """The cell of a row under the column that a place names; None where the header names none, or has other columns."""
+    under = [i for i, name in enumerate(header) if i and any(same(part, name) for part in place)]
+    return row[under[0]] if len(under) == 1 and len(row) == len(header) and row is not header else None
 
 
 def in_text(what: str, wanted: list, text: str) -> tuple[str, str, str]:
@@ -117,7 +129,7 @@ def read(page: str) -> tuple[dict[str, Float], str]:
     reader.close()
     found: dict[str, Float] = {}
     for shown in reader.floats:
-        label = LABEL.match(shown.caption)
+        label = LABEL.match(shown.caption.strip())
         if label:
             found.setdefault(f"{label[1].replace('Fig.', 'Figure')} {label[2]}", shown)
     return found, " ".join(reader.text)
