@@ -4,6 +4,7 @@ Nothing on the page is fetched: pictures are inline svg, numbers are data links,
 configuration is escaped by the template.
 """
 
+import collections
 import functools
 import re
 import sys
@@ -195,7 +196,7 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
         glance=report_summary.glance(headers, rows, PAPERS, tier),
         standing=standing,
         trained=report_evidence.trained(root, tier, runs),
-        elsewhere=report_evidence.elsewhere(root, tier),
+        elsewhere=report_evidence.elsewhere(root, tier, rows),
         others=report_evidence.others(root),
         topics=report_summary.TOPICS,
         topic_of=topic_of,
@@ -225,7 +226,9 @@ def summary(rows: list[dict], runs: list[dict], tier: str) -> list[str]:
     """Three sentences: what came out, by paper and what failed, and how far it can be trusted."""
     count = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS}
     outcome = ", ".join(f"{n} {WORDS[verdict]}" for verdict, n in count.items() if n)
-    first = f"Of {len(rows)} claims, checked at tier {tier}: {outcome}."
+    lent = collections.Counter(row["tier"] for row in rows if row["tier"] != tier)
+    taken = "".join(f" ({count} of them by runs of tier {name}, which it takes over)" for name, count in lent.items())
+    first = f"Of {len(rows)} claims, checked at tier {tier}{taken}: {outcome}."
     parts = []
     for key, paper in PAPERS.items():
         own = [row for row in rows if row["paper"] == key]

@@ -95,15 +95,20 @@ def standing(rows: list[dict], topics: dict[str, str], topic_of, sizes: str = ""
     ]
 
 
-def elsewhere(root: Path, tier: str) -> dict[str, list[dict]]:
-    """{claim: its rows at the other tiers that have a report, made here or else the committed one}."""
+def elsewhere(root: Path, tier: str, rows: list[dict]) -> dict[str, list[dict]]:
+    """{claim: its rows at the other tiers that have a report, made here or else the committed one}.
+
+    A row that rests on the same tier's runs as this page's is no second result, and is left out.
+    """
     found: dict[str, list[dict]] = {}
+    own = {row["id"]: row["tier"] for row in rows}
     for other in TIERS:
         path = root / "reports" / other / "claims.json"
         path = path if path.is_file() else root / COMMITTED / other / "claims.json"
         if other != tier and path.is_file():
             for row in read_json(path):
-                found.setdefault(row["id"], []).append(row)
+                if row["tier"] != own.get(row["id"]):
+                    found.setdefault(row["id"], []).append(row)
     return found
 
 
