@@ -106,19 +106,45 @@ def test_without_memory_of_squares_a_huge_gradient_is_soon_forgotten(way, monkey
     torch.testing.assert_close(last - third, torch.full_like(third, -1e-3), atol=tolerance, rtol=0)
 
 
-def test_the_second_moment_stops_where_the_twins_does_and_in_fp32_sums_not_above(monkeypatch):
-    gradients = [torch.full((16, 8), 1.0), torch.full((16, 8), 3e19), torch.full((16, 8), 2e19)]
+@pytest.mark.parametrize("size", [3e19, 1e24, 3e38])
+@pytest.mark.parametrize("way", ["C", "stages", "compiled"])
+def test_a_huge_finite_gradient_moves_weights_as_in_the_twin(way, size, monkeypatch):
+    """A single one, whose square is infinite in fp32: its block moves as far as in double precision, and no further."""
+    odd = torch.full((16, 8), 1.0)
+    odd[2, 0] = -size
+    gradients = [torch.full((16, 8), 1.0), odd, *[torch.full((16, 8), 2.0)] * 3]
     twin = twins.AdamMini([twins.every((16, 8))], 1e-3, (0.9, 0.95), 1e-8, 0.0)
-    weights = np.zeros((16, 8))
+    torch.manual_seed(0)
+    layer, weights = nn.Linear(8, 16, bias=False), None
+    if way != "C":
+        without_kernel(monkeypatch)
+    optimizer = AdamMini(
+        [("weight", layer.weight)],
+        lr=1e-3,
+        betas=(0.9, 0.95),
+        overrides={"weight": "tensor"},
+        compile=way == "compiled",
+    )
+    weights = layer.weight.detach().double().numpy()
     for gradient in gradients:
+        layer.weight.grad = gradient.clone()
+        optimizer.step()
         weights = twin.step(weights, gradient.double().numpy())
-    found = {}
-    for way in ("C", "stages", "flat"):
-        with monkeypatch.context() as patch:
-            optimizer, _ = adam_mini(way, gradients, patch)
-        found[way] = optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg_sq"].item()
-    assert found["C"] == pytest.approx(twin.v[0])
-    assert found["stages"] == found["flat"] == pytest.approx(twin.v[0] / 128)
+        np.testing.assert_allclose(layer.weight.detach().numpy(), weights, atol=1e-6)
+    assert optimizer.state[layer.weight]["exp_avg_sq"].item() == pytest.approx(twin.v[0])
+
+
+@pytest.mark.parametrize("way", ["C", "stages"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_an_infinite_gradient_stays_loud(way, dtype, monkeypatch):
+    if way != "C":
+        without_kernel(monkeypatch)
+    weight = nn.Parameter(torch.zeros(64, 64))
+    optimizer = AdamMini([("weight", weight)], lr=1e-3, state_dtype=dtype, overrides={"weight": "tensor"})
+    weight.grad = torch.ones(64, 64)
+    weight.grad[3, 3] = torch.inf
+    optimizer.step()
+    assert not weight.isfinite().all()
 
 
 @pytest.mark.parametrize("way", WAYS)

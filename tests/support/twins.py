@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+LARGEST = 1.8e19  # whose square fp32 holds, nearly
+
 
 def every(shape):
     """All index tuples of a shape; the empty tuple for a scalar."""
@@ -42,9 +44,9 @@ class AdamMini:
         self.lr, self.betas, self.eps, self.weight_decay, self.t = lr, betas, eps, weight_decay, 0
 
     def statistic(self, squares):
-        largest = 1.8e19**2  # what fp32 holds, nearly
+        largest = LARGEST**2
         if self.reduce == "mean":
-            return min(sum(squares) / len(squares), largest)
+            return min(sum(squares), largest) / len(squares)
         if self.reduce == "l1":
             return min(sum(squares), largest)
         if self.reduce == "l2":
@@ -63,7 +65,7 @@ class AdamMini:
             self.v[b] = beta2 * self.v[b] + (1 - beta2) * self.statistic([g[i] ** 2 for i in block])
             v_hat = self.v[b] / (1 - beta2**self.t)
             for i in block:
-                self.m[i] = beta1 * self.m[i] + (1 - beta1) * g[i]
+                self.m[i] = beta1 * self.m[i] + (1 - beta1) * min(max(g[i], -LARGEST), LARGEST)
                 new[i] -= self.lr * (self.m[i] / (1 - beta1**self.t)) / (math.sqrt(v_hat) + self.eps)
         return new
 

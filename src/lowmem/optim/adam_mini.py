@@ -15,8 +15,9 @@ Official code: the package adam-mini 1.1.1. Different on purpose:
 - Blocks come from modules (lowmem.partition), not from substrings of parameter names; position tables are cut by
   position, where the official GPT-2 script makes one block of the table.
 - Decay acts on every parameter unless no_decay says otherwise; the official code never decays names with norm, ln, bias.
-- The sum of a block's squared gradients (in C, which sums in double: the mean) stops at 3.2e38, as an infinite v would
-  freeze the block for good.
+- The sum of a block's squared gradients stops at 3.2e38, as an infinite v would freeze the block for good; and in m a
+  finite gradient counts as at most the root of that, 1.8e19, as it would else outweigh v. (Not on a GPU without Triton,
+  where looking would cost a third of the step.)
 - Block scalars are always fp32; the first moment takes the parameter's dtype, or state_dtype.
 """
 
@@ -30,6 +31,7 @@ from lowmem.optim.core.hyperparameters import Common, one_of
 from lowmem.optim.core.rule import Stage, TensorView, adam_scalars, per_block, shrink
 from lowmem.optim.core.rule_optimizer import RuleOptimizer
 
+LARGE = 1e18  # gradients, or second moments, from which on it pays to look for gradients whose square is infinite
 REDUCTIONS = ("mean", "max", "min", "l1", "l2")
 
 
@@ -56,12 +58,24 @@ def block_rate(w: TensorView, sums: list[torch.Tensor]) -> list[torch.Tensor]:
     return [h["step_size"] / (v.sqrt() * h["inv_sqrt_bias_correction2"] + h["eps"])]
 
 
+def within(w: TensorView) -> torch.Tensor:
+    """What gradients count as in m: finite ones at most LARGEST."""
+    if not torch.compiler.is_compiling():
+        if not w.grad.is_cpu:
+            return w.grad
+        size = w.state["exp_avg_sq"] if w.hyper["reduce"] == "mean" else w.grad  # the mean's v has seen large ones
+        if not torch.linalg.vector_norm(size, torch.inf) > LARGE:
+            return w.grad
+    largest = LARGEST[w.grad.dtype]
+    return torch.where(w.grad.isinf(), w.grad, w.grad.clamp(-largest, largest))
+
+
 def update(w: TensorView, totals: dict) -> None:
     """m per coordinate, then Adam's step with the block's rate (Algorithm 1; eps outside the root)."""
     h, m = w.hyper, w.state["exp_avg"]
     (rate,) = totals["block_rate"]
     shrink(w.param, h["decay_factor"])
-    m.lerp_(w.grad, h["one_minus_beta1"])
+    m.lerp_(within(w), h["one_minus_beta1"])
     w.param.addcmul_(m, rate, value=-1)
 
 

@@ -10,13 +10,14 @@
  * one by one (-ffp-contract=off). Variants differ only in which memory they ask for when, so all give the same bits, and
  * the one that is fastest on a processor is found by timing (kernel_build.py).
  */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 
 typedef struct {
     float decay_factor, step_size, beta1, beta2, eps, inv_sqrt_bias_correction2;
     float one_minus_beta1, one_minus_beta2;  /* 1 - beta, rounded once: in fp32 1 - 0.999f is off by 1e-5 */
-    float largest;  /* mean square of a block: v must not become infinite for good; infinity: as it comes */
+    float largest;  /* sum of squares in a block: v must not become infinite for good; infinity: as it comes */
 } Scalars;
 
 typedef struct {
@@ -57,6 +58,12 @@ INLINE void add_squares(double *restrict lanes, const float *restrict g, int64_t
     for (int j = 0; i < n; i++, j++) lanes[j] += (double)g[i] * g[i];
 }
 
+/* what a gradient counts as in m: where it is finite, no more than the root of what a sum of squares may be */
+INLINE float within(float x, float most) {
+    float size = fabsf(x);
+    return size > most && size <= FLT_MAX ? copysignf(most, x) : x;
+}
+
 INLINE double total(const double *lanes) {
     double a[LANES / 2], b[LANES / 4];
     for (int j = 0; j < LANES / 2; j++) a[j] = lanes[j] + lanes[j + LANES / 2];
@@ -65,19 +72,19 @@ INLINE double total(const double *lanes) {
 }
 
 /* m and p of n elements that lie at `at` */
-INLINE void move(const Segment *s, int64_t at, int64_t n, float b1, float keep, float rate) {
+INLINE void move(const Segment *s, int64_t at, int64_t n, float b1, float keep, float most, float rate) {
     float *restrict p = s->p + at, *restrict m = s->m + at;
     const float *restrict g = s->g + at;
     for (int64_t i = 0; i < n; i++) {
-        float mi = m[i] + b1 * (g[i] - m[i]);
+        float mi = m[i] + b1 * (within(g[i], most) - m[i]);
         m[i] = mi;
         p[i] = p[i] * keep - rate * mi;
     }
 }
 
 static float rate_of(const Segment *s, int64_t b, double sum) {
+    if (sum > s->h->largest) sum = s->h->largest;  /* NaN stays */
     double mean = sum / ((double)s->outer * s->run);
-    if (mean > s->h->largest) mean = s->h->largest;  /* NaN stays */
     s->v[b] = s->h->beta2 * s->v[b] + s->h->one_minus_beta2 * (float)mean;
     return s->h->step_size / (sqrtf(s->v[b]) * s->h->inv_sqrt_bias_correction2 + s->h->eps);
 }
@@ -87,7 +94,7 @@ static float rate_of(const Segment *s, int64_t b, double sum) {
 INLINE void sweep(const int variant, const Segment *s, int64_t first, int64_t count) {
     const int ways = variant == TWO_AT_ONCE ? 2 : 1;
     const int64_t n = s->run;
-    const float b1 = s->h->one_minus_beta1, keep = s->h->decay_factor;
+    const float b1 = s->h->one_minus_beta1, keep = s->h->decay_factor, most = sqrtf(s->h->largest);
     double sum[2];
     for (int w = 0; w < ways; w++) {
         double lanes[LANES] = {0};
@@ -107,11 +114,11 @@ INLINE void sweep(const int variant, const Segment *s, int64_t first, int64_t co
             for (int w = 0; w < ways; w++) {
                 int64_t here = at[w] + i;
                 ask(variant, s->p + here), ask(variant, s->m + here), ask(variant, s->g + here + next);
-                move(s, here, STRIP, b1, keep, rate[w]);
+                move(s, here, STRIP, b1, keep, most, rate[w]);
                 add_squares(lanes[w], s->g + here + next, STRIP);
             }
         for (int w = 0; w < ways; w++) {
-            move(s, at[w] + i, n - i, b1, keep, rate[w]);
+            move(s, at[w] + i, n - i, b1, keep, most, rate[w]);
             add_squares(lanes[w], s->g + at[w] + i + next, n - i);
             sum[w] = total(lanes[w]);
         }
@@ -124,7 +131,7 @@ INLINE void adamw(const int variant, const Segment *s, int64_t first, int64_t co
     /* copies: s may alias what is written */
     const float b1 = s->h->one_minus_beta1, beta2 = s->h->beta2, b2 = s->h->one_minus_beta2;
     const float keep = s->h->decay_factor, size = s->h->step_size, root = s->h->inv_sqrt_bias_correction2, eps = s->h->eps;
-    const float most = b2 * s->h->largest;
+    const float most = sqrtf(s->h->largest), most_square = b2 * s->h->largest;
     for (int64_t i = 0; i < count; i += STRIP)
         for (int w = 0; w < ways; w++) {
             int64_t at = first + w * count + i, n = i + STRIP <= count ? STRIP : count - i;
@@ -132,8 +139,8 @@ INLINE void adamw(const int variant, const Segment *s, int64_t first, int64_t co
             const float *restrict g = s->g + at;
             ask(variant, p), ask(variant, m), ask(variant, v), ask(variant, g);
             for (int64_t j = 0; j < n; j++) {
-                float x = g[j], mj = m[j] + b1 * (x - m[j]), square = b2 * x * x;
-                float vj = beta2 * v[j] + (square > most ? most : square);
+                float x = g[j], mj = m[j] + b1 * (within(x, most) - m[j]), square = b2 * x * x;
+                float vj = beta2 * v[j] + (square > most_square ? most_square : square);
                 m[j] = mj;
                 v[j] = vj;
                 p[j] = p[j] * keep - size * mj / (sqrtf(vj) * root + eps);
@@ -177,7 +184,7 @@ INLINE void contiguous(const int variant, const Segment *s, int64_t begin, int64
 
 /* one element per row (transposed linear weights): rows stay outermost */
 static void columns(const Segment *s, int64_t begin, int64_t end) {
-    const float b1 = s->h->one_minus_beta1, keep = s->h->decay_factor;
+    const float b1 = s->h->one_minus_beta1, keep = s->h->decay_factor, most = sqrtf(s->h->largest);
     for (int64_t b = begin; b < end; b += COLUMNS) {
         int64_t n = b + COLUMNS < end ? COLUMNS : end - b;
         double sums[COLUMNS] = {0};
@@ -191,7 +198,7 @@ static void columns(const Segment *s, int64_t begin, int64_t end) {
             float *restrict p = s->p + o * s->stride + b, *restrict m = s->m + o * s->stride + b;
             const float *restrict g = s->g + o * s->stride + b;
             for (int64_t i = 0; i < n; i++) {
-                float mi = m[i] + b1 * (g[i] - m[i]);
+                float mi = m[i] + b1 * (within(g[i], most) - m[i]);
                 m[i] = mi;
                 p[i] = p[i] * keep - rates[i] * mi;
             }
@@ -201,12 +208,12 @@ static void columns(const Segment *s, int64_t begin, int64_t end) {
 
 /* a run of elements per row */
 static void strided(const Segment *s, int64_t begin, int64_t end) {
-    const float b1 = s->h->one_minus_beta1, keep = s->h->decay_factor;
+    const float b1 = s->h->one_minus_beta1, keep = s->h->decay_factor, most = sqrtf(s->h->largest);
     for (int64_t b = begin; b < end; b++) {
         double lanes[LANES] = {0};
         for (int64_t o = 0; o < s->outer; o++) add_squares(lanes, s->g + o * s->stride + b * s->run, s->run);
         float rate = rate_of(s, b, total(lanes));
-        for (int64_t o = 0; o < s->outer; o++) move(s, o * s->stride + b * s->run, s->run, b1, keep, rate);
+        for (int64_t o = 0; o < s->outer; o++) move(s, o * s->stride + b * s->run, s->run, b1, keep, most, rate);
     }
 }
 

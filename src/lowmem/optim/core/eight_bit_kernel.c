@@ -200,12 +200,13 @@ INLINE float inverse_of(float *restrict scale, float *restrict m, uint32_t most,
 INLINE uint32_t move_with(const int from, const float *restrict rate, float same, const Coded *t, int64_t at, int64_t n,
                           float *restrict m, const float *restrict x, const float *restrict past, float inverse) {
     const float b1 = t->h->one_minus_beta1, keep = t->h->decay_factor, scale = t->scale[at / BLOCK];
+    const float bound = sqrtf(t->h->largest);
     const int8_t *restrict q = t->q + at;
     int8_t *restrict before = t->q + (past ? at - BLOCK : 0);
     float *restrict p = t->p + at;
     uint32_t most = 0;
     for (int64_t i = 0; i < n; i++) {
-        float mi = lerp(from, decoded(q[i], scale), x[i], b1);
+        float mi = lerp(from, decoded(q[i], scale), within(x[i], bound), b1);
         uint32_t size = size_bits(mi);
         most = size > most ? size : most;
         m[i] = mi;

@@ -32,6 +32,8 @@ COLUMNS = tl.constexpr(18)
 KEEP, STEP, BETA2, GAIN1, GAIN2, EPS, ROOT, FACTOR = (tl.constexpr(i) for i in range(8))  # of a group's numbers
 NUMBERS = tl.constexpr(8)
 LARGEST = tl.constexpr(flat_blocks.LARGEST[torch.float32] ** 2)  # of a sum of squares in a block
+BOUND = tl.constexpr(flat_blocks.LARGEST[torch.float32])  # of a finite gradient in m
+HIGHEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @triton.jit
@@ -106,6 +108,8 @@ def moving(count, numbers, SKIPS: tl.constexpr):
 @triton.jit
 def moved(w, m, x, rate, numbers):
     """(new p, new m) of one Adam step with this rate."""
+    beyond = (tl.abs(x) > BOUND) & (tl.abs(x) <= HIGHEST)
+    x = tl.where(beyond, tl.where(x < 0, -BOUND, BOUND), x)
     m = m + tl.load(numbers + GAIN1) * (x - m)
     return w * tl.load(numbers + KEEP) - rate * m, m
 
