@@ -18,7 +18,7 @@ from torch import nn
 from lowmem.blocks.adapters import claim_adapters
 from lowmem.blocks.attention_probe import first_head, fused_parts, is_described
 from lowmem.blocks.attention_variants import layout
-from lowmem.blocks.heads import head_counts, head_size, is_a, no_heads, own_size
+from lowmem.blocks.heads import apart, head_counts, head_size, is_a, no_heads, own_size
 from lowmem.blocks.layers import (
     CONTAINERS,
     CONVOLUTIONS,
@@ -122,7 +122,7 @@ def claim_attention(module: nn.Module, claim: Claim) -> None:
         return  # with a fused projection, only GPT-2's cross attention keeps a query apart
     rows = {out_features(projection_in(found[name])) for name in ("query", "key") if name in found}
     size, why = head_size(module, out_features(projection_in(found["query"])))
-    if size and "value" in found and (other := _other_heads(module, projection_in(found["query"]), size)):
+    if size and "value" in found and (other := _other_heads(module, found, size)):
         size, why = None, other
     for name, child in module._modules.items():
         kinds = {PROJECTIONS[word] for word in words(name) if word in PROJECTIONS}
@@ -149,14 +149,15 @@ def _has_axes_of_heads(layer: nn.Module) -> bool:
     return weight is not None and weight.ndim > 2 and not isinstance(layer, CONVOLUTIONS)
 
 
-def _other_heads(module: nn.Module, query: nn.Module, size: int) -> str:
-    """Why the rows of a separate query projection are not heads one after the other; empty where nothing says so."""
+def _other_heads(module: nn.Module, found: dict[str, nn.Module], size: int) -> str:
+    """Why the rows of separate queries or keys are not heads one after the other; empty where nothing says so."""
+    query, key = projection_in(found["query"]), projection_in(found["key"])
     rows, heads = out_features(query), out_features(query) // size
     taken = [getattr(projection_in(child), "in_features", 0) for child in module._modules.values() if child is not None]
     if heads > 1 and rows * heads in taken:
         return f"{rows} query rows of {type(module).__name__} seem to serve all of its {heads} heads"
-    if heads > 1 and first_head(module, query, size) is False:
-        return f"rows of one head of {type(module).__name__} do not lie together"
+    if any(out_features(layer) > size and first_head(module, layer, size) is False for layer in (query, key)):
+        return apart(module)
     return ""
 
 
@@ -191,8 +192,9 @@ def fused_role(module: nn.Module, layer: nn.Module) -> Role:
         return Role("fused", axis, parts=(("key", half, half // heads), ("value", half, half // heads)))
     if getattr(module, "multi_query", False) and not getattr(module, "new_decoder_architecture", False):
         kv_heads = 1  # Falcon, GPT-BigCode
-    if parts := _head_after_head(module, rows, heads) or fused_parts(module, layer):
-        return Role("fused", axis, parts=parts)
+    parts = _head_after_head(module, rows, heads) or fused_parts(module, layer)
+    if parts is not None:
+        return Role("fused", axis, parts=parts) if parts else Role("unknown", why=apart(module))
     size = own_size(module) or rows // (heads + 2 * kv_heads)
     if rows != (heads + 2 * kv_heads) * size or heads % kv_heads or isinstance(layer, CONVOLUTIONS):
         why = (

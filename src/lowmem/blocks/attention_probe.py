@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -32,14 +33,35 @@ class _Caught(Exception):
 
 
 def fused_parts(module: nn.Module, layer: nn.Module) -> tuple[Part, ...] | None:
-    """Parts of a fused projection in the order of its rows, as in Role; None where running the module does not tell."""
+    """Parts of a fused projection in the order of its rows, as in Role.
+
+    None where running the module does not tell, () where it tells that rows of one head do not lie together.
+    """
     heads, _ = head_counts(module)
+    fed = None if heads is None else _fed(module, layer, heads)
+    return None if fed is None else _parts(*fed)
+
+
+def key_value_parts(module: nn.Module, layer: nn.Module, heads: int, size: int) -> tuple[Part, ...] | None:
+    """The same of a projection of keys and values beside separate queries. heads: of the queries; size: rows of a head."""
+    fed = _fed(module, layer, heads)
+    if fed is None:
+        return None
+    kinds = [(bool(v.any()), tuple((v if v.any() else s).tolist())) for s, v in zip(fed[0].T, fed[1].T)]
+    runs = [(value, len(list(same))) for (value, _), same in itertools.groupby(kinds)]
+    if any(length != size for _, length in runs):
+        return ()
+    return tuple(("value" if value else "key", size, size) for value, _ in runs)
+
+
+def _fed(module: nn.Module, layer: nn.Module, heads: int) -> tuple[Tensor, Tensor] | None:
+    """(queries and keys, values), each (heads, rows): what feeds which head; None where a trial does not tell."""
     own = [*module.parameters(), *module.buffers()]
     plain = all(type(x) in (Tensor, nn.Parameter) for x in own)
-    if heads is None or not plain or is_described(module):
+    if not plain or is_described(module):
         return None
     if any(x.is_meta for x in own):
-        return _on_cpu(module, layer, own)
+        return _on_cpu(module, layer, own, heads)
     try:
         with on_trial(module), torch.inference_mode(False), torch.enable_grad():
             caught = _run(module, layer)
@@ -48,8 +70,8 @@ def fused_parts(module: nn.Module, layer: nn.Module) -> tuple[Part, ...] | None:
         return None
 
 
-def first_head(module: nn.Module, query: nn.Module, size: int) -> bool | None:
-    """Whether the first `size` rows of a separate query projection, and no others, feed the first channel of the output layer.
+def first_head(module: nn.Module, layer: nn.Module, size: int) -> bool | None:
+    """Whether the first `size` rows of separate queries or keys, and no others, feed the first channel of the output layer.
 
     None where running the module does not tell: other rows, not as many.
     """
@@ -58,8 +80,8 @@ def first_head(module: nn.Module, query: nn.Module, size: int) -> bool | None:
         return None
     try:
         with on_trial(module), torch.inference_mode(False), torch.enable_grad():
-            caught = _run(module, query)
-            if caught is None or isinstance(query, CONVOLUTIONS):
+            caught = _run(module, layer)
+            if caught is None or isinstance(layer, CONVOLUTIONS):
                 return None
             rows, out = caught
             (g,) = torch.autograd.grad(out[..., 0].sum(), rows)
@@ -74,8 +96,8 @@ def is_described(module: nn.Module) -> bool:
     return type(module).__module__.split(".")[0] in DESCRIBED
 
 
-def _on_cpu(module: nn.Module, layer: nn.Module, own: list[Tensor]) -> tuple[Part, ...] | None:
-    """fused_parts of a copy with random weights, for a module without any; None where it cannot be copied or is too large."""
+def _on_cpu(module: nn.Module, layer: nn.Module, own: list[Tensor], heads: int) -> tuple[Tensor, Tensor] | None:
+    """_fed of a copy with random weights, for a module without any; None where it cannot be copied or is too large."""
     if sum(x.numel() for x in own) > MOST_NUMBERS:
         return None
     name = next(name for name, child in module.named_modules() if child is layer)
@@ -89,7 +111,7 @@ def _on_cpu(module: nn.Module, layer: nn.Module, own: list[Tensor]) -> tuple[Par
             p.normal_(0, 0.1)
         for buffer in filled.buffers():
             buffer.zero_()
-    return fused_parts(filled, filled.get_submodule(name))
+    return _fed(filled, filled.get_submodule(name), heads)
 
 
 def _run(module: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -150,8 +172,8 @@ def _windows(module: nn.Module) -> list[int]:
     return sorted({count for count in counts if 1 < count <= MOST_POSITIONS})
 
 
-def _read(rows: Tensor, out: Tensor, heads: int) -> tuple[Part, ...] | None:
-    """Parts from gradients; rows (..., R) or (1, R, H, W), out (..., heads * size)."""
+def _read(rows: Tensor, out: Tensor, heads: int) -> tuple[Tensor, Tensor] | None:
+    """What feeds which head, from gradients; rows (..., R) or (1, R, H, W), out (..., heads * size)."""
     size = out.shape[-1] // heads
     if out.shape[-1] % heads or size < 2:
         return None
@@ -174,11 +196,11 @@ def _read(rows: Tensor, out: Tensor, heads: int) -> tuple[Part, ...] | None:
     score, value = torch.stack(scores), torch.stack(values)
     if not ((score.any(0) ^ value.any(0)).all() and score.any() and value.any()):
         return None
-    return _parts(score, value)
+    return score, value
 
 
 def _parts(score: Tensor, value: Tensor) -> tuple[Part, ...] | None:
-    """Runs of rows of one kind and one head; score and value (heads, rows): what feeds which."""
+    """Runs of rows of one kind and one head; score and value (heads, rows): what feeds which. () and None as in fused_parts."""
     shared = bool((score.sum(0) > 1).any())  # keys that several query heads share
     if shared and not score[:, score.sum(0) == 1].any(1).all():
         return None  # heads that are mixed with each other: no row is a query of one head alone
@@ -200,7 +222,7 @@ def _parts(score: Tensor, value: Tensor) -> tuple[Part, ...] | None:
             parts.append((kind, length, length))
             continue
         if total % 2 or length not in (total, total // 2):
-            return None
+            return ()
         for _ in range(length * 2 // total):  # query and key of one head lie side by side
             before = seen.get(heads, 0)
             parts.append(("key" if before else "query", total // 2, total // 2))

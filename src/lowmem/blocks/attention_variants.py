@@ -10,11 +10,13 @@ from collections.abc import Set
 
 from torch import nn
 
-from lowmem.blocks.heads import first, head_counts, head_size, is_a, own_size
+from lowmem.blocks.attention_probe import first_head, key_value_parts
+from lowmem.blocks.heads import apart, first, head_counts, head_size, is_a, own_size
 from lowmem.blocks.layers import Role, base_of, is_projection, out_features, projection_in
 
 # These classes hold the query and the gate of head 0, then of head 1, ...
 GATED_QUERIES = ("Qwen3NextAttention", "Qwen3_5Attention", "Qwen3_5MoeAttention", "Qwen4ExpTextAttention")
+QUERY_AND_REST = (("to_q", "to_kv"), ("q", "kv"), ("q_proj", "kv_proj"), ("wq", "wkv"))
 
 
 def layout(module: nn.Module) -> dict[str, Role]:
@@ -111,20 +113,27 @@ def disentangled(module: nn.Module, children: Set[str]) -> dict[str, Role]:
 
 
 def queries_beside_keys_and_values(module: nn.Module, children: Set[str]) -> dict[str, Role]:
-    """lucidrains: to_q (heads x size, width), and to_kv (2 x heads x size, width) with all keys, then all values."""
-    if not {"to_q", "to_kv"} <= children or "to_k" in children:
+    """Queries (heads x size, width), and keys and values in one projection, in the order that a trial shows.
+
+    Where it shows none, lucidrains' to_kv (2 x heads x size, width) has all keys, then all values; others are not known.
+    """
+    names = next((pair for pair in QUERY_AND_REST if children >= set(pair)), None)
+    if names is None or children & {"to_k", "k", "k_proj", "wk"}:
         return {}
-    queries, both = (projection_in(module._modules[name]) for name in ("to_q", "to_kv"))
+    queries, both = (projection_in(module._modules[name]) for name in names)
     if not (is_projection(queries) and is_projection(both)):
         return {}
     size, _ = head_size(module, out_features(queries))
     rows = out_features(both) // 2
     if not size or rows % size or out_features(both) % 2:
         return {}
-    return {
-        "to_q": Role("head", head_dim=size),
-        "to_kv": Role("fused", parts=(("key", rows, size), ("value", rows, size))),
-    }
+    parts = key_value_parts(module, both, out_features(queries) // size, size)
+    if parts == () or first_head(module, queries, size) is False:
+        return dict.fromkeys(names, Role("unknown", why=apart(module)))
+    if parts is None and names != QUERY_AND_REST[0]:
+        return {}
+    parts = parts or (("key", rows, size), ("value", rows, size))
+    return {names[0]: Role("head", head_dim=size), names[1]: Role("fused", parts=parts)}
 
 
 KINDS = (

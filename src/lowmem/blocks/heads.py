@@ -47,6 +47,11 @@ def no_heads(module: nn.Module) -> str:
     return f"{type(module).__name__} does not say its number of heads (give it an attribute n_head)"
 
 
+def apart(module: nn.Module) -> str:
+    """Why the rows of a projection are no heads one after the other, where a trial showed it."""
+    return f"rows of one head of {type(module).__name__} do not lie together"
+
+
 def first(module: nn.Module, names: tuple[str, ...]) -> int | None:
     """The first positive whole number under one of the names, in the module, else in its config."""
     for place in (module, getattr(module, "config", None)):
