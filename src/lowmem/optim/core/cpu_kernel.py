@@ -53,6 +53,8 @@ def in_c(optimizer, updates: list[Update]) -> list[Update]:
         alive.append(p)
         elements += lay.held
     if alive:
+        for update in rest:
+            optimizer.check_state(update)
         optimizer.step_kernel = f"C, {VARIANTS[kernel.blocks]}, {VARIANTS[kernel.elements]}"
         table = (ctypes.c_void_p * len(addresses))(*addresses)
         run(functools.partial(kernel.step, kernel.blocks, kernel.elements, table, len(addresses)), elements)
@@ -91,13 +93,14 @@ def seconds(lay) -> int:
 
 
 def is_plain(t: torch.Tensor, numel: int, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether C may process a tensor: this many elements, contiguous, and all of its storage allocated."""
+    """Whether C may process a tensor: this many elements, contiguous, as they are stored, and all of its storage allocated."""
     return (
         type(t) in TYPES
         and t.dtype is dtype
         and t.is_cpu
         and t.numel() == numel > 0
         and t.is_contiguous()
+        and not t.is_neg()  # a view whose numbers are read with the other sign
         and t.untyped_storage().nbytes() >= dtype.itemsize * (t.storage_offset() + numel)
     )
 

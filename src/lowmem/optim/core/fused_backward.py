@@ -96,6 +96,12 @@ class FusedBackward(Optimizer):
         super().__init__(inner.param_groups, inner.defaults)
         self._start()
 
+    def __copy__(self):
+        raise TypeError(
+            f"{type(self).__name__} lies in the gradients of its weights, which two cannot share; copy it with its model: "
+            "copy.deepcopy((model, optimizer))"
+        )
+
     def _start(self) -> None:
         """What is not saved: hooks, and what is known of this process's graphs."""
         self.current: Pass | None = None  # while a backward runs

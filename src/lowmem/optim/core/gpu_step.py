@@ -105,6 +105,7 @@ def _alike(p: Tensor, tensors: tuple, held: int, dtypes: tuple = FLOATS) -> bool
         and t.device == p.device
         and t.numel() == held
         and t.is_contiguous()
+        and not t.is_neg()
         and t.untyped_storage().nbytes() >= t.element_size() * (t.storage_offset() + held)
         for t in tensors
     )

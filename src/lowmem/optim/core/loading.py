@@ -44,7 +44,10 @@ def fitted(optimizer, saved: dict) -> tuple[list[dict], dict]:
     groups, state = [], {}
     merged = saved_settings(optimizer, saved["param_groups"], matches)
     for saved_group, live, members in zip(merged, optimizer.param_groups, matches):
-        group = _settings(optimizer, saved_group, live, _source([saved["state"].get(i, {}) for i, _, _ in members]))
+        entries = [saved["state"].get(i, {}) for i, _, _ in members]
+        if members and not any(entries):
+            _check_rule(optimizer, saved_group, live)
+        group = _settings(optimizer, saved_group, live, _source(entries))
         for source_group in {id(source_group): source_group for _, source_group, _ in members}.values():
             _check_blocks(optimizer, source_group, live)
         groups.append(group)
@@ -67,6 +70,20 @@ def check_form(saved: dict) -> None:
     ):
         raise ValueError(
             "'param_groups' of an optimizer's state is a list of dictionaries, each with a list of 'params'"
+        )
+
+
+def _check_rule(optimizer, theirs: dict, live: dict) -> None:
+    """ValueError for the settings of another rule, where no state says whose they are: an optimizer that keeps none, or made
+    no step."""
+    other = sorted(OF_ONE_RULE & theirs.keys() - live.keys())
+    plain = optimizer.defaults.keys() <= {"lr", "weight_decay", *STORAGE} and not any(
+        theirs[key] for key in other
+    )  # as SGD
+    if other and not plain:
+        raise ValueError(
+            f"the state holds nothing but settings, among them {', '.join(other)}, which {optimizer.known_as()} does not have; "
+            "it is that of another optimizer"
         )
 
 
@@ -95,6 +112,7 @@ def _settings(optimizer, theirs: dict, live: dict, source: str) -> dict:
     return group
 
 
+OF_ONE_RULE = {"momentum", "dampening", "nesterov", "betas", "rho", "alpha"}
 RULES = {"momentum", "dampening", "nesterov", "betas", "beta1", "beta", "alpha", "rho", "decoupled"}
 
 

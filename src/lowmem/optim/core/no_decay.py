@@ -31,7 +31,7 @@ def as_patterns(no_decay):
 
 
 def check_patterns(no_decay, names: list[str]) -> None:
-    """ValueError for a pattern of no_decay that picks none of the parameters, or all of several."""
+    """ValueError for a pattern of no_decay that picks none of the parameters, and for patterns that pick all of several."""
     if no_decay is None or callable(no_decay) or not names:
         return
     example = max(map(plain_name, names), key=lambda name: name.count("."))
@@ -47,6 +47,9 @@ def check_patterns(no_decay, names: list[str]) -> None:
             raise ValueError(f"no_decay: {pattern!r} matches no parameter; {hint}")
         if found == len(names) > 1:
             raise ValueError(f"no_decay: {pattern!r} matches every parameter; set weight_decay=0 to disable decay")
+    if len(names) > 1 and all(any(_matches(pattern, name) for pattern in no_decay) for name in names):
+        together = ", ".join(map(repr, no_decay))
+        raise ValueError(f"no_decay: {together} together match every parameter; set weight_decay=0 to disable decay")
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -120,7 +120,7 @@ class RuleOptimizer(Rule, Scaled, Saved, Optimizer):
             self.members.leave_out(set(known.parameters()) - set(members))
         check_patterns(self._no_decay, list(self.members.names.values()))
         if not any(p.requires_grad for p in members):
-            warnings.warn(f"{type(self).__name__} got no trainable parameter", stacklevel=3)
+            warnings.warn(f"{self.known_as()} got no trainable parameter", stacklevel=3)
 
     # -- parameters ----------------------------------------------------------------------------------------------------
 
@@ -285,9 +285,18 @@ class RuleOptimizer(Rule, Scaled, Saved, Optimizer):
             if lay.held:
                 here.append(Update(group, p, g, state, hyper, lay))
         by_stages = self.by_stages if self.overflow is None else partial(self.overflow.guarded, self.by_stages)
-        for update in self.execute(here):
+        left = self.execute(here)
+        for update in left:
+            self.check_state(update)
+        for update in left:
             by_stages(update)
         return cut
+
+    def check_state(self, update: Update) -> None:
+        """Raises where the state of a tensor has another form than its layout says; before anything is changed."""
+        _, _, _, state, _, lay = update
+        plain = {key: value for key, value in state.items() if key != "step"}
+        check_state(lay, self.form, plain, self.replicated(lay.blocks))
 
     def execute(self, updates: list[Update]) -> list[Update]:
         """Make updates by the faster ways that there are for their devices; returns what is left for the stages."""
@@ -310,7 +319,6 @@ class RuleOptimizer(Rule, Scaled, Saved, Optimizer):
         """All stages on one tensor: 16-bit or strided tensors go through a contiguous fp32 copy, others in place."""
         _, p, g, state, hyper, lay = update
         plain, replicated = {key: value for key, value in state.items() if key != "step"}, self.replicated(lay.blocks)
-        check_state(lay, self.form, plain, replicated)
         copies = Copies(p, plain, lay)
         gradient = as_exact(scaled(g, hyper["factor"]), g.device, copies.exact)
         for view in views(self.form, lay, copies.p, gradient, copies.state, replicated, hyper):
