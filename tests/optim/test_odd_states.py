@@ -9,7 +9,7 @@ import zoo
 from torch import nn
 
 from lowmem.compat import Lomo as OfficialLomo
-from lowmem.optim import SGD, AdaLomo, AdamMini, AdamW, FusedBackward, Lion, Lomo
+from lowmem.optim import CAME, SGD, SM3, Adafactor, AdaLomo, AdamMini, AdamW, FusedBackward, Lamb, Lion, Lomo
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 
@@ -99,3 +99,46 @@ def test_the_state_of_muon_is_refused_by_name():
     muon.step()
     with pytest.raises(ValueError, match=r"torch\.optim\.Muon"):
         SGD(nn.Linear(4, 4, bias=False), lr=0.5).load_state_dict(muon.state_dict())
+
+
+@pytest.mark.parametrize("rule", [AdamW, AdamMini, Lion])
+def test_a_gradient_that_is_read_with_the_other_sign_moves_weights_as_in_torch(rule):
+    found = []
+    for grad in (torch._neg_view(torch.ones(4)), -torch.ones(4)):
+        p = nn.Parameter(torch.zeros(4))
+        p.grad = grad
+        rule([("p", p)], lr=0.1, weight_decay=0.0).step()
+        found.append(p.detach())
+    assert torch.equal(*found) and (found[0] > 0).all()
+
+
+@pytest.mark.parametrize("rule", [AdamW, AdamMini, Lion, Lamb, CAME, Adafactor, SM3, AdaLomo])
+def test_settings_of_another_rule_without_a_state_are_refused(rule):
+    model = nn.Linear(3, 3)
+    saved = torch.optim.SGD(model.parameters(), lr=0.5).state_dict()
+    with pytest.raises(ValueError, match="nothing but settings, among them dampening"):
+        rule(model).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("rule", [AdamW, AdamMini, Lamb, CAME])
+def test_a_moment_of_another_size_is_seen_before_any_weight_moves(rule):
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+    optimizer = rule(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.state[model[1].weight]["exp_avg"] = torch.zeros(3, 3)
+    with pytest.raises((RuntimeError, ValueError)):
+        optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before))
+
+
+def test_patterns_that_exempt_everything_together_are_refused():
+    with pytest.raises(ValueError, match="'weight', 'bias' together match every parameter"):
+        AdamW(nn.Linear(2, 2), no_decay=["weight", "bias"])
+
+
+def test_a_fused_optimizer_is_copied_with_its_model_only():
+    with pytest.raises(TypeError, match="copy it with its model"):
+        copy.copy(Lomo(nn.Linear(2, 2)))

@@ -11,7 +11,7 @@ grouped    the products of all experts of a layer (torch.nn.functional.grouped_m
 products   autocast, which does not know them: with fp32 weights in fp32, expert after expert into one output. PyTorch's own
            shapes without data are for bf16 only.
 
-optimizers  torch's fused AdamW, PyTorch's list operations for plain descent, and Triton's kernels (optim/gpu_step.py)
+optimizers  torch's fused AdamW, PyTorch's list operations for plain descent, and Triton's kernels (optim/core/gpu_step.py)
            read and write each weight, gradient and moment once, in its own dtype and without copies.
 
 "eager" is the code that LLaMA had in Hugging Face transformers in 2023: explicit scores, a softmax in fp32 whose result
@@ -158,7 +158,7 @@ def on_gpu(tracker: Tracker, optimizer, updates: list[Update]) -> list[Update]:
 def _moved(
     by_blocks: bool, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, lay, scale: Tensor | None
 ) -> dict[str, float]:
-    """Bytes that each kernel reads and writes for one tensor, see optim/triton_kernels.py and triton_codes.py."""
+    """Bytes that each kernel reads and writes for one tensor, see optim/core/triton_kernels.py and triton_codes.py."""
     once = sum(_bytes(x) for x in (p, g, p, m, m, scale, scale) if x is not None)
     scalars = 0 if v is None else 2 * _bytes(v)
     if scale is not None:

@@ -130,7 +130,8 @@ def _sizes(optimizer, layouts: tuple[Layout, ...], pieces: list[TensorView], cou
     key = (device, layouts[0])
     found = optimizer.plans.get(key)
     if found is None or found[0] != layouts:
-        numbers = torch.tensor([float(work.size) for work in pieces]).repeat_interleave(torch.tensor(counts))
+        numbers = torch.tensor([float(work.size) for work in pieces], device="cpu")
+        numbers = numbers.repeat_interleave(torch.tensor(counts, device="cpu"))
         numbers = numbers.view(1, -1, 1) if device.type == "cpu" else numbers.reciprocal().view(1, -1, 1)
         found = optimizer.plans[key] = (layouts, numbers.to(device))
     return found[1]

@@ -152,8 +152,8 @@ def _run(optimizer, updates: list[Update], device: torch.device, dtypes: tuple, 
     chosen = _plan(optimizer, updates, device, dtypes, stochastic, groups)
     rows = [numbers(h) for _, h in groups.values()]
     if one is None:
-        addresses = torch.tensor([update.grad.data_ptr() for update in updates])
-        numbered = torch.tensor(rows, dtype=torch.float32).view(torch.int64).view(-1)
+        addresses = torch.tensor([update.grad.data_ptr() for update in updates], device="cpu")
+        numbered = torch.tensor(rows, dtype=torch.float32, device="cpu").view(torch.int64).view(-1)
         table = upload(torch.cat([numbered, addresses]), device)  # in this order both lie at multiples of 16 bytes
         gradients, scalars = table[len(numbered) :], table[: len(numbered)].view(torch.float32)
     else:
@@ -216,7 +216,7 @@ def _kept(optimizer, h: dict, rows: list, device: torch.device) -> Tensor:
     if found is None or found[0] is not h:
         found = optimizer.plans["numbers", device, stream] = (
             h,
-            upload(torch.tensor(rows, dtype=torch.float32), device),
+            upload(torch.tensor(rows, dtype=torch.float32, device="cpu"), device),
         )
     return found[1]
 
@@ -226,7 +226,7 @@ def _seed(optimizer, state: dict) -> int:
     count = state["step"].item()
     found = optimizer.plans.get("seed")
     if found is None or found[0] != count or optimizer.shared is None:
-        found = optimizer.plans["seed"] = (count, int(torch.randint(1 << 31, ())))
+        found = optimizer.plans["seed"] = (count, int(torch.randint(1 << 31, (), device="cpu")))
     return found[1]
 
 

@@ -111,7 +111,7 @@ def plan(tensors: list[Tensors], device: torch.device, most: int | None = None) 
             continue
         strip.row[11:13] = partial, rate
         partial, rate = partial + strip.partials, rate + strip.rates
-    table = torch.tensor([strip.row for strip in strips], dtype=torch.int64).to(device)
+    table = torch.tensor([strip.row for strip in strips], dtype=torch.int64, device="cpu").to(device)
     scratch = [torch.empty(max(count, 1), dtype=torch.float32, device=device) for count in (partial, rate)]
     launches = tuple(Launch(kernel, _tiles(parts).to(device), constants) for kernel, constants, parts in chosen)
     return Plan(table, launches, *scratch, any(strip.row[14] != strip.row[15] for strip in strips))
@@ -186,11 +186,11 @@ def _launches(strips: list[Strip]) -> list[tuple[str, dict, list[tuple[int, int,
 
 def _tiles(parts: list[tuple[int, int, int]]) -> Tensor:
     """(programs, 2): each program's row, and the index of its tile in it."""
-    rows, programs, advance = torch.tensor(parts, dtype=torch.int64).unbind(1)
+    rows, programs, advance = torch.tensor(parts, dtype=torch.int64, device="cpu").unbind(1)
     starts = programs.cumsum(0) - programs
-    index = (torch.arange(int(programs.sum())) - starts.repeat_interleave(programs)) * advance.repeat_interleave(
-        programs
-    )
+    index = (
+        torch.arange(int(programs.sum()), device="cpu") - starts.repeat_interleave(programs)
+    ) * advance.repeat_interleave(programs)
     return torch.stack([rows.repeat_interleave(programs), index], 1).to(torch.int32)
 
 

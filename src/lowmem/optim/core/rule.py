@@ -189,8 +189,8 @@ def as_tensors(hyper: dict, device: torch.device) -> dict:
     """
     if device not in hyper:
         numbers = {key: value for key, value in hyper.items() if isinstance(value, float)}
-        table = torch.zeros(len(numbers), 4)
-        table[:, 0] = torch.tensor(list(numbers.values()))
+        table = torch.zeros(len(numbers), 4, device="cpu")
+        table[:, 0] = torch.tensor(list(numbers.values()), device="cpu")
         others = {key: value for key, value in hyper.items() if isinstance(key, str)}
         hyper[device] = {**others, **dict(zip(numbers, upload(table, device)[:, 0].unbind()))}
     return hyper[device]

@@ -20,7 +20,7 @@ def download(x: Tensor) -> tuple[Tensor, Callable[[], None]]:
     """(host copy of a device tensor, under way; a function that waits until it has arrived)."""
     if x.device.type != "cuda":
         return x.detach().to("cpu", copy=True), lambda: None
-    pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    pinned = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
     pinned.copy_(x.detach(), non_blocking=True)
     return pinned, torch.cuda.current_stream(x.device).record_event().synchronize
 
