@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,8 @@ from lowmem.data import fetch, schemas
 from lowmem.data.sources import folder as own_files
 from lowmem.errors import Failed, Misuse
 from lowmem.files import strict_yaml
-from lowmem.pipeline import archive, experiments, record, verify
+from lowmem.pipeline import archive, estimate, experiments, rates, record, verify
+from lowmem.reporting import runs
 from lowmem.training import job
 
 LLAMA = {
@@ -271,3 +273,47 @@ def test_a_model_of_packed_weights_says_what_is_planned(tmp_path, capsys, asked)
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **packed}))
     assert cli.main(["plan", str(tmp_path), "--optimizer", "adamw", *asked]) == 0
     assert "is stored in gptq; planned is the training of whole weights" in capsys.readouterr().err
+
+
+def test_a_curve_that_a_measuring_run_finds_is_not_its_own(root):
+    folder = record.folder(root, RUN)
+    made = record.load(folder)
+    stray = folder / "curve.jsonl"
+    stray.write_text('{"step": 1}\n')
+    record.write(folder, {**made, "config": {**made["config"], "task": "quadratic"}, "curve": None})
+    assert record.load(folder)["curve"] is None and not stray.exists()
+
+
+def test_a_record_under_another_runs_name_is_not_shown(root):
+    folder = record.folder(root, RUN)
+    other = folder.parent / "seed7"
+    shutil.copytree(folder, other)
+    found = runs.outcome_of(root, {**RUN, "id": RUN["id"].replace("seed0", "seed7")}, other)
+    assert found.status == "missing" and f"it is that of {RUN['id']}" in found.reason
+
+
+def test_rates_that_were_altered_are_not_taken(tmp_path):
+    place = rates.place(tmp_path, "laptop")
+    place.parent.mkdir(parents=True)
+    kept_files.write_json(place, {"rule": rates.RULE, "experiments": {"tune": {"a": {"lr": 0.1, "reason": None}}}})
+    assert rates.chosen(tmp_path, "laptop", "tune", "a") == 0.1
+    for text in (place.read_text().replace("0.1", "0.4"), "[]", "{}"):
+        place.write_text(text)
+        os.utime(place, ns=(1, len(text)))
+        with pytest.raises(Failed, match="altered"):
+            rates.chosen(tmp_path, "laptop", "tune", "a")
+
+
+def test_times_of_another_form_are_one_line(tmp_path):
+    (tmp_path / "data/published").mkdir(parents=True)
+    (tmp_path / estimate.COSTS).write_text("[]")
+    with pytest.raises(Failed, match="holds no times by run"):
+        estimate.costs(tmp_path)
+
+
+def test_what_was_unpacked_from_an_archive_that_is_gone_is_not_shown(root):
+    (root / "data/records/own").mkdir(parents=True)
+    archive.keep(root, "own/toy")
+    assert any(archive.folder(root, "own/toy").iterdir())
+    archive.archive(root, "own/toy").unlink()
+    assert not archive.folder(root, "own/toy").exists()

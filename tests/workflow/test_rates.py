@@ -3,8 +3,9 @@
 import pytest
 from checkout import edit
 
+from lowmem import kept_files
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json, write_json
+from lowmem.files import read_json
 from lowmem.pipeline import experiments, rates
 from lowmem.reporting import rate_choice
 from lowmem.reporting.numbers.rate_grids import tuned
@@ -86,7 +87,7 @@ def with_choice(project, lr):
         groups = {"a": {"lr": lr or None, "reason": None if lr else "best rate 1 at the edge", "grid": []}}
         place = rates.place(project, "laptop")
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, {"rule": rates.RULE, "experiments": {"tune": groups}})
+        kept_files.write_json(place, {"rule": rates.RULE, "experiments": {"tune": groups}})
 
 
 def test_a_judging_run_reads_the_number_that_was_chosen(project):
@@ -157,7 +158,7 @@ def rates_of_adam_mini(project):
 def test_a_group_can_be_named_by_the_axes_of_a_run(project):
     with_pattern(project)
     groups = {f"{size}-adamw": {"lr": lr, "reason": None} for size, lr in SIZES.items()}
-    write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
+    kept_files.write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
     assert rates_of_adam_mini(project) == {f"{size}-adam_mini": lr for size, lr in SIZES.items()}
 
 
@@ -165,10 +166,10 @@ def test_a_rate_until_the_choice_counts_only_before_it(project):
     with_pattern(project, ", until: 0.5")
     assert set(rates_of_adam_mini(project).values()) == {0.5}
     groups = {f"{size}-adamw": {"lr": lr, "reason": None} for size, lr in SIZES.items()}
-    write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
+    kept_files.write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
     assert rates_of_adam_mini(project) == {f"{size}-adam_mini": lr for size, lr in SIZES.items()}
     groups["42k-adamw"] = {"lr": None, "reason": "best rate 1 at the edge"}
-    write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
+    kept_files.write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
     with pytest.raises(Misuse, match="tune/42k-adamw has no rate: best rate 1 at the edge"):
         experiments.runs(project, "llama_scaling", "laptop")
 
@@ -176,7 +177,7 @@ def test_a_rate_until_the_choice_counts_only_before_it(project):
 def test_a_multiple_of_the_choice_is_asked_for_by_times(project):
     with_pattern(project, ", times: 4")
     groups = {f"{size}-adamw": {"lr": lr, "reason": None} for size, lr in SIZES.items()}
-    write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
+    kept_files.write_json(rates.place(project, "laptop"), {"rule": rates.RULE, "experiments": {"tune": groups}})
     assert rates_of_adam_mini(project) == {f"{size}-adam_mini": 4 * lr for size, lr in SIZES.items()}
 
 

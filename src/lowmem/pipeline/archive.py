@@ -72,6 +72,8 @@ def folder(root: Path, name: str) -> Path:
     """The archived runs of "tier/experiment" unpacked in home()/<tier>/<experiment>; an empty folder without any."""
     path, place = archive(root, name), home(Path(root)) / name
     if not path.is_file():
+        if place.is_dir() and not place.is_symlink():  # unpacked from an archive that is gone
+            shutil.rmtree(place)
         return place
     hashed = kept_files.sha256(path)
     if is_unpacked(place, hashed):

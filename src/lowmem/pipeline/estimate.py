@@ -12,6 +12,7 @@ from pathlib import Path
 from lowmem import progress
 from lowmem.data import fetch
 from lowmem.data.fetch import SOURCES, raw_folder
+from lowmem.errors import Failed
 from lowmem.files import read_json, write_json
 from lowmem.pipeline import experiments, planning, record
 
@@ -81,6 +82,8 @@ def costs(root: Path, modelled: bool = False) -> dict[str, float]:
     In the file a measured time is a number, a modelled one {"seconds": number, "gpu": kind}.
     """
     loaded = read_json(root / COSTS) if (root / COSTS).is_file() else {}
+    if not isinstance(loaded, dict):
+        raise Failed(f"{root / COSTS} holds no times by run; restore it, e.g. with git checkout")
     if modelled:
         return {key: value["seconds"] for key, value in loaded.items() if isinstance(value, dict)}
     return {key: value for key, value in loaded.items() if not isinstance(value, dict)}

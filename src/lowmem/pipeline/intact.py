@@ -33,6 +33,8 @@ def mended(root: Path, jobs: dict[str, dict], tier: str) -> list[str]:
         except Damaged as error:
             lines.append(f"{error}; it is made again")
             removed(place)
+            if "archived" in place.parts[-3:]:
+                removed(root / "reports" / tier / "archived/index")
     for header in planning.exhibits(root).values() if stale else ():
         if stale & set(planning.shown_by(header, tier)):
             removed((root / planning.exhibit_files(tier, header)[0]).with_suffix(""))
@@ -48,10 +50,9 @@ def removed(place: Path) -> None:
 
 
 def seals(reports: Path) -> list[Path]:
-    """The seals of a tier's report; what is drawn so far or from archives is made anew each time."""
-    return sorted(
-        path for folder in ("", "tables", "figures") for path in (reports / folder).glob(f"*{kept_files.SEAL}")
-    )
+    """The seals of a tier's report, also of one drawn from archives; what is drawn so far is made anew each time."""
+    folders = ("", "tables", "figures", "archived", "archived/tables", "archived/figures")
+    return sorted(path for folder in folders for path in (reports / folder).glob(f"*{kept_files.SEAL}"))
 
 
 def names_in(place: Path) -> Iterable[str]:

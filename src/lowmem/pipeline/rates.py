@@ -14,8 +14,8 @@ every call.
 import functools
 from pathlib import Path
 
+from lowmem import kept_files
 from lowmem.errors import Misuse, nearest
-from lowmem.files import read_json
 
 TUNING = 100  # first tuning seed; judging seeds lie below
 RULE = (
@@ -89,4 +89,4 @@ def chosen(root: Path, tier: str, experiment: str, group: str) -> float:
 
 @functools.cache
 def _read(path: Path, changed: int) -> dict:
-    return read_json(path)
+    return kept_files.read_json(path)

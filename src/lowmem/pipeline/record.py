@@ -64,11 +64,13 @@ def write(path: Path, record: dict) -> dict:
     """Write record.json atomically with NaN and infinity turned into null; returns what was written.
 
     With the hash of its curve and, last, its own: what is altered later is noticed. Damaged when the curve on the disk is
-    no longer what the run wrote.
+    no longer what the run wrote; one that a task which only measures finds there is not its own, and goes.
     """
     curve, known = path / CURVE, record.get("curve")
     if known:
         kept_files.check(curve, known)
+    elif provenance.measures(record["config"]["task"]):
+        curve.unlink(missing_ok=True)
     there = {"sha256": kept_files.sha256(curve), "bytes": curve.stat().st_size} if curve.is_file() else None
     return kept_files.write_json(path / "record.json", nan_to_null({**record, "ended": now(), "curve": there}))
 

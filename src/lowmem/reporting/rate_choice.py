@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from lowmem import kept_files
 from lowmem.errors import Failed, Misuse
-from lowmem.files import read_json, write_json
 from lowmem.pipeline.rates import RULE, TUNING, place
 
 
@@ -57,9 +57,9 @@ def keep(root: Path, tier: str, experiment: str, options: dict | None = None) ->
         own = runs.archived_runs(root, f"{tier}/{experiment}")
     found = choose(own)
     path = place(root, tier)
-    kept = read_json(path) if path.is_file() else {"rule": RULE, "experiments": {}}
+    kept = kept_files.read_json(path) if path.is_file() else {"rule": RULE, "experiments": {}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"rule": RULE, "experiments": {**kept["experiments"], experiment: found}})
+    kept_files.write_json(path, {"rule": RULE, "experiments": {**kept["experiments"], experiment: found}})
     without = [f"{group}: {row['reason']}" for group, row in found.items() if row["lr"] is None]
     if without:
         raise Failed(f"{experiment} (tier {tier}): {'; '.join(without)}")

@@ -178,6 +178,8 @@ def outcome_of(root: Path, run: dict, folder: Path) -> Outcome:
     except (Failed, Misuse) as error:
         message = getattr(error, "short", error)
         return Outcome("missing", f"not run: the record is damaged ({message})")
+    if made["id"] != run["id"]:
+        return Outcome("missing", f"not run: the record is damaged (it is that of {made['id']})")
     if made["config_hash"] != run["config_hash"]:
         return Outcome("missing", "not run: the record belongs to another configuration")
     if problem := record.integrity_problem(folder, made, {"curve": record.CURVE}):  # lost arrays cost a picture alone
