@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 from lowmem.reporting import display, plots
 from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.panels import matrices
 from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Runs, unfinished
@@ -33,7 +34,8 @@ COLUMNS = ["optimizer", "rates", "parameters per rate", "|H| between parameters 
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: rates of each optimizer."""
     shown = ExhibitResult(
-        caption="|H| of the query weights of a one-layer Transformer, three times. Bright: pairs of parameters that "
+        caption=scale.about(runs)
+        + "|H| of the query weights of a one-layer Transformer, three times. Bright: pairs of parameters that "
         f"share one rate; dimmed: pairs that do not. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}.",
         columns=COLUMNS,
         rows=[],

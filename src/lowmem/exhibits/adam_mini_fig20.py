@@ -33,7 +33,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values, Adam-mini minus AdamW: lora.gap, full.gap (nat per word of the answers), learned.gain, rule.gain (reward)."""
     rule = next((run.config["measure"]["reward"]["share"] for run in where(runs, reward="rule")), "")
     shown = ExhibitResult(
-        caption=f"Data: {al.data_of(runs)}. Model: {al.model_of(runs)}. a, b: perplexity per {al.word_of(runs)} of held-out "
+        caption=f"{al.size_of(runs)}. Data: {al.data_of(runs)}. a, b: perplexity per {al.word_of(runs)} of held-out "
         "answers. c, d: mean reward of sampled answers to held-out questions; c by a reward model of ours, d by a rule, the "
         f"share of an answer's characters that match {rule}. Mean over seeds, thin lines the seeds.",
         columns=[

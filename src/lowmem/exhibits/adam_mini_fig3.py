@@ -8,6 +8,7 @@ from lowmem.analysis.stats import estimate, paired
 from lowmem.reporting import plots
 from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.panels import matrices
 from lowmem.reporting.published import printed, published_entry
 from lowmem.reporting.runs import Run, Runs, unfinished
@@ -35,12 +36,22 @@ COLUMNS = [
 ]
 
 
+def size_of(runs: Runs) -> str:
+    """'A network of 8 hidden neurons, 100k training pictures. '"""
+    run = next(iter(runs), None)
+    if run is None:
+        return ""
+    seen = [run.config["train"]["steps"] * run.config["train"]["batch_size"] for run in runs]
+    return f"A network of {run.config['model']['n_hidden']} hidden neurons, {scale.between(seen)} training pictures. "
+
+
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: excess.least and share.least over the stages at most classes, classes.effect (most minus fewest,
     without the first stage)."""
     data = next(iter(runs)).config["data"]["dataset"]
     shown = ExhibitResult(
-        caption="|H| of the hidden layer's weights, ordered by the neuron they enter (white lines) and averaged over "
+        caption=size_of(runs)
+        + "|H| of the hidden layer's weights, ordered by the neuron they enter (white lines) and averaged over "
         f"tiles; data: {data}. Below: share of |H| inside the blocks, and the middle 95 % of 200 random partitions. "
         "Right: that share by number of classes, a dot for each seed; "
         f"dotted: random partitions. Dark rows: neurons that are zero for every picture. "

@@ -44,11 +44,12 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     default.excess and default.roughness of panel i (reporting/panels/default_partition.py)."""
     toy = [run for run in runs if run.experiment == "hessian_transformer"]
     deep = [run for run in runs if run.experiment == "hessian_deep"]
+    variants = [run for run in runs if run.experiment == "llama_variants"]
     trained = default_partition.methods(runs)
     seeds = scale.seeds(run for group in default_partition.at_adamw_rate(trained).values() for run in group)
     shown = ExhibitResult(
-        caption="|H| of each module's weights after about 1 % of training, rows and columns ordered by block (white "
-        "lines), averaged over tiles. Below: share of |H| inside the blocks, and the middle 95 % of 200 random "
+        caption=f"a to h: {scale.about(toy)}i: {scale.about(variants)}a to h: |H| of each "
+        "module's weights after about 1 % of training, rows and columns ordered by block (white lines), averaged over tiles. Below: share of |H| inside the blocks, and the middle 95 % of 200 random "
         f"partitions of equal sizes. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}. Intervals: 95 % over seeds. "
         "i: training loss of Llama with both partitions at the best rate of AdamW, thick their median, and final loss "
         "by rate.",

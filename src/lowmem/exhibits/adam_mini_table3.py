@@ -42,7 +42,7 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: judged.<lora|full|learned> (points of the judge, Adam-mini minus AdamW), reward.accuracy, hh.accuracy (%),
     long.full.gap (nat, of the archived runs; long.full.gap.percent of AdamW's loss)."""
     shown = ExhibitResult(
-        caption=f"Data: {al.data_of(runs)}. Model: {al.model_of(runs)}. Held-out perplexity is per {al.word_of(runs)} of the "
+        caption=f"{al.size_of(runs)}. Data: {al.data_of(runs)}. Held-out perplexity is per {al.word_of(runs)} of the "
         "answers (lower is better); pair accuracy is the share of held-out pairs whose preferred answer gets the higher "
         "score, with an interval over pairs; reward is the mean over answers to held-out questions. Mean over seeds "
         "with its 95 % interval. MT-Bench stands only where a judge's scores were read.",

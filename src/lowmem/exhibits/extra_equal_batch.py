@@ -3,6 +3,7 @@
 from lowmem.analysis import stats
 from lowmem.reporting import display
 from lowmem.reporting.exhibit import ExhibitResult
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.memory import shown
 from lowmem.reporting.runs import Runs
 from lowmem.reporting.values import Value, missing
@@ -31,7 +32,8 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     settings = run.config["measure"]
     use_gpu = settings.get("device") == "cuda"
     table = ExhibitResult(
-        caption=f"Training steps of one model, {settings['seq_len']} tokens per sequence, all optimizers in turn in one "
+        caption=scale.model(runs)
+        + f"Training steps of one model, {settings['seq_len']} tokens per sequence, all optimizers in turn in one "
         f"process: at batch {settings['batch']}, and at the largest batch whose predicted peak stays under "
         f"{settings['cap_mb']:g} MB. Measured on {'the GPU' if use_gpu else 'the CPU'}; ratios within rounds.",
         columns=COLUMNS,

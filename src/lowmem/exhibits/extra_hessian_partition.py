@@ -6,6 +6,7 @@ the number of blocks is compared with that rule by the adjusted Rand index: 1 th
 
 from lowmem.reporting.exhibit import ExhibitResult
 from lowmem.reporting.numbers import hessian as hn
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.runs import Run, Runs, unfinished
 
 EXHIBIT = {
@@ -37,7 +38,8 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: agreement.least and above_chance.least over the Transformer's modules, agreement.mlp and
     above_chance.mlp; first stage each, where Figures 3 and 7 start."""
     shown = ExhibitResult(
-        caption="Adjusted Rand index (1: same grouping, 0: as by chance) of a spectral clustering of |H| with the rule; "
+        caption=scale.about(runs)
+        + "Adjusted Rand index (1: same grouping, 0: as by chance) of a spectral clustering of |H| with the rule; "
         "mean and 95 % interval over seeds. Weights without any curvature are left out. Grouping by input is the "
         "wrong axis of the same matrix.",
         columns=COLUMNS,

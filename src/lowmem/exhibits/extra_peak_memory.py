@@ -1,6 +1,7 @@
 """LOMO's headline measured: the peak memory of a fine-tuning step by optimizer, over that of inference alone."""
 
 from lowmem.reporting.exhibit import ExhibitResult
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.runs import Run, Runs, unfinished
 from lowmem.reporting.values import Value, exact, missing
 
@@ -34,7 +35,8 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     LOMO < SGD < AdamW)."""
     base = runs.one(method="inference")
     shown = ExhibitResult(
-        caption="Peak of PyTorch's allocator in one step after the first (torch.profiler's events on a CPU, torch.cuda's "
+        caption=scale.model(runs)
+        + "Peak of PyTorch's allocator in one step after the first (torch.profiler's events on a CPU, torch.cuda's "
         "statistics on a GPU), MB. Components: what is alive at the peak, as the accountant has it.",
         columns=["method", "peak MB", "over inference", *[part.replace("_", " ") for part in PARTS]],
         rows=[],

@@ -3,6 +3,7 @@
 import statistics
 
 from lowmem.reporting.exhibit import ExhibitResult
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.memory import shown
 from lowmem.reporting.runs import Runs, unfinished
 from lowmem.reporting.values import exact, missing, value_or_reason
@@ -25,7 +26,8 @@ COLUMNS = ["model", "optimizer", "batch", "measured MB", "predicted MB", "error"
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """A row per cell; the claims read the median and the worst error."""
     table = ExhibitResult(
-        caption="Peak of PyTorch's allocator during one training step (measured: events of torch.profiler on a CPU, "
+        caption=scale.model(runs)
+        + "Peak of PyTorch's allocator during one training step (measured: events of torch.profiler on a CPU, "
         "torch.cuda's statistics on a GPU) and as predicted from shallow models on fake tensors. Resident: what the "
         "process grew by, which also holds caches and libraries.",
         columns=COLUMNS,

@@ -2,6 +2,7 @@
 
 from lowmem.analysis.stats import estimate
 from lowmem.reporting.exhibit import ExhibitResult
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent
 from lowmem.reporting.runs import Run, Runs, by_axis
 from lowmem.reporting.values import Value, estimated, missing, text
@@ -30,7 +31,8 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: changed.<storage> (percent of weights), kept.<storage> (that share over fp32's), accuracy.<storage>."""
     groups = by_axis(runs, "storage")
     shown = ExhibitResult(
-        caption="Share of all weights that differ after a step of LOMO at its published rate and clipping, mean over the steps "
+        caption=scale.fine_tuned(runs)
+        + "Share of all weights that differ after a step of LOMO at its published rate and clipping, mean over the steps "
         "and then over seeds; loss and accuracy after the last step. All weights compute in bf16; only their storage differs.",
         columns=["storage", "weights changed (%)", "of fp32's", "validation loss (nat)", "accuracy (%)"],
         rows=[],

@@ -1,7 +1,7 @@
 """Ours: which tasks of SuperGLUE a model of 135 million parameters can learn; decides where accuracy is judged at all."""
 
 from lowmem.reporting.exhibit import ExhibitResult
-from lowmem.reporting.numbers import learnable
+from lowmem.reporting.numbers import learnable, scale
 from lowmem.reporting.numbers.superglue import asked
 from lowmem.reporting.runs import Run, Runs
 from lowmem.reporting.values import exact
@@ -26,7 +26,8 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     """Values: <task>.learned (1 or 0, with _3 in the name for three epochs)."""
     found = list(runs) or runs.archived
     shown = ExhibitResult(
-        caption="AdamW on all weights of SmolLM2-135M at three rates, one seed; accuracy, AUC and loss on questions of the "
+        caption=scale.fine_tuned(runs)
+        + "AdamW on all weights at three rates, one seed; accuracy, AUC and loss on questions of the "
         "training file that nothing was trained on. Needed: two standard errors above always giving the most frequent answer. "
         "A task is learned when the rate with the lowest loss is above that. Loss by chance: of a model that knows how "
         "frequent the answers are and nothing else; AUC by chance: 0.5.",

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from lowmem.analysis.stats import estimate
 from lowmem.pipeline import experiments
+from lowmem.reporting.numbers import scale
 from lowmem.reporting.numbers.losses import absent, difference, mean, parameters
 from lowmem.reporting.runs import Run, where
 from lowmem.reporting.values import Value, estimated, missing
@@ -84,6 +85,20 @@ def model_of(runs: Iterable[Run]) -> str:
     if weights == "smollm2":
         return "SmolLM2-135M-Instruct, de-quantised from 4 bits"
     return weights or f"our Llama of {parameters(model) or 0:,} parameters that reads bytes"
+
+
+def size_of(runs: Iterable[Run]) -> str:
+    """'Our Llama of 133,696 parameters that reads bytes, 480 to 960 training texts': the model and how much it was trained on."""
+    runs = list(runs)
+    trained = [
+        stage["train"]
+        for run in runs
+        for stage in experiments.stages(run.config)
+        if stage.get("train", {}).get("steps")
+    ]
+    seen = [train["steps"] * train["batch_size"] for train in trained if "batch_size" in train]
+    model = model_of(runs)
+    return f"{model[0].upper()}{model[1:]}{f', {scale.between(seen)} training texts in each stage' if seen else ''}"
 
 
 def word_of(runs: Iterable[Run]) -> str:

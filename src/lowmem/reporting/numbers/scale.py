@@ -35,6 +35,12 @@ def about(runs: Iterable[Run]) -> str:
     return f"Models of {between(counts)} parameters, {between(seen)} training {per(runs)}s each. "
 
 
+def model(runs: Iterable[Run]) -> str:
+    """'Models of 3.12M parameters. ' of language models that are measured and not trained; nothing where none has a size."""
+    counts = [count for run in runs if (count := parameters(run.config.get("model") or {}))]
+    return f"Models of {between(counts)} parameters. " if counts else ""
+
+
 def seeds(runs: Iterable[Run]) -> str:
     """'3 seeds', or '3 to 5 seeds' where variants have different numbers of them; planned runs count where none has ended."""
     runs = list(runs)
