@@ -49,7 +49,8 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     seeds = scale.seeds(run for group in default_partition.at_adamw_rate(trained).values() for run in group)
     shown = ExhibitResult(
         caption=f"a to h: {scale.about(toy)}i: {scale.about(variants)}a to h: |H| of each "
-        "module's weights after about 1 % of training, rows and columns ordered by block (white lines), averaged over tiles. Below: share of |H| inside the blocks, and the middle 95 % of 200 random "
+        "module's weights after about 1 % of training, rows and columns ordered by block (white lines), averaged over "
+        "tiles. Below: share of |H| inside the blocks, and the middle 95 % of 200 random "
         f"partitions of equal sizes. {matrices.SCALE[0].upper()}{matrices.SCALE[1:]}. Intervals: 95 % over seeds. "
         "i: training loss of Llama with both partitions at the best rate of AdamW, thick their median, and final loss "
         "by rate.",

@@ -32,6 +32,7 @@ EXHIBIT = {
 BASELINES = ("adafactor", "adafactor_zhai", "came", "sm3")  # of the camera-ready panel
 METHODS = ("adamw", "adam_mini", *BASELINES)
 TWIN = "adamw_twin"
+RATES = 3  # of each optimizer in panel d: its best one, twice and four times that
 
 
 def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
@@ -151,17 +152,17 @@ def closer(baseline: dict, subject: dict) -> Value:
 
 
 def sensitivity(runs: Runs, methods: dict[str, RateGrid]) -> dict[str, list[list[Run]]]:
-    """{optimizer: runs by setting}: the rates that both have, from AdamW's best one on, and the settings of gpt2_decay.
+    """{optimizer: runs by setting}: its best rate, twice and four times that, and the settings of gpt2_decay.
 
-    A smaller rate has not finished its descent when a short run ends, so that its loss says how far it got and nothing
-    about how sensitive the method is.
+    Each from its own best rate on: a smaller one has not finished its descent when a short run ends, so that its loss says how
+    far it got and nothing about how sensitive the method is. Without such runs an optimizer has no settings.
     """
-    found, best = {}, methods["adamw"].lr or 0.0
-    shared = methods["adamw"].rates.keys() & methods["adam_mini"].rates.keys()
+    found = {}
     for optimizer in ("adamw", "adam_mini"):
         others = by_axis(where(of(runs, "gpt2_decay"), optimizer=optimizer), "setting")
-        rates = [runs for lr, runs in methods[optimizer].rates.items() if lr >= best and lr in shared]
-        found[optimizer] = [*rates, *others.values()]
+        best = methods[optimizer].lr or math.nan
+        rates = [runs for lr, runs in methods[optimizer].rates.items() if 0.99 * best <= lr <= 4.01 * best]
+        found[optimizer] = [*rates, *others.values()] if len(rates) >= RATES else []
     return found
 
 
@@ -170,7 +171,7 @@ def spread(shown: ExhibitResult, settings: dict[str, list[list[Run]]]) -> None:
     by_seed, gone = {}, None
     for optimizer, groups in settings.items():
         runs = [run for group in groups for run in group]
-        reason = unfinished(runs)
+        reason = unfinished(runs) or (None if runs else f"not run: fewer than {RATES} rates from its best one on")
         if reason:
             side = {"adam_mini": "subject", "adamw": "baseline"}[optimizer]
             gone = gone or missing(reason, side if any(map(lost, runs)) else None)

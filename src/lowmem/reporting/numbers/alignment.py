@@ -88,7 +88,7 @@ def model_of(runs: Iterable[Run]) -> str:
 
 
 def size_of(runs: Iterable[Run]) -> str:
-    """'Our Llama of 133,696 parameters that reads bytes, 480 to 960 training texts': the model and how much it was trained on."""
+    """'Our Llama of 133,696 parameters that reads bytes, 480 to 960 training texts in each stage'."""
     runs = list(runs)
     trained = [
         stage["train"]
