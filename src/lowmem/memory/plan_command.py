@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 
 from lowmem.errors import Misuse
@@ -43,7 +44,9 @@ def one_plan(name: str, cell: TrainingSetup, gpu: Gpu) -> Plan:
         one_line if model_names.is_hub(name) else contextlib.nullcontext(),
         _hub.quiet() if model_names.is_hub(name) else contextlib.nullcontext(),
         _hub.silenced("torch._subclasses.fake_tensor", logging.CRITICAL),  # its traceback would precede our line
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # the same
         return throughput.plan(target_model.find(name), cell, gpu)
 
 
@@ -105,10 +108,10 @@ def advice(model: Target, cell: TrainingSetup, gpu: Gpu, name: str) -> str:
     ]
     for flags, settings in inside(cell, name):
         steps.append((f"--precision bf16 --checkpointing --optimizer {flags}", {**low, **saved, "optimizer": settings}))
-    gpus = cell.gpus
+    gpus, narrow = cell.gpus, "--precision bf16 " * bool(low)
     while gpus < MOST_GPUS_TRIED:
         gpus *= 2
-        steps.append((f"--checkpointing --gpus {gpus}", {**saved, "gpus": gpus, "zero": 3}))
+        steps.append((f"{narrow}--checkpointing --gpus {gpus}", {**low, **saved, "gpus": gpus, "zero": 3}))
     for flags, change in steps:
         if all(getattr(cell, key, None) == value for key, value in change.items()):
             continue

@@ -80,8 +80,9 @@ def table(found: dict[str, Plan], cell: TrainingSetup, gpu: Gpu, known: bool) ->
     width = max(12, *(len(name) + 1 for name in found))
     widths = [width, 8, *(WIDTHS.get(part, 9) for part in PARTS), 9, 8, 7, 17, 12, 10]
     left = f"{'':<{width}}{'at 1 sequence per GPU, GiB':^59}  largest batch that fits"
-    lines = [left]
-    for row in (COLUMNS, *rows(found, cell, gpu, known)):
+    lines, shown = [left], [COLUMNS, *rows(found, cell, gpu, known)]
+    widths = [max(n, *(len(row[i]) + 1 for row in shown)) for i, n in enumerate(widths)]
+    for row in shown:
         lines.append((f"{row[0]:<{width}}" + "".join(f"{text:>{n}}" for text, n in zip(row[1:], widths[1:]))).rstrip())
     return lines
 
@@ -109,8 +110,10 @@ def markdown(model: Target, cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan
 
 
 def experts(model: Target) -> bool:
-    """Whether layers hold experts, whose speed was never compared with a measured one."""
-    return any(p.ndim > 2 and p.shape[0] > 1 for p in model.build(model.lead + model.period, "fused").parameters())
+    """Whether layers hold experts, stacked weights (no convolutions), whose speed was never compared with a measured one."""
+    layers = model.build(model.lead + model.period, "fused").modules()
+    own = [p for layer in layers if "Conv" not in type(layer).__name__ for p in layer.parameters(recurse=False)]
+    return any(p.ndim > 2 and p.shape[0] > 1 for p in own)
 
 
 def remarks(cell: TrainingSetup, gpu: Gpu, found: dict[str, Plan], fits: dict[str, str], known: bool) -> list[str]:
