@@ -337,3 +337,27 @@ def test_a_step_that_cannot_be_traced_is_one_line_without_the_tracer_s_own(monke
     with pytest.raises(RuntimeError):
         step()
     assert caplog.records  # so there was something to keep quiet
+
+
+def test_columns_stay_apart_and_no_warning_precedes_a_refusal(capfd):
+    asked = ["plan", "llama:20m", "--gpu", "t4", "--seq-len", "64", "--optimizer", "adamw"]
+    assert cli.main([*asked, "--gpus", "64"]) == 0
+    assert re.search(r" \d+\.\d +[\d,]{7,}-[\d,]{7,} ", capfd.readouterr().out)
+    cli.main([*asked[:-1], "lomo", "--zero", "1", "--gpus", "2"])
+    assert len(capfd.readouterr().err.splitlines()) <= 1
+
+
+def test_convolutions_are_no_experts():
+    class Layered:
+        lead, period = 0, 1
+
+        def __init__(self, layer):
+            self.layer = layer
+
+        def build(self, depth, attention):
+            return self.layer
+
+    assert not plan_text.experts(Layered(nn.Sequential(nn.Conv1d(4, 4, 3, groups=4), nn.Linear(4, 4))))
+    stacked = nn.Module()
+    stacked.up = nn.Parameter(torch.zeros(8, 4, 4))
+    assert plan_text.experts(Layered(stacked))

@@ -31,9 +31,9 @@ def render(runs: Runs, published: dict, tier: str) -> ExhibitResult:
     counts = [run.final("parameters") for run in runs if run.status == "done"]
     size = f"of {scale.between(counts)} parameters" if counts else "small enough for this tier"
     shown = ExhibitResult(
-        caption=f"A Llama {size}: distance between two SGD steps in turn, on batches of 8 x 64 bytes, and one step "
-        "along both gradients, mean over seeds. Left: against the rate, with the slope of a second-order term (dotted). Right: as a share of the "
-        "joint step at LOMO's published rate, by width.",
+        caption=f"A Llama {size}: distance between two SGD steps in turn, on batches of 8 x 64 bytes, and one step along both "
+        "gradients, mean over seeds. Left: against the rate, with the slope of a second-order term (dotted). Right: as a share "
+        "of the joint step at LOMO's published rate, by width.",
         columns=["width", "weights", "parameters", "loss (nat)", "slope", "share of the step at 0.03"],
         rows=[],
         deviations=["The paper shows no measurement of this; models, text and widths are ours."],
