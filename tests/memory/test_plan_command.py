@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import torch
 from synthetic import ROOT
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lowmem import cli
