@@ -183,7 +183,7 @@ def page(root: Path, tier: str, shown: list[dict], rows: list[dict], kind: str |
     standing = {}
     for key in PAPERS:
         own = [row for row in rows if row["paper"] == key]
-        sizes = report_evidence.at_sizes(root, tier, runs, own)
+        sizes = tuple(report_evidence.at_sizes(root, tier, runs, group) for group in report_evidence.by_standing(own))
         standing[key] = report_evidence.standing(own, report_summary.TOPICS, topic_of, sizes)
     by_exhibit: dict[str, list[dict]] = {}
     for row in rows:

@@ -32,8 +32,8 @@ def trained(root: Path, tier: str, runs: list[dict]) -> str:
 
 
 def at_sizes(root: Path, tier: str, runs: list[dict], rows: list[dict]) -> str:
-    """', where models were trained at 31 thousand and at 135 million parameters': for the exhibits of the rows that fail."""
-    wanted = {row["exhibit"] for row in rows if row["verdict"] in FAILS}
+    """', where models were trained at 31 thousand and at 135 million parameters': for the exhibits of these rows."""
+    wanted = {row["exhibit"] for row in rows}
     headers = [header for header in planning.exhibits(root).values() if header["id"] in wanted]
     counts, _, _, tuned = language_models(root, tier, runs, headers)
     sizes = ([span(counts)] if counts else []) + ["135 million"] * tuned
@@ -76,22 +76,26 @@ def spell(count: float) -> str:
     return f"{count:g}"
 
 
-def standing(rows: list[dict], topics: dict[str, str], topic_of, sizes: str = "") -> list[str]:
-    """Three sentences on one paper: what holds, what is open, what does not hold and at which size (see at_sizes)."""
-    groups = [[row for row in rows if row["verdict"] in words] for words in (HOLDS, OPEN, FAILS)]
-    holds, left, fails = groups
+def by_standing(rows: list[dict]) -> list[list[dict]]:
+    """The rows that hold, that are open, and that do not hold."""
+    return [[row for row in rows if row["verdict"] in words] for words in (HOLDS, OPEN, FAILS)]
+
+
+def standing(rows: list[dict], topics: dict[str, str], topic_of, sizes: tuple[str, ...] = ("", "", "")) -> list[str]:
+    """Three sentences on one paper: what holds, what is open, what does not hold, and at which sizes (see at_sizes)."""
+    holds, left, fails = by_standing(rows)
     parts = [f"{sum(topic_of(row) == key for row in holds)} on {name.lower()}" for key, name in topics.items()]
     parts = [part for part in parts if not part.startswith("0 ")]
-    first = f"Holds: {len(holds)} of {len(rows)} claims" + (f" ({', '.join(parts)})." if holds else ".")
+    first = f"Holds: {len(holds)} of {len(rows)} claims" + (f" ({', '.join(parts)}){sizes[0]}." if holds else ".")
     counts = {word: sum(row["verdict"] == word for row in left) for word in OPEN}
     counted = ", ".join(f"{n} {WORDS[word]}" for word, n in counts.items() if n)
-    second = f"Open: {len(left)} ({counted})." if left else "Open: none."
+    second = f"Open: {len(left)} ({counted}){sizes[1]}." if left else "Open: none."
     named = "; ".join(f"“{row['statement'].rstrip('.')}”" for row in fails[:3])
     more = f" and {len(fails) - 3} more" if len(fails) > 3 else ""
     return [
         first,
         second,
-        f"Does not hold{sizes}: {named}{more}." if fails else "Does not hold: none that this tier may decide.",
+        f"Does not hold{sizes[2]}: {named}{more}." if fails else "Does not hold: none that this tier may decide.",
     ]
 
 
