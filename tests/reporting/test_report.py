@@ -196,15 +196,19 @@ def test_the_full_report_reads_files_and_renders_nothing(tmp_path, monkeypatch):
 
 def rows(*verdicts, paper="lomo"):
     keys = {"paper": paper, "decides": ["paper"], "statement": "Water is wet."}
-    return [{**keys, "verdict": verdict} for verdict in verdicts]
+    return [{**keys, "verdict": verdict, "tier": "laptop"} for verdict in verdicts]
 
 
 def test_summary_is_three_sentences_counted_from_the_verdicts():
     runs = [{"status": "done"}, {"status": "missing"}]
     found = report.summary(rows("reproduced", "same_direction", "contradicted", "not_run"), runs, "laptop")
     assert len(found) == 3
-    assert "4 claims" in found[0] and "1 reproduced" in found[0] and "1 contradicted" in found[0]
+    assert (
+        "4 claims, checked at tier laptop: " in found[0] and "1 reproduced" in found[0] and "1 contradicted" in found[0]
+    )
     assert "LOMO: 1 of 4 hold and 1 in direction" in found[1] and "“Water is wet”" in found[1]
+    lent = report.summary(rows("reproduced", "not_run"), runs, "overnight")[0]
+    assert "checked at tier overnight (2 of them by runs of tier laptop, which it takes over)" in lent
     assert "1 of 2 planned runs" in found[2] and "tier paper" in found[2]
     assert "decides nothing" in report.summary(rows("inconclusive"), runs, "smoke")[2]
     assert "may decide every claim" in report.summary(rows("reproduced"), runs, "paper")[2]

@@ -47,7 +47,9 @@ def test_three_sentences_say_what_holds_what_is_open_and_what_does_not():
     assert left == "Open: 2 (1 opposite here, 1 not testable here)."
     assert fails == "Does not hold: “Claim 0”; “Claim 1”; “Claim 2” and 2 more."
     assert "none that this tier may decide" in report_evidence.standing(rows[:1], {}, lambda one: "")[2]
-    assert report_evidence.standing(rows, {}, lambda one: "", (", at 1", ", at 2", ", at 3"))[2].startswith("Does not hold, at 3: “Claim 0”")
+    assert report_evidence.standing(rows, {}, lambda one: "", (", at 1", ", at 2", ", at 3"))[2].startswith(
+        "Does not hold, at 3: “Claim 0”"
+    )
 
 
 def test_what_does_not_hold_names_the_sizes_trained_for_it():
