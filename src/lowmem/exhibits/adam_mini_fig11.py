@@ -128,7 +128,7 @@ def draw_gap(axes, size: Pair, marks: list[tuple[float, float]]) -> None:
     limit_to_values(axes, [*shown, size.margin])
     axes.set_xlim(0, last * 1.14)
     unit = scale.per(run for group in size.runs.values() for run in group)
-    axes.set(xlabel="share of the run", ylabel=f"Adam-mini − AdamW (nat per {unit}; 1B: per token)")
+    axes.set(xlabel="share of the run", ylabel=f"Adam-mini − AdamW\n(nat per {unit}; 1B: per token)")
     axes.set_title("Gap: behind above zero, ahead below")
     if label:
         plots.end_labels(axes, [label])

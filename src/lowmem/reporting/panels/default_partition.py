@@ -80,7 +80,7 @@ def add(shown: ExhibitResult, found: dict[str, RateGrid]) -> None:
 
 def draw(axes, rates, found: dict[str, RateGrid]) -> None:
     """Left (axes): training loss at AdamW's best rate, seeds thin. Right (rates): final loss by rate."""
-    by_rate(rates, found, names="corner")
+    by_rate(rates, found, names="ends")
     rates.set_title("(i) by learning rate")
     heights = []
     for name, runs in at_adamw_rate(found).items():
