@@ -113,7 +113,7 @@ def test_ordinary_numbers_are_read():
 
 
 def test_a_key_that_is_a_number_is_refused(tmp_path):
-    with pytest.raises(Misuse, match="the key 1 is no text; put it in quotes"):
+    with pytest.raises(Misuse, match="the key 1 is not text; put it in quotes"):
         schemas.check(ROOT, {**CONFIG, "measure": {"blocks": {1: {"values": [1]}}}}, "run", tmp_path / "run.yaml")
 
 

@@ -49,7 +49,7 @@ def positive(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0")
     return value
 
 

@@ -19,7 +19,7 @@ def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
         place_of_schema = place_of(root, schema)
         loaded = read_yaml(place_of_schema)
         if not isinstance(loaded, dict) or not loaded:
-            raise Failed(f"{place_of_schema} is no schema; restore it, e.g. with git checkout")
+            raise Failed(f"{place_of_schema} is not a schema; restore it, e.g. with git checkout")
         types = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
         types = types.redefine("number", lambda _, value: type(value) in (int, float) and math.isfinite(value))
         _validators[key] = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=types)(loaded)
@@ -27,7 +27,7 @@ def check(root: Path, value, schema: str, path: Path, place: str = "") -> None:
     if seen in _passed:  # many runs share a tier and stages; a check takes milliseconds
         return
     if (other := key_of_another_kind(value)) is not None:  # jsonschema takes keys for texts
-        raise Misuse(f"{path}{place}: the key {str(other)[:80]} is no text; put it in quotes")
+        raise Misuse(f"{path}{place}: the key {str(other)[:80]} is not text; put it in quotes")
     problem = jsonschema.exceptions.best_match(_validators[key].iter_errors(value))
     if problem is None:
         _passed.add(seen)

@@ -146,7 +146,7 @@ def moved() -> dict[str, str]:
     except Failed as error:
         raise Failed(f"{error}; restore it, e.g. with git checkout") from error
     if not isinstance(found, dict) or not all(isinstance(new, str) for new in found.values()):
-        raise Failed(f"{path} is no map of names; restore it, e.g. with git checkout")
+        raise Failed(f"{path} is not a map of names; restore it, e.g. with git checkout")
     return found
 
 
