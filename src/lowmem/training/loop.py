@@ -1,6 +1,7 @@
 """The training loop of all runs: any model, task and optimizer, interrupted at any moment and continued bit for bit.
 
-Tasks that look at a model while it trains (Hessians, rounding) make the same updates, update.py, and keep no checkpoints."""
+Tasks that look at a model while it trains (Hessians, rounding) make the same updates, update.py, and keep no checkpoints.
+"""
 
 import hashlib
 import json
