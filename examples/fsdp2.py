@@ -14,11 +14,9 @@ from lowmem.models import llama
 from lowmem.optim import AdamMini, Lomo
 from lowmem.training import sharded_checkpoint
 
-if "RANK" not in os.environ:
-    sys.exit(__doc__)
+"RANK" in os.environ or sys.exit(__doc__)
 dist.init_process_group("gloo")  # "nccl" on GPUs
-name = sys.argv[1] if len(sys.argv) > 1 else "adam_mini"
-folder = sys.argv[2] if len(sys.argv) > 2 else None
+name, folder = (*sys.argv[1:3], *("adam_mini", None)[len(sys.argv) - 1 :])
 policy = CPUOffloadPolicy() if torch.cuda.is_available() else OffloadPolicy()  # weights, gradients, state in CPU memory
 torch.manual_seed(0)
 model = llama.build(n_layer=2, n_head=2, n_embd=32, n_hidden=64, vocab_size=16, block_size=16)
@@ -37,7 +35,6 @@ for step in range(done["step"], done["step"] + 10):
         loss = optimizer.backward(lambda tokens=tokens: model(tokens[:, :-1], tokens[:, 1:]))
     dist.all_reduce(mean := loss.detach() / dist.get_world_size())
     optimizer.step(), optimizer.zero_grad()
-    if dist.get_rank() == 0:
-        print(f"step {step} loss {mean.item():.4f}")
+    dist.get_rank() or print(f"step {step} loss {mean.item():.4f}")
 if folder:
     sharded_checkpoint.save(folder, step + 1, model, optimizer)

@@ -31,6 +31,7 @@ OTHERS = {
             ".read_bytes",
             ".rename",
             "tempfile.TemporaryDirectory",
+            "shutil.rmtree",
             "tempfile.mkdtemp",
             "zipfile.ZipFile",
         },

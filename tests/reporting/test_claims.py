@@ -264,6 +264,9 @@ def test_a_checkout_without_claims_says_where_they_stand(tmp_path):
         claims.load(tmp_path)
 
 
+SOURCE = 'source: "readme-image, for Llama2-7B; other cells are from machine-written reviews or recalled"'
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -276,8 +279,17 @@ def test_a_checkout_without_claims_says_where_they_stand(tmp_path):
         (("direction: greater, neutral: 0}", "direction: greater, neutral: 50}"), "not above its neutral"),
         (("direction: less, neutral: 100}", "direction: less, neutral: 5}"), "not below its neutral"),
         (("tolerance: 0.005", "tolerance: -0.005"), "rule"),
-        (('source: "readme-image for Llama2-7B; web:ai-review for the others", ', ""), "'source' is a required"),
-        (('source: "readme-image for Llama2-7B; web:ai-review for the others"', 'source: " "'), "source"),
+        (
+            ('source: "readme-image, for Llama2-7B; other cells are from machine-written reviews or recalled", ', ""),
+            "'source' is a required",
+        ),
+        (
+            (
+                'source: "readme-image, for Llama2-7B; other cells are from machine-written reviews or recalled"',
+                'source: " "',
+            ),
+            "source",
+        ),
         (("    entered: before", "    entered: never"), "entered"),
         (("value: early.least, must", "must"), "'value' is a required"),
         (("simulated: true\n    decides: []", "simulated: true\n    decides: [paper]"), "decides at no tier"),
