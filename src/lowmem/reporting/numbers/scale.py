@@ -36,9 +36,16 @@ def about(runs: Iterable[Run]) -> str:
 
 
 def model(runs: Iterable[Run]) -> str:
-    """'Models of 3.12M parameters. ' of language models that are measured and not trained; nothing where none has a size."""
-    counts = [count for run in runs if (count := parameters(run.config.get("model") or {}))]
-    return f"Models of {between(counts)} parameters. " if counts else ""
+    """'Models of 3.12M parameters. ' of language models that are measured and not trained, or 'Model: smollm2-135m. ' of
+    those that go by a name; nothing where none has a size."""
+    models = [run.config.get("model") or {} for run in runs]
+    counts, names = (
+        [count for one in models if (count := parameters(one))],
+        {one["size"] for one in models if "size" in one},
+    )
+    if counts:
+        return f"Models of {between(counts)} parameters. "
+    return f"Model: {', '.join(sorted(names))}. " if names else ""
 
 
 def seeds(runs: Iterable[Run]) -> str:

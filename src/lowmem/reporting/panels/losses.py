@@ -210,12 +210,7 @@ def letter_tables(axes, runs: list[Run], highest: float) -> None:
                 "xytext": (-3 if right else 3, 2),
             }
             place["ha"] = "right" if right else "left"
-            place["bbox"] = {
-                "facecolor": "white",
-                "edgecolor": "none",
-                "alpha": 0.8,
-                "pad": 0.5,
-            }  # curves may pass there
+            place["bbox"] = dict(facecolor="white", edgecolor="none", alpha=0.8, pad=0.5)  # curves may pass there
             axes.annotate(name, (right, loss), fontsize=7, color=plots.INK, **place)
 
 
