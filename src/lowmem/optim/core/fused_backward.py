@@ -97,6 +97,7 @@ class FusedBackward(Optimizer):
         self._start()
 
     def __copy__(self):
+        """Always TypeError: a shallow copy would share the hooks on the weights, so that either would stop the other."""
         raise TypeError(
             f"{type(self).__name__} lies in the gradients of its weights, which two cannot share; copy it with its model: "
             "copy.deepcopy((model, optimizer))"
